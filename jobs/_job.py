@@ -1,0 +1,75 @@
+"""What every job does alike: read its configuration, run, print one JSON line, exit with the code that the design gives."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from resunet_ray import storage
+from resunet_ray.config import load_config
+from resunet_ray.errors import ConfigError, ResUNetRayError
+
+Config = TypeVar("Config")
+
+
+def read_config(
+    kind: type[Config],
+    *,
+    description: str,
+    recipes: dict[str, Callable[..., Config]] | None = None,
+    required: Sequence[str] = (),
+    arguments: Sequence[str] | None = None,
+) -> Config:
+    """The configuration on the command line, over a recipe's or a saved file's.
+
+    Args:
+        kind: the configuration's class.
+        description: what `--help` says first.
+        recipes: other starting points for the defaults, by the value of `--recipe`.
+        required: fields without a default.
+        arguments: the command line; the process's own by default.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", metavar="FILE")
+    if recipes:
+        first.add_argument("--recipe", choices=sorted(recipes), default="default")
+    known, rest = first.parse_known_args(arguments)
+    if known.config is not None and recipes and known.recipe != "default":
+        raise ConfigError("--config and --recipe are both starting points: give one of them")
+    start = None
+    if known.config is not None:
+        text = storage.read_bytes(known.config).decode()
+        saved = json.loads(text)
+        start = load_config(json.dumps(saved.get("config", saved)), kind=kind, source=known.config)
+    elif recipes:
+        start = recipes[known.recipe](**dict.fromkeys(required, tyro.MISSING))
+    extra = "--config FILE starts from a configuration that an earlier run saved." + (
+        f" --recipe {'|'.join(sorted(recipes))} chooses the defaults." if recipes else ""
+    )
+    result: Config = tyro.cli(kind, args=rest, default=start, description=f"{description}\n\n{extra}")  # type: ignore[assignment]
+    return result
+
+
+def run_job(name: str, work: Callable[[], dict[str, Any]]) -> None:
+    """Runs a job and ends the process: 0 done, 1 failed, 2 bad usage, configuration, input or resources.
+
+    Args:
+        name: of the job.
+        work: does it, and returns what the last line says; `exit_code` among it is taken out.
+    """
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    try:
+        result = work()
+        code = int(result.pop("exit_code", 0))
+        line = {"job": name, "status": "done" if code == 0 else "failed", **result}
+    except ResUNetRayError as error:
+        code = error.exit_code
+        line = {"job": name, "status": "failed", "error": type(error).__name__, "message": str(error)}
+        print(f"{name}: {error}", file=sys.stderr)
+    sys.stderr.flush()
+    print(json.dumps(line), flush=True)
+    sys.exit(code)

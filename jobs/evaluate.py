@@ -1,0 +1,32 @@
+"""Score a bundle against labelled images and write its report."""
+
+from typing import Any
+
+from _job import read_config, run_job
+
+from resunet_ray import storage
+from resunet_ray.cluster import connect
+from resunet_ray.config import EvaluateConfig
+from resunet_ray.evaluate import evaluate
+from resunet_ray.report import write_report
+from resunet_ray.train.tracking import HISTORY_FILE
+
+
+def _work() -> dict[str, Any]:
+    config = read_config(EvaluateConfig, description=__doc__ or "")
+    connect()
+    result = evaluate(config)
+    history = config.history or storage.join(config.bundle, "..", HISTORY_FILE)
+    report = write_report(storage.absolute(config.output), history=history if storage.exists(history) else None)
+    return {
+        "images": result.images,
+        **result.scores,
+        "pooled": result.pooled,
+        "instance": result.instance,
+        "by_modality": result.by_modality,
+        "report": report,
+    }
+
+
+if __name__ == "__main__":
+    run_job("evaluate", _work)

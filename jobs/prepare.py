@@ -1,0 +1,20 @@
+"""Labelled images of any known layout → Parquet shards that training reads."""
+
+from dataclasses import asdict
+from typing import Any
+
+from _job import read_config, run_job
+
+from resunet_ray.cluster import connect
+from resunet_ray.config import PrepareConfig
+from resunet_ray.data.prepare import prepare
+
+
+def _work() -> dict[str, Any]:
+    config = read_config(PrepareConfig, description=__doc__ or "")
+    connect()
+    return asdict(prepare(config))
+
+
+if __name__ == "__main__":
+    run_job("prepare", _work)

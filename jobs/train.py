@@ -1,0 +1,25 @@
+"""Train a ResUNet and write its bundle. The same command over the same output resumes."""
+
+from dataclasses import asdict
+from typing import Any
+
+from _job import read_config, run_job
+
+from resunet_ray.cluster import connect
+from resunet_ray.config import TrainConfig, report_recipe
+from resunet_ray.train.trainer import train
+
+
+def _work() -> dict[str, Any]:
+    config = read_config(
+        TrainConfig,
+        description=__doc__ or "",
+        recipes={"default": TrainConfig, "report": report_recipe},
+        required=("data", "output"),
+    )
+    connect()
+    return asdict(train(config))
+
+
+if __name__ == "__main__":
+    run_job("train", _work)

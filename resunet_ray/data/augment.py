@@ -1,0 +1,108 @@
+"""Augmentation: one random view of an image and its mask, drawn from one generator, so that a seed repeats it.
+
+All geometry (crop, flip, rotation, scale) is one affine map, applied once: a pixel is interpolated at most one time.
+"""
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from resunet_ray.config import AugmentConfig
+
+
+def crop_at_random(
+    image: UInt8[np.ndarray, "h w c"], mask: UInt8[np.ndarray, "h w"], *, size: int, rng: np.random.Generator
+) -> tuple[UInt8[np.ndarray, "s s c"], UInt8[np.ndarray, "s s"]]:
+    """A window of `size` at a random place; an image that is smaller is continued by reflection."""
+    low = pad_to(image, size=size), pad_to(mask, size=size)
+    top = int(rng.integers(low[0].shape[0] - size + 1))
+    left = int(rng.integers(low[0].shape[1] - size + 1))
+    window = np.s_[top : top + size, left : left + size]
+    return low[0][window], low[1][window]
+
+
+def pad_to(array: UInt8[np.ndarray, "h w *c"], *, size: int) -> UInt8[np.ndarray, "i j *c"]:
+    """The array, continued by reflection at its end until both sides reach `size`."""
+    height, width = array.shape[:2]
+    padding = [(0, max(0, size - height)), (0, max(0, size - width))] + [(0, 0)] * (array.ndim - 2)
+    return np.pad(array, padding, mode="symmetric")
+
+
+def augment(
+    image: UInt8[np.ndarray, "h w c"],
+    mask: UInt8[np.ndarray, "h w"],
+    *,
+    size: int,
+    config: AugmentConfig,
+    rng: np.random.Generator,
+) -> tuple[UInt8[np.ndarray, "s s c"], UInt8[np.ndarray, "s s"]]:
+    """A random crop of `size` × `size`, moved and recoloured as `config` says; the mask moves with the image.
+
+    Args:
+        image: the whole image, any size.
+        mask: 0 or 1, of the image's height and width.
+        size: side of the crop, pixels.
+        config: how far each change may go.
+        rng: where all randomness comes from.
+    """
+    matrix = _draw_affine(image.shape[0], image.shape[1], size=size, config=config, rng=rng)
+    image = cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    mask = cv2.warpAffine(mask, matrix, (size, size), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT)
+    if image.ndim == 2:  # OpenCV drops a single channel
+        image = image[..., None]
+    return _recolour(image, config=config, rng=rng), mask.astype(np.uint8, copy=False)
+
+
+def _draw_affine(height: int, width: int, *, size: int, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
+    """The 2×3 matrix from image coordinates (x, y) to those of the crop."""
+    scale = float(np.exp(rng.uniform(-1, 1) * np.log(config.scale)))
+    angle = float(rng.integers(4)) * np.pi / 2 if config.flip else 0.0
+    if rng.random() < config.rotation_probability:
+        angle += float(rng.uniform(-np.pi / 4, np.pi / 4))
+    linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    if config.flip and rng.random() < 0.5:
+        linear = linear @ np.diag([-1.0, 1.0])
+    # The crop sees size / scale pixels of the image; its centre stays where that window is inside.
+    margin = size / scale / 2
+    centre = np.array([_draw_centre(width, margin=margin, rng=rng), _draw_centre(height, margin=margin, rng=rng)])
+    # Pixel centres stand at whole numbers, so an array of n pixels has its middle at (n - 1) / 2.
+    return np.column_stack((linear, (size - 1) / 2 - linear @ centre))
+
+
+def _draw_centre(length: int, *, margin: float, rng: np.random.Generator) -> float:
+    slack = length - 2 * margin
+    return (length - 1) / 2 + (float(rng.uniform(-0.5, 0.5)) * slack if slack > 0 else 0.0)
+
+
+def _recolour(
+    image: UInt8[np.ndarray, "h w c"], *, config: AugmentConfig, rng: np.random.Generator
+) -> UInt8[np.ndarray, "h w c"]:
+    if config.hue and image.shape[2] == 3 and rng.random() < config.hue_probability:
+        image = _shift_hue(image, hue=config.hue, saturation=config.saturation, rng=rng)
+    gamma = float(np.exp(rng.uniform(-1, 1) * np.log(config.gamma)))
+    contrast = 1 + float(rng.uniform(-1, 1)) * config.contrast
+    brightness = float(rng.uniform(-1, 1)) * config.brightness
+    level = np.linspace(0, 1, 256) ** gamma
+    level = (level - 0.5) * contrast + 0.5 + brightness
+    if rng.random() < config.invert_probability:
+        level = 1 - level
+    image = cv2.LUT(image, np.clip(np.rint(level * 255), 0, 255).astype(np.uint8)).reshape(image.shape)
+    if rng.random() < config.blur_probability:
+        sigma = float(rng.uniform(0.3, 1)) * config.blur
+        image = cv2.GaussianBlur(image, (0, 0), sigma).reshape(image.shape)
+    if rng.random() < config.noise_probability:
+        noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(float(rng.random()) * config.noise * 255)
+        image = np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
+    return image
+
+
+def _shift_hue(
+    image: UInt8[np.ndarray, "h w 3"], *, hue: float, saturation: float, rng: np.random.Generator
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Hue moves by a share of the colour circle and saturation by a factor; a grey pixel stays grey."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+    turn = np.uint8(round(float(rng.uniform(-1, 1)) * hue * 256) % 256)
+    factor = 1 + float(rng.uniform(-1, 1)) * saturation
+    hsv[..., 0] += turn
+    hsv[..., 1] = cv2.convertScaleAbs(hsv[..., 1], alpha=factor)
+    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL))

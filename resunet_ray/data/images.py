@@ -1,0 +1,172 @@
+"""Bytes to image and back: RGB `uint8` arrays out of whatever a microscope's software writes, or a refusal that says why."""
+
+import io
+import warnings
+
+import cv2
+import numpy as np
+from jaxtyping import Int32, UInt8
+from PIL import Image, UnidentifiedImageError
+
+from resunet_ray.errors import ImageError
+
+MAX_PIXELS = 2**28
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "JPEG2000")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".j2k")
+
+_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "I;16B", "I;16L"}
+_ORIENTATION_TAG = 0x0112  # EXIF 2.32, 4.6.4
+_BITS_PER_SAMPLE_TAG = 258  # TIFF 6.0, section 8
+
+
+def decode_image(content: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "h w 3"]:
+    """The image in RGB order, upright as its EXIF orientation says.
+
+    Grey is repeated over the three channels; 16 bit becomes 8 by the smallest of 8, 10, 12, 14 and 16 bits that holds the
+    image's largest value, since cameras of 10 to 14 bits store their counts unscaled; an opaque alpha channel is dropped.
+
+    Args:
+        content: the file's bytes.
+        name: what errors call the image.
+        max_pixels: a header that claims more is refused before a pixel is allocated.
+
+    Raises:
+        ImageError: the bytes are no image of a known format, end early, or hold what has no single right reading: several
+            pages, transparency, CMYK, floating point.
+    """
+    array = _decode(content, name=name, max_pixels=max_pixels)
+    if array.ndim == 3 and array.shape[2] in (2, 4):
+        if (array[..., -1] != np.iinfo(array.dtype).max).any():
+            raise ImageError(f"{name} is partly transparent, and what is behind it is unknown: save it without transparency")
+        array = array[..., :-1]
+    array = _to_uint8(array)
+    if array.ndim == 2:
+        array = array[..., None]
+    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
+
+
+def decode_labels(content: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> Int32[np.ndarray, "h w"]:
+    """The values of a one-channel image as they are stored: a mask, or the number of the instance at each pixel.
+
+    Three equal colour channels count as one; of a palette the indices are the values.
+
+    Raises:
+        ImageError: as `decode_image`, or the channels differ.
+    """
+    array = _decode(content, name=name, max_pixels=max_pixels, expand_palette=False)
+    if array.ndim == 3:
+        array = array[..., :3] if array.shape[2] in (3, 4) else array[..., :1]
+        if (array != array[..., :1]).any():
+            raise ImageError(f"{name} is a colour image: expected one channel, 0 for background")
+        array = array[..., 0]
+    return array.astype(np.int32)
+
+
+def encode_png(array: np.ndarray) -> bytes:
+    """PNG bytes of a uint8 or uint16 array, (h, w) or RGB (h, w, 3)."""
+    if array.ndim == 3:
+        array = cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
+    done, buffer = cv2.imencode(".png", array)
+    assert done, f"OpenCV could not encode {array.dtype} {array.shape} as PNG"
+    return buffer.tobytes()
+
+
+def encode_labels(labels: Int32[np.ndarray, "h w"], *, name: str) -> bytes:
+    """16-bit PNG of a label image.
+
+    Raises:
+        ImageError: more than 65,535 instances.
+    """
+    if labels.max(initial=0) > np.iinfo(np.uint16).max:
+        raise ImageError(f"{name} has {labels.max()} instances: a 16-bit label image holds 65535")
+    return encode_png(labels.astype(np.uint16))
+
+
+def decode_stored(content: bytes) -> np.ndarray:
+    """What `prepare` stored, RGB or one channel, without checks: it made them once and for all."""
+    array = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert array is not None, "a stored image does not decode"
+    if array.ndim == 3:
+        array = cv2.cvtColor(array, cv2.COLOR_BGR2RGB)
+    return np.asarray(array)
+
+
+def is_stored_form(content: bytes) -> bool:
+    """Whether `decode_stored` reads these bytes as `decode_image` would: 8-bit RGB PNG or JPEG, upright."""
+    with Image.open(io.BytesIO(content)) as image:
+        plain = image.mode == "RGB" and image.format in ("PNG", "JPEG") and image.getexif().get(_ORIENTATION_TAG, 1) == 1
+        return plain and not (image.format == "PNG" and (_png_bit_depth(content) == 16 or "transparency" in image.info))
+
+
+def _decode(content: bytes, *, name: str, max_pixels: int, expand_palette: bool = True) -> np.ndarray:
+    if not content:
+        raise ImageError(f"{name} is empty: 0 bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels is the limit
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                _check_header(image, name=name, max_pixels=max_pixels)
+                array = _pixels(image, content, expand_palette=expand_palette)
+                orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except UnidentifiedImageError:
+        raise ImageError(f"{name} is not an image: expected {', '.join(FORMATS)}, found bytes {content[:8]!r}") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name} claims more pixels than any image may have: expected at most {max_pixels}") from None
+    except (OSError, SyntaxError, ValueError, EOFError, cv2.error) as error:  # what Pillow's decoders raise on bad bytes
+        raise ImageError(f"{name} is damaged: {error}") from None
+    return _orient(array, orientation)
+
+
+def _check_header(image: Image.Image, *, name: str, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(f"{name} claims {height} x {width} pixels: expected at most {max_pixels}")
+    pages = getattr(image, "n_frames", 1)
+    if pages != 1:
+        raise ImageError(f"{name} has {pages} pages: expected one, save the one that is meant as a file of its own")
+    if image.mode not in _MODES:
+        raise ImageError(f"{name} has colour mode {image.mode}: expected grey, RGB, RGBA or a palette, of 8 or 16 bit")
+
+
+def _pixels(image: Image.Image, content: bytes, *, expand_palette: bool) -> np.ndarray:
+    image.load()  # raises where the file ends early; OpenCV would fill the rest with grey
+    if image.mode in ("RGB", "RGBA") and _bits(image, content) == 16:  # Pillow would cut these to 8 bit
+        deep = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)  # BGR, not turned
+        if deep is None:
+            raise ValueError("its 16-bit colour cannot be decoded")
+        return deep[..., [2, 1, 0, 3][: deep.shape[2]]]
+    if expand_palette and (image.mode in ("P", "PA") or "transparency" in image.info):
+        return np.asarray(image.convert("RGBA"))
+    if image.mode == "1":
+        return np.asarray(image.convert("L"))
+    return np.asarray(image)
+
+
+def _bits(image: Image.Image, content: bytes) -> int:
+    if image.format == "PNG":
+        return _png_bit_depth(content)
+    tags = getattr(image, "tag_v2", None)
+    return max(tags.get(_BITS_PER_SAMPLE_TAG, (8,))) if tags is not None else 8
+
+
+def _png_bit_depth(content: bytes) -> int:
+    return content[24]  # signature 8, chunk length 4, "IHDR" 4, width 4, height 4 (PNG 3, 11.2.1)
+
+
+def _to_uint8(array: np.ndarray) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return array
+    largest = int(array.max(initial=0))
+    full = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if largest < 2**bits)
+    return np.rint(array * (255 / full)).astype(np.uint8)
+
+
+def _orient(array: np.ndarray, orientation: int) -> np.ndarray:
+    """The array turned upright; orientations 5 to 8 also swap height and width."""
+    if orientation in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    return array

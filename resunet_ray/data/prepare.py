@@ -1,0 +1,304 @@
+"""Labelled images of any known layout → checked Parquet shards. Every image is decoded once, here.
+
+    sources ─► check, on all CPUs ─► staging/*.parquet ─► duplicates, splits ─► SPLIT-00000.parquet … ─► dataset.json
+
+`dataset.json` is written last: a data set without it is unfinished.
+"""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import ray.data
+from jaxtyping import Int32, UInt8
+
+from resunet_ray import storage
+from resunet_ray.config import PrepareConfig
+from resunet_ray.data import images, splits
+from resunet_ray.data.dataset import DATASET_FILE
+from resunet_ray.data.sources import Source, list_sources
+from resunet_ray.errors import ImageError, InputError
+from resunet_ray.schema import DATASET, REJECTS
+
+logger = logging.getLogger(__name__)
+
+_IMAGES_PER_TASK = 64
+_STAGING = "_staging"
+_CHECKED = pa.schema(
+    [
+        *DATASET.remove(DATASET.get_field_index("split")),
+        ("digest", pa.string()),
+        ("reason", pa.string()),
+        ("message", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What became of the input."""
+
+    images: int
+    rejected: int
+    splits: dict[str, int]
+    reasons: dict[str, int]
+
+
+class _RejectedError(Exception):
+    """A labelled image that cannot be used, with the word that rejects.parquet gives as the reason."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def prepare(config: PrepareConfig) -> Prepared:
+    """Writes the data set.
+
+    Raises:
+        InputError: an input is missing, the output is taken, or more images than allowed are rejected.
+    """
+    storage.check_writable(config.output)
+    _require_free(config.output)
+    sources = list_sources(config.input)
+    metadata = _read_metadata(config.metadata)
+    logger.info("found %d labelled images", len(sources))
+    staging = storage.join(config.output, _STAGING)
+    storage.delete(staging)
+    checked = _check_all(sources, config=config, metadata=metadata, staging=staging)
+    checked = _reject_duplicates(checked)
+    rejects = checked[checked["reason"].notna()]
+    storage.write_table(
+        storage.join(config.output, "rejects.parquet"),
+        pa.Table.from_pylist(rejects[REJECTS.names].to_dict("records"), schema=REJECTS),
+    )
+    _require_few_rejects(rejects, total=len(checked), config=config)
+    # The split is drawn from all names, so that a rejected image does not reshuffle the others.
+    split_of = _split([str(name) for name in checked["image_id"].unique()], config=config, metadata=metadata)
+    accepted = checked[checked["reason"].isna() & checked["image_id"].isin(split_of.keys())]
+    accepted = accepted.assign(split=accepted["image_id"].map(split_of))
+    shards = _write_shards(accepted, config=config, staging=staging)
+    counts = {str(split): int(count) for split, count in accepted["split"].value_counts().sort_index().items()}
+    _commit(accepted, shards=shards, counts=counts, config=config)
+    storage.delete(staging)
+    return Prepared(len(accepted), len(rejects), counts, dict(Counter(rejects["reason"])))
+
+
+def _require_free(output: str) -> None:
+    if storage.exists(storage.join(output, DATASET_FILE)):
+        raise InputError(f"{output} already holds a data set ({DATASET_FILE}): give another --output, or delete it first")
+
+
+def _read_metadata(uri: str | None) -> dict[str, dict[str, Any]]:
+    if uri is None:
+        return {}
+    frame = pd.read_csv(BytesIO(storage.read_bytes(uri)), dtype={"id": str})
+    if "id" not in frame:
+        raise InputError(f"{uri} has columns {', '.join(frame.columns)}: expected a column `id` with the images' names")
+    return {str(row["id"]): row for row in frame.to_dict("records")}  # type: ignore[misc]
+
+
+def _check_all(
+    sources: list[Source], *, config: PrepareConfig, metadata: Mapping[str, Mapping[str, Any]], staging: str
+) -> pd.DataFrame:
+    """Decodes every image on the cluster; what can be read waits in `staging`, one file a task."""
+    tasks = [sources[start : start + _IMAGES_PER_TASK] for start in range(0, len(sources), _IMAGES_PER_TASK)]
+
+    def check_task(batch: dict[str, np.ndarray]) -> pa.Table:
+        (number,) = batch["id"]
+        rows = [
+            check_source(source, max_pixels=config.max_pixels, known=metadata.get(source.image_id, {}))
+            for source in tasks[number]
+        ]
+        table = pa.Table.from_pylist(rows, schema=_CHECKED)
+        storage.write_table(storage.join(staging, f"{number:06d}.parquet"), table, rows_per_group=config.rows_per_group)
+        light = table.drop_columns(["image", "mask", "labels"])
+        return light.append_column("task", pa.array([number] * len(light), pa.int64()))
+
+    found = ray.data.range(len(tasks), override_num_blocks=len(tasks)).map_batches(check_task, batch_size=None)
+    frame = pd.DataFrame(found.to_pandas())
+    frame["position"] = frame.groupby("task").cumcount()
+    return frame.sort_values(["task", "position"], ignore_index=True)
+
+
+def check_source(source: Source, *, max_pixels: int, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The data set's row of one labelled image, or a row with `reason` and `message` and no pixels."""
+    row: dict[str, Any] = {"image_id": source.image_id, "source_uri": source.name}
+    try:
+        if source.reason is not None:
+            raise _RejectedError(source.reason, f"{source.name}: {_UNREAD[source.reason]}")
+        row |= _read_pair(source, max_pixels=max_pixels)
+    except _RejectedError as rejection:
+        return row | {"reason": rejection.reason, "message": str(rejection)}
+    mpp, modality = known.get("mpp"), known.get("modality")
+    return row | {"mpp": None if pd.isna(mpp) else float(mpp), "modality": None if pd.isna(modality) else str(modality)}
+
+
+_UNREAD = {
+    "duplicate_id": "another image of the input has the same name, and only one can keep it",
+    "no_mask": "no file of the same name in masks/, labels/ or instances/ beside it",
+    "no_image": "no file of the same name in images/ beside it",
+    "ambiguous_name": "several files of one folder have this name and differ in their ending only",
+}
+
+
+def _read_pair(source: Source, *, max_pixels: int) -> dict[str, Any]:
+    assert source.image is not None, f"{source.name} was listed without an image"
+    try:
+        content = source.image.read()
+        image = images.decode_image(content, name=source.image.name, max_pixels=max_pixels)
+    except InputError as error:
+        raise _RejectedError("unreadable", str(error)) from None
+    mask, labels = _read_truth(source, shape=image.shape[:2], max_pixels=max_pixels)
+    digest = hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
+    return {
+        "image": content if images.is_stored_form(content) else images.encode_png(image),
+        "mask": images.encode_png(mask * np.uint8(255)),
+        "labels": None if labels is None else images.encode_labels(labels, name=source.name),
+        "height": image.shape[0],
+        "width": image.shape[1],
+        "digest": digest,
+    }
+
+
+def _read_truth(
+    source: Source, *, shape: tuple[int, int], max_pixels: int
+) -> tuple[UInt8[np.ndarray, "h w"], Int32[np.ndarray, "h w"] | None]:
+    """The mask, 0 or 1, and the instances where they are known."""
+
+    def read(entry: Any) -> Int32[np.ndarray, "h w"]:
+        try:
+            values = images.decode_labels(entry.read(), name=entry.name, max_pixels=max_pixels)
+        except ImageError as error:
+            raise _RejectedError("unreadable_mask", str(error)) from None
+        except InputError as error:
+            raise _RejectedError("unreadable_mask", str(error)) from None
+        if values.shape != shape:
+            raise _RejectedError(
+                "size_differs",
+                f"{entry.name} is {values.shape[0]} x {values.shape[1]}: expected {shape[0]} x {shape[1]}, as its image",
+            )
+        return values
+
+    if source.per_nucleus:
+        labels = np.zeros(shape, np.int32)
+        for number, entry in enumerate(source.masks, start=1):
+            labels[(_to_mask(read(entry), name=entry.name) == 1) & (labels == 0)] = number
+        return (labels > 0).astype(np.uint8), labels
+    known = read(source.labels) if source.labels else None
+    if not source.masks:
+        assert known is not None, f"{source.name} was listed without truth"
+        return (known > 0).astype(np.uint8), known
+    mask = _to_mask(read(source.masks[0]), name=source.masks[0].name)
+    if known is not None and (differing := int(((known > 0) != (mask > 0)).sum())):
+        raise _RejectedError("labels_differ", f"{source.name}: mask and instances disagree on {differing} pixels: expected none")
+    return mask, known
+
+
+def _to_mask(values: Int32[np.ndarray, "h w"], *, name: str) -> UInt8[np.ndarray, "h w"]:
+    levels = np.unique(values)
+    if len(levels) > 2 or (len(levels) == 2 and levels[0] != 0):
+        raise _RejectedError(
+            "not_a_mask",
+            f"{name} holds {len(levels)} distinct values from {levels[0]} to {levels[-1]}: expected 0 and one other; "
+            "numbers of instances belong in instances/",
+        )
+    return (values > 0).astype(np.uint8)
+
+
+def _reject_duplicates(checked: pd.DataFrame) -> pd.DataFrame:
+    """Of images with equal pixels only the first, by name, is kept: copies in two splits would leak."""
+    readable = checked[checked["reason"].isna()]
+    first = readable.groupby("digest")["image_id"].transform("first")
+    copies = readable.index[readable.duplicated("digest")]
+    checked.loc[copies, "reason"] = "duplicate"
+    checked.loc[copies, "message"] = checked.loc[copies, "source_uri"] + ": its pixels equal those of " + first.loc[copies]
+    return checked
+
+
+def _require_few_rejects(rejects: pd.DataFrame, *, total: int, config: PrepareConfig) -> None:
+    fraction = len(rejects) / total
+    if len(rejects) and fraction > config.max_reject_fraction:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(rejects["reason"]).items())
+        raise InputError(
+            f"{len(rejects)} of {total} images are rejected ({reasons}), a fraction of {fraction:.4f}: "
+            f"--max-reject-fraction is {config.max_reject_fraction}. The first: {rejects['message'].iloc[0]}. All are in "
+            f"{storage.join(config.output, 'rejects.parquet')}: mend them, or raise the fraction to go on without them"
+        )
+
+
+def _split(image_ids: list[str], *, config: PrepareConfig, metadata: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    if config.split == "report":
+        return splits.split_as_report(image_ids)
+    if config.split == "file":
+        assert config.split_file is not None, "checked by PrepareConfig"
+        return splits.split_from_lists(image_ids, lists=_read_split_file(config.split_file), source=config.split_file)
+    groups = None
+    if config.group_column is not None:
+        groups = {name: str(metadata.get(name, {}).get(config.group_column, "nan")) for name in image_ids}
+        without = [name for name, group in groups.items() if group == "nan"]
+        if without:
+            raise InputError(
+                f"{config.metadata} gives no {config.group_column} for {len(without)} images, {without[0]} the first"
+            )
+    return splits.split_by_fraction(
+        image_ids, val_fraction=config.val_fraction, test_fraction=config.test_fraction, seed=config.seed, groups=groups
+    )
+
+
+def _read_split_file(uri: str) -> dict[str, list[str]]:
+    try:
+        content = json.loads(storage.read_bytes(uri))
+        lists = {name: content[name] for name in (splits.TRAIN, splits.VAL, splits.TEST) if name in content}
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{uri} is not a JSON object of lists: {error}") from None
+    if splits.TRAIN not in lists or splits.VAL not in lists:
+        raise InputError(f"{uri} must list the image ids of `train` and `val` (and `test`): found {', '.join(content)}")
+    return lists
+
+
+def _write_shards(accepted: pd.DataFrame, *, config: PrepareConfig, staging: str) -> dict[str, list[int]]:
+    """Copies the accepted rows into one run of files for each split; returns the rows of each file's row groups."""
+    plan = []
+    for split, rows in accepted.groupby("split", sort=True):
+        for number, start in enumerate(range(0, len(rows), config.rows_per_shard)):
+            part = rows.iloc[start : start + config.rows_per_shard]
+            plan.append((f"{split}-{number:05d}.parquet", str(split), part[["task", "position"]].to_numpy()))
+
+    def write_shard(batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        name, split, rows = plan[int(batch["id"][0])]
+        parts = []
+        for task in np.unique(rows[:, 0]):
+            table = storage.read_table(storage.join(staging, f"{task:06d}.parquet"))
+            parts.append(table.take(pa.array(rows[rows[:, 0] == task, 1])))
+        table = pa.concat_tables(parts)
+        table = table.append_column("split", pa.array([split] * len(table))).select(DATASET.names).cast(DATASET)
+        storage.write_table(storage.join(config.output, name), table, rows_per_group=config.rows_per_group)
+        return {"name": [name], "rows": [len(table)]}
+
+    written = ray.data.range(len(plan), override_num_blocks=len(plan)).map_batches(write_shard, batch_size=None).take_all()
+    size = config.rows_per_group
+    return {
+        row["name"]: [min(size, int(row["rows"]) - start) for start in range(0, int(row["rows"]), size)]
+        for row in sorted(written, key=lambda row: str(row["name"]))
+    }
+
+
+def _commit(accepted: pd.DataFrame, *, shards: dict[str, list[int]], counts: dict[str, int], config: PrepareConfig) -> None:
+    rows = accepted.sort_values("image_id")[["image_id", "split", "digest"]].to_csv(index=False)
+    mpp = accepted["mpp"].dropna().unique()
+    content = {
+        "digest": hashlib.sha256(rows.encode()).hexdigest(),
+        "mpp": float(mpp[0]) if len(mpp) == 1 and accepted["mpp"].notna().all() else None,
+        "splits": counts,
+        "shards": shards,
+    }
+    storage.write_bytes(storage.join(config.output, DATASET_FILE), json.dumps(content, indent=1).encode())

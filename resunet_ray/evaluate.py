@@ -1,0 +1,196 @@
+"""A bundle against labelled images: one row of scores an image, their means, and pictures to look at."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import ray
+from jaxtyping import Float32, UInt8
+
+from resunet_ray import storage
+from resunet_ray.bundle import Bundle, read_bundle_info
+from resunet_ray.config import EvaluateConfig, PreprocessConfig
+from resunet_ray.data.dataset import Labelled, Row, open_dataset
+from resunet_ray.data.images import encode_png
+from resunet_ray.errors import RunError
+from resunet_ray.model import metrics
+from resunet_ray.model.inference import predict
+from resunet_ray.model.instances import label_components, threshold_mask
+from resunet_ray.model.matching import THRESHOLDS, count_overlaps, score_instances
+from resunet_ray.schema import SCORES
+from resunet_ray.scoring import score_split
+
+logger = logging.getLogger(__name__)
+
+SCORES_FILE, SUMMARY_FILE, PICTURES = "scores.parquet", "summary.json", "pictures"
+
+_REPORT_SIDE = 256  # the report's images, pixels
+_PICTURE_SIDE = 512  # a larger image is shown smaller, pixels
+_GAP = 4  # white columns between the three parts of a picture
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Scores of a whole split."""
+
+    images: int
+    scores: dict[str, float]
+    """Means of the per-image scores."""
+    pooled: dict[str, float]
+    """Scores of all pixels together."""
+    instance: dict[str, float] | None
+    """Means of ap50, ap75, ap (over all thresholds), pq and aji; None where the data knows no instances."""
+    by_modality: dict[str, dict[str, float]]
+
+
+def evaluate(config: EvaluateConfig) -> Evaluated:
+    """Scores a split and writes score.csv, scores.parquet, summary.json and pictures/ under the output.
+
+    Raises:
+        InputError: bundle, data or split is missing.
+        ResourceError: the cluster or the output cannot give what is asked for.
+    """
+    dataset = open_dataset(config.data, needs=(config.split,))
+    info, digest = read_bundle_info(config.bundle)
+    storage.check_writable(config.output)
+    output = storage.absolute(config.output)
+    rows = score_split(
+        dataset,
+        config.split,
+        bundle=storage.absolute(config.bundle),
+        score=_build_score(config, output),
+        schema=SCORES,
+        predict=_build_predict(config),
+        actors=config.actors,
+    )
+    scored = pa.concat_tables(ray.get(rows.to_arrow_refs())).cast(SCORES).sort_by("image_id")
+    table = scored.to_pandas()
+    if len(table) != dataset.splits[config.split]:
+        raise RunError(
+            f"{len(table)} images were scored and split {config.split} has {dataset.splits[config.split]}: run it again"
+        )
+    result = summarise(table)
+    storage.write_table(storage.join(output, SCORES_FILE), scored)
+    storage.write_bytes(storage.join(output, "score.csv"), _score_csv(table).encode())
+    summary = {
+        "bundle": config.bundle,
+        "bundle_digest": digest,
+        "data": dataset.uri,
+        "data_digest": dataset.digest,
+        "split": config.split,
+        "protocol": config.protocol,
+        "flips": config.flips,
+        "threshold": 0.5 if config.protocol == "report" else info.instances.threshold,
+        "min_area": info.instances.min_area,
+        **vars(result),
+    }
+    storage.write_bytes(storage.join(output, SUMMARY_FILE), json.dumps(summary, indent=2).encode())
+    return result
+
+
+def summarise(table: pd.DataFrame) -> Evaluated:
+    """The scores of a split from its rows of scores.parquet."""
+    counts = metrics.Counts(*(table[name].to_numpy(np.int64) for name in ("tp", "fp", "fn", "tn")))
+    groups = {str(name): group for name, group in table.groupby(table["modality"].fillna("unknown"))}
+    return Evaluated(
+        images=len(table),
+        scores=_means(table),
+        pooled=metrics.pooled_scores(counts),
+        instance=_instance_means(table),
+        by_modality={
+            name: {"images": len(group), **_means(group), **(_instance_means(group) or {})} for name, group in groups.items()
+        },
+    )
+
+
+def _means(table: pd.DataFrame) -> dict[str, float]:
+    return {name: float(table[name].mean()) for name in metrics.SCORES}
+
+
+def _instance_means(table: pd.DataFrame) -> dict[str, float] | None:
+    known = table[table["pq"].notna()]
+    if known.empty:
+        return None
+    precision = np.stack([np.asarray(values) for values in known["ap"]]).mean(axis=0)
+    at = dict(zip(THRESHOLDS, precision, strict=True))
+    means = {"ap50": at[0.5], "ap75": at[0.75], "ap": precision.mean(), "pq": known["pq"].mean(), "aji": known["aji"].mean()}
+    return {name: float(value) for name, value in means.items()}
+
+
+def _score_csv(table: pd.DataFrame) -> str:
+    """The report's own table."""
+    names = {"image_id": "Image", **{name: name.capitalize() for name in metrics.SCORES}}
+    return table[list(names)].rename(columns=names).to_csv(index=False)
+
+
+def _build_predict(config: EvaluateConfig) -> Callable[[Bundle, list[Labelled]], list[Float32[np.ndarray, "_h _w"]]]:
+    def predict_block(bundle: Bundle, images: list[Labelled]) -> list[Float32[np.ndarray, "_h _w"]]:
+        batch_size = 16 if bundle.device.type == "cuda" else 1  # on CPUs one tile at a time is as fast, and smaller
+        if config.protocol == "native":
+            return bundle.predict([image.image for image in images], batch_size=batch_size, flips=config.flips)
+        return predict(
+            bundle.network,
+            [_to_report_size(image.image) for image in images],
+            config=PreprocessConfig(tile=_REPORT_SIDE),
+            channels=bundle.info.model.in_channels,
+            device=bundle.device,
+            dtype=None,
+            batch_size=batch_size,
+            flips=config.flips,
+        )
+
+    return predict_block
+
+
+def _to_report_size(array: np.ndarray) -> np.ndarray:
+    return np.asarray(cv2.resize(array, (_REPORT_SIDE, _REPORT_SIDE), interpolation=cv2.INTER_LINEAR))
+
+
+def _build_score(config: EvaluateConfig, output: str) -> Callable[[Bundle, Labelled, Float32[np.ndarray, "h w"]], Row]:
+    def score(bundle: Bundle, image: Labelled, probability: Float32[np.ndarray, "h w"]) -> Row:
+        if config.protocol == "report":
+            pixels = _to_report_size(image.image)
+            mask = (_to_report_size(image.mask.astype(np.float32)) > 0.5).astype(np.uint8)
+            found = (probability > 0.5).astype(np.uint8)
+            labels = None
+        else:
+            pixels, mask, labels = image.image, image.mask, image.labels
+            instances = label_components(
+                threshold_mask(probability, threshold=bundle.info.instances.threshold), min_area=bundle.info.instances.min_area
+            )
+            found = (instances > 0).astype(np.uint8)
+        counts = metrics.count_pixels(found, mask)
+        row: Row = {
+            "image_id": image.image_id,
+            "modality": image.modality,
+            "height": image.mask.shape[0],
+            "width": image.mask.shape[1],
+        }
+        row |= {name: int(count) for name, count in counts._asdict().items()}
+        row |= {name: float(value) for name, value in metrics.score_counts(counts).items()}
+        if labels is not None:
+            matched = score_instances(count_overlaps(labels, instances))
+            row |= {"num_true": matched.num_true, "num_found": matched.num_found}
+            row |= {"ap": list(matched.ap), "pq": matched.pq, "aji": matched.aji}
+        picture = storage.join(output, PICTURES, f"{image.image_id}.png")
+        storage.write_bytes(picture, encode_png(side_by_side(pixels, mask, found)))
+        return row
+
+    return score
+
+
+def side_by_side(
+    image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], found: UInt8[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "i j 3"]:
+    """Image | mask | prediction, as the report shows them; masks hold 0 or 1. A large image is shown smaller."""
+    parts = [image, *(np.repeat(part[..., None] * np.uint8(255), 3, axis=2) for part in (mask, found))]
+    factor = min(1.0, _PICTURE_SIDE / max(image.shape[:2]))
+    if factor < 1:
+        parts = [cv2.resize(part, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA) for part in parts]
+    gap = np.full((parts[0].shape[0], _GAP, 3), 255, np.uint8)
+    return np.hstack([parts[0], gap, parts[1], gap, parts[2]])

@@ -1,0 +1,88 @@
+"""Images in, probabilities out: resize or tile, run the network on full batches, put the pieces together."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor, nn
+
+from resunet_ray.config import PreprocessConfig
+from resunet_ray.model.preprocess import preprocess
+from resunet_ray.model.tiling import Tile, blend_weight, plan_tiles
+
+
+def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
+    """The dtype of autocast, None for full precision. `auto`: bfloat16 where the processor computes in it."""
+    if precision == "fp32":
+        return None
+    if precision == "bf16":
+        return torch.bfloat16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
+    capability = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return torch.bfloat16 if capability.get("avx512_bf16") or capability.get("bf16") else None
+
+
+def predict(
+    model: nn.Module,
+    images: Sequence[UInt8[np.ndarray, "_h _w 3"]],
+    *,
+    config: PreprocessConfig,
+    channels: int,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    batch_size: int,
+    flips: bool = False,
+) -> list[Float32[np.ndarray, "_h _w"]]:
+    """The probability of each pixel of each image to be nucleus, at the image's own size.
+
+    Args:
+        model: the network, in evaluation mode, on `device`.
+        images: of any sizes; tiles of equal shape share a batch across images.
+        config: tiling, or the resize that the network was trained with.
+        channels: what the network sees (see `preprocess`).
+        device: where the network is.
+        dtype: of autocast; None for full precision.
+        batch_size: tiles that go through the network at once.
+        flips: average over the four mirror images.
+    """
+    if config.resize is not None:
+        side = config.resize
+        inputs = [cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR) for image in images]
+    else:
+        inputs = list(images)
+    summed = [np.zeros(image.shape[:2], np.float32) for image in inputs]
+    for places in _batches(inputs, config=config, batch_size=batch_size):
+        stack = np.stack([inputs[index][tile.window] for index, tile in places])
+        with torch.inference_mode(), torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            x = preprocess(torch.from_numpy(stack).to(device), channels=channels)
+            probability = _flipped_mean(model, x) if flips else model(x).float().sigmoid()
+        for (index, tile), piece in zip(places, probability[:, 0].cpu().numpy(), strict=True):
+            height, width = inputs[index].shape[:2]
+            whole = tile.shape == (height, width)
+            weight = 1 if whole else blend_weight(tile, height=height, width=width, context=config.context)
+            summed[index][tile.window] += piece * weight
+    if config.resize is None:
+        return summed
+    return [
+        cv2.resize(small, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_LINEAR)
+        for small, image in zip(summed, images, strict=True)
+    ]
+
+
+def _batches(inputs: Sequence[np.ndarray], *, config: PreprocessConfig, batch_size: int) -> list[list[tuple[int, Tile]]]:
+    by_shape: dict[tuple[int, int], list[tuple[int, Tile]]] = defaultdict(list)
+    for index, image in enumerate(inputs):
+        height, width = image.shape[:2]
+        side = max(height, width) if config.resize is not None else config.tile
+        for tile in plan_tiles(height, width, tile=side, context=config.context):
+            by_shape[tile.shape].append((index, tile))
+    return [places[start : start + batch_size] for places in by_shape.values() for start in range(0, len(places), batch_size)]
+
+
+def _flipped_mean(model: nn.Module, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
+    views = [(), (2,), (3,), (2, 3)]
+    return sum((model(x.flip(dims)).float().sigmoid().flip(dims) for dims in views), start=torch.zeros(())) / len(views)

@@ -1,0 +1,99 @@
+"""Losses between logits and a binary mask, each a mean over the batch, computed in float32."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from resunet_ray.errors import ConfigError
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+_SMOOTH = 1.0  # keeps an empty mask finite; one pixel's worth
+
+
+def bce(logits: Float[Tensor, "n k h w"], mask: Float[Tensor, "n k h w"], *, positive_weight: float = 1.0) -> Float[Tensor, ""]:
+    """Binary cross-entropy; `positive_weight` multiplies the share of nucleus pixels."""
+    weight = torch.as_tensor(positive_weight, device=logits.device)
+    return functional.binary_cross_entropy_with_logits(logits, mask, pos_weight=weight)
+
+
+def dice(logits: Float[Tensor, "n k h w"], mask: Float[Tensor, "n k h w"]) -> Float[Tensor, ""]:
+    """1 − Dice coefficient, per image and head (Milletari et al., V-Net, 2016, with plain sums in the denominator)."""
+    probability = logits.sigmoid()
+    overlap = (probability * mask).sum(dim=(2, 3))
+    total = (probability + mask).sum(dim=(2, 3))
+    return 1 - ((2 * overlap + _SMOOTH) / (total + _SMOOTH)).mean()
+
+
+def bce_dice(
+    logits: Float[Tensor, "n k h w"], mask: Float[Tensor, "n k h w"], *, positive_weight: float = 1.0
+) -> Float[Tensor, ""]:
+    """Binary cross-entropy plus Dice loss."""
+    return bce(logits, mask, positive_weight=positive_weight) + dice(logits, mask)
+
+
+def focal(
+    logits: Float[Tensor, "n k h w"], mask: Float[Tensor, "n k h w"], *, gamma: float = 2.0, positive_weight: float = 1.0
+) -> Float[Tensor, ""]:
+    """Focal loss (Lin et al., 2017, equation 4); `positive_weight` takes the place of alpha's ratio."""
+    weight = torch.as_tensor(positive_weight, device=logits.device)
+    cross_entropy = functional.binary_cross_entropy_with_logits(logits, mask, reduction="none", pos_weight=weight)
+    probability = logits.sigmoid()
+    certainty = torch.where(mask > 0.5, probability, 1 - probability)
+    return ((1 - certainty) ** gamma * cross_entropy).mean()
+
+
+def focal_tversky(
+    logits: Float[Tensor, "n k h w"],
+    mask: Float[Tensor, "n k h w"],
+    *,
+    alpha: float = 0.7,
+    gamma: float = 0.75,
+) -> Float[Tensor, ""]:
+    """(1 − Tversky index)^gamma, `alpha` weighing the missed pixels (Abraham and Khan, 2019, equations 3 and 4)."""
+    probability = logits.sigmoid()
+    hit = (probability * mask).sum(dim=(2, 3))
+    missed = ((1 - probability) * mask).sum(dim=(2, 3))
+    false = (probability * (1 - mask)).sum(dim=(2, 3))
+    index = (hit + _SMOOTH) / (hit + alpha * missed + (1 - alpha) * false + _SMOOTH)
+    # The clamp keeps the gradient finite where the index reaches 1: the exponent is below 1.
+    return ((1 - index).clamp_min(1e-6) ** gamma).mean()
+
+
+def tanimoto(logits: Float[Tensor, "n k h w"], mask: Float[Tensor, "n k h w"]) -> Float[Tensor, ""]:
+    """1 − Tanimoto coefficient, averaged with that of the complement (Diakogiannis et al., ResUNet-a, equations 3 and 4)."""
+    probability = logits.sigmoid()
+    return 1 - (_tanimoto(probability, mask) + _tanimoto(1 - probability, 1 - mask)) / 2
+
+
+def _tanimoto(probability: Tensor, mask: Tensor) -> Tensor:
+    overlap = (probability * mask).sum(dim=(2, 3))
+    squares = (probability**2 + mask**2).sum(dim=(2, 3))
+    return ((overlap + _SMOOTH) / (squares - overlap + _SMOOTH)).mean()
+
+
+WEIGHTED: dict[str, Callable[..., Tensor]] = {"bce": bce, "bce_dice": bce_dice, "focal": focal}
+"""The losses that take a positive weight."""
+
+LOSSES: dict[str, Callable[..., Tensor]] = {**WEIGHTED, "dice": dice, "focal_tversky": focal_tversky, "tanimoto": tanimoto}
+
+
+def build_loss(name: str, *, positive_weight: float) -> Loss:
+    """The loss of that name as a function of float32 logits and mask.
+
+    Raises:
+        ConfigError: the name is unknown, or a positive weight other than 1 is given to a loss that takes none.
+    """
+    if name not in LOSSES:
+        raise ConfigError(f"loss {name!r} is unknown: expected one of {', '.join(sorted(LOSSES))}")
+    if name in WEIGHTED:
+        return lambda logits, mask: WEIGHTED[name](logits, mask, positive_weight=positive_weight)
+    if positive_weight != 1:
+        raise ConfigError(
+            f"positive_weight {positive_weight} would be ignored by loss {name!r}: "
+            f"leave it at 1, or choose one of {', '.join(sorted(WEIGHTED))}"
+        )
+    return LOSSES[name]

@@ -1,0 +1,73 @@
+"""Tiles: how an image of any size goes through the network in pieces, and how the pieces become one probability again.
+
+Tiles lie on one grid anchored at the origin and overlap by twice the context. In the overlap two tiles are blended linearly,
+so that no seam shows and the weights of each pixel sum to one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A window of an image, pixels: half-open ranges of rows and columns."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.bottom - self.top, self.right - self.left
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """What to index an array (h, w, …) with."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+
+def plan_tiles(height: int, width: int, *, tile: int, context: int) -> list[Tile]:
+    """The tiles that cover an image; those at its end are cut off there.
+
+    Args:
+        height: of the image, pixels.
+        width: of the image, pixels.
+        tile: side of a tile, pixels. An image that is not larger is one tile.
+        context: half the overlap of two neighbours, pixels.
+    """
+    return [
+        Tile(top, bottom, left, right)
+        for top, bottom in _intervals(height, tile=tile, context=context)
+        for left, right in _intervals(width, tile=tile, context=context)
+    ]
+
+
+def _intervals(length: int, *, tile: int, context: int) -> Iterator[tuple[int, int]]:
+    start = 0
+    while True:
+        yield start, min(start + tile, length)
+        if start + tile >= length:
+            return
+        start += tile - 2 * context
+
+
+def blend_weight(tile: Tile, *, height: int, width: int, context: int) -> Float32[np.ndarray, "h w"]:
+    """The weight of each pixel of a tile: 1 inside and at the image's border, a linear ramp where a neighbour overlaps."""
+    rows = _ramp(tile.top, tile.bottom, length=height, overlap=2 * context)
+    columns = _ramp(tile.left, tile.right, length=width, overlap=2 * context)
+    return np.outer(rows, columns)
+
+
+def _ramp(start: int, end: int, *, length: int, overlap: int) -> Float32[np.ndarray, " n"]:
+    weight = np.ones(end - start, np.float32)
+    rising = (np.arange(overlap, dtype=np.float32) + 0.5) / max(overlap, 1)
+    if start > 0:
+        weight[:overlap] *= rising
+    if end < length:
+        weight[len(weight) - overlap :] *= rising[::-1]
+    return weight

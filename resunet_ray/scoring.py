@@ -1,0 +1,74 @@
+"""A bundle over the labelled images of a split: each image predicted once and turned into one row, on CPUs or GPUs."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import torch
+from jaxtyping import Float32
+
+from resunet_ray.bundle import Bundle, load_bundle
+from resunet_ray.cluster import MODEL_ENVIRONMENT, count_gpus, require_resources
+from resunet_ray.data.dataset import LABELLED, Dataset, Labelled, Row, decode_labelled, labelled_images, plan_once, stream_spans
+
+Score = Callable[[Bundle, Labelled, Float32[np.ndarray, "h w"]], Row]
+"""Bundle, image with its truth, probability → one row."""
+
+
+def score_split(
+    dataset: Dataset,
+    split: str,
+    *,
+    bundle: str,
+    score: Score,
+    schema: pa.Schema,
+    predict: Callable[[Bundle, list[Labelled]], list[Float32[np.ndarray, "_h _w"]]],
+    actors: int | None = None,
+) -> ray.data.Dataset:
+    """A lazy Ray Data set with one row an image.
+
+    Args:
+        dataset: the data.
+        split: which of its splits.
+        bundle: where the bundle is.
+        score: makes the row.
+        schema: of the rows.
+        predict: makes the probabilities of a block of images.
+        actors: processes that hold the network. None: one for each GPU, or one with every core.
+
+    Raises:
+        ResourceError: so many do not fit beside Ray Data's own CPU.
+    """
+    gpus = count_gpus()
+    actors = actors or max(1, gpus)
+    require_resources(
+        what=f"{actors} scoring actors, with one CPU left for Ray Data", num_cpus=actors + 1, num_gpus=min(actors, gpus)
+    )
+    data = stream_spans(dataset, plan_once(dataset, split), columns=LABELLED, transform=decode_labelled)
+    return data.map_batches(
+        _Scorer,
+        fn_constructor_args=(bundle, score, schema, predict, max(1, (os.cpu_count() or 1) // actors)),
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        runtime_env=MODEL_ENVIRONMENT,
+        num_cpus=1,
+        num_gpus=1 if gpus else 0,
+        batch_size=None,
+    )
+
+
+class _Scorer:
+    """The actor: loads the bundle once, then scores block after block."""
+
+    def __init__(self, bundle: str, score: Score, schema: pa.Schema, predict: Any, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._bundle = load_bundle(bundle, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self._score, self._schema, self._predict = score, schema, predict
+
+    def __call__(self, block: dict[str, np.ndarray]) -> pa.Table:
+        images = list(labelled_images(block))
+        probabilities = self._predict(self._bundle, images)
+        rows = [self._score(self._bundle, image, probability) for image, probability in zip(images, probabilities, strict=True)]
+        return pa.Table.from_pylist(rows, schema=self._schema)

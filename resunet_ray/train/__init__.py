@@ -1,0 +1,1 @@
+"""Training: checkpoint, batches, loop, and the run around them."""

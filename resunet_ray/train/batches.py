@@ -1,0 +1,125 @@
+"""Training batches: crops that Ray Data's tasks cut and augment, mixed in a buffer, stacked for one worker."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+import ray.data
+
+from resunet_ray.config import TrainConfig
+from resunet_ray.data.augment import augment, crop_at_random
+from resunet_ray.data.dataset import Dataset, Row, plan_epoch, stream_spans
+from resunet_ray.data.images import decode_stored
+from resunet_ray.data.splits import TRAIN
+
+_FIRST_BUFFER = 64.0  # crops to wait for before the first is drawn
+_BUFFER_GROWTH = 0.5  # crops that the buffer gains with each draw
+
+Batch = tuple[np.ndarray, np.ndarray]
+"""image uint8 (n, s, s, 3), mask uint8 (n, s, s)."""
+
+
+def epoch_size(dataset: Dataset, config: TrainConfig) -> int:
+    """Crops of one epoch over all workers: the training images, short of a remainder smaller than a batch."""
+    return max(1, dataset.splits[TRAIN] // config.batch_size) * config.batch_size
+
+
+def modality_weights(dataset: Dataset, exponent: float) -> np.ndarray | None:
+    """How often each training image is drawn: the inverse share of its modality, to a power from 0 to 1."""
+    if exponent == 0:
+        return None
+    modality = dataset.read_column(TRAIN, "modality").fillna("")
+    return modality.map(modality.value_counts(normalize=True) ** -exponent).to_numpy(np.float64)
+
+
+def stream_batches(
+    dataset: Dataset, config: TrainConfig, *, epochs: range, rank: int, workers: int, weights: np.ndarray | None
+) -> Iterator[tuple[int, Batch]]:
+    """The batches of one worker for some epochs, each with its epoch.
+
+    An epoch's crops never mix with another's, so that each epoch sees each image as often as planned.
+    """
+    spans = [
+        span
+        for epoch in epochs
+        for span in plan_epoch(
+            dataset,
+            TRAIN,
+            epoch=epoch,
+            seed=config.seed,
+            rank=rank,
+            workers=workers,
+            size=epoch_size(dataset, config),
+            weights=weights,
+        )
+    ]
+    data = stream_spans(dataset, spans, columns=["image", "mask"], transform=Crop(config))
+    share = config.batch_size // workers
+    waiting: list[Row] = []
+    for row in _mix(_rows(data), size=config.shuffle_buffer, seed=[config.seed, rank, epochs.start]):
+        waiting.append(row)
+        if len(waiting) == share:
+            yield int(row["epoch"]), (np.stack([r["image"] for r in waiting]), np.stack([r["mask"] for r in waiting]))
+            waiting = []
+    assert not waiting, f"{len(waiting)} crops are left over: epochs are whole batches"
+
+
+class Crop:
+    """One stored row → one training crop, the same for the same seed, epoch, row and draw."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.size = config.preprocess.resize or config.crop
+        self.resize = config.preprocess.resize
+        self.config = config.augment
+        self.seed = config.seed
+
+    def __call__(self, row: Row, *, epoch: int, index: int, draw: int) -> Row:
+        """Decodes, resizes or crops, augments."""
+        cv2.setNumThreads(1)  # Ray runs one task on each CPU
+        image, mask = decode_stored(row["image"]), decode_stored(row["mask"]) // 255
+        if self.resize is not None:
+            image = cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
+            mask = (cv2.resize(mask.astype(np.float32), (self.size, self.size), interpolation=cv2.INTER_LINEAR) > 0.5).astype(
+                np.uint8
+            )
+        rng = np.random.default_rng([self.seed, epoch, index, draw])
+        if self.config is None:
+            image, mask = crop_at_random(image, mask, size=self.size, rng=rng)
+        else:
+            image, mask = augment(image, mask, size=self.size, config=self.config, rng=rng)
+        return {"image": image, "mask": mask, "epoch": epoch}
+
+
+def _rows(data: ray.data.Dataset) -> Iterator[Row]:
+    """Single rows, copied: a view would keep its whole block alive while it waits in the buffer."""
+    for block in data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
+        columns: dict[str, Any] = block
+        for number in range(len(columns["epoch"])):
+            yield {name: values[number].copy() for name, values in columns.items()}
+
+
+def _mix(rows: Iterator[Row], *, size: int, seed: list[int]) -> Iterator[Row]:
+    """The rows in random order, drawn from a buffer that is emptied at the end of each epoch.
+
+    The buffer starts small and grows with each draw, so that the first batch need not wait until it is full.
+    """
+    rng = np.random.default_rng(seed)
+    buffer: list[Row] = []
+    target = _FIRST_BUFFER
+
+    def draw() -> Row:
+        chosen = int(rng.integers(len(buffer)))
+        buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
+        return buffer.pop()
+
+    for row in rows:
+        if buffer and buffer[0]["epoch"] != row["epoch"]:
+            while buffer:
+                yield draw()
+        buffer.append(row)
+        if len(buffer) >= min(size, int(target)):
+            target += _BUFFER_GROWTH
+            yield draw()
+    while buffer:
+        yield draw()

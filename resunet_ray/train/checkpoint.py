@@ -1,0 +1,87 @@
+"""What a run needs to go on as if it had never stopped: tensors as safetensors, the rest as JSON, nothing pickled."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+_TENSORS, _STATE = "{}.safetensors", "state.json"
+
+
+@dataclass
+class Progress:
+    """How far a run has come."""
+
+    epoch: int = 0
+    """Epochs done."""
+    step: int = 0
+    """Optimizer steps done."""
+    best: float | None = None
+    """Best monitored score so far."""
+    stale: int = 0
+    """Validations since then."""
+    plateau: dict[str, Any] | None = None
+    """State of the plateau schedule."""
+    history: list[dict[str, float]] | None = None
+    """One row an epoch: what history.csv holds."""
+
+
+def average(ema: nn.Module, network: nn.Module, *, decay: float, step: int) -> None:
+    """One step of the moving average of weights and of normalisation statistics.
+
+    The decay grows from 0.1 with the steps, so that the average forgets its random start.
+    """
+    share = 1 - min(decay, (1 + step) / (10 + step))
+    pairs = list(zip(ema.state_dict().values(), network.state_dict().values(), strict=True))
+    kept, new = zip(*[pair for pair in pairs if pair[0].is_floating_point()], strict=True)
+    torch._foreach_lerp_(list(kept), list(new), share)
+
+
+def save_checkpoint(
+    folder: Path, *, network: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer, progress: Progress
+) -> None:
+    """Writes all of it into a folder."""
+    state = {"network": network.state_dict(), "optimizer": _flatten(optimizer), "random": {"torch": torch.get_rng_state()}}
+    if ema is not None:
+        state["ema"] = ema.state_dict()
+    for name, tensors in state.items():
+        safetensors.torch.save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / _TENSORS.format(name))
+    (folder / _STATE).write_text(json.dumps(vars(progress)))
+
+
+def load_checkpoint(folder: Path, *, network: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer) -> Progress:
+    """Puts the state back where it was saved from, and returns the progress."""
+    network.load_state_dict(_load(folder, "network"))
+    if ema is not None:
+        ema.load_state_dict(_load(folder, "ema"))
+    _unflatten(optimizer, _load(folder, "optimizer"))
+    torch.set_rng_state(_load(folder, "random")["torch"])
+    return Progress(**json.loads((folder / _STATE).read_text()))
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights that were validated: the average where there is one."""
+    name = "ema" if (folder / _TENSORS.format("ema")).exists() else "network"
+    return _load(folder, name)
+
+
+def _load(folder: Path, name: str) -> dict[str, Tensor]:
+    return safetensors.torch.load_file(folder / _TENSORS.format(name))
+
+
+def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The moments of each parameter by its number; the settings are the configuration's."""
+    state = optimizer.state_dict()["state"]
+    return {f"{number}.{name}": torch.as_tensor(value) for number, values in state.items() for name, value in values.items()}
+
+
+def _unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

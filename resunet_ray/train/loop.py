@@ -1,0 +1,295 @@
+"""What each training worker does: restore, then epoch by epoch compute, validate, report."""
+
+import copy
+import itertools
+import logging
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import ray.train
+import ray.train.torch
+import torch
+from torch import Tensor, nn
+
+from resunet_ray.bundle import build_network, load_bundle
+from resunet_ray.config import TrainConfig
+from resunet_ray.data.dataset import Dataset
+from resunet_ray.errors import RunError
+from resunet_ray.model.inference import autocast_dtype
+from resunet_ray.model.losses import Loss, build_loss
+from resunet_ray.model.preprocess import preprocess
+from resunet_ray.train.batches import Batch, epoch_size, modality_weights, stream_batches
+from resunet_ray.train.checkpoint import Progress, average, load_checkpoint, save_checkpoint
+from resunet_ray.train.tracking import Tracker
+from resunet_ray.train.validation import validate
+
+logger = logging.getLogger(__name__)
+
+_LEAST_COSINE = 0.01  # the learning rate at the end of the cosine, as a share of its peak
+
+
+@dataclass
+class Session:
+    """Everything that one worker holds while it trains."""
+
+    config: TrainConfig
+    dataset: Dataset
+    rank: int
+    workers: int
+    device: torch.device
+    dtype: torch.dtype | None
+    network: nn.Module
+    """The bare network, whose state is saved."""
+    parallel: nn.Module
+    """The same for the forward pass: compiled, and averaging gradients over the workers."""
+    ema: nn.Module | None
+    optimizer: torch.optim.Optimizer
+    plateau: torch.optim.lr_scheduler.ReduceLROnPlateau | None
+    loss: Loss
+    progress: Progress
+
+
+def train_worker(settings: dict[str, object]) -> None:
+    """The loop of one Ray Train worker; `settings` holds `config` and `dataset`."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config, dataset = settings["config"], settings["dataset"]
+    assert isinstance(config, TrainConfig), "train() hands it over"
+    assert isinstance(dataset, Dataset), "train() hands it over"
+    context = ray.train.get_context()
+    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    checkpoint = ray.train.get_checkpoint()
+    with checkpoint.as_directory() if checkpoint is not None else nullcontext() as folder:
+        session = build_session(
+            config,
+            dataset,
+            rank=context.get_world_rank(),
+            workers=context.get_world_size(),
+            device=ray.train.torch.get_device(),
+            resume_from=None if folder is None else Path(folder),
+        )
+    weights = modality_weights(dataset, config.balance_modalities)
+    with Tracker(config, epochs=session.progress.epoch) if session.rank == 0 else nullcontext() as tracker:
+        while not _finished(session):
+            start = session.progress.epoch
+            stop = min(start + config.validation_interval - start % config.validation_interval, config.epochs)
+            rows = _train_epochs(session, range(start, stop), weights=weights)
+            scores = _validate(session)
+            _note_scores(session, scores, rows)
+            if tracker is not None:
+                tracker.write(session.progress.history or [], new=len(rows))
+            _report(session, scores)
+
+
+def build_session(
+    config: TrainConfig, dataset: Dataset, *, rank: int, workers: int, device: torch.device, resume_from: Path | None
+) -> Session:
+    """Network, optimizer and progress: new, from another bundle, or from this run's last checkpoint."""
+    torch.manual_seed(config.seed)
+    network = build_network(config.model)
+    if config.init is not None:
+        start_from(network, load_bundle(config.init).network.state_dict())
+    network = network.to(device)
+    ema = copy.deepcopy(network).eval().requires_grad_(requires_grad=False) if config.ema_decay is not None else None
+    optimizer = build_optimizer(network, config)
+    progress = Progress(history=[])
+    if resume_from is not None:
+        progress = load_checkpoint(resume_from, network=network, ema=ema, optimizer=optimizer)
+        logger.info("resumed after epoch %d", progress.epoch)
+    parallel: nn.Module = torch.compile(network) if config.compile else network  # type: ignore[assignment]
+    return Session(
+        config=config,
+        dataset=dataset,
+        rank=rank,
+        workers=workers,
+        device=device,
+        dtype=autocast_dtype(device, config.precision),
+        network=network,
+        parallel=ray.train.torch.prepare_model(parallel, move_to_device=False) if workers > 1 else parallel,
+        ema=ema,
+        optimizer=optimizer,
+        plateau=_build_plateau(optimizer, config, progress),
+        loss=build_loss(config.loss, positive_weight=config.positive_weight),
+        progress=progress,
+    )
+
+
+def start_from(network: nn.Module, weights: dict[str, Tensor]) -> list[str]:
+    """Copies what fits from another network's weights; returns the names of what does not and stays new.
+
+    The first convolutions are fitted to another number of image channels: their mean over the channels, repeated and scaled so
+    that a grey image gives the same activations.
+    """
+    own = network.state_dict()
+    skipped = []
+    for name, tensor in own.items():
+        other = weights.get(name)
+        if other is not None and name.startswith("stem.") and other.ndim == 4 and other.shape[1] != tensor.shape[1]:
+            other = other.sum(dim=1, keepdim=True).expand(-1, tensor.shape[1], -1, -1) / tensor.shape[1]
+        if other is not None and other.shape == tensor.shape:
+            tensor.copy_(other)
+        else:
+            skipped.append(name)
+    if len(skipped) == len(own):
+        raise RunError("no tensor of the bundle given to --init fits this network: expected the same widths")
+    if skipped:
+        logger.info("--init: %d tensors do not fit and start anew: %s", len(skipped), ", ".join(skipped))
+    return skipped
+
+
+def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Adam or AdamW; weight decay spares biases and normalisation."""
+    if config.optimizer == "adam":
+        # Keras's epsilon, which the report's training had.
+        return torch.optim.Adam(network.parameters(), lr=config.learning_rate, eps=1e-7)
+    weights = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate)
+
+
+def _build_plateau(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, progress: Progress
+) -> torch.optim.lr_scheduler.ReduceLROnPlateau | None:
+    if config.schedule != "plateau":
+        return None
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer,
+        mode="min" if config.monitor == "loss" else "max",
+        factor=config.plateau_factor,
+        patience=config.plateau_patience,
+        min_lr=config.min_learning_rate,
+    )
+    if progress.plateau is not None:
+        plateau.load_state_dict(progress.plateau)
+        for group, rate in zip(optimizer.param_groups, plateau.get_last_lr(), strict=True):
+            group["lr"] = rate
+    return plateau
+
+
+def learning_rate(config: TrainConfig, *, step: int, steps_per_epoch: int) -> float:
+    """Warm-up and cosine: the learning rate of a step (Loshchilov and Hutter, 2017, equation 5, without restarts)."""
+    warmup = config.warmup_epochs * steps_per_epoch
+    rising = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    falling = (1 + math.cos(math.pi * step / (config.epochs * steps_per_epoch))) / 2
+    return config.learning_rate * rising * (_LEAST_COSINE + (1 - _LEAST_COSINE) * falling)
+
+
+def _finished(session: Session) -> bool:
+    config, progress = session.config, session.progress
+    patience = config.early_stopping_patience
+    return progress.epoch >= config.epochs or (patience is not None and progress.stale >= patience)
+
+
+def _train_epochs(session: Session, epochs: range, *, weights: np.ndarray | None) -> list[dict[str, float]]:
+    """Trains, and returns one history row an epoch."""
+    config, progress = session.config, session.progress
+    steps = epoch_size(session.dataset, config) // config.batch_size
+    rows = []
+    stream: Iterator[tuple[int, Batch]] = stream_batches(
+        session.dataset, config, epochs=epochs, rank=session.rank, workers=session.workers, weights=weights
+    )
+    start = time.perf_counter()
+    stream = itertools.chain([next(stream)], stream)  # the tasks start
+    wait = time.perf_counter() - start
+    for epoch in epochs:
+        losses = torch.zeros((), device=session.device)
+        session.network.train()
+        for _ in range(steps):
+            of_epoch, (image, mask) = next(stream)
+            assert of_epoch == epoch, f"a crop of epoch {of_epoch} came in epoch {epoch}"
+            if config.schedule == "cosine":
+                _set_learning_rate(session, learning_rate(config, step=progress.step, steps_per_epoch=steps))
+            losses += train_step(session, torch.from_numpy(image), torch.from_numpy(mask))
+        seconds = time.perf_counter() - start
+        start += seconds
+        mean_loss = float(losses) / steps
+        if not math.isfinite(mean_loss):
+            raise RunError(f"the training loss of epoch {epoch + 1} is {mean_loss}: lower --learning-rate or --clip-norm")
+        progress.epoch += 1
+        row = {
+            "epoch": epoch + 1,
+            "learning_rate": session.optimizer.param_groups[0]["lr"],
+            "train_loss": mean_loss,
+            "seconds": round(seconds, 3),
+            "start_seconds": round(wait, 3),
+            "images_per_second": round(steps * config.batch_size / seconds, 3),
+        }
+        rows.append(row)
+        wait = 0.0
+        if session.rank == 0:
+            logger.info("epoch %(epoch)d: loss %(train_loss).4f, %(images_per_second).1f images/s", row)
+    return rows
+
+
+def train_step(session: Session, image: Tensor, mask: Tensor) -> Tensor:
+    """One optimizer step on this worker's share of a batch, uint8 (n, s, s, 3) and (n, s, s); returns its loss, detached."""
+    config, device = session.config, session.device
+    x = preprocess(image.to(device), channels=config.model.in_channels)
+    truth = mask.to(device).float()[:, None]
+    with torch.autocast(device.type, session.dtype or torch.bfloat16, enabled=session.dtype is not None):
+        logits = session.parallel(x)
+    loss = session.loss(logits.float(), truth)
+    session.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if config.clip_norm is not None:
+        nn.utils.clip_grad_norm_(session.network.parameters(), config.clip_norm)
+    session.optimizer.step()
+    if session.ema is not None and config.ema_decay is not None:
+        average(session.ema, session.network, decay=config.ema_decay, step=session.progress.step)
+    session.progress.step += 1
+    return loss.detach()
+
+
+def _set_learning_rate(session: Session, rate: float) -> None:
+    for group in session.optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _validate(session: Session) -> dict[str, float]:
+    network = session.ema or session.network.eval()
+    return validate(
+        network,
+        session.dataset,
+        session.config,
+        loss=session.loss,
+        rank=session.rank,
+        workers=session.workers,
+        device=session.device,
+        dtype=session.dtype,
+    )
+
+
+def _note_scores(session: Session, scores: dict[str, float], rows: list[dict[str, float]]) -> None:
+    """Updates progress: best score, patience, plateau, history."""
+    config, progress = session.config, session.progress
+    score = scores[config.monitor]
+    better = progress.best is None or (score < progress.best if config.monitor == "loss" else score > progress.best)
+    progress.best, progress.stale = (score, 0) if better else (progress.best, progress.stale + 1)
+    if session.plateau is not None:
+        session.plateau.step(score)
+        progress.plateau = session.plateau.state_dict()
+    rows[-1] |= {f"val_{name}": value for name, value in scores.items()}
+    progress.history = [*(progress.history or []), *rows]
+    if session.rank == 0:
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        logger.info("epoch %d of %d: validation %s", progress.epoch, config.epochs, shown)
+
+
+def _report(session: Session, scores: dict[str, float]) -> None:
+    """Hands scores and, from rank 0, the checkpoint to Ray Train; a barrier over the workers."""
+    values = {"epoch": session.progress.epoch, **(session.progress.history or [{}])[-1], **scores}
+    if session.rank != 0:
+        ray.train.report(values)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(
+            Path(folder), network=session.network, ema=session.ema, optimizer=session.optimizer, progress=session.progress
+        )
+        ray.train.report(values, checkpoint=ray.train.Checkpoint.from_directory(folder))

@@ -1,0 +1,100 @@
+"""Validation: every image exactly once over all workers, scored at its own resolution at every threshold at once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.distributed
+from jaxtyping import Float64
+from torch import nn
+
+from resunet_ray.config import TrainConfig
+from resunet_ray.data.dataset import LABELLED, Dataset, Labelled, Span, decode_labelled, labelled_images, plan_once, stream_spans
+from resunet_ray.data.splits import VAL
+from resunet_ray.model import metrics
+from resunet_ray.model.inference import predict
+from resunet_ray.model.losses import Loss
+
+
+@dataclass
+class Tally:
+    """Sums over images, which add up over workers whatever their number."""
+
+    seen: list[int] = field(default_factory=list)
+    """Number of each image within the split."""
+    loss: float = 0.0
+    scores: Float64[np.ndarray, "5 thresholds"] = field(
+        default_factory=lambda: np.zeros((len(metrics.SCORES), len(metrics.THRESHOLDS)))
+    )
+
+    def add(self, other: "Tally") -> None:
+        """Takes another worker's sums in."""
+        self.seen += other.seen
+        self.loss += other.loss
+        self.scores = self.scores + other.scores
+
+    def result(self) -> dict[str, float]:
+        """Mean loss and scores over images, at the threshold with the highest mean F1."""
+        mean = self.scores / len(self.seen)
+        best = int(mean[metrics.SCORES.index("f1")].argmax())
+        found = {name: float(mean[row, best]) for row, name in enumerate(metrics.SCORES)}
+        return {"loss": self.loss / len(self.seen), **found, "threshold": float(metrics.THRESHOLDS[best])}
+
+
+def validate(
+    network: nn.Module,
+    dataset: Dataset,
+    config: TrainConfig,
+    *,
+    loss: Loss,
+    rank: int,
+    workers: int,
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> dict[str, float]:
+    """The validation scores, the same in every worker.
+
+    Args:
+        network: in evaluation mode, on `device`; the same in every worker.
+        dataset: whose validation split is read.
+        config: the run.
+        loss: computed on each whole image.
+        rank: this worker.
+        workers: how many there are; each takes every `workers`-th image.
+        device: where the network is.
+        dtype: of autocast.
+    """
+    tally = Tally()
+    spans = plan_once(dataset, VAL, rank=rank, workers=workers)
+    for sample in _images(dataset, spans):
+        (probability,) = predict(
+            network,
+            [sample.image],
+            config=config.preprocess,
+            channels=config.model.in_channels,
+            device=device,
+            dtype=dtype,
+            batch_size=8 if device.type == "cuda" else 1,
+        )
+        scores = metrics.score_counts(metrics.counts_by_threshold(metrics.histogram(probability, sample.mask)))
+        logits = torch.logit(torch.from_numpy(probability), eps=1e-6)[None, None]
+        truth = torch.from_numpy(sample.mask.copy()).float()[None, None]
+        tally.add(Tally([sample.index], float(loss(logits, truth)), np.stack(list(scores.values()))))
+    if workers > 1:
+        parts: list[Tally | None] = [None] * workers
+        torch.distributed.all_gather_object(parts, tally)
+        tally = Tally()
+        for part in parts:
+            assert part is not None, "all_gather_object fills every place"
+            tally.add(part)
+    assert sorted(tally.seen) == list(range(dataset.splits[VAL])), "a validation image was lost or counted twice"
+    return tally.result()
+
+
+def _images(dataset: Dataset, spans: list[Span]) -> Iterator[Labelled]:
+    if not spans:  # more workers than images
+        return
+    data = stream_spans(dataset, spans, columns=LABELLED, transform=decode_labelled)
+    for block in data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
+        yield from labelled_images(block)

@@ -1,0 +1,146 @@
+"""What the tests share: shapes checked at every call, one local Ray, one S3 server, small generated data, real data if there."""
+
+from jaxtyping import install_import_hook
+
+install_import_hook(
+    [
+        f"resunet_ray.{name}"
+        for name in (
+            "bundle",
+            "evaluate",
+            "data.images",
+            "data.augment",
+            "data.dataset",
+            "data.synthetic",
+            "model",
+            "train.validation",
+        )
+    ],
+    "beartype.beartype",
+)
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+import ray
+from support import REAL_DATA
+
+from resunet_ray.cluster import connect
+from resunet_ray.config import PrepareConfig
+from resunet_ray.data.prepare import prepare
+from resunet_ray.data.synthetic import write_images
+
+S3_KEY, S3_SECRET = "tester", "only-on-loopback"
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A local Ray for the tests that call the package within this process."""
+    connect()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 20 generated pairs with instances and metadata.csv."""
+    folder = tmp_path_factory.mktemp("generated")
+    write_images(str(folder), count=20, height=96, width=112, seed=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset_uri(generated: Path, tmp_path_factory: pytest.TempPathFactory, cluster: None) -> str:
+    """The same, prepared: 12 images for training, 4 for validation, 4 for the test."""
+    uri = str(tmp_path_factory.mktemp("prepared"))
+    prepare(
+        PrepareConfig(
+            input=(str(generated),), output=uri, metadata=str(generated / "metadata.csv"), rows_per_group=3, rows_per_shard=6
+        )
+    )
+    return uri
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The labelled microscopy images beside the checkout."""
+    if not REAL_DATA.exists():
+        pytest.skip(f"no real images at {REAL_DATA}: what they would show is not shown")
+    return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A SeaweedFS server on loopback, in the environment of this process and its children; gives the URI of a new bucket."""
+    folder = tmp_path_factory.mktemp("seaweedfs")
+    ports = dict(zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True))
+    identity = {
+        "name": "tester",
+        "credentials": [{"accessKey": S3_KEY, "secretKey": S3_SECRET}],
+        "actions": ["Admin", "Read", "Write", "List"],
+    }
+    (folder / "identities.json").write_text(json.dumps({"identities": [identity]}))
+    command = [str(Path(sys.executable).parent / "weed"), "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}"]
+    command += ["-s3", f"-s3.config={folder / 'identities.json'}", "-master.volumeSizeLimitMB=64", "-volume.max=20"]
+    for name, port in ports.items():
+        command += [f"-{name}.port={port}", f"-{name}.port.grpc={port + 10000}"]
+    endpoint = f"http://127.0.0.1:{ports['s3']}"
+    variables = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": S3_KEY,
+        "AWS_SECRET_ACCESS_KEY": S3_SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            _wait_for(endpoint, server=server, log=folder / "log")
+            boto3.client("s3").create_bucket(Bucket="lab")
+            yield "s3://lab"
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports below 50000, since each server also takes the one 10000 above."""
+    found: list[int] = []
+    for port in range(20000 + os.getpid() % 20000, 50000):
+        try:
+            for number in (port, port + 10000):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", number))
+        except OSError:
+            continue
+        found.append(port)
+        if len(found) == count:
+            break
+    return found
+
+
+def _wait_for(endpoint: str, *, server: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(120):
+        assert server.poll() is None, f"weed ended: {log.read_text()[-2000:]}"
+        try:
+            urllib.request.urlopen(endpoint, timeout=1)
+        except urllib.error.HTTPError:  # it answers, if only that it wants a signature
+            time.sleep(1)  # the filer behind it comes up a moment later
+            return
+        except OSError:
+            time.sleep(0.5)
+        else:
+            return
+    pytest.fail(f"weed did not answer within a minute: {log.read_text()[-2000:]}")

@@ -1,0 +1,69 @@
+"""A random view is a fair one: image and mask move together, and a seed repeats it."""
+
+import cv2
+import numpy as np
+import pytest
+
+from resunet_ray.config import AugmentConfig
+from resunet_ray.data.augment import augment, crop_at_random
+from resunet_ray.data.synthetic import generate_image
+
+STILL = AugmentConfig(brightness=0, contrast=0, gamma=1, hue_probability=0, blur_probability=0, noise_probability=0)
+
+
+def sample(height: int = 150, width: int = 210) -> tuple[np.ndarray, np.ndarray]:
+    image, labels = generate_image(height, width, modality="fluorescence", num_nuclei=25, rng=np.random.default_rng(8))
+    return image, (labels > 0).astype(np.uint8)
+
+
+def test_mask_and_image_move_together() -> None:
+    """A mask painted into the image comes out of every transformation where the mask does, but for the pixels that interpolation mixes at the border."""
+    _, mask = sample()
+    mask = cv2.GaussianBlur(mask * 255, (0, 0), 3) // 128
+    image = np.repeat(mask[..., None] * np.uint8(255), 3, axis=2)
+    for seed in range(40):
+        moved, moved_mask = augment(image, mask, size=96, config=STILL, rng=np.random.default_rng(seed))
+        moved, within = moved[3:-3, 3:-3], np.s_[3:-3, 3:-3]  # beyond the crop's edge the mask is not known
+        inside = cv2.erode(moved_mask, np.ones((5, 5), np.uint8))[within] == 1
+        outside = cv2.dilate(moved_mask, np.ones((5, 5), np.uint8))[within] == 0
+        assert (moved[inside] == 255).all()
+        assert (moved[outside] == 0).all()
+
+
+def test_a_seed_repeats_the_view_and_another_gives_another() -> None:
+    image, mask = sample()
+    config = AugmentConfig()
+    first, again, other = (augment(image, mask, size=64, config=config, rng=np.random.default_rng(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first[0], again[0])
+    np.testing.assert_array_equal(first[1], again[1])
+    assert (first[0] != other[0]).any()
+
+
+def test_every_setting_changes_something() -> None:
+    image, mask = sample()
+    image[..., 0] //= 2  # colour, so that the hue can turn
+    none = AugmentConfig(
+        flip=False, rotation_probability=0, scale=1, brightness=0, contrast=0, gamma=1,
+        invert_probability=0, hue_probability=0, blur_probability=0, noise_probability=0,
+    )  # fmt: skip
+    base = augment(image, mask, size=400, config=none, rng=np.random.default_rng(0))[0]
+    for change in (
+        {"flip": True}, {"rotation_probability": 1}, {"scale": 2}, {"brightness": 0.4}, {"contrast": 0.5}, {"gamma": 3},
+        {"invert_probability": 1}, {"hue_probability": 1}, {"blur_probability": 1}, {"noise_probability": 1},
+    ):  # fmt: skip
+        config = AugmentConfig(**{**vars(none), **change})
+        changed = [augment(image, mask, size=400, config=config, rng=np.random.default_rng(seed))[0] for seed in range(3)]
+        assert any((view != base).any() for view in changed), change
+
+
+@pytest.mark.parametrize(("height", "width"), [(150, 210), (40, 300), (30, 20)])
+def test_crops_have_the_size_asked_for_whatever_the_image_s(height: int, width: int) -> None:
+    image = np.full((height, width, 3), 7, np.uint8)
+    mask = np.ones((height, width), np.uint8)
+    for cut in (
+        crop_at_random(image, mask, size=64, rng=np.random.default_rng(0)),
+        augment(image, mask, size=64, config=STILL, rng=np.random.default_rng(0)),
+    ):
+        assert cut[0].shape == (64, 64, 3)
+        assert cut[1].shape == (64, 64)
+        assert cut[1].all(), "a small image is continued by its own pixels"

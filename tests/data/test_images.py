@@ -1,0 +1,145 @@
+"""Whatever a microscope's software writes is read right, or refused by name."""
+
+import io
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from resunet_ray.data.images import decode_image, decode_labels, decode_stored, encode_labels, encode_png, is_stored_form
+from resunet_ray.errors import ImageError
+
+RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+GREY = RGB[..., 0]
+
+
+def save(array: np.ndarray, *, format: str, mode: str | None = None, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image = Image.fromarray(array)
+    (image.convert(mode) if mode else image).save(buffer, format=format, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "BMP"])
+def test_rgb_order_survives_every_lossless_format(format: str) -> None:
+    np.testing.assert_array_equal(decode_image(save(RGB, format=format), name="a"), RGB)
+
+
+def test_lossy_formats_keep_the_channels_in_order() -> None:
+    red = np.zeros((32, 48, 3), np.uint8)
+    red[..., 0] = 200
+    for content in (save(red, format="JPEG"), save(red, format="WEBP"), save(red, format="JPEG2000")):
+        assert np.abs(decode_image(content, name="a").reshape(-1, 3).mean(axis=0) - [200, 0, 0]).max() < 8
+
+
+def test_grey_one_bit_and_opaque_alpha_become_rgb() -> None:
+    grey = np.repeat(GREY[..., None], 3, axis=2)
+    np.testing.assert_array_equal(decode_image(save(GREY, format="PNG"), name="a"), grey)
+    np.testing.assert_array_equal(decode_image(save(GREY, format="PNG", mode="LA"), name="a"), grey)
+    np.testing.assert_array_equal(decode_image(save(RGB, format="PNG", mode="RGBA"), name="a"), RGB)
+    black_white = (GREY > 100).astype(np.uint8) * 255
+    np.testing.assert_array_equal(decode_image(save(black_white, format="PNG", mode="1"), name="a")[..., 1], black_white)
+
+
+def test_palette_becomes_its_colours() -> None:
+    few = (RGB // 64) * 64
+    content = save(few, format="PNG", mode="P")
+    expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    np.testing.assert_array_equal(decode_image(content, name="a"), expected)
+
+
+@pytest.mark.parametrize(("bits", "largest"), [(10, 1023), (12, 4095), (14, 16383), (16, 65535)])
+def test_sixteen_bit_grey_is_scaled_by_the_camera_s_depth(bits: int, largest: int) -> None:
+    counts = np.linspace(0, largest, 35).reshape(5, 7).astype(np.uint16)
+    for format in ("PNG", "TIFF"):
+        decoded = decode_image(save(counts, format=format), name="a")
+        np.testing.assert_array_equal(decoded[..., 2], np.rint(counts * (255 / largest)))
+
+
+@pytest.mark.parametrize("ending", [".png", ".tiff"])
+def test_sixteen_bit_colour_keeps_its_order_and_depth(ending: str) -> None:
+    deep = RGB.astype(np.uint16) * 257
+    content = cv2.imencode(ending, deep[..., ::-1])[1].tobytes()
+    np.testing.assert_array_equal(decode_image(content, name="a"), RGB)
+    opaque = np.dstack((deep[..., ::-1], np.full(GREY.shape, 65535, np.uint16)))
+    np.testing.assert_array_equal(decode_image(cv2.imencode(ending, opaque)[1].tobytes(), name="a"), RGB)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF"])
+def test_exif_orientation_turns_the_image_upright(orientation: int, format: str) -> None:
+    smooth = cv2.resize(RGB, (56, 40), interpolation=cv2.INTER_LINEAR)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = save(smooth, format=format, exif=exif)
+    with Image.open(io.BytesIO(content)) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(decode_image(content, name="a"), expected)
+    assert expected.shape[:2] == ((56, 40) if orientation > 4 else (40, 56))
+
+
+def test_what_has_no_single_right_reading_is_refused_by_name() -> None:
+    pages = io.BytesIO()
+    Image.fromarray(RGB).save(pages, format="TIFF", save_all=True, append_images=[Image.fromarray(RGB)])
+    glass = np.dstack((RGB, np.full(GREY.shape, 9, np.uint8)))
+    cases = {
+        "2 pages": pages.getvalue(),
+        "partly transparent": save(glass, format="PNG"),
+        "colour mode CMYK": save(RGB, format="JPEG", mode="CMYK"),
+        "colour mode F": save(GREY.astype(np.float32), format="TIFF"),
+        "is not an image": b"MZ\x90\x00 this program",
+        "is empty": b"",
+    }
+    for reason, content in cases.items():
+        with pytest.raises(ImageError, match=f"^scan-7 .*{reason}"):
+            decode_image(content, name="scan-7")
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "BMP", "WEBP"])
+def test_a_file_that_ends_early_is_damaged_and_not_half_grey(format: str) -> None:
+    big = np.random.default_rng(1).integers(0, 256, (64, 80, 3), dtype=np.uint8)
+    content = save(big, format=format)
+    with pytest.raises(ImageError, match=r"^half.* is (damaged|not an image)"):
+        decode_image(content[: len(content) // 2], name="half")
+
+
+def test_a_bomb_is_refused_by_its_header() -> None:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    def bomb(side: int) -> bytes:
+        header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+    with pytest.raises(ImageError, match="claims 50000 x 50000 pixels: expected at most 268435456|claims more pixels"):
+        decode_image(bomb(50_000), name="bomb")
+    with pytest.raises(ImageError, match="claims 9000 x 9000 pixels: expected at most 1000"):
+        decode_image(bomb(9_000), name="bomb", max_pixels=1000)
+
+
+def test_labels_keep_their_numbers() -> None:
+    labels = np.arange(35, dtype=np.int32).reshape(5, 7) * 1000
+    np.testing.assert_array_equal(decode_labels(encode_labels(labels, name="a"), name="a"), labels)
+    palette = Image.fromarray((labels // 1000).astype(np.uint8), mode=None).convert("P")
+    buffer = io.BytesIO()
+    palette.save(buffer, format="PNG")
+    assert decode_labels(buffer.getvalue(), name="a").max() == 34
+    with pytest.raises(ImageError, match="colour image"):
+        decode_labels(save(RGB, format="PNG"), name="a")
+    with pytest.raises(ImageError, match="65536 instances"):
+        encode_labels(np.full((2, 3), 65536, np.int32), name="a")
+
+
+def test_what_is_stored_as_it_came_reads_the_same_without_checks() -> None:
+    for content in (save(RGB, format="PNG"), save(RGB, format="JPEG")):
+        assert is_stored_form(content)
+        np.testing.assert_array_equal(decode_stored(content), decode_image(content, name="a"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    deep = cv2.imencode(".png", RGB.astype(np.uint16) * 257)[1].tobytes()
+    for content in (save(RGB, format="BMP"), save(RGB, format="JPEG", exif=exif), save(GREY, format="PNG"), deep):
+        assert not is_stored_form(content)
+    np.testing.assert_array_equal(decode_stored(encode_png(RGB)), RGB)

@@ -1,0 +1,146 @@
+"""What prepare writes is what came in, every reject is named, and an unfinished data set is none."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from support import read_picture
+
+from resunet_ray.config import PrepareConfig
+from resunet_ray.data.dataset import open_dataset, plan_once, read_images
+from resunet_ray.data.images import decode_stored, encode_png
+from resunet_ray.data.prepare import prepare
+from resunet_ray.data.splits import split_as_report
+from resunet_ray.errors import ConfigError, InputError
+from resunet_ray.schema import DATASET
+
+
+def read_all(uri: str) -> pd.DataFrame:
+    return pd.concat([pd.read_parquet(path) for path in sorted(Path(uri).glob("*-*.parquet"))], ignore_index=True)
+
+
+def test_shards_hold_every_image_once_with_its_own_pixels(dataset_uri: str, generated: Path) -> None:
+    rows = read_all(dataset_uri)
+    names = sorted(path.stem for path in (generated / "images").iterdir())
+    assert sorted(rows["image_id"]) == names
+    assert dict(zip(rows["image_id"], rows["split"], strict=True)) == split_as_report(names)
+    for row in rows.to_dict("records"):
+        image = read_picture(generated / "images" / f"{row['image_id']}.png")
+        np.testing.assert_array_equal(decode_stored(row["image"]), image[..., ::-1])
+        labels = read_picture(generated / "instances" / f"{row['image_id']}.png")
+        np.testing.assert_array_equal(decode_stored(row["labels"]), labels)
+        np.testing.assert_array_equal(decode_stored(row["mask"]), np.where(labels > 0, 255, 0))
+        assert (row["height"], row["width"], row["mpp"]) == (96, 112, 0.5)
+        assert row["source_uri"].endswith(f"images/{row['image_id']}.png")
+
+
+def test_shards_have_the_schema_and_the_row_groups_that_dataset_json_says(dataset_uri: str) -> None:
+    content = json.loads((Path(dataset_uri) / "dataset.json").read_text())
+    assert content["splits"] == {"test": 4, "train": 12, "val": 4}
+    assert content["mpp"] == 0.5
+    for name, groups in content["shards"].items():
+        file = pq.ParquetFile(Path(dataset_uri) / name)
+        assert file.schema_arrow.equals(DATASET)
+        assert file.schema_arrow.metadata[b"schema_version"] == b"1"
+        assert [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)] == groups
+
+
+def test_the_layout_of_the_source_does_not_matter(generated: Path, dataset_uri: str, tmp_path: Path, cluster: None) -> None:
+    """One mask file a nucleus, zipped, gives the same pixels and instances as the folder of pairs."""
+    archive = tmp_path / "stage1_train.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for path in sorted((generated / "images").iterdir()):
+            packed.write(path, f"{path.stem}/images/{path.name}")
+            labels = read_picture(generated / "instances" / path.name)
+            for number in range(1, labels.max() + 1):
+                mask = encode_png((labels == number).astype(np.uint8) * np.uint8(255))
+                packed.writestr(f"{path.stem}/masks/{number:03d}.png", mask)
+    prepare(PrepareConfig(input=(str(archive),), output=str(tmp_path / "out")))
+    first, other = read_all(dataset_uri), read_all(str(tmp_path / "out"))
+    merged = first.merge(other, on=["image_id", "split"], validate="1:1")
+    assert len(merged) == len(first)
+    for row in merged.to_dict("records"):
+        for column in ("image", "mask", "labels"):
+            np.testing.assert_array_equal(decode_stored(row[f"{column}_x"]), decode_stored(row[f"{column}_y"]))
+
+
+@pytest.fixture
+def damaged(generated: Path, tmp_path: Path) -> Path:
+    """The generated pairs, with one image each that must be rejected, by its reason."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(generated, folder)
+    names = sorted(path.name for path in (folder / "images").iterdir())
+    (folder / "images" / names[0]).write_bytes((folder / "images" / names[0]).read_bytes()[:500])
+    cv2.imwrite(str(folder / "masks" / names[1]), np.zeros((10, 12), np.uint8))
+    cv2.imwrite(str(folder / "masks" / names[2]), np.arange(96 * 112, dtype=np.uint8).reshape(96, 112))
+    (folder / "masks" / names[3]).write_bytes(b"")
+    labels = read_picture(folder / "instances" / names[4])
+    cv2.imwrite(str(folder / "instances" / names[4]), np.where(labels == 1, 0, labels).astype(np.uint16))
+    cv2.imwrite(str(folder / "images" / "copy.bmp"), read_picture(folder / "images" / names[9]))
+    shutil.copy(folder / "masks" / names[9], folder / "masks" / "copy.png")
+    shutil.copy(folder / "images" / names[9], folder / "images" / "alone.png")
+    return folder
+
+
+def test_every_bad_image_is_named_with_its_reason_and_too_many_are_refused(damaged: Path, tmp_path: Path, cluster: None) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(InputError, match=r"7 of 22 images are rejected .* --max-reject-fraction is 0\.0"):
+        prepare(PrepareConfig(input=(str(damaged),), output=str(output)))
+    assert not (output / "dataset.json").exists()
+    with pytest.raises(InputError, match="holds no dataset.json"):
+        open_dataset(str(output))
+
+    done = prepare(PrepareConfig(input=(str(damaged),), output=str(output), max_reject_fraction=0.4))
+    assert (done.images, done.rejected, sum(done.splits.values())) == (15, 7, 15)
+    rejects = pd.read_parquet(output / "rejects.parquet")
+    name = "synthetic-0000{}".format
+    assert dict(zip(rejects["image_id"], rejects["reason"], strict=True)) == {
+        name(0): "unreadable", name(1): "size_differs", name(2): "not_a_mask", name(3): "unreadable_mask",
+        name(4): "labels_differ", name(9): "duplicate", "alone": "no_mask",
+    }  # fmt: skip
+    message = rejects.set_index("image_id")["message"]
+    assert "10 x 12: expected 96 x 112" in message[name(1)]
+    assert message[name(9)].endswith("its pixels equal those of copy")
+    assert sorted(path.name for path in output.iterdir() if path.is_dir()) == [], "nothing but the data set is left"
+
+
+def test_a_finished_data_set_is_never_overwritten(dataset_uri: str, generated: Path) -> None:
+    with pytest.raises(InputError, match="already holds a data set"):
+        prepare(PrepareConfig(input=(str(generated),), output=dataset_uri))
+
+
+def test_groups_and_files_decide_the_split(generated: Path, tmp_path: Path, cluster: None) -> None:
+    metadata = str(generated / "metadata.csv")
+    grouped = PrepareConfig(
+        input=(str(generated),), output=str(tmp_path / "group"), split="group", group_column="modality", metadata=metadata,
+        val_fraction=0.5, test_fraction=0,
+    )  # fmt: skip
+    assert prepare(grouped).splits == {"train": 10, "val": 10}
+    rows = read_all(grouped.output)
+    assert rows.groupby("modality")["split"].nunique().max() == 1
+
+    lists = tmp_path / "split.json"
+    lists.write_text(json.dumps({"train": ["synthetic-00001"], "val": ["synthetic-00002"], "note": "not a split"}))
+    stated = PrepareConfig(input=(str(generated),), output=str(tmp_path / "file"), split="file", split_file=str(lists))
+    assert prepare(stated).splits == {"train": 1, "val": 1}
+    with pytest.raises(ConfigError, match="--split file and --split-file None"):
+        PrepareConfig(input=("a",), output="b", split="file")
+
+
+def test_rows_come_back_as_arrays_whatever_the_share_of_the_work(dataset_uri: str) -> None:
+    """Three workers together read each image once, whatever the row groups."""
+    dataset = open_dataset(dataset_uri)
+    seen = [image for rank in range(3) for image in read_images(dataset, plan_once(dataset, "train", rank=rank, workers=3))]
+    assert sorted(image.index for image in seen) == list(range(12))
+    assert len({image.image_id for image in seen}) == 12
+    for image in seen:
+        assert image.labels is not None
+        assert image.image.shape == (96, 112, 3)
+        np.testing.assert_array_equal(image.mask, image.labels > 0)
+        assert image.modality in ("fluorescence", "stained")

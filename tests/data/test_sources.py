@@ -1,0 +1,90 @@
+"""Every known layout is found, in folders and in archives, and what does not pair up is named."""
+
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from resunet_ray.data.sources import list_sources
+from resunet_ray.errors import InputError
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return folder
+
+
+PAIRS = ("images/a b.png", "images/ü.tif", "masks/a b.png", "masks/ü.png", "instances/ü.png", "images/.DS_Store", "manifest.csv")
+BBBC038 = ("x1/images/x1.png", "x1/masks/n1.png", "x1/masks/n2.png", "x2/images/x2.png", "x2/masks/n1.png")
+
+
+def test_pairs_match_by_name_whatever_the_ending(tmp_path: Path) -> None:
+    first, second = list_sources([str(touch(tmp_path, *PAIRS))])
+    assert (first.image_id, second.image_id) == ("a b", "ü")
+    assert first.image is not None
+    assert first.image.read() == b"images/a b.png"
+    assert first.labels is None
+    assert second.labels is not None
+    assert second.labels.read() == "instances/ü.png".encode()
+
+
+def test_one_folder_an_image_collects_its_nuclei(tmp_path: Path) -> None:
+    first, second = list_sources([str(touch(tmp_path / "stage1_train", *BBBC038))])
+    assert (first.image_id, len(first.masks), first.per_nucleus) == ("x1", 2, True)
+    assert (second.image_id, len(second.masks)) == ("x2", 1)
+
+
+@pytest.mark.parametrize("layout", [PAIRS, BBBC038])
+@pytest.mark.parametrize("ending", ["zip", "tar", "tar.gz"])
+def test_archives_hold_what_the_folder_holds(tmp_path: Path, layout: tuple[str, ...], ending: str) -> None:
+    folder = touch(tmp_path / "in", *layout)
+    archive = tmp_path / f"data.{ending}"
+    if ending == "zip":
+        with zipfile.ZipFile(archive, "w") as packed:
+            for name in layout:
+                packed.write(folder / name, name)
+    else:
+        with tarfile.open(archive, "w:gz" if ending.endswith("gz") else "w") as packed:
+            packed.add(folder, ".")
+    loose, found = list_sources([str(folder)]), list_sources([str(archive)])
+    assert [source.image_id for source in found] == [source.image_id for source in loose]
+    for one, other in zip(loose, found, strict=True):
+        assert [entry.read() for entry in one.masks] == [entry.read() for entry in other.masks]
+        assert one.image is not None
+        assert other.image is not None
+        assert one.image.read() == other.image.read()
+
+
+def test_an_archive_member_s_name_never_becomes_a_path(tmp_path: Path) -> None:
+    archive = tmp_path / "evil.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        packed.writestr("../../images/evil.png", b"image")
+        packed.writestr("../../masks/evil.png", b"mask")
+    (source,) = list_sources([str(archive)])
+    assert source.image is not None
+    assert source.image.read() == b"image"
+    assert sorted(tmp_path.iterdir()) == [archive]
+
+
+def test_what_does_not_pair_up_is_rejected_by_reason(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "a", "images/lonely.png", "masks/ghost.png", "images/two.png", "images/two.jpg", "masks/two.png")
+    other = touch(tmp_path / "b", "images/again.png", "masks/again.png")
+    found = list_sources([str(folder), str(other), str(other)])
+    assert {(source.image_id, source.reason) for source in found} == {
+        ("lonely", "no_mask"), ("ghost", "no_image"), ("two", "ambiguous_name"), ("again", None), ("again", "duplicate_id"),
+    }  # fmt: skip
+
+
+def test_an_input_that_is_not_there_or_holds_no_images_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere is not there"):
+        list_sources([str(tmp_path / "nowhere")])
+    with pytest.raises(InputError, match=r"holds no images: expected images/NAME.png"):
+        list_sources([str(touch(tmp_path, "a.png"))])
+    broken = tmp_path / "broken.zip"
+    broken.write_bytes(b"PK\x03\x04 not a zip")
+    with pytest.raises(InputError, match=r"broken.zip cannot be read as an archive"):
+        list_sources([str(broken)])

@@ -1,0 +1,63 @@
+"""A wrong setting is refused with its name and what was expected; a saved configuration comes back."""
+
+import pytest
+
+from resunet_ray.config import AugmentConfig, ModelConfig, PreprocessConfig, TrainConfig, load_config, report_recipe, save_config
+from resunet_ray.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"batch_size": 9, "workers": 2}, "--batch-size 9 is per step over all workers and does not divide by 2"),
+        (
+            {"batch_size": 4, "workers": 4, "min_workers": 2},
+            "does not divide by 3: expected a multiple of every number of workers",
+        ),
+        ({"workers": 2, "min_workers": 3}, "--min-workers 3: expected 1 to 2"),
+        ({"optimizer": "adam"}, "--weight-decay 0.01 would be ignored by --optimizer adam"),
+        ({"loss": "dice", "positive_weight": 2.0}, "--positive-weight 2.0 would be ignored by --loss dice"),
+        ({"crop": 100}, "--crop 100 and --preprocess.tile 512: expected multiples of 16"),
+        ({"ema_decay": 1.0}, "--ema-decay 1.0: expected a number between 0 and 1"),
+        ({"learning_rate": 0.0}, "--learning-rate 0.0: expected a positive number"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(").replace(".", r"\.")):
+        TrainConfig(data="a", output="b", **fields)  # type: ignore[arg-type]
+
+
+def test_parts_check_themselves() -> None:
+    with pytest.raises(ConfigError, match="leaves nothing of a tile"):
+        PreprocessConfig(tile=64, context=32)
+    with pytest.raises(ConfigError, match="at least two positive numbers"):
+        ModelConfig(widths=(16,))
+
+
+def test_a_saved_configuration_comes_back() -> None:
+    config = TrainConfig(data="a", output="b", augment=AugmentConfig(scale=2.0), model=ModelConfig(widths=(4, 8)))
+    assert load_config(save_config(config), kind=TrainConfig, source="f") == config
+    report = report_recipe(data="a", output="b")
+    assert load_config(save_config(report), kind=TrainConfig, source="f") == report
+
+
+def test_a_saved_configuration_with_an_unknown_or_wrong_field_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"f is not a saved TrainConfig: .*learning_rat: "):
+        load_config('{"data": "a", "output": "b", "learning_rat": 1}', kind=TrainConfig, source="f")
+    with pytest.raises(ConfigError, match=r"epochs: Input should be a valid integer"):
+        load_config('{"data": "a", "output": "b", "epochs": "many"}', kind=TrainConfig, source="f")
+
+
+def test_the_report_s_recipe_is_the_report_s() -> None:
+    """Resize 256, no augmentation, BCE, Adam 1e-4, batch 8, 10 epochs, plateau 0.1/5/1e-7, Keras's batch normalisation."""
+    config = report_recipe(data="a", output="b")
+    assert (config.preprocess.resize, config.augment, config.loss, config.optimizer) == (256, None, "bce", "adam")
+    assert (config.learning_rate, config.batch_size, config.epochs) == (1e-4, 8, 10)
+    assert (config.schedule, config.plateau_factor, config.plateau_patience, config.min_learning_rate) == (
+        "plateau",
+        0.1,
+        5,
+        1e-7,
+    )
+    assert (config.model.norm_momentum, config.model.norm_epsilon) == (0.01, 1e-3)
+    assert (config.monitor, config.ema_decay, config.clip_norm) == ("loss", None, None)

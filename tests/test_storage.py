@@ -1,0 +1,67 @@
+"""Files are seen whole or not at all, on a disk and in object storage, and no credential leaves the environment."""
+
+from pathlib import Path
+
+import pytest
+
+from resunet_ray import storage
+from resunet_ray.errors import ConfigError, InputError, ResourceError
+
+
+@pytest.fixture(params=["disk", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "disk" else f"{request.getfixturevalue('s3')}/{tmp_path.name}"
+
+
+def test_what_is_written_is_read_listed_and_deleted(place: str) -> None:
+    for name in ("a.bin", "deep/er/ü b.bin", "deep/c.tar.gz"):
+        storage.write_bytes(storage.join(place, name), name.encode())
+        assert storage.read_bytes(storage.join(place, name)) == name.encode()
+    assert list(storage.list_files(place)) == [
+        ("a.bin", 5),
+        ("deep/c.tar.gz", 13),
+        ("deep/er/ü b.bin", len("deep/er/ü b.bin".encode())),
+    ]
+    assert storage.is_file(storage.join(place, "a.bin"))
+    assert not storage.is_file(storage.join(place, "deep"))
+    storage.delete(storage.join(place, "deep"))
+    assert [name for name, _ in storage.list_files(place)] == ["a.bin"]
+    storage.check_writable(place)
+    assert [name for name, _ in storage.list_files(place)] == ["a.bin"], "the probe leaves nothing behind"
+
+
+def test_what_is_not_there_is_named(place: str) -> None:
+    with pytest.raises(InputError, match="none.bin is not there"):
+        storage.read_bytes(storage.join(place, "none.bin"))
+    assert not storage.exists(storage.join(place, "none"))
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "a.bin"
+    storage.write_bytes(str(target), b"old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        storage.write_bytes(str(target), b"new")
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_closed_door_is_found_before_the_work(tmp_path: Path, s3: str) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ResourceError, match=r"the output .*file/x cannot be written"):
+        storage.check_writable(str(tmp_path / "file" / "x"))
+    with pytest.raises(ResourceError, match=r"the output s3://no-such-bucket/x cannot be written"):
+        storage.check_writable("s3://no-such-bucket/x")
+
+
+def test_credentials_in_a_uri_are_refused_without_repeating_them() -> None:
+    with pytest.raises(ConfigError, match="carries credentials") as caught:
+        storage.open_filesystem("s3://key:very-secret@bucket/x")
+    assert "very-secret" not in str(caught.value)
+    assert storage.mask_credentials("see s3://key:very-secret@bucket/x") == "see s3://***@bucket/x"
+    with pytest.raises(ConfigError, match="is not understood"):
+        storage.open_filesystem("floppy://a/b")

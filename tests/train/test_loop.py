@@ -1,0 +1,126 @@
+"""The parts of the loop: schedule, moving average, checkpoint, weights from another bundle, batches."""
+
+import copy
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from resunet_ray.bundle import build_network
+from resunet_ray.config import ModelConfig, TrainConfig
+from resunet_ray.data.dataset import open_dataset
+from resunet_ray.errors import RunError
+from resunet_ray.train.batches import modality_weights, stream_batches
+from resunet_ray.train.checkpoint import Progress, average, load_checkpoint, load_weights, save_checkpoint
+from resunet_ray.train.loop import build_optimizer, learning_rate, start_from
+
+SMALL = ModelConfig(widths=(4, 8, 16))
+
+
+def small_config(**fields: object) -> TrainConfig:
+    return TrainConfig(data="d", output="o", **{"model": SMALL, "crop": 64, "batch_size": 4, **fields})  # type: ignore[arg-type]
+
+
+def test_the_learning_rate_rises_then_falls_to_one_percent() -> None:
+    config = small_config(learning_rate=1.0, epochs=10, warmup_epochs=2.0)
+    rates = [learning_rate(config, step=step, steps_per_epoch=5) for step in range(50)]
+    assert rates[0] == pytest.approx(0.1, rel=0.01)
+    assert int(np.argmax(rates)) == 9
+    assert np.all(np.diff(rates[9:]) < 0)
+    assert rates[25] == pytest.approx(0.505)
+    assert rates[-1] == pytest.approx(0.01, abs=0.002)
+
+
+def test_the_average_follows_quickly_at_first_and_slowly_later() -> None:
+    new = build_network(SMALL)
+    for step, share in ((0, 0.9), (10_000, 0.01)):
+        ema = copy.deepcopy(new)
+        with torch.no_grad():
+            for tensor in ema.state_dict().values():
+                tensor.zero_()
+        average(ema, new, decay=0.99, step=step)
+        for name, tensor in new.state_dict().items():
+            if tensor.is_floating_point():
+                torch.testing.assert_close(ema.state_dict()[name], tensor * share)
+
+
+def test_weight_decay_spares_biases_and_normalisation() -> None:
+    decayed, spared = build_optimizer(build_network(SMALL), small_config()).param_groups
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.01, 0.0)
+    assert {p.ndim for p in decayed["params"]} == {4}
+    assert {p.ndim for p in spared["params"]} == {1}
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_a_checkpoint_brings_everything_back(tmp_path: Path, optimizer: str) -> None:
+    """A step after restoring equals the step without the detour, to the last bit."""
+    config = small_config(optimizer=optimizer, weight_decay=0.01 if optimizer == "adamw" else 0.0)
+    x = torch.rand(2, 3, 16, 24)
+
+    def new() -> tuple[torch.nn.Module, torch.nn.Module, torch.optim.Optimizer]:
+        network = build_network(SMALL)
+        return network, copy.deepcopy(network), build_optimizer(network, config)
+
+    def step(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        network(x).square().mean().backward()
+        optimizer.step()
+
+    network, ema, rule = new()
+    step(network, rule)
+    progress = Progress(epoch=3, step=7, best=0.5, stale=1, history=[{"epoch": 3.0}])
+    save_checkpoint(tmp_path, network=network, ema=ema, optimizer=rule, progress=progress)
+    noise = torch.rand(3)
+    other, other_ema, other_rule = new()
+    assert load_checkpoint(tmp_path, network=other, ema=other_ema, optimizer=other_rule) == progress
+    torch.testing.assert_close(torch.rand(3), noise, rtol=0, atol=0)
+    step(network, rule)
+    step(other, other_rule)
+    for one, two in ((network, other), (ema, other_ema)):
+        for name, tensor in one.state_dict().items():
+            torch.testing.assert_close(two.state_dict()[name], tensor, rtol=0, atol=0)
+    torch.testing.assert_close(load_weights(tmp_path), dict(ema.state_dict()))
+    assert not list(tmp_path.glob("*.pt")), "nothing is pickled"
+
+
+def test_other_channels_and_heads_start_from_what_fits() -> None:
+    colour, grey = build_network(SMALL), build_network(ModelConfig(widths=(4, 8, 16), in_channels=1))
+    wide_head = {**colour.state_dict(), "head.weight": torch.zeros(3, 8, 1, 1), "head.bias": torch.zeros(3)}
+    assert start_from(grey, wide_head) == ["head.weight", "head.bias"]
+    grey.head.load_state_dict(colour.head.state_dict())
+    x = torch.rand(1, 1, 16, 24)
+    with torch.inference_mode():
+        torch.testing.assert_close(grey.eval()(x), colour.eval()(x.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-5)
+    with pytest.raises(RunError, match="no tensor of the bundle given to --init fits"):
+        start_from(build_network(ModelConfig(widths=(5, 7))), {"other": torch.zeros(1)})
+
+
+def test_batches_are_whole_repeat_with_the_seed_and_keep_epochs_apart(dataset_uri: str) -> None:
+    dataset = open_dataset(dataset_uri)
+    config = small_config(shuffle_buffer=8)
+
+    def stream(epochs: range) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        batches = stream_batches(dataset, config, epochs=epochs, rank=0, workers=1, weights=None)
+        return [(epoch, image, mask) for epoch, (image, mask) in batches]
+
+    first = stream(range(2, 4))
+    assert [epoch for epoch, *_ in first] == [2, 2, 2, 3, 3, 3]
+    assert all(image.shape == (4, 64, 64, 3) and mask.shape == (4, 64, 64) for _, image, mask in first)
+    assert {int(value) for _, _, mask in first for value in np.unique(mask)} == {0, 1}
+    for (_, image, mask), (_, again, mask_again) in zip(first, stream(range(2, 4)), strict=True):
+        np.testing.assert_array_equal(image, again)
+        np.testing.assert_array_equal(mask, mask_again)
+    crops = Counter(crop.tobytes() for _, image, _ in first for crop in image)
+    assert max(crops.values()) == 1, "no crop comes twice, in one epoch or in two"
+
+
+def test_balancing_draws_rare_modalities_more_often(dataset_uri: str) -> None:
+    dataset = open_dataset(dataset_uri)
+    modality = dataset.read_column("train", "modality").to_numpy()
+    weights = modality_weights(dataset, 1.0)
+    assert weights is not None
+    totals = [weights[modality == name].sum() for name in np.unique(modality)]
+    assert totals == pytest.approx([totals[0]] * len(totals))
+    assert modality_weights(dataset, 0.0) is None

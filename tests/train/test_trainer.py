@@ -1,0 +1,173 @@
+"""A run ends with a bundle that does what it says; killed, it goes on; its scores do not depend on the number of workers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from support import ROOT, SMALL, run_job
+
+from resunet_ray.bundle import load_bundle
+from resunet_ray.config import ModelConfig, TrainConfig
+from resunet_ray.errors import ConfigError, InputError, ResourceError, RunError
+from resunet_ray.train.trainer import Trained, train
+
+
+def config(data: str, output: Path, **fields: Any) -> TrainConfig:
+    small: dict[str, Any] = {
+        "model": ModelConfig(widths=(4, 8, 16)),
+        "crop": 64,
+        "batch_size": 4,
+        "precision": "fp32",
+        "epochs": 4,
+        "validation_interval": 2,
+        "warmup_epochs": 0.0,
+        "learning_rate": 1e-2,
+        "ema_decay": 0.9,
+    }
+    return TrainConfig(data=data, output=str(output), **{**small, **fields})
+
+
+@pytest.fixture(scope="module")
+def run(dataset_uri: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Trained]:
+    """One finished run of one worker, with MLflow."""
+    output = tmp_path_factory.mktemp("run")
+    chosen = config(dataset_uri, output, mlflow=f"sqlite:///{output}/mlflow.db")
+    return chosen, train(chosen)
+
+
+def history(output: str) -> pd.DataFrame:
+    return pd.read_csv(Path(output) / "train" / "history.csv")
+
+
+def test_the_bundle_says_where_it_comes_from_and_how_good_it_is(run: tuple[TrainConfig, Trained]) -> None:
+    chosen, trained = run
+    info = load_bundle(trained.bundle).info
+    rows = history(chosen.output)
+    assert rows["epoch"].tolist() == [1, 2, 3, 4]
+    assert rows["val_f1"].notna().tolist() == [False, True, False, True]
+    assert info.scores["f1"] == pytest.approx(rows["val_f1"].max())
+    best = rows.dropna().sort_values("val_f1").iloc[-1]
+    assert info.instances.threshold == best["val_threshold"]
+    assert info.mpp == 0.5
+    assert info.provenance["epoch"] == best["epoch"]
+    assert info.provenance["config"]["learning_rate"] == 1e-2
+    assert 0 < info.scores["pq"] <= 1
+    assert rows["train_loss"].iloc[-1] < rows["train_loss"].iloc[0]
+    assert trained.images_per_second > 0
+
+
+def test_tensorboard_and_mlflow_hold_the_curves(run: tuple[TrainConfig, Trained]) -> None:
+    from mlflow import MlflowClient
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    chosen, _ = run
+    events = EventAccumulator(str(Path(chosen.output) / "train" / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train_loss")] == [1, 2, 3, 4]
+    assert [event.step for event in events.Scalars("validation/f1")] == [2, 4]
+    client = MlflowClient(tracking_uri=chosen.mlflow)
+    (record,) = client.search_runs(
+        [experiment.experiment_id for experiment in client.search_experiments() if experiment.name == "resunet_ray"]
+    )
+    assert record.data.params["learning_rate"] == "0.01"
+    assert [metric.step for metric in client.get_metric_history(record.info.run_id, "val_f1")] == [2, 4]
+
+
+def test_the_same_command_again_does_nothing_and_other_settings_are_refused(run: tuple[TrainConfig, Trained]) -> None:
+    chosen, trained = run
+    begun = time.perf_counter()
+    assert train(chosen) == trained
+    assert time.perf_counter() - begun < 5
+    with pytest.raises(ConfigError, match=r"holds a run with other settings \(learning_rate was 0.01 and is now 0.02\)"):
+        train(replace(chosen, learning_rate=0.02))
+
+
+def test_two_workers_score_as_one_does(run: tuple[TrainConfig, Trained], dataset_uri: str, tmp_path: Path) -> None:
+    """Two workers that start from a bundle and learn next to nothing give its validation scores to the sixth digit."""
+    _, trained = run
+    still: dict[str, Any] = {"init": trained.bundle, "learning_rate": 1e-12, "epochs": 1, "weight_decay": 0.0, "ema_decay": None}
+    still["model"] = ModelConfig(widths=(4, 8, 16), norm_momentum=1e-9)
+    scores = []
+    for workers in (1, 2):
+        done = train(config(dataset_uri, tmp_path / str(workers), workers=workers, **still))
+        scores.append({name: done.best[name] for name in ("loss", "accuracy", "f1", "jaccard", "recall", "precision", "pq")})
+    assert scores[1] == pytest.approx(scores[0], abs=1e-6)
+    before = load_bundle(trained.bundle).info.scores
+    assert scores[0]["f1"] == pytest.approx(before["f1"], abs=1e-6)
+
+
+def test_killed_and_started_again_it_ends_where_the_uninterrupted_run_ends(
+    run: tuple[TrainConfig, Trained], dataset_uri: str, tmp_path: Path
+) -> None:
+    """SIGKILL to the driver after the first checkpoint; the same command then resumes, in a new Ray."""
+    flags = [*SMALL, "--epochs", "4", "--validation-interval", "2", "--warmup-epochs", "0", "--learning-rate", "1e-2"]
+    flags += ["--ema-decay", "0.9", "--data", dataset_uri, "--output", str(tmp_path)]
+    log = (tmp_path / "log").open("wb")
+    driver = subprocess.Popen([sys.executable, str(ROOT / "jobs" / "train.py"), *flags], stdout=log, stderr=log)
+    written = tmp_path / "train" / "history.csv"
+    for _ in range(600):
+        if written.exists() or driver.poll() is not None:
+            break
+        time.sleep(0.1)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    log.close()
+    assert len(pd.read_csv(written)) == 2, (tmp_path / "log").read_text()
+    code, line, errors = run_job("train", *flags)
+    assert code == 0, errors
+    assert "resumed after epoch 2" in errors or (tmp_path / "train" / "bundle").exists()
+    chosen, trained = run
+    whole, resumed = history(chosen.output), history(str(tmp_path))
+    columns = ["epoch", "train_loss", "val_loss", "val_f1"]
+    pd.testing.assert_frame_equal(whole[columns], resumed[columns], atol=1e-6)
+    assert line["best"]["f1"] == pytest.approx(trained.best["f1"], abs=1e-6)
+
+
+def test_a_worker_that_dies_is_replaced_and_nothing_is_learnt_twice(
+    run: tuple[TrainConfig, Trained], dataset_uri: str, tmp_path: Path
+) -> None:
+    """SIGKILL to the training worker in the middle of the run."""
+    flags = [*SMALL, "--epochs", "4", "--validation-interval", "2", "--warmup-epochs", "0", "--learning-rate", "1e-2"]
+    flags += ["--ema-decay", "0.9", "--data", dataset_uri, "--output", str(tmp_path)]
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        driver = subprocess.Popen([sys.executable, str(ROOT / "jobs" / "train.py"), *flags], stdout=subprocess.PIPE, stderr=file)
+    written = tmp_path / "train" / "history.csv"
+    while not written.exists() and driver.poll() is None:
+        time.sleep(0.05)
+    worker = next(
+        iter({int(part.split("pid=")[1].split(")")[0]) for part in log.read_text().splitlines() if "RayTrainWorker" in part})
+    )
+    os.kill(worker, signal.SIGKILL)
+    output, _ = driver.communicate(timeout=240)
+    assert driver.returncode == 0, log.read_text()
+    chosen, trained = run
+    columns = ["epoch", "train_loss", "val_loss", "val_f1"]
+    pd.testing.assert_frame_equal(history(chosen.output)[columns], history(str(tmp_path))[columns], atol=1e-6)
+    assert json.loads(output.splitlines()[-1])["best"]["f1"] == pytest.approx(trained.best["f1"], abs=1e-6)
+
+
+def test_what_cannot_work_is_refused_before_it_starts(dataset_uri: str, tmp_path: Path, cluster: None) -> None:
+    with pytest.raises(ResourceError, match=r"too small for 500 training workers .* 501 CPUs needed, [0-9.]+ there"):
+        train(config(dataset_uri, tmp_path / "a", workers=500, batch_size=1000))
+    with pytest.raises(ResourceError, match=r"GPUs needed, 0 there"):
+        train(config(dataset_uri, tmp_path / "b", gpu=True))
+    with pytest.raises(InputError, match="holds no dataset.json"):
+        train(config(str(tmp_path), tmp_path / "c"))
+    with pytest.raises(InputError, match="holds no bundle.json"):
+        train(config(dataset_uri, tmp_path / "d", init=str(tmp_path)))
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_its_cause(dataset_uri: str, tmp_path: Path, cluster: None) -> None:
+    with pytest.raises(RunError, match=r"the training loss of epoch \d is (nan|inf): lower --learning-rate"):
+        train(
+            config(dataset_uri, tmp_path, learning_rate=1e30, clip_norm=None, max_failures=0, optimizer="adam", weight_decay=0.0)
+        )

@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -67,9 +68,16 @@ def run_job(name: str, work: Callable[[], dict[str, Any]]) -> None:
         code = int(result.pop("exit_code", 0))
         line = {"job": name, "status": "done" if code == 0 else "failed", **result}
     except ResUNetRayError as error:
+        # From one of Ray's processes it comes wrapped, with a traceback for its text.
+        cause = getattr(error, "cause", error)
         code = error.exit_code
-        line = {"job": name, "status": "failed", "error": type(error).__name__, "message": str(error)}
-        print(f"{name}: {error}", file=sys.stderr)
+        line = {"job": name, "status": "failed", "error": type(cause).__name__, "message": str(cause)}
+        print(f"{name}: {cause}", file=sys.stderr)
+    except Exception as error:  # noqa: BLE001 (whoever waits for the last line gets one, and the traceback with it)
+        code = 1
+        message = storage.mask_credentials(str(error)).strip().splitlines()
+        line = {"job": name, "status": "failed", "error": type(error).__name__, "message": message[-1] if message else ""}
+        traceback.print_exc()
     sys.stderr.flush()
     print(json.dumps(line), flush=True)
     sys.exit(code)

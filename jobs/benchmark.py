@@ -25,7 +25,8 @@ from resunet_ray.config import ModelConfig, PrepareConfig, TrainConfig, load_con
 from resunet_ray.data.dataset import DATASET_FILE, Dataset
 from resunet_ray.data.prepare import prepare
 from resunet_ray.data.synthetic import write_images
-from resunet_ray.train.loop import build_session, train_step
+from resunet_ray.train.loop import train_step
+from resunet_ray.train.session import build_session
 from resunet_ray.train.tracking import HISTORY_FILE, read_history, run_folder
 from resunet_ray.train.trainer import train
 

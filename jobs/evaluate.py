@@ -16,7 +16,7 @@ def _work() -> dict[str, Any]:
     config = read_config(EvaluateConfig, description=__doc__ or "")
     connect()
     result = evaluate(config)
-    history = config.history or storage.join(config.bundle, "..", HISTORY_FILE)
+    history = config.history or storage.join(storage.parent(config.bundle), HISTORY_FILE)
     report = write_report(storage.absolute(config.output), history=history if storage.exists(history) else None)
     return {
         "images": result.images,

@@ -1,7 +1,7 @@
 """The configurations of all jobs, and the only home of their defaults."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -114,6 +114,8 @@ class PreprocessConfig:
 class AugmentConfig:
     """How far training changes an image at random. Every probability is drawn once per crop."""
 
+    enabled: bool = True
+    """Off: a plain random crop."""
     flip: bool = True
     """Mirror, and turn by multiples of 90 degrees."""
     rotation_probability: float = 0.5
@@ -142,6 +144,16 @@ class AugmentConfig:
     """Probability of Gaussian noise."""
     noise: float = 0.05
     """Largest standard deviation of the noise, as a fraction of the range."""
+
+    def __post_init__(self) -> None:
+        set_in_vain = [item.name for item in fields(self) if item.name != "enabled" and getattr(self, item.name) != item.default]
+        _require(
+            self.enabled or not set_in_vain,
+            f"--augment.no-enabled and --augment.{'/'.join(set_in_vain)}: the second would be ignored, give one of them",
+        )
+        _require(
+            self.scale >= 1 and self.gamma > 0, f"--augment.scale {self.scale}, --augment.gamma {self.gamma}: expected 1 or more"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,8 +191,7 @@ class TrainConfig:
     """Bundle whose weights are the start."""
     model: ModelConfig = field(default_factory=ModelConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
-    augment: AugmentConfig | None = field(default_factory=AugmentConfig)
-    """Random changes of the training crops; None: a plain random crop."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     crop: int = 256
     """Side of a training crop, pixels, at native resolution."""
     loss: Literal["bce", "dice", "bce_dice", "focal", "focal_tversky", "tanimoto"] = "bce_dice"
@@ -283,7 +294,7 @@ def report_recipe(*, data: str, output: str) -> TrainConfig:
         output=output,
         model=ModelConfig(norm_momentum=0.01, norm_epsilon=1e-3),
         preprocess=PreprocessConfig(resize=256),
-        augment=None,
+        augment=AugmentConfig(enabled=False),
         loss="bce",
         optimizer="adam",
         learning_rate=1e-4,

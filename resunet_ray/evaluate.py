@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import ray
 from jaxtyping import Float32, UInt8
 
 from resunet_ray import storage
 from resunet_ray.bundle import Bundle, read_bundle_info
 from resunet_ray.config import EvaluateConfig, PreprocessConfig
-from resunet_ray.data.dataset import Labelled, Row, open_dataset
+from resunet_ray.data.dataset import Row, open_dataset
 from resunet_ray.data.images import encode_png
+from resunet_ray.data.labelled import Labelled
+from resunet_ray.data.stream import collect
 from resunet_ray.errors import RunError
 from resunet_ray.model import metrics
 from resunet_ray.model.inference import predict
@@ -68,12 +68,11 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
         predict=_build_predict(config),
         actors=config.actors,
     )
-    scored = pa.concat_tables(ray.get(rows.to_arrow_refs())).cast(SCORES).sort_by("image_id")
+    total = dataset.splits[config.split]
+    scored = collect(rows, total=total, what="images scored").cast(SCORES).sort_by("image_id")
     table = scored.to_pandas()
-    if len(table) != dataset.splits[config.split]:
-        raise RunError(
-            f"{len(table)} images were scored and split {config.split} has {dataset.splits[config.split]}: run it again"
-        )
+    if len(table) != total:
+        raise RunError(f"{len(table)} images were scored and split {config.split} has {total}: run it again")
     result = summarise(table)
     storage.write_table(storage.join(output, SCORES_FILE), scored)
     storage.write_bytes(storage.join(output, "score.csv"), _score_csv(table).encode())

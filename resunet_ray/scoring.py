@@ -12,7 +12,9 @@ from jaxtyping import Float32
 
 from resunet_ray.bundle import Bundle, load_bundle
 from resunet_ray.cluster import MODEL_ENVIRONMENT, count_gpus, require_resources
-from resunet_ray.data.dataset import LABELLED, Dataset, Labelled, Row, decode_labelled, labelled_images, plan_once, stream_spans
+from resunet_ray.data.dataset import Dataset, Row, plan_once
+from resunet_ray.data.labelled import LABELLED, Labelled, decode_labelled, labelled_images
+from resunet_ray.data.stream import stream_spans
 
 Score = Callable[[Bundle, Labelled, Float32[np.ndarray, "h w"]], Row]
 """Bundle, image with its truth, probability → one row."""

@@ -58,6 +58,11 @@ def join(uri: str, *parts: str) -> str:
     return "/".join((uri.rstrip("/"), *parts))
 
 
+def parent(uri: str) -> str:
+    """The location of the folder that holds something."""
+    return absolute(uri).rstrip("/").rsplit("/", 1)[0]
+
+
 def exists(uri: str) -> bool:
     """Whether a file or a folder is there."""
     filesystem, path = open_filesystem(uri)

@@ -11,6 +11,8 @@ install_import_hook(
             "data.images",
             "data.augment",
             "data.dataset",
+            "data.labelled",
+            "data.stream",
             "data.synthetic",
             "model",
             "train.validation",

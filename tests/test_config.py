@@ -30,6 +30,8 @@ def test_a_setting_that_cannot_work_is_refused(fields: dict[str, object], messag
 def test_parts_check_themselves() -> None:
     with pytest.raises(ConfigError, match="leaves nothing of a tile"):
         PreprocessConfig(tile=64, context=32)
+    with pytest.raises(ConfigError, match="--augment.no-enabled and --augment.blur: the second would be ignored"):
+        AugmentConfig(enabled=False, blur=3.0)
     with pytest.raises(ConfigError, match="at least two positive numbers"):
         ModelConfig(widths=(16,))
 
@@ -51,7 +53,7 @@ def test_a_saved_configuration_with_an_unknown_or_wrong_field_is_refused() -> No
 def test_the_report_s_recipe_is_the_report_s() -> None:
     """Resize 256, no augmentation, BCE, Adam 1e-4, batch 8, 10 epochs, plateau 0.1/5/1e-7, Keras's batch normalisation."""
     config = report_recipe(data="a", output="b")
-    assert (config.preprocess.resize, config.augment, config.loss, config.optimizer) == (256, None, "bce", "adam")
+    assert (config.preprocess.resize, config.augment.enabled, config.loss, config.optimizer) == (256, False, "bce", "adam")
     assert (config.learning_rate, config.batch_size, config.epochs) == (1e-4, 8, 10)
     assert (config.schedule, config.plateau_factor, config.plateau_patience, config.min_learning_rate) == (
         "plateau",

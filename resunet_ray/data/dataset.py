@@ -1,32 +1,23 @@
-"""A prepared data set, and its rows as a stream that Ray Data reads and decodes on the CPUs.
+"""A prepared data set, and which of its rows are read in which order.
 
-The order of every epoch is a function of the seed and the epoch alone. Each worker streams its own share of that order, so a
+The order of every epoch is a function of the seed and the epoch alone. Each worker reads its own share of that order, so a
 resumed run sees what the uninterrupted one would have seen, no row is dropped to make shares equal, and none is seen twice.
 """
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray.data
-from jaxtyping import Int32, UInt8
-from ray.data import ExecutionResources
 
 from resunet_ray import storage
-from resunet_ray.data.images import decode_stored
 from resunet_ray.errors import InputError
 
 DATASET_FILE = "dataset.json"
-
-_AHEAD_BYTES = 2**28
-"""Decoded rows that wait in the object store for one reader, bytes: 1,000 crops of 256×256."""
 
 Row = dict[str, Any]
 
@@ -150,109 +141,9 @@ def plan_once(dataset: Dataset, split: str, *, rank: int = 0, workers: int = 1) 
     ]
 
 
-@runtime_checkable
-class Transform(Protocol):
-    """One stored row → the row to give on."""
-
-    def __call__(self, row: Row, *, epoch: int, index: int, draw: int) -> Row:
-        """Transforms a row.
-
-        Args:
-            row: the columns asked for.
-            epoch: of the plan.
-            index: number of the row within the split.
-            draw: 0 where the row is seen for the first time in its span, then 1, 2 …
-        """
-
-
-def stream_spans(
-    dataset: Dataset, spans: list[Span], *, columns: list[str], transform: Transform, num_cpus: float = 1.0
-) -> ray.data.Dataset:
-    """A lazy Ray Data set with one task for each span, in the order of the spans.
-
-    Args:
-        dataset: the data.
-        spans: what to read; at least one.
-        columns: columns to read.
-        transform: applied to each row, in the task that read it.
-        num_cpus: CPUs that Ray sets aside for each task.
-    """
-
-    def read(batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        (number,) = batch["id"]
-        rows = list(_read_span(dataset, spans[number], columns=columns, transform=transform))
-        return {name: [row[name] for row in rows] for name in rows[0]}
-
-    data = ray.data.range(len(spans), override_num_blocks=len(spans)).map_batches(read, batch_size=None, num_cpus=num_cpus)
-    options = data.context.execution_options
-    options.preserve_order = True
-    # Tasks run ahead of a slow reader until this is full: without it, until the whole object store is.
-    options.resource_limits = ExecutionResources(object_store_memory=_AHEAD_BYTES)
-    data.context.enable_progress_bars = False
-    return data
-
-
-def _read_span(dataset: Dataset, span: Span, *, columns: list[str], transform: Transform) -> Iterator[Row]:
+def read_span(dataset: Dataset, span: Span, *, columns: list[str]) -> Iterator[tuple[int, Row]]:
+    """The wanted rows, in the order of the plan, each with its number within the row group."""
     filesystem, path = storage.open_filesystem(storage.join(dataset.uri, span.shard))
     with filesystem.open_input_file(path) as file:
         rows = pq.ParquetFile(file).read_row_group(span.row_group, columns=columns).to_pylist()
-    draws: Counter[int] = Counter()
-    for number in span.wanted:
-        yield transform(rows[number], epoch=span.epoch, index=span.first + number, draw=draws[number])
-        draws[number] += 1
-
-
-LABELLED = ["image_id", "modality", "image", "mask", "labels"]
-
-
-def decode_labelled(row: Row, *, epoch: int, index: int, draw: int) -> Row:  # noqa: ARG001 (a Transform)
-    """A `Transform`: image, mask and labels as raw bytes, since arrays of differing shapes have no stable Arrow type."""
-    cv2.setNumThreads(1)  # Ray runs one task on each CPU
-    image = decode_stored(row["image"])
-    labels = decode_stored(row["labels"]).astype(np.int32).tobytes() if row["labels"] is not None else b""
-    return {
-        "index": index,
-        "image_id": row["image_id"],
-        "modality": row["modality"] or "",
-        "height": image.shape[0],
-        "width": image.shape[1],
-        "image": image.tobytes(),
-        "mask": (decode_stored(row["mask"]) // 255).tobytes(),
-        "labels": labels,
-    }
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """One image and its truth, in memory."""
-
-    index: int
-    """Its number within the split."""
-    image_id: str
-    modality: str | None
-    image: UInt8[np.ndarray, "h w 3"]
-    mask: UInt8[np.ndarray, "h w"]
-    """0 or 1."""
-    labels: Int32[np.ndarray, "h w"] | None
-
-
-def labelled_images(block: dict[str, Any]) -> Iterator[Labelled]:
-    """The images of a block of rows that `decode_labelled` made."""
-    for number, index in enumerate(block["index"]):
-        shape = int(block["height"][number]), int(block["width"][number])
-        labels = block["labels"][number]
-        yield Labelled(
-            index=int(index),
-            image_id=str(block["image_id"][number]),
-            modality=str(block["modality"][number]) or None,
-            image=np.frombuffer(block["image"][number], np.uint8).reshape(*shape, 3),
-            mask=np.frombuffer(block["mask"][number], np.uint8).reshape(shape),
-            labels=np.frombuffer(labels, np.int32).reshape(shape) if labels else None,
-        )
-
-
-def read_images(dataset: Dataset, spans: list[Span]) -> Iterator[Labelled]:
-    """The images of some spans, read here and now, without Ray."""
-    for span in spans:
-        for row in _read_span(dataset, span, columns=LABELLED, transform=decode_labelled):
-            yield from labelled_images({name: [value] for name, value in row.items()})
+    yield from ((number, rows[number]) for number in span.wanted)

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import ray.data
-from jaxtyping import Int32, UInt8
 
 from resunet_ray import storage
 from resunet_ray.config import PrepareConfig
-from resunet_ray.data import images, splits
+from resunet_ray.data import splits
+from resunet_ray.data.check import check_source
 from resunet_ray.data.dataset import DATASET_FILE
 from resunet_ray.data.sources import Source, list_sources
-from resunet_ray.errors import ImageError, InputError
+from resunet_ray.data.stream import run_tasks
+from resunet_ray.errors import InputError
 from resunet_ray.schema import DATASET, REJECTS
 
 logger = logging.getLogger(__name__)
@@ -50,14 +50,6 @@ class Prepared:
     rejected: int
     splits: dict[str, int]
     reasons: dict[str, int]
-
-
-class _RejectedError(Exception):
-    """A labelled image that cannot be used, with the word that rejects.parquet gives as the reason."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 def prepare(config: PrepareConfig) -> Prepared:
@@ -112,8 +104,7 @@ def _check_all(
     """Decodes every image on the cluster; what can be read waits in `staging`, one file a task."""
     tasks = [sources[start : start + _IMAGES_PER_TASK] for start in range(0, len(sources), _IMAGES_PER_TASK)]
 
-    def check_task(batch: dict[str, np.ndarray]) -> pa.Table:
-        (number,) = batch["id"]
+    def check_task(number: int) -> pa.Table:
         rows = [
             check_source(source, max_pixels=config.max_pixels, known=metadata.get(source.image_id, {}))
             for source in tasks[number]
@@ -123,95 +114,9 @@ def _check_all(
         light = table.drop_columns(["image", "mask", "labels"])
         return light.append_column("task", pa.array([number] * len(light), pa.int64()))
 
-    found = ray.data.range(len(tasks), override_num_blocks=len(tasks)).map_batches(check_task, batch_size=None)
-    frame = pd.DataFrame(found.to_pandas())
+    frame: pd.DataFrame = run_tasks(check_task, count=len(tasks), total=len(sources), what="images checked").to_pandas()
     frame["position"] = frame.groupby("task").cumcount()
     return frame.sort_values(["task", "position"], ignore_index=True)
-
-
-def check_source(source: Source, *, max_pixels: int, known: Mapping[str, Any]) -> dict[str, Any]:
-    """The data set's row of one labelled image, or a row with `reason` and `message` and no pixels."""
-    row: dict[str, Any] = {"image_id": source.image_id, "source_uri": source.name}
-    try:
-        if source.reason is not None:
-            raise _RejectedError(source.reason, f"{source.name}: {_UNREAD[source.reason]}")
-        row |= _read_pair(source, max_pixels=max_pixels)
-    except _RejectedError as rejection:
-        return row | {"reason": rejection.reason, "message": str(rejection)}
-    mpp, modality = known.get("mpp"), known.get("modality")
-    return row | {"mpp": None if pd.isna(mpp) else float(mpp), "modality": None if pd.isna(modality) else str(modality)}
-
-
-_UNREAD = {
-    "duplicate_id": "another image of the input has the same name, and only one can keep it",
-    "no_mask": "no file of the same name in masks/, labels/ or instances/ beside it",
-    "no_image": "no file of the same name in images/ beside it",
-    "ambiguous_name": "several files of one folder have this name and differ in their ending only",
-}
-
-
-def _read_pair(source: Source, *, max_pixels: int) -> dict[str, Any]:
-    assert source.image is not None, f"{source.name} was listed without an image"
-    try:
-        content = source.image.read()
-        image = images.decode_image(content, name=source.image.name, max_pixels=max_pixels)
-    except InputError as error:
-        raise _RejectedError("unreadable", str(error)) from None
-    mask, labels = _read_truth(source, shape=image.shape[:2], max_pixels=max_pixels)
-    digest = hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
-    return {
-        "image": content if images.is_stored_form(content) else images.encode_png(image),
-        "mask": images.encode_png(mask * np.uint8(255)),
-        "labels": None if labels is None else images.encode_labels(labels, name=source.name),
-        "height": image.shape[0],
-        "width": image.shape[1],
-        "digest": digest,
-    }
-
-
-def _read_truth(
-    source: Source, *, shape: tuple[int, int], max_pixels: int
-) -> tuple[UInt8[np.ndarray, "h w"], Int32[np.ndarray, "h w"] | None]:
-    """The mask, 0 or 1, and the instances where they are known."""
-
-    def read(entry: Any) -> Int32[np.ndarray, "h w"]:
-        try:
-            values = images.decode_labels(entry.read(), name=entry.name, max_pixels=max_pixels)
-        except ImageError as error:
-            raise _RejectedError("unreadable_mask", str(error)) from None
-        except InputError as error:
-            raise _RejectedError("unreadable_mask", str(error)) from None
-        if values.shape != shape:
-            raise _RejectedError(
-                "size_differs",
-                f"{entry.name} is {values.shape[0]} x {values.shape[1]}: expected {shape[0]} x {shape[1]}, as its image",
-            )
-        return values
-
-    if source.per_nucleus:
-        labels = np.zeros(shape, np.int32)
-        for number, entry in enumerate(source.masks, start=1):
-            labels[(_to_mask(read(entry), name=entry.name) == 1) & (labels == 0)] = number
-        return (labels > 0).astype(np.uint8), labels
-    known = read(source.labels) if source.labels else None
-    if not source.masks:
-        assert known is not None, f"{source.name} was listed without truth"
-        return (known > 0).astype(np.uint8), known
-    mask = _to_mask(read(source.masks[0]), name=source.masks[0].name)
-    if known is not None and (differing := int(((known > 0) != (mask > 0)).sum())):
-        raise _RejectedError("labels_differ", f"{source.name}: mask and instances disagree on {differing} pixels: expected none")
-    return mask, known
-
-
-def _to_mask(values: Int32[np.ndarray, "h w"], *, name: str) -> UInt8[np.ndarray, "h w"]:
-    levels = np.unique(values)
-    if len(levels) > 2 or (len(levels) == 2 and levels[0] != 0):
-        raise _RejectedError(
-            "not_a_mask",
-            f"{name} holds {len(levels)} distinct values from {levels[0]} to {levels[-1]}: expected 0 and one other; "
-            "numbers of instances belong in instances/",
-        )
-    return (values > 0).astype(np.uint8)
 
 
 def _reject_duplicates(checked: pd.DataFrame) -> pd.DataFrame:
@@ -273,8 +178,8 @@ def _write_shards(accepted: pd.DataFrame, *, config: PrepareConfig, staging: str
             part = rows.iloc[start : start + config.rows_per_shard]
             plan.append((f"{split}-{number:05d}.parquet", str(split), part[["task", "position"]].to_numpy()))
 
-    def write_shard(batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        name, split, rows = plan[int(batch["id"][0])]
+    def write_shard(number: int) -> pa.Table:
+        name, split, rows = plan[number]
         parts = []
         for task in np.unique(rows[:, 0]):
             table = storage.read_table(storage.join(staging, f"{task:06d}.parquet"))
@@ -282,9 +187,9 @@ def _write_shards(accepted: pd.DataFrame, *, config: PrepareConfig, staging: str
         table = pa.concat_tables(parts)
         table = table.append_column("split", pa.array([split] * len(table))).select(DATASET.names).cast(DATASET)
         storage.write_table(storage.join(config.output, name), table, rows_per_group=config.rows_per_group)
-        return {"name": [name], "rows": [len(table)]}
+        return pa.table({"name": [name], "rows": [len(table)]})
 
-    written = ray.data.range(len(plan), override_num_blocks=len(plan)).map_batches(write_shard, batch_size=None).take_all()
+    written = run_tasks(write_shard, count=len(plan), total=len(plan), what="shards written").to_pylist()
     size = config.rows_per_group
     return {
         row["name"]: [min(size, int(row["rows"]) - start) for start in range(0, int(row["rows"]), size)]

@@ -9,9 +9,10 @@ import ray.data
 
 from resunet_ray.config import TrainConfig
 from resunet_ray.data.augment import augment, crop_at_random
-from resunet_ray.data.dataset import Dataset, Row, plan_epoch, stream_spans
+from resunet_ray.data.dataset import Dataset, Row, plan_epoch
 from resunet_ray.data.images import decode_stored
 from resunet_ray.data.splits import TRAIN
+from resunet_ray.data.stream import stream_spans
 
 _FIRST_BUFFER = 64.0  # crops to wait for before the first is drawn
 _BUFFER_GROWTH = 0.5  # crops that the buffer gains with each draw
@@ -84,7 +85,7 @@ class Crop:
                 np.uint8
             )
         rng = np.random.default_rng([self.seed, epoch, index, draw])
-        if self.config is None:
+        if not self.config.enabled:
             image, mask = crop_at_random(image, mask, size=self.size, rng=rng)
         else:
             image, mask = augment(image, mask, size=self.size, config=self.config, rng=rng)

@@ -5,8 +5,10 @@ import pyarrow as pa
 from jaxtyping import Float32
 
 from resunet_ray.bundle import Bundle
-from resunet_ray.data.dataset import Dataset, Labelled, Row
+from resunet_ray.data.dataset import Dataset, Row
+from resunet_ray.data.labelled import Labelled
 from resunet_ray.data.splits import VAL
+from resunet_ray.data.stream import collect
 from resunet_ray.model.instances import label_components, threshold_mask
 from resunet_ray.model.matching import count_overlaps, score_instances
 from resunet_ray.scoring import score_split
@@ -20,10 +22,10 @@ def choose_min_area(bundle: str, dataset: Dataset) -> tuple[int | None, float]:
 
     None where the data set knows no instances.
     """
-    rows = score_split(
-        dataset, VAL, bundle=bundle, score=_score_areas, schema=pa.schema([("pq", pa.list_(pa.float64()))]), predict=_predict
-    ).to_pandas()
-    known = [quality for quality in rows["pq"] if quality is not None]
+    schema = pa.schema([("pq", pa.list_(pa.float64()))])
+    rows = score_split(dataset, VAL, bundle=bundle, score=_score_areas, schema=schema, predict=_predict)
+    scored = collect(rows, total=dataset.splits[VAL], what="validation images matched")
+    known = [quality for quality in scored["pq"].to_pylist() if quality is not None]
     if not known:
         return None, float("nan")
     mean = np.mean(np.stack(known), axis=0)

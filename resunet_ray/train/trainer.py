@@ -16,7 +16,8 @@ from resunet_ray import storage
 from resunet_ray.bundle import BUNDLE_FILE, Bundle, BundleInfo, read_bundle_info, save_bundle, versions
 from resunet_ray.cluster import MODEL_ENVIRONMENT, count_gpus, require_resources
 from resunet_ray.config import InstanceConfig, PrepareConfig, TrainConfig, load_config
-from resunet_ray.data.dataset import DATASET_FILE, Dataset, open_dataset, plan_once, read_images
+from resunet_ray.data.dataset import DATASET_FILE, Dataset, open_dataset, plan_once
+from resunet_ray.data.labelled import read_images
 from resunet_ray.data.prepare import prepare
 from resunet_ray.data.splits import TRAIN, VAL
 from resunet_ray.errors import ConfigError, RunError
@@ -123,8 +124,8 @@ def _require_same_run(config: TrainConfig, dataset: Dataset) -> None:
 
 def _require_cluster(config: TrainConfig) -> None:
     workers = config.min_workers or config.workers
-    share = config.batch_size // config.workers
-    gib = workers * (share * config.crop**2 * _BYTES_PER_PIXEL + config.shuffle_buffer * config.crop**2 * 4) / 2**30
+    pixels = (config.preprocess.resize or config.crop) ** 2
+    gib = (config.batch_size * pixels * _BYTES_PER_PIXEL + workers * config.shuffle_buffer * pixels * 4) / 2**30
     require_resources(
         what=f"{workers} training workers of {config.cpus_per_worker} CPUs, with one CPU left for Ray Data",
         num_cpus=workers * config.cpus_per_worker + 1,

@@ -10,8 +10,10 @@ from jaxtyping import Float64
 from torch import nn
 
 from resunet_ray.config import TrainConfig
-from resunet_ray.data.dataset import LABELLED, Dataset, Labelled, Span, decode_labelled, labelled_images, plan_once, stream_spans
+from resunet_ray.data.dataset import Dataset, Span, plan_once
+from resunet_ray.data.labelled import LABELLED, Labelled, decode_labelled, labelled_images
 from resunet_ray.data.splits import VAL
+from resunet_ray.data.stream import stream_spans
 from resunet_ray.model import metrics
 from resunet_ray.model.inference import predict
 from resunet_ray.model.losses import Loss

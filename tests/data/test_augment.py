@@ -17,7 +17,7 @@ def sample(height: int = 150, width: int = 210) -> tuple[np.ndarray, np.ndarray]
 
 
 def test_mask_and_image_move_together() -> None:
-    """A mask painted into the image comes out of every transformation where the mask does, but for the pixels that interpolation mixes at the border."""
+    """A mask painted into the image comes out where the mask does, but for the pixels that interpolation mixes."""
     _, mask = sample()
     mask = cv2.GaussianBlur(mask * 255, (0, 0), 3) // 128
     image = np.repeat(mask[..., None] * np.uint8(255), 3, axis=2)

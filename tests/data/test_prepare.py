@@ -13,8 +13,9 @@ import pytest
 from support import read_picture
 
 from resunet_ray.config import PrepareConfig
-from resunet_ray.data.dataset import open_dataset, plan_once, read_images
+from resunet_ray.data.dataset import open_dataset, plan_once
 from resunet_ray.data.images import decode_stored, encode_png
+from resunet_ray.data.labelled import read_images
 from resunet_ray.data.prepare import prepare
 from resunet_ray.data.splits import split_as_report
 from resunet_ray.errors import ConfigError, InputError

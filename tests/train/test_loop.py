@@ -14,7 +14,8 @@ from resunet_ray.data.dataset import open_dataset
 from resunet_ray.errors import RunError
 from resunet_ray.train.batches import modality_weights, stream_batches
 from resunet_ray.train.checkpoint import Progress, average, load_checkpoint, load_weights, save_checkpoint
-from resunet_ray.train.loop import build_optimizer, learning_rate, start_from
+from resunet_ray.train.loop import learning_rate
+from resunet_ray.train.session import build_optimizer, start_from
 
 SMALL = ModelConfig(widths=(4, 8, 16))
 

@@ -1,0 +1,109 @@
+"""Rows as a stream: Ray Data's tasks read and transform them on the CPUs, ahead of whoever consumes them."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+from ray.data import ExecutionResources
+
+from resunet_ray.data.dataset import Dataset, Row, Span, read_span
+
+logger = logging.getLogger(__name__)
+
+_AHEAD_BYTES = 2**28
+"""Decoded rows that wait in the object store for one reader, bytes: 1,000 crops of 256×256."""
+
+_PROGRESS_SECONDS = 5
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """One stored row → the row to give on."""
+
+    def __call__(self, row: Row, *, epoch: int, index: int, draw: int) -> Row:
+        """Transforms a row.
+
+        Args:
+            row: the columns asked for.
+            epoch: of the plan.
+            index: number of the row within the split.
+            draw: 0 where the row is seen for the first time in its span, then 1, 2 …
+        """
+
+
+def stream_spans(
+    dataset: Dataset, spans: list[Span], *, columns: list[str], transform: Transform, num_cpus: float = 1.0
+) -> ray.data.Dataset:
+    """A lazy Ray Data set with one task for each span, in the order of the spans.
+
+    Args:
+        dataset: the data.
+        spans: what to read; at least one.
+        columns: columns to read.
+        transform: applied to each row, in the task that read it.
+        num_cpus: CPUs that Ray sets aside for each task.
+    """
+
+    def read(number: int) -> dict[str, list[Any]]:
+        rows = list(transform_span(dataset, spans[number], columns=columns, transform=transform))
+        return {name: [row[name] for row in rows] for name in rows[0]}
+
+    data = _map_numbers(read, len(spans), num_cpus=num_cpus)
+    options = data.context.execution_options
+    options.preserve_order = True
+    # Tasks run ahead of a slow reader until this is full: without it, until the whole object store is.
+    options.resource_limits = ExecutionResources(object_store_memory=_AHEAD_BYTES)
+    return data
+
+
+def run_tasks(task: Callable[[int], pa.Table], *, count: int, total: int, what: str) -> pa.Table:
+    """Runs a function on the numbers 0 … `count` − 1 on the cluster's CPUs and puts the rows together, in no order.
+
+    Args:
+        task: number → rows.
+        count: how many.
+        total: rows to expect in all, for the log.
+        what: they are, for the log.
+    """
+    return collect(_map_numbers(task, count, num_cpus=1.0), total=total, what=what)
+
+
+def _map_numbers(task: Callable[[int], Any], count: int, *, num_cpus: float) -> ray.data.Dataset:
+    def call(batch: dict[str, np.ndarray]) -> Any:
+        (number,) = batch["id"]
+        return task(int(number))
+
+    data = ray.data.range(count, override_num_blocks=count).map_batches(call, batch_size=None, num_cpus=num_cpus)
+    data.context.enable_progress_bars = False
+    return data
+
+
+def collect(data: ray.data.Dataset, *, total: int, what: str) -> pa.Table:
+    """All rows of a lazy Ray Data set; how far it has come is logged every few seconds.
+
+    Args:
+        data: whose rows fit into this process.
+        total: rows to expect.
+        what: they are, for the log.
+    """
+    parts, done, shown = [], 0, time.monotonic()
+    for part in data.iter_batches(batch_size=None, batch_format="pyarrow"):
+        parts.append(part)
+        done += len(part)
+        if time.monotonic() - shown > _PROGRESS_SECONDS or done == total:
+            shown = time.monotonic()
+            logger.info("%d of %d %s", done, total, what)
+    return pa.concat_tables(parts)
+
+
+def transform_span(dataset: Dataset, span: Span, *, columns: list[str], transform: Transform) -> Iterator[Row]:
+    """The rows of one span, read and transformed here and now, without Ray."""
+    draws: Counter[int] = Counter()
+    for number, row in read_span(dataset, span, columns=columns):
+        yield transform(row, epoch=span.epoch, index=span.first + number, draw=draws[number])
+        draws[number] += 1

@@ -1,0 +1,127 @@
+"""What one worker holds while it trains: new, from another bundle, or from the run's last checkpoint."""
+
+import copy
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray.train.torch
+import torch
+from torch import Tensor, nn
+
+from resunet_ray.bundle import build_network, load_bundle
+from resunet_ray.config import TrainConfig
+from resunet_ray.data.dataset import Dataset
+from resunet_ray.errors import RunError
+from resunet_ray.model.inference import autocast_dtype
+from resunet_ray.model.losses import Loss, build_loss
+from resunet_ray.train.checkpoint import Progress, load_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Session:
+    """Everything that one worker holds while it trains."""
+
+    config: TrainConfig
+    dataset: Dataset
+    rank: int
+    workers: int
+    device: torch.device
+    dtype: torch.dtype | None
+    network: nn.Module
+    """The bare network, whose state is saved."""
+    parallel: nn.Module
+    """The same for the forward pass: compiled, and averaging gradients over the workers."""
+    ema: nn.Module | None
+    optimizer: torch.optim.Optimizer
+    plateau: torch.optim.lr_scheduler.ReduceLROnPlateau | None
+    loss: Loss
+    progress: Progress
+
+
+def build_session(
+    config: TrainConfig, dataset: Dataset, *, rank: int, workers: int, device: torch.device, resume_from: Path | None
+) -> Session:
+    """Network, optimizer and progress: new, from another bundle, or from this run's last checkpoint."""
+    torch.manual_seed(config.seed)
+    network = build_network(config.model)
+    if config.init is not None:
+        start_from(network, load_bundle(config.init).network.state_dict())
+    network = network.to(device)
+    ema = copy.deepcopy(network).eval().requires_grad_(requires_grad=False) if config.ema_decay is not None else None
+    optimizer = build_optimizer(network, config)
+    progress = Progress(history=[])
+    if resume_from is not None:
+        progress = load_checkpoint(resume_from, network=network, ema=ema, optimizer=optimizer)
+        logger.info("resumed after epoch %d", progress.epoch)
+    parallel: nn.Module = torch.compile(network) if config.compile else network  # type: ignore[assignment]
+    return Session(
+        config=config,
+        dataset=dataset,
+        rank=rank,
+        workers=workers,
+        device=device,
+        dtype=autocast_dtype(device, config.precision),
+        network=network,
+        parallel=ray.train.torch.prepare_model(parallel, move_to_device=False) if workers > 1 else parallel,
+        ema=ema,
+        optimizer=optimizer,
+        plateau=_build_plateau(optimizer, config, progress),
+        loss=build_loss(config.loss, positive_weight=config.positive_weight),
+        progress=progress,
+    )
+
+
+def start_from(network: nn.Module, weights: dict[str, Tensor]) -> list[str]:
+    """Copies what fits from another network's weights; returns the names of what does not and stays new.
+
+    The first convolutions are fitted to another number of image channels: their mean over the channels, repeated and scaled so
+    that a grey image gives the same activations.
+    """
+    own = network.state_dict()
+    skipped = []
+    for name, tensor in own.items():
+        other = weights.get(name)
+        if other is not None and name.startswith("stem.") and other.ndim == 4 and other.shape[1] != tensor.shape[1]:
+            other = other.sum(dim=1, keepdim=True).expand(-1, tensor.shape[1], -1, -1) / tensor.shape[1]
+        if other is not None and other.shape == tensor.shape:
+            tensor.copy_(other)
+        else:
+            skipped.append(name)
+    if len(skipped) == len(own):
+        raise RunError("no tensor of the bundle given to --init fits this network: expected the same widths")
+    if skipped:
+        logger.info("--init: %d tensors do not fit and start anew: %s", len(skipped), ", ".join(skipped))
+    return skipped
+
+
+def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Adam or AdamW; weight decay spares biases and normalisation."""
+    if config.optimizer == "adam":
+        # Keras's epsilon, which the report's training had.
+        return torch.optim.Adam(network.parameters(), lr=config.learning_rate, eps=1e-7)
+    weights = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate)
+
+
+def _build_plateau(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, progress: Progress
+) -> torch.optim.lr_scheduler.ReduceLROnPlateau | None:
+    if config.schedule != "plateau":
+        return None
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer,
+        mode="min" if config.monitor == "loss" else "max",
+        factor=config.plateau_factor,
+        patience=config.plateau_patience,
+        min_lr=config.min_learning_rate,
+    )
+    if progress.plateau is not None:
+        plateau.load_state_dict(progress.plateau)
+        for group, rate in zip(optimizer.param_groups, plateau.get_last_lr(), strict=True):
+            group["lr"] = rate
+    return plateau

@@ -101,6 +101,7 @@ def _draw_curves(history: pd.DataFrame) -> str:
         axis.legend(fontsize=8, frameon=False)
     for axis in figure.axes:
         axis.set_xlabel("epoch", fontsize=8)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     return _to_svg(figure)

@@ -36,9 +36,7 @@ class Transform(Protocol):
         """
 
 
-def stream_spans(
-    dataset: Dataset, spans: list[Span], *, columns: list[str], transform: Transform, num_cpus: float = 1.0
-) -> ray.data.Dataset:
+def stream_spans(dataset: Dataset, spans: list[Span], *, columns: list[str], transform: Transform) -> ray.data.Dataset:
     """A lazy Ray Data set with one task for each span, in the order of the spans.
 
     Args:
@@ -46,14 +44,13 @@ def stream_spans(
         spans: what to read; at least one.
         columns: columns to read.
         transform: applied to each row, in the task that read it.
-        num_cpus: CPUs that Ray sets aside for each task.
     """
 
     def read(number: int) -> dict[str, list[Any]]:
         rows = list(transform_span(dataset, spans[number], columns=columns, transform=transform))
         return {name: [row[name] for row in rows] for name in rows[0]}
 
-    data = _map_numbers(read, len(spans), num_cpus=num_cpus)
+    data = _map_numbers(read, len(spans))
     options = data.context.execution_options
     options.preserve_order = True
     # Tasks run ahead of a slow reader until this is full: without it, until the whole object store is.
@@ -70,15 +67,15 @@ def run_tasks(task: Callable[[int], pa.Table], *, count: int, total: int, what: 
         total: rows to expect in all, for the log.
         what: they are, for the log.
     """
-    return collect(_map_numbers(task, count, num_cpus=1.0), total=total, what=what)
+    return collect(_map_numbers(task, count), total=total, what=what)
 
 
-def _map_numbers(task: Callable[[int], Any], count: int, *, num_cpus: float) -> ray.data.Dataset:
+def _map_numbers(task: Callable[[int], Any], count: int) -> ray.data.Dataset:
     def call(batch: dict[str, np.ndarray]) -> Any:
         (number,) = batch["id"]
         return task(int(number))
 
-    data = ray.data.range(count, override_num_blocks=count).map_batches(call, batch_size=None, num_cpus=num_cpus)
+    data = ray.data.range(count, override_num_blocks=count).map_batches(call, batch_size=None)
     data.context.enable_progress_bars = False
     return data
 

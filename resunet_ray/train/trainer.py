@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -202,13 +201,14 @@ def _save_bundle(
     )
     first = next(read_images(dataset, plan_once(dataset, VAL)[:1]))
     sample = first.image[:_SAMPLE_SIDE, :_SAMPLE_SIDE]
-    with tempfile.TemporaryDirectory() as draft:
-        save_bundle(draft, weights=weights, info=info, sample=sample)
-        min_area, quality = choose_min_area(draft, dataset)
+    draft = storage.join(run_folder(config), "draft")  # where every node can read it
+    save_bundle(draft, weights=weights, info=info, sample=sample)
+    min_area, quality = choose_min_area(draft, dataset)
     if min_area is not None:
         info = replace(info, instances=replace(info.instances, min_area=min_area), scores={**info.scores, "pq": quality})
     bundle = save_bundle(uri, weights=weights, info=info, sample=sample)
     bundle.self_test()
+    storage.delete(draft)
     logger.info("wrote %s", uri)
     return bundle
 

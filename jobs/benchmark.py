@@ -110,7 +110,7 @@ def benchmark_memory(config: BenchmarkConfig) -> dict[str, Any]:
         data = _generate(storage.join(output, "data"), count=count)
         ray.shutdown()  # what preparing left in the object store is not training's
         connect()
-        model = ModelConfig(widths=(8, 16, 32))
+        model = ModelConfig(widths=(16, 32))
         with _PeakMemory() as peak:
             train(TrainConfig(data=data, output=output, model=model, epochs=1, warmup_epochs=0))
         ray.shutdown()

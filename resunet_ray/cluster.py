@@ -1,4 +1,4 @@
-"""The Ray cluster: joining it or starting one, and knowing beforehand whether it can give what a job asks for."""
+"""The Ray cluster: joining one or starting one, and knowing beforehand whether it can give what a job asks for."""
 
 import logging
 import os
@@ -22,17 +22,20 @@ threads, whose own arenas no later call can change."""
 
 
 def connect() -> None:
-    """Joins the cluster that the environment names or that runs on this machine, or starts a local one."""
+    """Joins the cluster that RAY_ADDRESS names (`ray job submit` sets it), or starts a local Ray that ends with this process.
+
+    It never joins what merely runs on this machine: that may be another program's own, and would end with it.
+
+    Raises:
+        ResourceError: no cluster answers there.
+    """
     if ray.is_initialized():
         return
     # Ray Data takes its level from the environment of each process, this one among them.
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "WARNING")
     environment: dict[str, Any] = {"env_vars": {"RAY_DATA_LOG_LEVEL": os.environ["RAY_DATA_LOG_LEVEL"]}}
-    try:
-        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), logging_level=logging.WARNING, runtime_env=environment)
-    except ConnectionError as error:
-        if "RAY_ADDRESS" in os.environ:
-            raise ResourceError(f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {error}") from None
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address == "local":
         ray.init(
             address="local",
             num_cpus=max(_LEAST_LOCAL_CPUS, os.cpu_count() or 1),
@@ -40,6 +43,11 @@ def connect() -> None:
             logging_level=logging.WARNING,
             runtime_env={**environment, "worker_process_setup_hook": _quiet_cleaner},
         )
+    else:
+        try:
+            ray.init(address=address, logging_level=logging.WARNING, runtime_env=environment)
+        except ConnectionError as error:
+            raise ResourceError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from None
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 

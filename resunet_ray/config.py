@@ -87,8 +87,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require(
-            len(self.widths) >= 2 and min(self.widths) > 0,
-            f"--model.widths {self.widths}: expected at least two positive numbers",
+            len(self.widths) >= 2 and all(width > 0 and width % 16 == 0 for width in self.widths),
+            # PyTorch 2.13's convolutions crash on CPUs in training with fewer channels in channels-last memory.
+            f"--model.widths {self.widths}: expected at least two positive multiples of 16",
         )
 
 
@@ -116,6 +117,8 @@ class AugmentConfig:
 
     enabled: bool = True
     """Off: a plain random crop."""
+    foreground_probability: float = 0.5
+    """Probability that a crop is taken around a nucleus: in sparse images most others hold none."""
     flip: bool = True
     """Mirror, and turn by multiples of 90 degrees."""
     rotation_probability: float = 0.5
@@ -198,6 +201,9 @@ class TrainConfig:
     """What is minimised."""
     positive_weight: float = 1.0
     """Weight of nucleus pixels in bce, bce_dice and focal."""
+    balance_area: float = 0.5
+    """0: every image once an epoch. 1: every pixel equally often, a large image by many crops. Between: in between (exponent
+    of the area)."""
     balance_modalities: float = 0.0
     """0: every image once an epoch. 1: every modality equally often. Between: in between (exponent of the inverse share)."""
     optimizer: Literal["adam", "adamw"] = "adamw"
@@ -208,7 +214,7 @@ class TrainConfig:
     """Decoupled weight decay."""
     batch_size: int = 8
     """Crops in one step, over all workers."""
-    epochs: int = 30
+    epochs: int = 24
     """Passes over the training split."""
     schedule: Literal["constant", "cosine", "plateau"] = "cosine"
     """cosine: linear warm-up, then half a cosine to 1% of the peak. plateau: times `plateau_factor` when `monitor` stalls."""
@@ -228,7 +234,7 @@ class TrainConfig:
     """bf16: autocast. auto: bf16 where the processor computes in it, else fp32."""
     compile: bool = False
     """torch.compile the network (on CPUs it needs a C++ compiler, and was measured to gain nothing)."""
-    validation_interval: int = 5
+    validation_interval: int = 4
     """Epochs between validations; the last epoch is always validated. Patience counts validations."""
     monitor: Metric = "f1"
     """Validation score that picks the best checkpoint and drives plateau and early stopping; the mean over images."""
@@ -273,8 +279,12 @@ class TrainConfig:
         _require(
             self.ema_decay is None or 0 < self.ema_decay < 1, f"--ema-decay {self.ema_decay}: expected a number between 0 and 1"
         )
+        for name in ("balance_area", "balance_modalities"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"--{name.replace('_', '-')} {value}: expected a number from 0 to 1")
         _require(
-            0 <= self.balance_modalities <= 1, f"--balance-modalities {self.balance_modalities}: expected a number from 0 to 1"
+            self.preprocess.resize is None or self.balance_area == 0,
+            f"--balance-area {self.balance_area} would be ignored with --preprocess.resize: set it to 0",
         )
         _require(
             self.optimizer == "adamw" or self.weight_decay == 0,
@@ -295,6 +305,7 @@ def report_recipe(*, data: str, output: str) -> TrainConfig:
         model=ModelConfig(norm_momentum=0.01, norm_epsilon=1e-3),
         preprocess=PreprocessConfig(resize=256),
         augment=AugmentConfig(enabled=False),
+        balance_area=0.0,
         loss="bce",
         optimizer="adam",
         learning_rate=1e-4,

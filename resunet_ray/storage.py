@@ -30,17 +30,19 @@ def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """
     if not _SCHEME.match(uri):
         return fs.LocalFileSystem(), absolute(uri)
-    authority = uri.split("://", 1)[1].split("/", 1)[0]
-    if "@" in authority:
+    scheme, rest = uri.split("://", 1)
+    authority, _, path = rest.partition("/")
+    if ":" in authority.partition("@")[0] and "@" in authority:
         raise ConfigError(
             f"the location {mask_credentials(uri)} carries credentials: give them through the standard chain "
             "(environment, profile or role), not in the URI"
         )
     try:
-        filesystem, path = fs.FileSystem.from_uri(uri)
+        # Only the first part goes through pyarrow's parser, which takes no spaces and no letters beyond ASCII.
+        filesystem, root = fs.FileSystem.from_uri(f"{scheme}://{authority}/")
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ConfigError(f"the location {uri} is not understood: {error}. Expected a path, s3://, gs:// or file://") from None
-    return filesystem, path
+    return filesystem, "/".join(part for part in (root.rstrip("/"), path) if part) if authority else f"/{path}"
 
 
 def mask_credentials(text: str) -> str:

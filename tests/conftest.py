@@ -2,22 +2,9 @@
 
 from jaxtyping import install_import_hook
 
+# Not the modules whose inner functions travel to Ray's processes: what checks them cannot be pickled.
 install_import_hook(
-    [
-        f"resunet_ray.{name}"
-        for name in (
-            "bundle",
-            "evaluate",
-            "data.images",
-            "data.augment",
-            "data.dataset",
-            "data.labelled",
-            "data.stream",
-            "data.synthetic",
-            "model",
-            "train.validation",
-        )
-    ],
+    [f"resunet_ray.{name}" for name in ("bundle", "data.augment", "data.dataset", "data.images", "data.labelled", "model")],
     "beartype.beartype",
 )
 

@@ -12,7 +12,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 REAL_DATA = ROOT.parent / "shared" / "data" / "dsb2018"
 
-SMALL = ["--model.widths", "4", "8", "16", "--crop", "64", "--batch-size", "4", "--precision", "fp32"]
+SMALL = ["--model.widths", "16", "32", "--crop", "64", "--batch-size", "4", "--precision", "fp32"]
 """Flags of a training run that takes seconds."""
 
 

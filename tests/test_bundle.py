@@ -12,7 +12,7 @@ from resunet_ray.config import InstanceConfig, ModelConfig, PreprocessConfig
 from resunet_ray.data.synthetic import generate_image
 from resunet_ray.errors import InputError, RunError
 
-SMALL = ModelConfig(widths=(4, 8, 16))
+SMALL = ModelConfig(widths=(16, 32))
 
 
 def saved(folder: Path) -> Bundle:

@@ -32,12 +32,14 @@ def test_parts_check_themselves() -> None:
         PreprocessConfig(tile=64, context=32)
     with pytest.raises(ConfigError, match="--augment.no-enabled and --augment.blur: the second would be ignored"):
         AugmentConfig(enabled=False, blur=3.0)
-    with pytest.raises(ConfigError, match="at least two positive numbers"):
+    with pytest.raises(ConfigError, match="at least two positive multiples of 16"):
         ModelConfig(widths=(16,))
+    with pytest.raises(ConfigError, match=r"--model.widths \(16, 24\)"):
+        ModelConfig(widths=(16, 24))
 
 
 def test_a_saved_configuration_comes_back() -> None:
-    config = TrainConfig(data="a", output="b", augment=AugmentConfig(scale=2.0), model=ModelConfig(widths=(4, 8)))
+    config = TrainConfig(data="a", output="b", augment=AugmentConfig(scale=2.0), model=ModelConfig(widths=(16, 48)))
     assert load_config(save_config(config), kind=TrainConfig, source="f") == config
     report = report_recipe(data="a", output="b")
     assert load_config(save_config(report), kind=TrainConfig, source="f") == report

@@ -45,7 +45,7 @@ def augment(
         config: how far each change may go.
         rng: where all randomness comes from.
     """
-    matrix = _draw_affine(image.shape[0], image.shape[1], size=size, config=config, rng=rng)
+    matrix = _draw_affine(mask, size=size, config=config, rng=rng)
     image = cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     mask = cv2.warpAffine(mask, matrix, (size, size), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT)
     if image.ndim == 2:  # OpenCV drops a single channel
@@ -53,7 +53,7 @@ def augment(
     return _recolour(image, config=config, rng=rng), mask.astype(np.uint8, copy=False)
 
 
-def _draw_affine(height: int, width: int, *, size: int, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
+def _draw_affine(mask: UInt8[np.ndarray, "h w"], *, size: int, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
     """The 2×3 matrix from image coordinates (x, y) to those of the crop."""
     scale = float(np.exp(rng.uniform(-1, 1) * np.log(config.scale)))
     angle = float(rng.integers(4)) * np.pi / 2 if config.flip else 0.0
@@ -64,14 +64,28 @@ def _draw_affine(height: int, width: int, *, size: int, config: AugmentConfig, r
         linear = linear @ np.diag([-1.0, 1.0])
     # The crop sees size / scale pixels of the image; its centre stays where that window is inside.
     margin = size / scale / 2
-    centre = np.array([_draw_centre(width, margin=margin, rng=rng), _draw_centre(height, margin=margin, rng=rng)])
+    nucleus = _draw_nucleus(mask, rng=rng) if rng.random() < config.foreground_probability else None
+    near = nucleus or (None, None)
+    row, column = (_draw_centre(length, near=at, margin=margin, rng=rng) for length, at in zip(mask.shape, near, strict=True))
+    centre = np.array([column, row])
     # Pixel centres stand at whole numbers, so an array of n pixels has its middle at (n - 1) / 2.
     return np.column_stack((linear, (size - 1) / 2 - linear @ centre))
 
 
-def _draw_centre(length: int, *, margin: float, rng: np.random.Generator) -> float:
-    slack = length - 2 * margin
-    return (length - 1) / 2 + (float(rng.uniform(-0.5, 0.5)) * slack if slack > 0 else 0.0)
+def _draw_nucleus(mask: UInt8[np.ndarray, "h w"], *, rng: np.random.Generator) -> tuple[int, int] | None:
+    """Row and column of any nucleus pixel; None in an image without."""
+    places = np.flatnonzero(mask)
+    return divmod(int(places[rng.integers(len(places))]), mask.shape[1]) if len(places) else None
+
+
+def _draw_centre(length: int, *, near: int | None, margin: float, rng: np.random.Generator) -> float:
+    """Where the window's centre comes to lie along one side: anywhere, or so that it shows a place well inside."""
+    low, high = margin - 0.5, length - margin - 0.5
+    if low >= high:
+        return (length - 1) / 2
+    if near is None:
+        return float(rng.uniform(low, high))
+    return float(np.clip(near + rng.uniform(-0.5, 0.5) * margin, low, high))
 
 
 def _recolour(

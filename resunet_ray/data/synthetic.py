@@ -56,7 +56,7 @@ def write_images(uri: str, *, count: int, height: int, width: int, seed: int) ->
     rows = []
     for number in range(count):
         rng = np.random.default_rng([seed, number])
-        modality = MODALITIES[number % len(MODALITIES)]
+        modality = MODALITIES[number % 3 % 2]  # two in three are fluorescence
         num_nuclei = int(rng.integers(8, 30)) * height * width // 2**15
         image, labels = generate_image(height, width, modality=modality, num_nuclei=num_nuclei, rng=rng)
         name = f"synthetic-{number:05d}"

@@ -26,12 +26,20 @@ def epoch_size(dataset: Dataset, config: TrainConfig) -> int:
     return max(1, dataset.splits[TRAIN] // config.batch_size) * config.batch_size
 
 
-def modality_weights(dataset: Dataset, exponent: float) -> np.ndarray | None:
-    """How often each training image is drawn: the inverse share of its modality, to a power from 0 to 1."""
-    if exponent == 0:
-        return None
-    modality = dataset.read_column(TRAIN, "modality").fillna("")
-    return modality.map(modality.value_counts(normalize=True) ** -exponent).to_numpy(np.float64)
+def draw_weights(dataset: Dataset, config: TrainConfig) -> np.ndarray | None:
+    """How often each training image is drawn, relative to the others; None: equally.
+
+    Its area to the power of `balance_area`, times the inverse share of its modality to the power of `balance_modalities`.
+    """
+    weights = np.ones(dataset.splits[TRAIN])
+    if config.balance_area:
+        area = dataset.read_column(TRAIN, "height").to_numpy(np.float64) * dataset.read_column(TRAIN, "width").to_numpy()
+        weights *= np.maximum(area, config.crop**2) ** config.balance_area  # one crop shows all of a small image
+    if config.balance_modalities:
+        modality = dataset.read_column(TRAIN, "modality").fillna("")
+        share = modality.map(modality.value_counts(normalize=True)).to_numpy(np.float64)
+        weights *= share**-config.balance_modalities
+    return None if np.ptp(weights) == 0 else weights
 
 
 def stream_batches(

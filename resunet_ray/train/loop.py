@@ -20,7 +20,7 @@ from resunet_ray.config import TrainConfig
 from resunet_ray.data.dataset import Dataset
 from resunet_ray.errors import RunError
 from resunet_ray.model.preprocess import preprocess
-from resunet_ray.train.batches import Batch, epoch_size, modality_weights, stream_batches
+from resunet_ray.train.batches import Batch, draw_weights, epoch_size, stream_batches
 from resunet_ray.train.checkpoint import average, save_checkpoint
 from resunet_ray.train.session import Session, build_session
 from resunet_ray.train.tracking import Tracker
@@ -49,7 +49,7 @@ def train_worker(settings: dict[str, object]) -> None:
             device=ray.train.torch.get_device(),
             resume_from=None if folder is None else Path(folder),
         )
-    weights = modality_weights(dataset, config.balance_modalities)
+    weights = draw_weights(dataset, config)
     with Tracker(config, epochs=session.progress.epoch) if session.rank == 0 else nullcontext() as tracker:
         while not _finished(session):
             start = session.progress.epoch

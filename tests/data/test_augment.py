@@ -67,3 +67,15 @@ def test_crops_have_the_size_asked_for_whatever_the_image_s(height: int, width: 
         assert cut[0].shape == (64, 64, 3)
         assert cut[1].shape == (64, 64)
         assert cut[1].all(), "a small image is continued by its own pixels"
+
+
+def test_crops_around_nuclei_show_one_even_in_a_sparse_image() -> None:
+    image, mask = np.zeros((600, 800, 3), np.uint8), np.zeros((600, 800), np.uint8)
+    mask[300:306, 500:507] = 1
+    seen = {0.0: 0, 1.0: 0}
+    for probability in seen:
+        config = AugmentConfig(foreground_probability=probability)
+        for seed in range(100):
+            seen[probability] += augment(image, mask, size=64, config=config, rng=np.random.default_rng(seed))[1].any()
+    assert seen[1.0] == 100
+    assert seen[0.0] < 10

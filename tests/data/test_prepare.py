@@ -122,7 +122,7 @@ def test_groups_and_files_decide_the_split(generated: Path, tmp_path: Path, clus
         input=(str(generated),), output=str(tmp_path / "group"), split="group", group_column="modality", metadata=metadata,
         val_fraction=0.5, test_fraction=0,
     )  # fmt: skip
-    assert prepare(grouped).splits == {"train": 10, "val": 10}
+    assert sorted(prepare(grouped).splits.values()) == [7, 13]
     rows = read_all(grouped.output)
     assert rows.groupby("modality")["split"].nunique().max() == 1
 

@@ -132,7 +132,7 @@ def test_real_images_go_through_with_the_report_s_recipe(real_data: Path, tmp_pa
         (tmp_path / "raw" / folder).mkdir(parents=True)
         for name in names:
             shutil.copy(real_data / folder / name, tmp_path / "raw" / folder / name)
-    flags = ["--recipe", "report", "--epochs", "1", "--model.widths", "4", "8", "16"]
+    flags = ["--recipe", "report", "--epochs", "1", "--model.widths", "16", "32"]
     code, line, errors = run_job("train", "--data", str(tmp_path / "raw"), "--output", str(tmp_path / "run"), *flags)
     assert code == 0, errors
     data = tmp_path / "run" / "train" / "data"

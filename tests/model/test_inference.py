@@ -63,7 +63,7 @@ def test_tiling_and_batching_change_nothing_where_context_suffices() -> None:
 
 def test_a_real_network_shows_no_seam() -> None:
     torch.manual_seed(1)
-    network = build_network(ModelConfig(widths=(4, 8, 16)))
+    network = build_network(ModelConfig(widths=(16, 32)))
     image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (200, 168, 3), dtype=np.uint8), (0, 0), 3)
     (whole,) = run(network, image, tile=512, context=32)
     (tiled,) = run(network, image, tile=96, context=24)
@@ -81,7 +81,7 @@ def test_resized_images_come_back_at_their_own_size() -> None:
 
 def test_flips_make_the_result_equivariant() -> None:
     torch.manual_seed(2)
-    network = build_network(ModelConfig(widths=(4, 8, 16)))
+    network = build_network(ModelConfig(widths=(16, 32)))
     image = np.random.default_rng(3).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     (one,), (mirrored,) = run(network, image, flips=True), run(network, image[:, ::-1].copy(), flips=True)
     np.testing.assert_allclose(one, mirrored[:, ::-1], atol=1e-5)

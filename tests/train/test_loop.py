@@ -1,6 +1,7 @@
 """The parts of the loop: schedule, moving average, checkpoint, weights from another bundle, batches."""
 
 import copy
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -8,16 +9,19 @@ import numpy as np
 import pytest
 import torch
 
+from resunet_ray import storage
 from resunet_ray.bundle import build_network
-from resunet_ray.config import ModelConfig, TrainConfig
+from resunet_ray.config import ModelConfig, PrepareConfig, TrainConfig
 from resunet_ray.data.dataset import open_dataset
+from resunet_ray.data.images import encode_png
+from resunet_ray.data.prepare import prepare
 from resunet_ray.errors import RunError
-from resunet_ray.train.batches import modality_weights, stream_batches
+from resunet_ray.train.batches import draw_weights, stream_batches
 from resunet_ray.train.checkpoint import Progress, average, load_checkpoint, load_weights, save_checkpoint
 from resunet_ray.train.loop import learning_rate
 from resunet_ray.train.session import build_optimizer, start_from
 
-SMALL = ModelConfig(widths=(4, 8, 16))
+SMALL = ModelConfig(widths=(16, 32))
 
 
 def small_config(**fields: object) -> TrainConfig:
@@ -87,15 +91,15 @@ def test_a_checkpoint_brings_everything_back(tmp_path: Path, optimizer: str) -> 
 
 
 def test_other_channels_and_heads_start_from_what_fits() -> None:
-    colour, grey = build_network(SMALL), build_network(ModelConfig(widths=(4, 8, 16), in_channels=1))
-    wide_head = {**colour.state_dict(), "head.weight": torch.zeros(3, 8, 1, 1), "head.bias": torch.zeros(3)}
+    colour, grey = build_network(SMALL), build_network(ModelConfig(widths=(16, 32), in_channels=1))
+    wide_head = {**colour.state_dict(), "head.weight": torch.zeros(3, 32, 1, 1), "head.bias": torch.zeros(3)}
     assert start_from(grey, wide_head) == ["head.weight", "head.bias"]
     grey.head.load_state_dict(colour.head.state_dict())
     x = torch.rand(1, 1, 16, 24)
     with torch.inference_mode():
         torch.testing.assert_close(grey.eval()(x), colour.eval()(x.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-5)
     with pytest.raises(RunError, match="no tensor of the bundle given to --init fits"):
-        start_from(build_network(ModelConfig(widths=(5, 7))), {"other": torch.zeros(1)})
+        start_from(build_network(ModelConfig(widths=(48, 64))), {"other": torch.zeros(1)})
 
 
 def test_batches_are_whole_repeat_with_the_seed_and_keep_epochs_apart(dataset_uri: str) -> None:
@@ -120,8 +124,26 @@ def test_batches_are_whole_repeat_with_the_seed_and_keep_epochs_apart(dataset_ur
 def test_balancing_draws_rare_modalities_more_often(dataset_uri: str) -> None:
     dataset = open_dataset(dataset_uri)
     modality = dataset.read_column("train", "modality").to_numpy()
-    weights = modality_weights(dataset, 1.0)
+    weights = draw_weights(dataset, small_config(balance_modalities=1.0))
     assert weights is not None
     totals = [weights[modality == name].sum() for name in np.unique(modality)]
     assert totals == pytest.approx([totals[0]] * len(totals))
-    assert modality_weights(dataset, 0.0) is None
+    assert draw_weights(dataset, small_config()) is None, "images of one size are drawn equally"
+
+
+def test_large_images_are_drawn_by_their_area(generated: Path, tmp_path: Path, cluster: None) -> None:
+    """One image of four times the crop's area is drawn twice as often as one that a crop shows whole."""
+    for number, name in enumerate(("a", "b", "c", "d", "e", "big"), start=1):
+        side = (128, 128) if name == "big" else (40, 64)
+        storage.write_bytes(f"{tmp_path}/raw/images/{name}.png", encode_png(np.full((*side, 3), number, np.uint8)))
+        storage.write_bytes(f"{tmp_path}/raw/masks/{name}.png", encode_png(np.full(side, 255, np.uint8)))
+    lists = {"train": ["a", "b", "c", "d", "big"], "val": ["e"]}
+    storage.write_bytes(f"{tmp_path}/split.json", json.dumps(lists).encode())
+    prepare(
+        PrepareConfig(input=(f"{tmp_path}/raw",), output=f"{tmp_path}/data", split="file", split_file=f"{tmp_path}/split.json")
+    )
+    dataset = open_dataset(f"{tmp_path}/data")
+    weights = draw_weights(dataset, small_config(balance_area=0.5))
+    assert weights is not None
+    by_name = dict(zip(dataset.read_column("train", "image_id"), weights / weights.min(), strict=True))
+    assert by_name == pytest.approx({"a": 1, "b": 1, "c": 1, "d": 1, "big": 2})

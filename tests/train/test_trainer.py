@@ -22,7 +22,7 @@ from resunet_ray.train.trainer import Trained, train
 
 def config(data: str, output: Path, **fields: Any) -> TrainConfig:
     small: dict[str, Any] = {
-        "model": ModelConfig(widths=(4, 8, 16)),
+        "model": ModelConfig(widths=(16, 32)),
         "crop": 64,
         "batch_size": 4,
         "precision": "fp32",
@@ -94,7 +94,7 @@ def test_two_workers_score_as_one_does(run: tuple[TrainConfig, Trained], dataset
     """Two workers that start from a bundle and learn next to nothing give its validation scores to the sixth digit."""
     _, trained = run
     still: dict[str, Any] = {"init": trained.bundle, "learning_rate": 1e-12, "epochs": 1, "weight_decay": 0.0, "ema_decay": None}
-    still["model"] = ModelConfig(widths=(4, 8, 16), norm_momentum=1e-9)
+    still["model"] = ModelConfig(widths=(16, 32), norm_momentum=1e-9)
     scores = []
     for workers in (1, 2):
         done = train(config(dataset_uri, tmp_path / str(workers), workers=workers, **still))

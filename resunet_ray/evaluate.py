@@ -124,7 +124,7 @@ def _instance_means(table: pd.DataFrame) -> dict[str, float] | None:
 def _score_csv(table: pd.DataFrame) -> str:
     """The report's own table."""
     names = {"image_id": "Image", **{name: name.capitalize() for name in metrics.SCORES}}
-    return table[list(names)].rename(columns=names).to_csv(index=False)
+    return str(table[list(names)].rename(columns=names).to_csv(index=False))
 
 
 def _build_predict(config: EvaluateConfig) -> Callable[[Bundle, list[Labelled]], list[Float32[np.ndarray, "_h _w"]]]:

@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from resunet_ray import storage
 from resunet_ray.evaluate import PICTURES, SCORES_FILE, SUMMARY_FILE
@@ -101,7 +102,7 @@ def _draw_curves(history: pd.DataFrame) -> str:
         axis.legend(fontsize=8, frameon=False)
     for axis in figure.axes:
         axis.set_xlabel("epoch", fontsize=8)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     return _to_svg(figure)

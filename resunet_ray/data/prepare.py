@@ -95,7 +95,7 @@ def _read_metadata(uri: str | None) -> dict[str, dict[str, Any]]:
     frame = pd.read_csv(BytesIO(storage.read_bytes(uri)), dtype={"id": str})
     if "id" not in frame:
         raise InputError(f"{uri} has columns {', '.join(frame.columns)}: expected a column `id` with the images' names")
-    return {str(row["id"]): row for row in frame.to_dict("records")}  # type: ignore[misc]
+    return {str(row["id"]): row for row in frame.to_dict("records")}
 
 
 def _check_all(

@@ -76,6 +76,6 @@ def test_crops_around_nuclei_show_one_even_in_a_sparse_image() -> None:
     for probability in seen:
         config = AugmentConfig(foreground_probability=probability)
         for seed in range(100):
-            seen[probability] += augment(image, mask, size=64, config=config, rng=np.random.default_rng(seed))[1].any()
+            seen[probability] += int(augment(image, mask, size=64, config=config, rng=np.random.default_rng(seed))[1].any())
     assert seen[1.0] == 100
     assert seen[0.0] < 10

@@ -113,7 +113,10 @@ class PreprocessConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How far training changes an image at random. Every probability is drawn once per crop."""
+    """How far training changes an image at random.
+
+    Every probability is drawn once per crop. A range is the crop's own, from its darkest to its brightest level.
+    """
 
     enabled: bool = True
     """Off: a plain random crop."""
@@ -128,7 +131,7 @@ class AugmentConfig:
     brightness: float = 0.1
     """Largest change of brightness, as a fraction of the range."""
     contrast: float = 0.2
-    """Largest relative change of contrast about mid-grey."""
+    """Largest relative change of contrast about the mean."""
     gamma: float = 1.4
     """Largest exponent of the tone curve; the smallest is its reciprocal. 1 is none."""
     invert_probability: float = 0.0

@@ -9,6 +9,8 @@ from jaxtyping import UInt8
 
 from resunet_ray.config import AugmentConfig
 
+_RANGE = (0.1, 99.9)  # percentiles of a crop's levels that are its range: a few hot pixels do not stretch it
+
 
 def crop_at_random(
     image: UInt8[np.ndarray, "h w c"], mask: UInt8[np.ndarray, "h w"], *, size: int, rng: np.random.Generator
@@ -91,21 +93,26 @@ def _draw_centre(length: int, *, near: int | None, margin: float, rng: np.random
 def _recolour(
     image: UInt8[np.ndarray, "h w c"], *, config: AugmentConfig, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "h w c"]:
+    """Changes of tone in units of the crop's own range: a fixed step would wipe out the nuclei of a dim image."""
     if config.hue and image.shape[2] == 3 and rng.random() < config.hue_probability:
         image = _shift_hue(image, hue=config.hue, saturation=config.saturation, rng=rng)
+    low, high = (float(level) for level in np.percentile(image, _RANGE))
+    extent = max(high - low, 1.0)
+    level = (np.arange(256) - low) / extent
     gamma = float(np.exp(rng.uniform(-1, 1) * np.log(config.gamma)))
-    contrast = 1 + float(rng.uniform(-1, 1)) * config.contrast
-    brightness = float(rng.uniform(-1, 1)) * config.brightness
-    level = np.linspace(0, 1, 256) ** gamma
-    level = (level - 0.5) * contrast + 0.5 + brightness
+    level = np.where((level > 0) & (level < 1), np.abs(level) ** gamma, level)
+    middle = (float(image.mean()) - low) / extent
+    level = (level - middle) * (1 + float(rng.uniform(-1, 1)) * config.contrast) + middle
+    level += float(rng.uniform(-1, 1)) * config.brightness
+    level = low + level * extent
     if rng.random() < config.invert_probability:
-        level = 1 - level
-    image = cv2.LUT(image, np.clip(np.rint(level * 255), 0, 255).astype(np.uint8)).reshape(image.shape)
+        level = 255 - level
+    image = cv2.LUT(image, np.clip(np.rint(level), 0, 255).astype(np.uint8)).reshape(image.shape)
     if rng.random() < config.blur_probability:
         sigma = float(rng.uniform(0.3, 1)) * config.blur
         image = cv2.GaussianBlur(image, (0, 0), sigma).reshape(image.shape)
     if rng.random() < config.noise_probability:
-        noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(float(rng.random()) * config.noise * 255)
+        noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(float(rng.random()) * config.noise * extent)
         image = np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
     return image
 

@@ -56,6 +56,17 @@ def test_every_setting_changes_something() -> None:
         assert any((view != base).any() for view in changed), change
 
 
+@pytest.mark.parametrize("paper", [0, 230], ids=["dark", "bright"])
+def test_nuclei_at_the_end_of_the_range_outlast_every_change_of_tone(paper: int) -> None:
+    """As in a dim fluorescence image or a bright-field one: few levels, near black or near white, hold all there is to see."""
+    _, mask = sample()
+    image = np.repeat((paper + mask * np.uint8(12))[..., None], 3, axis=2)
+    config = AugmentConfig(flip=False, rotation_probability=0, scale=1, blur_probability=0, noise_probability=1)
+    for seed in range(40):
+        view, moved = augment(image, mask, size=96, config=config, rng=np.random.default_rng(seed))
+        assert view[moved == 1].mean() - view[moved == 0].mean() > 6, seed
+
+
 @pytest.mark.parametrize(("height", "width"), [(150, 210), (40, 300), (30, 20)])
 def test_crops_have_the_size_asked_for_whatever_the_image_s(height: int, width: int) -> None:
     image = np.full((height, width, 3), 7, np.uint8)

@@ -12,9 +12,8 @@ from jaxtyping import Float32
 
 from resunet_ray.bundle import Bundle, load_bundle
 from resunet_ray.cluster import MODEL_ENVIRONMENT, count_gpus, require_resources
-from resunet_ray.data.dataset import Dataset, Row, plan_once
-from resunet_ray.data.labelled import LABELLED, Labelled, decode_labelled, labelled_images
-from resunet_ray.data.stream import stream_spans
+from resunet_ray.data.dataset import Dataset, Row, Span, plan_once
+from resunet_ray.data.labelled import Labelled, read_images
 
 Score = Callable[[Bundle, Labelled, Float32[np.ndarray, "h w"]], Row]
 """Bundle, image with its truth, probability → one row."""
@@ -49,10 +48,10 @@ def score_split(
     require_resources(
         what=f"{actors} scoring actors, with one CPU left for Ray Data", num_cpus=actors + 1, num_gpus=min(actors, gpus)
     )
-    data = stream_spans(dataset, plan_once(dataset, split), columns=LABELLED, transform=decode_labelled)
-    return data.map_batches(
+    spans = plan_once(dataset, split)
+    return ray.data.range(len(spans), override_num_blocks=len(spans)).map_batches(
         _Scorer,
-        fn_constructor_args=(bundle, score, schema, predict, max(1, (os.cpu_count() or 1) // actors)),
+        fn_constructor_args=(dataset, spans, bundle, score, schema, predict, max(1, (os.cpu_count() or 1) // actors)),
         compute=ray.data.ActorPoolStrategy(size=actors),
         runtime_env=MODEL_ENVIRONMENT,
         num_cpus=1,
@@ -62,15 +61,18 @@ def score_split(
 
 
 class _Scorer:
-    """The actor: loads the bundle once, then scores block after block."""
+    """The actor: loads the bundle once, then reads and scores span after span."""
 
-    def __init__(self, bundle: str, score: Score, schema: pa.Schema, predict: Any, threads: int) -> None:
+    def __init__(
+        self, dataset: Dataset, spans: list[Span], bundle: str, score: Score, schema: pa.Schema, predict: Any, threads: int
+    ) -> None:
         torch.set_num_threads(threads)
+        self._dataset, self._spans, self._schema = dataset, spans, schema
         self._bundle = load_bundle(bundle, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        self._score, self._schema, self._predict = score, schema, predict
+        self._score, self._predict = score, predict
 
-    def __call__(self, block: dict[str, np.ndarray]) -> pa.Table:
-        images = list(labelled_images(block))
+    def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
+        images = list(read_images(self._dataset, [self._spans[number] for number in batch["id"]]))
         probabilities = self._predict(self._bundle, images)
         rows = [self._score(self._bundle, image, probability) for image, probability in zip(images, probabilities, strict=True)]
         return pa.Table.from_pylist(rows, schema=self._schema)

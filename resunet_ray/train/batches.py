@@ -1,11 +1,10 @@
 """Training batches: crops that Ray Data's tasks cut and augment, mixed in a buffer, stacked for one worker."""
 
-from collections.abc import Iterator
-from typing import Any
+import itertools
+from collections.abc import Generator, Iterator
 
 import cv2
 import numpy as np
-import ray.data
 
 from resunet_ray.config import TrainConfig
 from resunet_ray.data.augment import augment, crop_at_random
@@ -16,6 +15,7 @@ from resunet_ray.data.stream import stream_spans
 
 _FIRST_BUFFER = 64.0  # crops to wait for before the first is drawn
 _BUFFER_GROWTH = 0.5  # crops that the buffer gains with each draw
+_PORTION = 512  # crops that Ray Data makes at once: 128 MiB at 256×256
 
 Batch = tuple[np.ndarray, np.ndarray]
 """image uint8 (n, s, s, 3), mask uint8 (n, s, s)."""
@@ -44,29 +44,23 @@ def draw_weights(dataset: Dataset, config: TrainConfig) -> np.ndarray | None:
 
 def stream_batches(
     dataset: Dataset, config: TrainConfig, *, epochs: range, rank: int, workers: int, weights: np.ndarray | None
-) -> Iterator[tuple[int, Batch]]:
+) -> Generator[tuple[int, Batch]]:
     """The batches of one worker for some epochs, each with its epoch.
 
     An epoch's crops never mix with another's, so that each epoch sees each image as often as planned.
     """
-    spans = [
+    size = epoch_size(dataset, config)
+    spans = (
         span
         for epoch in epochs
         for span in plan_epoch(
-            dataset,
-            TRAIN,
-            epoch=epoch,
-            seed=config.seed,
-            rank=rank,
-            workers=workers,
-            size=epoch_size(dataset, config),
-            weights=weights,
+            dataset, TRAIN, epoch=epoch, seed=config.seed, rank=rank, workers=workers, size=size, weights=weights
         )
-    ]
-    data = stream_spans(dataset, spans, columns=["image", "mask"], transform=Crop(config))
+    )
+    blocks = stream_spans(dataset, spans, columns=["image", "mask"], transform=Crop(config), portion=_PORTION)
     share = config.batch_size // workers
     waiting: list[Row] = []
-    for row in _mix(_rows(data), size=config.shuffle_buffer, seed=[config.seed, rank, epochs.start]):
+    for row in _mix(_rows(blocks), size=config.shuffle_buffer, seed=[config.seed, rank]):
         waiting.append(row)
         if len(waiting) == share:
             yield int(row["epoch"]), (np.stack([r["image"] for r in waiting]), np.stack([r["mask"] for r in waiting]))
@@ -100,10 +94,9 @@ class Crop:
         return {"image": image, "mask": mask, "epoch": epoch}
 
 
-def _rows(data: ray.data.Dataset) -> Iterator[Row]:
+def _rows(blocks: Iterator[dict[str, np.ndarray]]) -> Iterator[Row]:
     """Single rows, copied: a view would keep its whole block alive while it waits in the buffer."""
-    for block in data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
-        columns: dict[str, Any] = block
+    for columns in blocks:
         for number in range(len(columns["epoch"])):
             yield {name: values[number].copy() for name, values in columns.items()}
 
@@ -113,22 +106,20 @@ def _mix(rows: Iterator[Row], *, size: int, seed: list[int]) -> Iterator[Row]:
 
     The buffer starts small and grows with each draw, so that the first batch need not wait until it is full.
     """
-    rng = np.random.default_rng(seed)
-    buffer: list[Row] = []
-    target = _FIRST_BUFFER
+    for epoch, members in itertools.groupby(rows, key=lambda row: int(row["epoch"])):
+        rng = np.random.default_rng([*seed, epoch])  # an epoch's order is the same wherever a run was resumed
+        buffer: list[Row] = []
+        target = _FIRST_BUFFER
+        for row in members:
+            buffer.append(row)
+            if len(buffer) >= min(size, int(target)):
+                target += _BUFFER_GROWTH
+                yield _draw(buffer, rng)
+        while buffer:
+            yield _draw(buffer, rng)
 
-    def draw() -> Row:
-        chosen = int(rng.integers(len(buffer)))
-        buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
-        return buffer.pop()
 
-    for row in rows:
-        if buffer and buffer[0]["epoch"] != row["epoch"]:
-            while buffer:
-                yield draw()
-        buffer.append(row)
-        if len(buffer) >= min(size, int(target)):
-            target += _BUFFER_GROWTH
-            yield draw()
-    while buffer:
-        yield draw()
+def _draw(buffer: list[Row], rng: np.random.Generator) -> Row:
+    chosen = int(rng.integers(len(buffer)))
+    buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
+    return buffer.pop()

@@ -6,11 +6,10 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Generator, Iterator
+from contextlib import closing, nullcontext
 from pathlib import Path
 
-import numpy as np
 import ray.train
 import ray.train.torch
 import torch
@@ -49,12 +48,14 @@ def train_worker(settings: dict[str, object]) -> None:
             device=ray.train.torch.get_device(),
             resume_from=None if folder is None else Path(folder),
         )
-    weights = draw_weights(dataset, config)
-    with Tracker(config, epochs=session.progress.epoch) if session.rank == 0 else nullcontext() as tracker:
+    with (
+        Tracker(config, epochs=session.progress.epoch) if session.rank == 0 else nullcontext() as tracker,
+        closing(_stream(session)) as stream,
+    ):
         while not _finished(session):
             start = session.progress.epoch
             stop = min(start + config.validation_interval - start % config.validation_interval, config.epochs)
-            rows = _train_epochs(session, range(start, stop), weights=weights)
+            rows = _train_epochs(session, range(start, stop), stream)
             scores = _validate(session)
             _note_scores(session, scores, rows)
             if tracker is not None:
@@ -76,16 +77,25 @@ def _finished(session: Session) -> bool:
     return progress.epoch >= config.epochs or (patience is not None and progress.stale >= patience)
 
 
-def _train_epochs(session: Session, epochs: range, *, weights: np.ndarray | None) -> list[dict[str, float]]:
+def _stream(session: Session) -> Generator[tuple[int, Batch]]:
+    """This worker's batches of all epochs that are left, each with its epoch."""
+    return stream_batches(
+        session.dataset,
+        session.config,
+        epochs=range(session.progress.epoch, session.config.epochs),
+        rank=session.rank,
+        workers=session.workers,
+        weights=draw_weights(session.dataset, session.config),
+    )
+
+
+def _train_epochs(session: Session, epochs: range, stream: Iterator[tuple[int, Batch]]) -> list[dict[str, float]]:
     """Trains, and returns one history row an epoch."""
     config, progress = session.config, session.progress
     steps = epoch_size(session.dataset, config) // config.batch_size
     rows = []
-    stream: Iterator[tuple[int, Batch]] = stream_batches(
-        session.dataset, config, epochs=epochs, rank=session.rank, workers=session.workers, weights=weights
-    )
     start = time.perf_counter()
-    stream = itertools.chain([next(stream)], stream)  # the tasks start
+    stream = itertools.chain([next(stream)], stream)  # where it begins, the tasks start
     wait = time.perf_counter() - start
     for epoch in epochs:
         losses = torch.zeros((), device=session.device)

@@ -1,6 +1,5 @@
 """Validation: every image exactly once over all workers, scored at its own resolution at every threshold at once."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,10 +9,9 @@ from jaxtyping import Float64
 from torch import nn
 
 from resunet_ray.config import TrainConfig
-from resunet_ray.data.dataset import Dataset, Span, plan_once
-from resunet_ray.data.labelled import LABELLED, Labelled, decode_labelled, labelled_images
+from resunet_ray.data.dataset import Dataset, plan_once
+from resunet_ray.data.labelled import read_images
 from resunet_ray.data.splits import VAL
-from resunet_ray.data.stream import stream_spans
 from resunet_ray.model import metrics
 from resunet_ray.model.inference import predict
 from resunet_ray.model.losses import Loss
@@ -68,8 +66,7 @@ def validate(
         dtype: of autocast.
     """
     tally = Tally()
-    spans = plan_once(dataset, VAL, rank=rank, workers=workers)
-    for sample in _images(dataset, spans):
+    for sample in read_images(dataset, plan_once(dataset, VAL, rank=rank, workers=workers)):
         (probability,) = predict(
             network,
             [sample.image],
@@ -81,7 +78,7 @@ def validate(
         )
         scores = metrics.score_counts(metrics.counts_by_threshold(metrics.histogram(probability, sample.mask)))
         logits = torch.logit(torch.from_numpy(probability), eps=1e-6)[None, None]
-        truth = torch.from_numpy(sample.mask.copy()).float()[None, None]
+        truth = torch.from_numpy(sample.mask).float()[None, None]
         tally.add(Tally([sample.index], float(loss(logits, truth)), np.stack(list(scores.values()))))
     if workers > 1:
         parts: list[Tally | None] = [None] * workers
@@ -92,11 +89,3 @@ def validate(
             tally.add(part)
     assert sorted(tally.seen) == list(range(dataset.splits[VAL])), "a validation image was lost or counted twice"
     return tally.result()
-
-
-def _images(dataset: Dataset, spans: list[Span]) -> Iterator[Labelled]:
-    if not spans:  # more workers than images
-        return
-    data = stream_spans(dataset, spans, columns=LABELLED, transform=decode_labelled)
-    for block in data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
-        yield from labelled_images(block)

@@ -23,6 +23,7 @@ def read_config(
     description: str,
     recipes: dict[str, Callable[..., Config]] | None = None,
     required: Sequence[str] = (),
+    saved: str | None = None,
     arguments: Sequence[str] | None = None,
 ) -> Config:
     """The configuration on the command line, over a recipe's or a saved file's.
@@ -32,25 +33,25 @@ def read_config(
         description: what `--help` says first.
         recipes: other starting points for the defaults, by the value of `--recipe`.
         required: fields without a default.
+        saved: the file in which an earlier run left its configuration, for the help; None: there is none.
         arguments: the command line; the process's own by default.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", metavar="FILE")
+    if saved:
+        first.add_argument("--config")
     if recipes:
         first.add_argument("--recipe", choices=sorted(recipes), default="default")
     known, rest = first.parse_known_args(arguments)
-    if known.config is not None and recipes and known.recipe != "default":
+    file = known.config if saved else None
+    if file is not None and recipes and known.recipe != "default":
         raise ConfigError("--config and --recipe are both starting points: give one of them")
     start = None
-    if known.config is not None:
-        text = storage.read_bytes(known.config).decode()
-        saved = json.loads(text)
-        start = load_config(json.dumps(saved.get("config", saved)), kind=kind, source=known.config)
+    if file is not None:
+        start = load_config(storage.read_bytes(file).decode(errors="replace"), kind=kind, source=file)
     elif recipes:
         start = recipes[known.recipe](**dict.fromkeys(required, tyro.MISSING))
-    extra = "--config FILE starts from a configuration that an earlier run saved." + (
-        f" --recipe {'|'.join(sorted(recipes))} chooses the defaults." if recipes else ""
-    )
+    extra = f"--config FILE starts from what an earlier run saved in {saved}." if saved else ""
+    extra += f" --recipe {'|'.join(sorted(recipes))} chooses the defaults." if recipes else ""
     result: Config = tyro.cli(kind, args=rest, default=start, description=f"{description}\n\n{extra}")  # type: ignore[assignment]
     return result
 
@@ -67,6 +68,10 @@ def run_job(name: str, work: Callable[[], dict[str, Any]]) -> None:
         result = work()
         code = int(result.pop("exit_code", 0))
         line = {"job": name, "status": "done" if code == 0 else "failed", **result}
+    except SystemExit as leaving:  # help, or a flag that is none
+        if not leaving.code:
+            raise
+        code, line = 2, {"job": name, "status": "failed", "error": "ConfigError", "message": "bad usage: see standard error"}
     except ResUNetRayError as error:
         # From one of Ray's processes it comes wrapped, with a traceback for its text.
         cause = getattr(error, "cause", error)

@@ -11,7 +11,7 @@ from resunet_ray.data.prepare import prepare
 
 
 def _work() -> dict[str, Any]:
-    config = read_config(PrepareConfig, description=__doc__ or "")
+    config = read_config(PrepareConfig, description=__doc__ or "", saved="dataset.json")
     connect()
     return asdict(prepare(config))
 

@@ -16,6 +16,7 @@ def _work() -> dict[str, Any]:
         description=__doc__ or "",
         recipes={"default": TrainConfig, "report": report_recipe},
         required=("data", "output"),
+        saved="train.json",
     )
     connect()
     return asdict(train(config))

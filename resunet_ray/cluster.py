@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 import ray
+import ray.data
 
 from resunet_ray.errors import ResourceError
 
@@ -49,6 +50,8 @@ def connect() -> None:
         except ConnectionError as error:
             raise ResourceError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from None
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # A task's own exception reaches the user, not Ray Data's remark that there was one.
+    ray.data.DataContext.get_current().raise_original_map_exception = True
 
 
 def _quiet_cleaner() -> None:

@@ -1,9 +1,8 @@
 """A bundle against labelled images: one row of scores an image, their means, and pictures to look at."""
 
 import json
-import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import cv2
 import numpy as np
@@ -24,8 +23,6 @@ from resunet_ray.model.instances import label_components, threshold_mask
 from resunet_ray.model.matching import THRESHOLDS, count_overlaps, score_instances
 from resunet_ray.schema import SCORES
 from resunet_ray.scoring import score_split
-
-logger = logging.getLogger(__name__)
 
 SCORES_FILE, SUMMARY_FILE, PICTURES = "scores.parquet", "summary.json", "pictures"
 
@@ -85,8 +82,9 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
         "protocol": config.protocol,
         "flips": config.flips,
         "threshold": 0.5 if config.protocol == "report" else info.instances.threshold,
-        "min_area": info.instances.min_area,
+        "min_area": None if config.protocol == "report" else info.instances.min_area,
         **vars(result),
+        "config": asdict(config),
     }
     storage.write_bytes(storage.join(output, SUMMARY_FILE), json.dumps(summary, indent=2).encode())
     return result

@@ -58,7 +58,7 @@ def write_report(output: str, *, history: str | None) -> str:
 
 
 def _shown_images(rows: pd.DataFrame, output: str) -> list[dict[Any, Any]]:
-    shown: list[dict[Any, Any]] = rows.to_dict("records")
+    shown: list[dict[Any, Any]] = rows.fillna({"modality": "unknown"}).to_dict("records")
     for row in shown:
         picture = storage.read_bytes(storage.join(output, PICTURES, f"{row['image_id']}.png"))
         row["picture"] = base64.b64encode(picture).decode()

@@ -46,10 +46,12 @@ def score_split(
     gpus = count_gpus()
     actors = actors or max(1, gpus)
     require_resources(
-        what=f"{actors} scoring actors, with one CPU left for Ray Data", num_cpus=actors + 1, num_gpus=min(actors, gpus)
+        what=f"{actors} scoring actors, with one CPU left for Ray Data", num_cpus=actors + 1, num_gpus=actors if gpus else 0
     )
     spans = plan_once(dataset, split)
-    return ray.data.range(len(spans), override_num_blocks=len(spans)).map_batches(
+    data = ray.data.range(len(spans), override_num_blocks=len(spans))
+    data.context.enable_progress_bars = False
+    return data.map_batches(
         _Scorer,
         fn_constructor_args=(dataset, spans, bundle, score, schema, predict, max(1, (os.cpu_count() or 1) // actors)),
         compute=ray.data.ActorPoolStrategy(size=actors),

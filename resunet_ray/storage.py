@@ -9,6 +9,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -65,16 +66,32 @@ def parent(uri: str) -> str:
     return absolute(uri).rstrip("/").rsplit("/", 1)[0]
 
 
+@contextmanager
+def _reading(uri: str) -> Iterator[tuple[fs.FileSystem, str]]:
+    """The filesystem and path of a location; what goes wrong with it becomes an error that names it."""
+    try:
+        yield open_filesystem(uri)
+    except FileNotFoundError:
+        raise InputError(f"{uri} is not there") from None
+    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        raise InputError(f"{uri} cannot be read: {error.strerror or error}") from None
+    except OSError as error:
+        raise ResourceError(
+            f"the storage of {uri} does not answer as it should: {mask_credentials(str(error))}. "
+            "Expected a location that this account may read: check its name, the credentials and the endpoint"
+        ) from None
+
+
 def exists(uri: str) -> bool:
     """Whether a file or a folder is there."""
-    filesystem, path = open_filesystem(uri)
-    return bool(filesystem.get_file_info(path).type != fs.FileType.NotFound)
+    with _reading(uri) as (filesystem, path):
+        return bool(filesystem.get_file_info(path).type != fs.FileType.NotFound)
 
 
 def is_file(uri: str) -> bool:
     """Whether a file is there."""
-    filesystem, path = open_filesystem(uri)
-    return bool(filesystem.get_file_info(path).type == fs.FileType.File)
+    with _reading(uri) as (filesystem, path):
+        return bool(filesystem.get_file_info(path).type == fs.FileType.File)
 
 
 def list_files(uri: str, *, recursive: bool = True) -> Iterator[tuple[str, int]]:
@@ -83,19 +100,16 @@ def list_files(uri: str, *, recursive: bool = True) -> Iterator[tuple[str, int]]
     Raises:
         InputError: nothing is there.
     """
-    filesystem, path = open_filesystem(uri)
-    try:
+    with _reading(uri) as (filesystem, path):
         found = filesystem.get_file_info(fs.FileSelector(path, recursive=recursive))
-    except FileNotFoundError:
-        raise InputError(f"{uri} is not there: expected a folder or a prefix that holds files") from None
     start = len(path.rstrip("/")) + 1
     yield from sorted((entry.path[start:], entry.size) for entry in found if entry.type == fs.FileType.File)
 
 
 def list_folders(uri: str) -> list[str]:
     """The names of the folders directly below a location, sorted; none where nothing is there."""
-    filesystem, path = open_filesystem(uri)
-    found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    with _reading(uri) as (filesystem, path):
+        found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
     return sorted(entry.base_name for entry in found if entry.type == fs.FileType.Directory)
 
 
@@ -105,12 +119,8 @@ def read_bytes(uri: str) -> bytes:
     Raises:
         InputError: it is not there.
     """
-    filesystem, path = open_filesystem(uri)
-    try:
-        with filesystem.open_input_stream(path, compression=None) as stream:
-            return bytes(stream.read())
-    except FileNotFoundError:
-        raise InputError(f"{uri} is not there") from None
+    with _reading(uri) as (filesystem, path), filesystem.open_input_stream(path, compression=None) as stream:
+        return bytes(stream.read())
 
 
 def write_bytes(uri: str, content: bytes) -> None:
@@ -146,12 +156,8 @@ def read_table(uri: str, *, columns: list[str] | None = None) -> pa.Table:
     Raises:
         InputError: it is not there.
     """
-    filesystem, path = open_filesystem(uri)
-    try:
-        with filesystem.open_input_file(path) as file:
-            return pq.read_table(file, columns=columns)
-    except FileNotFoundError:
-        raise InputError(f"{uri} is not there") from None
+    with _reading(uri) as (filesystem, path), filesystem.open_input_file(path) as file:
+        return pq.read_table(file, columns=columns)
 
 
 def delete(uri: str) -> None:
@@ -159,6 +165,13 @@ def delete(uri: str) -> None:
     filesystem, path = open_filesystem(uri)
     if filesystem.get_file_info(path).type == fs.FileType.Directory:
         filesystem.delete_dir(path)
+
+
+def delete_file(uri: str) -> None:
+    """Removes a file, if it is there."""
+    filesystem, path = open_filesystem(uri)
+    if filesystem.get_file_info(path).type == fs.FileType.File:
+        filesystem.delete_file(path)
 
 
 def check_writable(uri: str) -> None:
@@ -173,9 +186,8 @@ def check_writable(uri: str) -> None:
         write_bytes(location, b"probe")
         if read_bytes(location) != b"probe":
             raise OSError("what was read differs from what was written")
-        filesystem, path = open_filesystem(location)
-        filesystem.delete_file(path)
-    except (OSError, InputError) as error:
+        delete_file(location)
+    except (OSError, InputError, ResourceError) as error:
         raise ResourceError(
             f"the output {uri} cannot be written: {mask_credentials(str(error))}. "
             "Expected a location that this account may write, read and delete in"

@@ -2,7 +2,17 @@
 
 import pytest
 
-from resunet_ray.config import AugmentConfig, ModelConfig, PreprocessConfig, TrainConfig, load_config, report_recipe, save_config
+from resunet_ray.config import (
+    AugmentConfig,
+    EvaluateConfig,
+    ModelConfig,
+    PrepareConfig,
+    PreprocessConfig,
+    TrainConfig,
+    load_config,
+    report_recipe,
+    save_config,
+)
 from resunet_ray.errors import ConfigError
 
 
@@ -18,8 +28,17 @@ from resunet_ray.errors import ConfigError
         ({"optimizer": "adam"}, "--weight-decay 0.01 would be ignored by --optimizer adam"),
         ({"loss": "dice", "positive_weight": 2.0}, "--positive-weight 2.0 would be ignored by --loss dice"),
         ({"crop": 100}, "--crop 100 and --preprocess.tile 512: expected multiples of 16"),
-        ({"ema_decay": 1.0}, "--ema-decay 1.0: expected a number between 0 and 1"),
-        ({"learning_rate": 0.0}, "--learning-rate 0.0: expected a positive number"),
+        ({"ema_decay": 1.0}, "--ema-decay 1.0: expected a number above 0 and below 1"),
+        ({"learning_rate": 0.0}, "--learning-rate 0.0: expected a number above 0"),
+        ({"early_stopping_patience": 0}, "--early-stopping-patience 0: expected a number from 1 on"),
+        ({"balance_area": 1.5}, "--balance-area 1.5: expected a number from 0 to 1"),
+        ({"crop": -256}, "--crop -256: expected a number from 1 on"),
+        ({"warmup_epochs": -1.0}, "--warmup-epochs -1.0: expected a number from 0 on"),
+        ({"plateau_patience": 3}, "--plateau-patience 3 would be ignored by --schedule cosine: leave it out"),
+        ({"preprocess": PreprocessConfig(resize=256), "crop": 128}, "--crop 128 would be ignored where --preprocess.resize"),
+        ({"preprocess": PreprocessConfig(resize=256), "balance_area": 0.5}, "--balance-area 0.5 would be ignored with"),
+        ({"name": "a/b"}, "--name 'a/b': expected the name of one folder"),
+        ({"mlflow": "https://me:secret@host"}, "--mlflow carries credentials"),
     ],
 )
 def test_a_setting_that_cannot_work_is_refused(fields: dict[str, object], message: str) -> None:
@@ -36,6 +55,20 @@ def test_parts_check_themselves() -> None:
         ModelConfig(widths=(16,))
     with pytest.raises(ConfigError, match=r"--model.widths \(16, 24\)"):
         ModelConfig(widths=(16, 24))
+    with pytest.raises(ConfigError, match=r"--augment.blur-probability 2: expected a number from 0 to 1"):
+        AugmentConfig(blur_probability=2)
+    with pytest.raises(ConfigError, match=r"--augment.gamma 0.5: expected a number from 1 on"):
+        AugmentConfig(gamma=0.5)
+    with pytest.raises(ConfigError, match=r"--seed 5 would be ignored by --split report: leave it out"):
+        PrepareConfig(input=("a",), output="b", seed=5)
+    with pytest.raises(ConfigError, match=r"--actors 0: expected a number from 1 on"):
+        EvaluateConfig(bundle="a", data="b", output="c", actors=0)
+
+
+def test_large_images_are_drawn_more_often_only_where_one_crop_does_not_show_all() -> None:
+    assert TrainConfig(data="a", output="b").area_exponent == 0.5
+    assert TrainConfig(data="a", output="b", balance_area=0.0).area_exponent == 0.0
+    assert TrainConfig(data="a", output="b", preprocess=PreprocessConfig(resize=256)).area_exponent == 0.0
 
 
 def test_a_saved_configuration_comes_back() -> None:
@@ -50,6 +83,8 @@ def test_a_saved_configuration_with_an_unknown_or_wrong_field_is_refused() -> No
         load_config('{"data": "a", "output": "b", "learning_rat": 1}', kind=TrainConfig, source="f")
     with pytest.raises(ConfigError, match=r"epochs: Input should be a valid integer"):
         load_config('{"data": "a", "output": "b", "epochs": "many"}', kind=TrainConfig, source="f")
+    with pytest.raises(ConfigError, match=r"f is not a saved TrainConfig: file: Invalid JSON"):
+        load_config("data: a", kind=TrainConfig, source="f")
 
 
 def test_the_report_s_recipe_is_the_report_s() -> None:

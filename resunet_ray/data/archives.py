@@ -3,16 +3,37 @@
 Members are read into memory, never unpacked to disk, so a name that an archive chose is only ever a name.
 """
 
+import bz2
+import functools
+import gzip
+import io
+import lzma
+import os
+import shutil
 import tarfile
+import tempfile
+import threading
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import IO, Any
 
 from resunet_ray import storage
 from resunet_ray.errors import InputError
 
-_COMPRESSED_TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_EXPAND: dict[str, Any] = {
+    ".tar.gz": gzip.open,
+    ".tgz": gzip.open,
+    ".tar.bz2": bz2.open,
+    ".tbz2": bz2.open,
+    ".tar.xz": lzma.open,
+    ".txz": lzma.open,
+}
+_CHUNK = 2**20  # bytes: the headers of a tar of small files come many at a time
+BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, KeyError, RuntimeError, ValueError, OSError, zlib.error, lzma.LZMAError)
+"""What reading bad bytes raises, or a file that may not be read."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +43,10 @@ class Entry:
     uri: str
     member: str | None = None
     offset: int | None = None
-    """First byte within an uncompressed tar, which lets a reader go straight there."""
+    """First byte within a tar, before compression: a reader goes straight there."""
     size: int = 0
+    crc: int | None = None
+    """CRC-32 of the content, where the archive holds one (zip)."""
 
     @property
     def name(self) -> str:
@@ -36,21 +59,60 @@ class Entry:
         Raises:
             InputError: it is gone or the archive is damaged there.
         """
-        if self.member is None:
-            return storage.read_bytes(self.uri)
         try:
-            with _open(self.uri) as file:
-                if self.offset is not None:
-                    file.seek(self.offset)
-                    return bytes(file.read(self.size))
-                if self.uri.endswith(".zip"):
-                    return zipfile.ZipFile(file).read(self.member)
-                with tarfile.open(fileobj=file) as archive:
-                    content = archive.extractfile(self.member)
-                    assert content is not None, f"{self.name} was listed as a file"
-                    return content.read()
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError, KeyError, RuntimeError, ValueError, OSError) as error:
-            raise InputError(f"{self.name} cannot be read from its archive: {error}") from None
+            if self.member is None:
+                return storage.read_bytes(self.uri)
+            return _open_archive(self.uri).read(self)
+        except BROKEN as error:
+            raise InputError(f"{self.name} cannot be read: {error}") from None
+
+
+class _Archive:
+    """An open archive: its directory is read once, a compressed tar is expanded once, into a file without a name."""
+
+    def __init__(self, uri: str) -> None:
+        filesystem, path = storage.open_filesystem(uri)
+        self._file = filesystem.open_input_file(path)
+        self._lock = threading.Lock()
+        self._zip = zipfile.ZipFile(self._file) if uri.endswith(".zip") else None
+        expand = next((_EXPAND[suffix] for suffix in _EXPAND if uri.endswith(suffix)), None)
+        self._expanded = None if expand is None else _expand(expand(self._file))
+
+    def read(self, entry: Entry) -> bytes:
+        if self._zip is not None:
+            assert entry.member is not None, f"{entry.name} is no member"
+            with self._lock:
+                return self._zip.read(entry.member)
+        assert entry.offset is not None, f"{entry.name} was listed without its place"
+        if self._expanded is None:
+            content = bytes(self._file.read_at(entry.size, entry.offset))
+        else:
+            content = os.pread(self._expanded.fileno(), entry.size, entry.offset)
+        if len(content) < entry.size:
+            raise EOFError(f"it ends after {len(content)} of {entry.size} bytes")
+        return content
+
+
+def _expand(stream: IO[bytes]) -> IO[bytes]:
+    """What comes out of a stream, as far as it comes: a member beyond the damage is missed when it is read."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the archive)
+    try:
+        shutil.copyfileobj(stream, file)
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # the disk's own, not the decoder's
+            raise
+    file.flush()
+    return file
+
+
+@functools.lru_cache(maxsize=4)
+def _open_archive(uri: str) -> _Archive:
+    return _Archive(uri)
+
+
+def is_archive(uri: str) -> bool:
+    """Whether a file is a zip or a tar by its name."""
+    return uri.endswith((".zip", ".tar", *_EXPAND))
 
 
 def list_entries(uri: str) -> Iterator[tuple[str, Entry]]:
@@ -65,29 +127,27 @@ def list_entries(uri: str) -> Iterator[tuple[str, Entry]]:
     if not storage.is_file(uri):
         yield from ((path, Entry(storage.join(uri, path), size=size)) for path, size in storage.list_files(uri))
         return
+    if not is_archive(uri):
+        raise InputError(f"{uri} is a file but neither .zip nor .tar (.gz, .bz2, .xz): expected one of these, or a folder")
     try:
         with _open(uri) as file:
-            if uri.endswith(".zip"):
-                members = [
-                    Entry(uri, info.filename, size=info.file_size)
-                    for info in zipfile.ZipFile(file).infolist()
-                    if not info.is_dir()
-                ]
-            elif uri.endswith((".tar", *_COMPRESSED_TAR)):
-                direct = uri.endswith(".tar")
-                with tarfile.open(fileobj=file) as archive:
-                    members = [
-                        Entry(uri, info.name, offset=info.offset_data if direct else None, size=info.size)
-                        for info in archive
-                        if info.isfile()
-                    ]
-            else:
-                raise InputError(
-                    f"{uri} is a file but neither .zip nor .tar (.gz, .bz2, .xz): expected one of these, or a folder"
-                )
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, ValueError, OSError) as error:
+            for entry in _members(uri, file):
+                yield str(entry.member).removeprefix("./"), entry
+    except BROKEN as error:
         raise InputError(f"{uri} cannot be read as an archive: {error}") from None
-    yield from ((str(entry.member).removeprefix("./"), entry) for entry in members)
+
+
+def _members(uri: str, file: "storage.fs.NativeFile") -> Iterator[Entry]:
+    if uri.endswith(".zip"):
+        for found in zipfile.ZipFile(file).infolist():
+            if not found.is_dir():
+                yield Entry(uri, found.filename, size=found.file_size, crc=found.CRC)
+        return
+    with tarfile.open(fileobj=io.BufferedReader(file, _CHUNK)) as archive:
+        for info in archive:
+            if info.isfile():
+                yield Entry(uri, info.name, offset=info.offset_data, size=info.size)
+            archive.members = []  # type: ignore[attr-defined]  # it would keep them all
 
 
 @contextmanager

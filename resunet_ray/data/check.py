@@ -32,10 +32,7 @@ def check_source(source: Source, *, max_pixels: int, known: Mapping[str, Any]) -
     except _RejectedError as rejection:
         return row | {"reason": rejection.reason, "message": str(rejection)}
     mpp, modality = known.get("mpp"), known.get("modality")
-    return row | {
-        "mpp": None if mpp is None or pd.isna(mpp) else float(mpp),
-        "modality": None if pd.isna(modality) else str(modality),
-    }
+    return row | {"mpp": None if pd.isna(mpp) else mpp, "modality": None if pd.isna(modality) else str(modality)}
 
 
 _UNREAD = {

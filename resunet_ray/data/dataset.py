@@ -76,7 +76,11 @@ def open_dataset(uri: str, *, needs: tuple[str, ...] = ()) -> Dataset:
     uri = storage.absolute(uri)
     if not storage.exists(storage.join(uri, DATASET_FILE)):
         raise InputError(f"{uri} holds no {DATASET_FILE}: expected the output of a finished jobs/prepare.py")
-    dataset = Dataset(uri=uri, **json.loads(storage.read_bytes(storage.join(uri, DATASET_FILE))))
+    content = json.loads(storage.read_bytes(storage.join(uri, DATASET_FILE)))
+    dataset = Dataset(uri, **{name: content[name] for name in ("digest", "mpp", "splits", "shards")})
+    there = {name for name, _ in storage.list_files(uri, recursive=False)}
+    if missing := sorted(dataset.shards.keys() - there):
+        raise InputError(f"{uri} lacks {missing[0]}, which its {DATASET_FILE} names ({len(missing)} in all): copy it whole")
     for split in needs:
         if not dataset.splits.get(split):
             known = ", ".join(f"{name} ({count})" for name, count in dataset.splits.items())

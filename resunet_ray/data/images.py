@@ -1,7 +1,6 @@
 """Bytes to image and back: RGB `uint8` arrays out of whatever a microscope's software writes, or a refusal that says why."""
 
 import io
-import warnings
 
 import cv2
 import numpy as np
@@ -101,17 +100,14 @@ def is_stored_form(content: bytes) -> bool:
 def _decode(content: bytes, *, name: str, max_pixels: int, expand_palette: bool = True) -> np.ndarray:
     if not content:
         raise ImageError(f"{name} is empty: 0 bytes")
+    Image.MAX_IMAGE_PIXELS = None  # max_pixels is the limit, checked below before a pixel is allocated
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels is the limit
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                _check_header(image, name=name, max_pixels=max_pixels)
-                array = _pixels(image, content, expand_palette=expand_palette)
-                orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            _check_header(image, name=name, max_pixels=max_pixels)
+            array = _pixels(image, content, expand_palette=expand_palette)
+            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except UnidentifiedImageError:
         raise ImageError(f"{name} is not an image: expected {', '.join(FORMATS)}, found bytes {content[:8]!r}") from None
-    except Image.DecompressionBombError:
-        raise ImageError(f"{name} claims more pixels than any image may have: expected at most {max_pixels}") from None
     except (OSError, SyntaxError, ValueError, EOFError, cv2.error) as error:  # what Pillow's decoders raise on bad bytes
         raise ImageError(f"{name} is damaged: {error}") from None
     return _orient(array, orientation)

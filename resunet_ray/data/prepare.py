@@ -10,13 +10,14 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from pydantic import TypeAdapter, ValidationError
 
 from resunet_ray import storage
 from resunet_ray.config import PrepareConfig
@@ -62,6 +63,10 @@ def prepare(config: PrepareConfig) -> Prepared:
     _require_free(config.output)
     sources = list_sources(config.input)
     metadata = _read_metadata(config.metadata)
+    # The split is drawn from all names, so that a rejected image does not reshuffle the others.
+    names = [source.image_id for source in sources]
+    _require_known(metadata, names, source=config.metadata)
+    split_of = _split(sorted(set(names)), config=config, metadata=metadata)
     logger.info("found %d labelled images", len(sources))
     staging = storage.join(config.output, _STAGING)
     storage.delete(staging)
@@ -73,8 +78,6 @@ def prepare(config: PrepareConfig) -> Prepared:
         pa.Table.from_pylist(rejects[REJECTS.names].to_dict("records"), schema=REJECTS),
     )
     _require_few_rejects(rejects, total=len(checked), config=config)
-    # The split is drawn from all names, so that a rejected image does not reshuffle the others.
-    split_of = _split([str(name) for name in checked["image_id"].unique()], config=config, metadata=metadata)
     accepted = checked[checked["reason"].isna() & checked["image_id"].isin(split_of.keys())]
     accepted = accepted.assign(split=accepted["image_id"].map(split_of))
     shards = _write_shards(accepted, config=config, staging=staging)
@@ -92,10 +95,31 @@ def _require_free(output: str) -> None:
 def _read_metadata(uri: str | None) -> dict[str, dict[str, Any]]:
     if uri is None:
         return {}
-    frame = pd.read_csv(BytesIO(storage.read_bytes(uri)), dtype={"id": str})
+    try:
+        frame = pd.read_csv(BytesIO(storage.read_bytes(uri)), dtype={"id": str})
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{uri} is not a CSV: {error}") from None
     if "id" not in frame:
         raise InputError(f"{uri} has columns {', '.join(frame.columns)}: expected a column `id` with the images' names")
+    if "mpp" in frame:
+        numbers = pd.to_numeric(frame["mpp"], errors="coerce")
+        wrong = frame[frame["mpp"].notna() & ~(numbers > 0)]
+        if len(wrong):
+            raise InputError(
+                f"{uri} gives {wrong['id'].iloc[0]} the mpp {wrong['mpp'].iloc[0]!r}: "
+                "expected microns per pixel, a positive number"
+            )
+        frame["mpp"] = numbers
     return {str(row["id"]): row for row in frame.to_dict("records")}
+
+
+def _require_known(metadata: Mapping[str, Mapping[str, Any]], names: list[str], *, source: str | None) -> None:
+    """Refuses metadata of which no row names an image: most likely a matter of endings."""
+    if metadata and not metadata.keys() & set(names):
+        raise InputError(
+            f"{source} names none of the images: its first id is {next(iter(metadata))!r}, the first image's {names[0]!r}. "
+            "Expected names without their endings"
+        )
 
 
 def _check_all(
@@ -161,12 +185,13 @@ def _split(image_ids: list[str], *, config: PrepareConfig, metadata: Mapping[str
 
 def _read_split_file(uri: str) -> dict[str, list[str]]:
     try:
-        content = json.loads(storage.read_bytes(uri))
-        lists = {name: content[name] for name in (splits.TRAIN, splits.VAL, splits.TEST) if name in content}
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{uri} is not a JSON object of lists: {error}") from None
+        content = TypeAdapter(dict[str, Any]).validate_json(storage.read_bytes(uri))
+        named = {name: content[name] for name in (splits.TRAIN, splits.VAL, splits.TEST) if name in content}
+        lists = TypeAdapter(dict[str, list[str]]).validate_python(named)
+    except ValidationError as error:
+        raise InputError(f"{uri} is not a JSON object of lists of image ids: {error.errors()[0]['msg']}") from None
     if splits.TRAIN not in lists or splits.VAL not in lists:
-        raise InputError(f"{uri} must list the image ids of `train` and `val` (and `test`): found {', '.join(content)}")
+        raise InputError(f"{uri} must list the image ids of `train` and `val` (and `test`): found {', '.join(content) or 'none'}")
     return lists
 
 
@@ -205,5 +230,6 @@ def _commit(accepted: pd.DataFrame, *, shards: dict[str, list[int]], counts: dic
         "mpp": float(mpp[0]) if len(mpp) == 1 and accepted["mpp"].notna().all() else None,
         "splits": counts,
         "shards": shards,
+        "config": asdict(config),
     }
     storage.write_bytes(storage.join(config.output, DATASET_FILE), json.dumps(content, indent=1).encode())

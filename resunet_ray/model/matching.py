@@ -42,12 +42,19 @@ class Overlaps(NamedTuple):
 
 def count_overlaps(true: Int32[np.ndarray, "h w"], found: Int32[np.ndarray, "h w"]) -> Overlaps:
     """The overlaps of two label images; 0 is background, other numbers need not be consecutive."""
-    shape = int(true.max(initial=0)) + 1, int(found.max(initial=0)) + 1
-    pairs = true.ravel().astype(np.int64) * shape[1] + found.ravel()
-    joint = np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)
-    area_true, area_found = joint.sum(axis=1)[1:], joint.sum(axis=0)[1:]
-    shared = joint[1:, 1:][area_true > 0][:, area_found > 0]
-    return Overlaps(shared, area_true[area_true > 0], area_found[area_found > 0])
+    rows, columns = _renumber(true), _renumber(found)
+    shape = int(rows.max(initial=0)) + 1, int(columns.max(initial=0)) + 1
+    joint = np.bincount(rows * shape[1] + columns, minlength=shape[0] * shape[1]).reshape(shape)
+    return Overlaps(joint[1:, 1:], joint.sum(axis=1)[1:], joint.sum(axis=0)[1:])
+
+
+def _renumber(labels: Int32[np.ndarray, "h w"]) -> Int64[np.ndarray, " n"]:
+    """The labels in a row, without gaps between their numbers."""
+    present = np.bincount(labels.ravel()) > 0
+    present[0] = False
+    numbers = np.cumsum(present)
+    renumbered: Int64[np.ndarray, " n"] = np.where(present, numbers, 0)[labels.ravel()]
+    return renumbered
 
 
 def score_instances(overlaps: Overlaps) -> InstanceScores:

@@ -62,11 +62,6 @@ def score_counts(counts: Counts) -> dict[str, Float[np.ndarray, "*n"]]:
     return {name: np.where(empty, 1.0, above / np.maximum(below, 1)) for name, (above, below) in ratios.items()}
 
 
-def mean_scores(counts: Counts) -> dict[str, float]:
-    """The mean over images of each score: what the report gives."""
-    return {name: float(np.mean(values)) for name, values in score_counts(counts).items()}
-
-
 def pooled_scores(counts: Counts) -> dict[str, float]:
     """The scores of all pixels of all images together."""
     pooled = Counts(*(np.asarray(np.sum(count)) for count in counts))

@@ -12,10 +12,11 @@ from resunet_ray.data.dataset import Dataset, Row, plan_epoch
 from resunet_ray.data.images import decode_stored
 from resunet_ray.data.splits import TRAIN
 from resunet_ray.data.stream import stream_spans
+from resunet_ray.errors import InputError
 
 _FIRST_BUFFER = 64.0  # crops to wait for before the first is drawn
 _BUFFER_GROWTH = 0.5  # crops that the buffer gains with each draw
-_PORTION = 512  # crops that Ray Data makes at once: 128 MiB at 256×256
+_PORTION_BYTES = 2**27  # what Ray Data makes at once for one worker: 512 crops of 256×256
 
 Batch = tuple[np.ndarray, np.ndarray]
 """image uint8 (n, s, s, 3), mask uint8 (n, s, s)."""
@@ -26,17 +27,30 @@ def epoch_size(dataset: Dataset, config: TrainConfig) -> int:
     return max(1, dataset.splits[TRAIN] // config.batch_size) * config.batch_size
 
 
+def portion_rows(config: TrainConfig) -> int:
+    """Crops that Ray Data makes at once for one worker; up to twice as many wait in the object store."""
+    return max(1, _PORTION_BYTES // (4 * (config.preprocess.resize or config.crop) ** 2))
+
+
 def draw_weights(dataset: Dataset, config: TrainConfig) -> np.ndarray | None:
     """How often each training image is drawn, relative to the others; None: equally.
 
     Its area to the power of `balance_area`, times the inverse share of its modality to the power of `balance_modalities`.
+
+    Raises:
+        InputError: modalities are to be balanced and the data knows none.
     """
     weights = np.ones(dataset.splits[TRAIN])
-    if config.balance_area:
+    if exponent := config.area_exponent:
         area = dataset.read_column(TRAIN, "height").to_numpy(np.float64) * dataset.read_column(TRAIN, "width").to_numpy()
-        weights *= np.maximum(area, config.crop**2) ** config.balance_area  # one crop shows all of a small image
+        weights *= np.maximum(area, config.crop**2) ** exponent  # one crop shows all of a small image
     if config.balance_modalities:
         modality = dataset.read_column(TRAIN, "modality").fillna("")
+        if not modality.any():
+            raise InputError(
+                f"--balance-modalities {config.balance_modalities}: {dataset.uri} knows no modalities. Prepare it with "
+                "--metadata, a CSV with columns `id` and `modality`"
+            )
         share = modality.map(modality.value_counts(normalize=True)).to_numpy(np.float64)
         weights *= share**-config.balance_modalities
     return None if np.ptp(weights) == 0 else weights
@@ -57,7 +71,7 @@ def stream_batches(
             dataset, TRAIN, epoch=epoch, seed=config.seed, rank=rank, workers=workers, size=size, weights=weights
         )
     )
-    blocks = stream_spans(dataset, spans, columns=["image", "mask"], transform=Crop(config), portion=_PORTION)
+    blocks = stream_spans(dataset, spans, columns=["image", "mask"], transform=Crop(config), portion=portion_rows(config))
     share = config.batch_size // workers
     waiting: list[Row] = []
     for row in _mix(_rows(blocks), size=config.shuffle_buffer, seed=[config.seed, rank]):

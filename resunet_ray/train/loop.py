@@ -15,6 +15,7 @@ import ray.train.torch
 import torch
 from torch import Tensor, nn
 
+from resunet_ray import storage
 from resunet_ray.config import TrainConfig
 from resunet_ray.data.dataset import Dataset
 from resunet_ray.errors import RunError
@@ -22,10 +23,12 @@ from resunet_ray.model.preprocess import preprocess
 from resunet_ray.train.batches import Batch, draw_weights, epoch_size, stream_batches
 from resunet_ray.train.checkpoint import average, save_checkpoint
 from resunet_ray.train.session import Session, build_session
-from resunet_ray.train.tracking import Tracker
+from resunet_ray.train.tracking import Tracker, run_folder
 from resunet_ray.train.validation import validate
 
 logger = logging.getLogger(__name__)
+
+FAILURE_FILE = "failure.txt"
 
 _LEAST_COSINE = 0.01  # the learning rate at the end of the cosine, as a share of its peak
 
@@ -55,7 +58,12 @@ def train_worker(settings: dict[str, object]) -> None:
         while not _finished(session):
             start = session.progress.epoch
             stop = min(start + config.validation_interval - start % config.validation_interval, config.epochs)
-            rows = _train_epochs(session, range(start, stop), stream)
+            try:
+                rows = _train_epochs(session, range(start, stop), stream)
+            except RunError as error:  # all workers alike; Ray Train would only do it all again
+                if session.rank == 0:
+                    storage.write_bytes(storage.join(run_folder(config), FAILURE_FILE), str(error).encode())
+                return
             scores = _validate(session)
             _note_scores(session, scores, rows)
             if tracker is not None:
@@ -108,7 +116,9 @@ def _train_epochs(session: Session, epochs: range, stream: Iterator[tuple[int, B
             losses += train_step(session, torch.from_numpy(image), torch.from_numpy(mask))
         seconds = time.perf_counter() - start
         start += seconds
-        mean_loss = float(losses) / steps
+        if session.workers > 1:
+            torch.distributed.all_reduce(losses)
+        mean_loss = float(losses) / (steps * session.workers)
         if not math.isfinite(mean_loss):
             raise RunError(f"the training loss of epoch {epoch + 1} is {mean_loss}: lower --learning-rate or --clip-norm")
         progress.epoch += 1
@@ -153,6 +163,11 @@ def _set_learning_rate(session: Session, rate: float) -> None:
 
 def _validate(session: Session) -> dict[str, float]:
     network = session.ema or session.network.eval()
+    if session.workers > 1:
+        # Gradients are averaged, statistics are not: what is validated is what rank 0 saves.
+        for module in {session.network, network}:
+            for buffer in module.buffers():
+                torch.distributed.broadcast(buffer, src=0)
     return validate(
         network,
         session.dataset,

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from resunet_ray.bundle import build_network, load_bundle
 from resunet_ray.config import TrainConfig
 from resunet_ray.data.dataset import Dataset
-from resunet_ray.errors import RunError
+from resunet_ray.errors import ConfigError
 from resunet_ray.model.inference import autocast_dtype
 from resunet_ray.model.losses import Loss, build_loss
 from resunet_ray.train.checkpoint import Progress, load_checkpoint
 
 logger = logging.getLogger(__name__)
+
+_PLATEAU_DELTA = 1e-4  # the least improvement, as Keras has it
 
 
 @dataclass
@@ -91,7 +93,7 @@ def start_from(network: nn.Module, weights: dict[str, Tensor]) -> list[str]:
         else:
             skipped.append(name)
     if len(skipped) == len(own):
-        raise RunError("no tensor of the bundle given to --init fits this network: expected the same widths")
+        raise ConfigError("no tensor of the bundle given to --init fits this network: expected the same --model.widths")
     if skipped:
         logger.info("--init: %d tensors do not fit and start anew: %s", len(skipped), ", ".join(skipped))
     return skipped
@@ -117,7 +119,9 @@ def _build_plateau(
         optimizer,
         mode="min" if config.monitor == "loss" else "max",
         factor=config.plateau_factor,
-        patience=config.plateau_patience,
+        patience=config.plateau_patience - 1,  # PyTorch reduces at the first stale step beyond it, Keras at the last within
+        threshold=_PLATEAU_DELTA,
+        threshold_mode="abs",
         min_lr=config.min_learning_rate,
     )
     if progress.plateau is not None:

@@ -41,8 +41,10 @@ class Tracker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._writer.close()
+        if self._mlflow is not None:
+            self._mlflow.close("FINISHED" if kind is None else "FAILED")
         self._folder.cleanup()
 
     def write(self, history: Sequence[Mapping[str, float]], *, new: int) -> None:
@@ -71,9 +73,13 @@ class _MLflow:
         name = run_folder(config).replace("'", "")
         found = self._client.search_runs([number], filter_string=f"tags.mlflow.runName = '{name}'")
         self._run = found[0] if found else self._client.create_run(number, run_name=name)
+        self._client.update_run(self._run.info.run_id, status="RUNNING")
         if not found:
             for key, value in asdict(config).items():
                 self._client.log_param(self._run.info.run_id, key, str(value)[:500])
+
+    def close(self, status: str) -> None:
+        self._client.set_terminated(self._run.info.run_id, status=status)
 
     def write(self, row: Mapping[str, float]) -> None:
         for name, value in row.items():

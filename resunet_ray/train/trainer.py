@@ -12,23 +12,35 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from resunet_ray import storage
-from resunet_ray.bundle import BUNDLE_FILE, Bundle, BundleInfo, read_bundle_info, save_bundle, versions
+from resunet_ray.bundle import (
+    BUNDLE_FILE,
+    Bundle,
+    BundleInfo,
+    build_network,
+    load_bundle,
+    read_bundle_info,
+    save_bundle,
+    versions,
+)
 from resunet_ray.cluster import MODEL_ENVIRONMENT, count_gpus, require_resources
 from resunet_ray.config import InstanceConfig, PrepareConfig, TrainConfig, load_config
 from resunet_ray.data.dataset import DATASET_FILE, Dataset, open_dataset, plan_once
 from resunet_ray.data.labelled import read_images
 from resunet_ray.data.prepare import prepare
 from resunet_ray.data.splits import TRAIN, VAL
-from resunet_ray.errors import ConfigError, RunError
+from resunet_ray.errors import ConfigError, InputError, RunError
 from resunet_ray.model.metrics import SCORES
+from resunet_ray.train.batches import draw_weights, portion_rows
 from resunet_ray.train.calibration import choose_min_area
 from resunet_ray.train.checkpoint import load_weights
-from resunet_ray.train.loop import train_worker
+from resunet_ray.train.loop import FAILURE_FILE, train_worker
+from resunet_ray.train.session import start_from
 from resunet_ray.train.tracking import HISTORY_FILE, import_mlflow, read_history, run_folder
 
 logger = logging.getLogger(__name__)
 
 _CONFIG_FILE = "train.json"
+_SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"  # Ray Train's own
 _SAMPLE_SIDE = 96  # pixels: small, and more than one tile's worth of context
 _FREE_TO_CHANGE = {
     "workers", "min_workers", "gpu", "cpus_per_worker", "threads", "max_failures", "start_timeout_seconds", "mlflow",
@@ -62,16 +74,18 @@ def train(config: TrainConfig) -> Trained:
     config = _resolve(config)
     storage.check_writable(config.output)
     dataset = open_dataset(_prepared(config), needs=(TRAIN, VAL))
+    draw_weights(dataset, config)
     if config.init is not None:
-        read_bundle_info(config.init)
+        start_from(build_network(config.model), load_bundle(config.init).network.state_dict())
     if config.mlflow is not None:
         import_mlflow()
+    _require_cluster(config)
     _require_same_run(config, dataset)
     bundle_uri = storage.join(run_folder(config), "bundle")
     if storage.exists(storage.join(bundle_uri, BUNDLE_FILE)):
         logger.info("%s is already there: nothing to do", bundle_uri)
         return _summary(config, bundle_uri)
-    _require_cluster(config)
+    _require_snapshot(config)
     checkpoint, scores = _fit(config, dataset)
     _save_bundle(bundle_uri, config=config, dataset=dataset, checkpoint=checkpoint, scores=scores)
     return _summary(config, bundle_uri)
@@ -80,10 +94,9 @@ def train(config: TrainConfig) -> Trained:
 def _resolve(config: TrainConfig) -> TrainConfig:
     return replace(
         config,
-        data=storage.absolute(config.data),
-        output=storage.absolute(config.output),
+        data=storage.absolute(config.data).rstrip("/"),
+        output=storage.absolute(config.output).rstrip("/"),
         init=None if config.init is None else storage.absolute(config.init),
-        gpu=count_gpus() > 0 if config.gpu is None else config.gpu,
     )
 
 
@@ -121,15 +134,33 @@ def _require_same_run(config: TrainConfig, dataset: Dataset) -> None:
         )
 
 
+def _require_snapshot(config: TrainConfig) -> None:
+    """Refuses the list of checkpoints that Ray Train was killed while writing, which it would only fail on."""
+    uri = storage.join(run_folder(config), _SNAPSHOT_FILE)
+    try:
+        if storage.exists(uri):
+            json.loads(storage.read_bytes(uri))
+    except ValueError as error:
+        raise InputError(
+            f"{uri}, Ray Train's list of this run's checkpoints, is damaged ({error}): delete it to begin this run anew"
+        ) from None
+
+
+def _uses_gpu(config: TrainConfig) -> bool:
+    return count_gpus() > 0 if config.gpu is None else config.gpu
+
+
 def _require_cluster(config: TrainConfig) -> None:
     workers = config.min_workers or config.workers
     pixels = (config.preprocess.resize or config.crop) ** 2
-    gib = (config.batch_size * pixels * _BYTES_PER_PIXEL + workers * config.shuffle_buffer * pixels * 4) / 2**30
+    waiting = workers * (config.shuffle_buffer + 2 * portion_rows(config)) * pixels * 4
+    gib = (config.batch_size * pixels * _BYTES_PER_PIXEL + waiting) / 2**30
+    gpu = _uses_gpu(config)
     require_resources(
         what=f"{workers} training workers of {config.cpus_per_worker} CPUs, with one CPU left for Ray Data",
         num_cpus=workers * config.cpus_per_worker + 1,
-        num_gpus=workers if config.gpu else 0,
-        memory_gib=0.0 if config.gpu else gib,
+        num_gpus=workers if gpu else 0,
+        memory_gib=0.0 if gpu else gib,
     )
 
 
@@ -137,14 +168,17 @@ def _fit(config: TrainConfig, dataset: Dataset) -> tuple[ray.train.Checkpoint, d
     # Ray Train reads both from the driver's environment when it starts the run.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.start_timeout_seconds)
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "1800")
+    failure = storage.join(run_folder(config), FAILURE_FILE)
+    storage.delete_file(failure)
+    gpu = _uses_gpu(config)
     elastic = config.min_workers is not None and config.min_workers < config.workers
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"config": config, "dataset": dataset},
         scaling_config=ScalingConfig(
             num_workers=(config.min_workers or config.workers, config.workers) if elastic else config.workers,
-            use_gpu=bool(config.gpu),
-            resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if config.gpu else {})},
+            use_gpu=gpu,
+            resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if gpu else {})},
         ),
         run_config=RunConfig(
             name=config.name,
@@ -163,15 +197,16 @@ def _fit(config: TrainConfig, dataset: Dataset) -> tuple[ray.train.Checkpoint, d
         result = trainer.fit()
     except TrainingFailedError as error:
         raise RunError(f"training failed: {storage.mask_credentials(_cause(error))}") from error
+    if storage.exists(failure):
+        raise RunError(f"training failed: {storage.read_bytes(failure).decode()}")
     best = result.get_best_checkpoint(config.monitor, "min" if config.monitor == "loss" else "max")
-    if best is None:
-        raise RunError(f"training ended without a checkpoint in {run_folder(config)}: run the same command again")
+    assert best is not None, "every run reports a checkpoint after its last epoch"
     scores = next(metrics for checkpoint, metrics in result.best_checkpoints or [] if checkpoint == best)
     return best, scores
 
 
 def _cause(error: Exception) -> str:
-    """The first line that says something, below Ray's own wrapping."""
+    """The last line, which says what happened, below Ray's own wrapping."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     inner = next(iter(failures.values()), error)
     return str(getattr(inner, "_base_exc", inner)).strip().splitlines()[-1]

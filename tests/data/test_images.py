@@ -114,7 +114,7 @@ def test_a_bomb_is_refused_by_its_header() -> None:
         header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
         return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
-    with pytest.raises(ImageError, match="claims 50000 x 50000 pixels: expected at most 268435456|claims more pixels"):
+    with pytest.raises(ImageError, match="claims 50000 x 50000 pixels: expected at most 268435456"):
         decode_image(bomb(50_000), name="bomb")
     with pytest.raises(ImageError, match="claims 9000 x 9000 pixels: expected at most 1000"):
         decode_image(bomb(9_000), name="bomb", max_pixels=1000)

@@ -3,10 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from support import ROOT, SMALL, run_job
+from _job import read_config
+from support import ROOT, run_job
+
+from resunet_ray.config import ModelConfig, TrainConfig
 
 
 @pytest.mark.parametrize("name", ["prepare", "train", "evaluate", "demo", "benchmark"])
@@ -15,7 +19,7 @@ def test_help_says_what_the_job_does(name: str) -> None:
         [sys.executable, str(ROOT / "jobs" / f"{name}.py"), "--help"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "--config FILE" in done.stdout
+    assert ("--config FILE" in done.stdout) == (name in ("prepare", "train", "evaluate"))
     assert ("--recipe default|report" in done.stdout) == (name == "train")
 
 
@@ -51,16 +55,31 @@ def test_a_misspelt_flag_is_bad_usage() -> None:
     code, line, errors = run_job("train", "--data", "a", "--output", "b", "--learning-rat", "1")
     assert code == 2
     assert "--learning-rat" in errors
-    assert line == {}
+    assert (line["job"], line["status"], line["error"]) == ("train", "failed", "ConfigError")
 
 
-def test_a_saved_configuration_is_where_the_next_run_starts(dataset_uri: str, tmp_path: Path) -> None:
+def test_a_saved_configuration_is_where_the_next_run_starts(tmp_path: Path) -> None:
     """The file that a run saved, with one flag over it."""
-    first = ["--data", dataset_uri, "--output", str(tmp_path / "a"), *SMALL, "--epochs", "1", "--seed", "5"]
-    code, _, errors = run_job("train", *first)
+    first = TrainConfig(data="a", output="b", epochs=3, model=ModelConfig(widths=(16, 32)))
+    (tmp_path / "train.json").write_text(json.dumps({"config": asdict(first), "data_digest": "c"}))
+    arguments = ["--config", str(tmp_path / "train.json"), "--output", "d", "--model.widths", "16", "48"]
+    found = read_config(TrainConfig, description="", saved="train.json", arguments=arguments)
+    assert found == replace(first, output="d", model=ModelConfig(widths=(16, 48)))
+
+
+def test_the_demo_runs_to_its_report(tmp_path: Path) -> None:
+    code, line, errors = run_job("demo", "--output", str(tmp_path), "--images", "12", "--epochs", "1")
     assert code == 0, errors
-    code, line, errors = run_job("train", "--config", str(tmp_path / "a/train/train.json"), "--output", str(tmp_path / "b"))
+    assert Path(line["report"]).exists()
+    assert f"Open {line['report']}" in errors
+    assert 0 <= line["f1"] <= 1
+
+
+def test_a_benchmark_measures_both_sides(tmp_path: Path) -> None:
+    code, line, errors = run_job("benchmark", "memory", "--output", str(tmp_path), "--images", "12")
     assert code == 0, errors
-    one, other = (json.loads((tmp_path / name / "train" / "train.json").read_text())["config"] for name in "ab")
-    assert {name for name in one if one[name] != other[name]} == {"output"}
-    assert line["epochs"] == 1
+    small, large = line["peak_gib"]
+    assert line["ratio"] == pytest.approx(large / small, abs=1e-2)
+    assert 0.2 < small < 20
+    code, line, _ = run_job("benchmark", "memory", "--output", str(tmp_path), "--images", "12")
+    assert (code, line["error"]) == (2, "InputError"), "what is there would be taken for this run's"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,14 +11,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from support import ROOT, SMALL, run_job
 
 from resunet_ray.bundle import load_bundle
 from resunet_ray.config import ModelConfig, TrainConfig
+from resunet_ray.data.dataset import open_dataset, plan_once
+from resunet_ray.data.labelled import read_images
+from resunet_ray.data.splits import VAL
 from resunet_ray.errors import ConfigError, InputError, ResourceError, RunError
+from resunet_ray.model.instances import threshold_mask
+from resunet_ray.model.metrics import count_pixels, score_counts
 from resunet_ray.train.trainer import Trained, train
+
+EPOCHS = 12
+"""Long enough to be killed in the middle: Ray Train looks for new checkpoints every two seconds."""
 
 
 def config(data: str, output: Path, **fields: Any) -> TrainConfig:
@@ -26,7 +36,7 @@ def config(data: str, output: Path, **fields: Any) -> TrainConfig:
         "crop": 64,
         "batch_size": 4,
         "precision": "fp32",
-        "epochs": 4,
+        "epochs": EPOCHS,
         "validation_interval": 2,
         "warmup_epochs": 0.0,
         "learning_rate": 1e-2,
@@ -51,8 +61,8 @@ def test_the_bundle_says_where_it_comes_from_and_how_good_it_is(run: tuple[Train
     chosen, trained = run
     info = load_bundle(trained.bundle).info
     rows = history(chosen.output)
-    assert rows["epoch"].tolist() == [1, 2, 3, 4]
-    assert rows["val_f1"].notna().tolist() == [False, True, False, True]
+    assert rows["epoch"].tolist() == list(range(1, EPOCHS + 1))
+    assert rows["val_f1"].notna().tolist() == [False, True] * (EPOCHS // 2)
     assert info.scores["f1"] == pytest.approx(rows["val_f1"].max())
     best = rows.dropna().sort_values("val_f1").iloc[-1]
     assert info.instances.threshold == best["val_threshold"]
@@ -71,14 +81,15 @@ def test_tensorboard_and_mlflow_hold_the_curves(run: tuple[TrainConfig, Trained]
     chosen, _ = run
     events = EventAccumulator(str(Path(chosen.output) / "train" / "tensorboard"))
     events.Reload()
-    assert [event.step for event in events.Scalars("train_loss")] == [1, 2, 3, 4]
-    assert [event.step for event in events.Scalars("validation/f1")] == [2, 4]
+    assert [event.step for event in events.Scalars("train_loss")] == list(range(1, EPOCHS + 1))
+    assert [event.step for event in events.Scalars("validation/f1")] == list(range(2, EPOCHS + 1, 2))
     client = MlflowClient(tracking_uri=chosen.mlflow)
     (record,) = client.search_runs(
         [experiment.experiment_id for experiment in client.search_experiments() if experiment.name == "resunet_ray"]
     )
     assert record.data.params["learning_rate"] == "0.01"
-    assert [metric.step for metric in client.get_metric_history(record.info.run_id, "val_f1")] == [2, 4]
+    assert [metric.step for metric in client.get_metric_history(record.info.run_id, "val_f1")] == list(range(2, EPOCHS + 1, 2))
+    assert record.info.status == "FINISHED"
 
 
 def test_the_same_command_again_does_nothing_and_other_settings_are_refused(run: tuple[TrainConfig, Trained]) -> None:
@@ -104,30 +115,49 @@ def test_two_workers_score_as_one_does(run: tuple[TrainConfig, Trained], dataset
     assert scores[0]["f1"] == pytest.approx(before["f1"], abs=1e-6)
 
 
+def test_what_two_workers_validate_is_what_is_saved(dataset_uri: str, tmp_path: Path, cluster: None) -> None:
+    """The workers' statistics of normalisation differ; the bundle, used by itself, has the scores that were reported."""
+    trained = train(config(dataset_uri, tmp_path, workers=2, epochs=3, validation_interval=3))
+    bundle, dataset = load_bundle(trained.bundle), open_dataset(dataset_uri)
+    scores = []
+    for image in read_images(dataset, plan_once(dataset, VAL)):
+        (probability,) = bundle.predict([image.image], batch_size=1, precision="fp32")
+        found = threshold_mask(probability, threshold=bundle.info.instances.threshold)
+        scores.append(float(score_counts(count_pixels(found, image.mask))["f1"]))
+    assert np.mean(scores) == pytest.approx(trained.best["f1"], abs=1e-6)
+
+
+def begin(output: Path, dataset_uri: str) -> tuple[list[str], subprocess.Popen[bytes]]:
+    """The fixture's training in a process of its own, on its way beyond the first checkpoint that Ray Train knows of."""
+    flags = [*SMALL, "--epochs", str(EPOCHS), "--validation-interval", "2", "--warmup-epochs", "0", "--learning-rate", "1e-2"]
+    flags += ["--ema-decay", "0.9", "--data", dataset_uri, "--output", str(output)]
+    with (output / "log").open("wb") as log:
+        driver = subprocess.Popen([sys.executable, str(ROOT / "jobs" / "train.py"), *flags], stdout=subprocess.PIPE, stderr=log)
+    snapshot = output / "train" / "checkpoint_manager_snapshot.json"
+    while driver.poll() is None and not (snapshot.exists() and "checkpoint_" in snapshot.read_text()):
+        time.sleep(0.05)
+    assert driver.poll() is None, "it ended before it could be killed"
+    return flags, driver
+
+
+def require_same(one: TrainConfig, output: Path) -> None:
+    columns = ["epoch", "train_loss", "val_loss", "val_f1"]
+    pd.testing.assert_frame_equal(history(one.output)[columns], history(str(output))[columns], atol=1e-6)
+
+
 def test_killed_and_started_again_it_ends_where_the_uninterrupted_run_ends(
     run: tuple[TrainConfig, Trained], dataset_uri: str, tmp_path: Path
 ) -> None:
     """SIGKILL to the driver after the first checkpoint; the same command then resumes, in a new Ray."""
-    flags = [*SMALL, "--epochs", "4", "--validation-interval", "2", "--warmup-epochs", "0", "--learning-rate", "1e-2"]
-    flags += ["--ema-decay", "0.9", "--data", dataset_uri, "--output", str(tmp_path)]
-    log = (tmp_path / "log").open("wb")
-    driver = subprocess.Popen([sys.executable, str(ROOT / "jobs" / "train.py"), *flags], stdout=log, stderr=log)
-    written = tmp_path / "train" / "history.csv"
-    for _ in range(600):
-        if written.exists() or driver.poll() is not None:
-            break
-        time.sleep(0.1)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    log.close()
-    assert len(pd.read_csv(written)) == 2, (tmp_path / "log").read_text()
+    flags, driver = begin(tmp_path, dataset_uri)
+    driver.kill()
+    driver.communicate()
+    assert not (tmp_path / "train" / "bundle").exists()
     code, line, errors = run_job("train", *flags)
     assert code == 0, errors
-    assert "resumed after epoch 2" in errors or (tmp_path / "train" / "bundle").exists()
+    assert re.search(r"resumed after epoch \d+", errors), errors
     chosen, trained = run
-    whole, resumed = history(chosen.output), history(str(tmp_path))
-    columns = ["epoch", "train_loss", "val_loss", "val_f1"]
-    pd.testing.assert_frame_equal(whole[columns], resumed[columns], atol=1e-6)
+    require_same(chosen, tmp_path)
     assert line["best"]["f1"] == pytest.approx(trained.best["f1"], abs=1e-6)
 
 
@@ -135,24 +165,23 @@ def test_a_worker_that_dies_is_replaced_and_nothing_is_learnt_twice(
     run: tuple[TrainConfig, Trained], dataset_uri: str, tmp_path: Path
 ) -> None:
     """SIGKILL to the training worker in the middle of the run."""
-    flags = [*SMALL, "--epochs", "4", "--validation-interval", "2", "--warmup-epochs", "0", "--learning-rate", "1e-2"]
-    flags += ["--ema-decay", "0.9", "--data", dataset_uri, "--output", str(tmp_path)]
+    _, driver = begin(tmp_path, dataset_uri)
     log = tmp_path / "log"
-    with log.open("wb") as file:
-        driver = subprocess.Popen([sys.executable, str(ROOT / "jobs" / "train.py"), *flags], stdout=subprocess.PIPE, stderr=file)
-    written = tmp_path / "train" / "history.csv"
-    while not written.exists() and driver.poll() is None:
-        time.sleep(0.05)
-    worker = next(
-        iter({int(part.split("pid=")[1].split(")")[0]) for part in log.read_text().splitlines() if "RayTrainWorker" in part})
-    )
-    os.kill(worker, signal.SIGKILL)
+    (worker,) = set(re.findall(r"RayTrainWorker pid=(\d+)", log.read_text()))
+    os.kill(int(worker), signal.SIGKILL)
     output, _ = driver.communicate(timeout=240)
     assert driver.returncode == 0, log.read_text()
+    assert re.search(r"resumed after epoch \d+", log.read_text()), log.read_text()
     chosen, trained = run
-    columns = ["epoch", "train_loss", "val_loss", "val_f1"]
-    pd.testing.assert_frame_equal(history(chosen.output)[columns], history(str(tmp_path))[columns], atol=1e-6)
+    require_same(chosen, tmp_path)
     assert json.loads(output.splitlines()[-1])["best"]["f1"] == pytest.approx(trained.best["f1"], abs=1e-6)
+
+
+def test_a_damaged_list_of_checkpoints_is_named(dataset_uri: str, tmp_path: Path, cluster: None) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "checkpoint_manager_snapshot.json").write_text('{"checkpoint_resul')
+    with pytest.raises(InputError, match=r"checkpoint_manager_snapshot.json, .* is damaged .*: delete it to begin this run anew"):
+        train(config(dataset_uri, tmp_path))
 
 
 def test_what_cannot_work_is_refused_before_it_starts(dataset_uri: str, tmp_path: Path, cluster: None) -> None:
@@ -168,6 +197,4 @@ def test_what_cannot_work_is_refused_before_it_starts(dataset_uri: str, tmp_path
 
 def test_a_loss_that_is_no_number_ends_the_run_with_its_cause(dataset_uri: str, tmp_path: Path, cluster: None) -> None:
     with pytest.raises(RunError, match=r"the training loss of epoch \d is (nan|inf): lower --learning-rate"):
-        train(
-            config(dataset_uri, tmp_path, learning_rate=1e30, clip_norm=None, max_failures=0, optimizer="adam", weight_decay=0.0)
-        )
+        train(config(dataset_uri, tmp_path, learning_rate=1e30, clip_norm=None, optimizer="adam", weight_decay=0.0))

@@ -1,0 +1,21 @@
+"""The configurations of all jobs, and the only home of their defaults."""
+
+from resunet_ray.config.evaluate import EvaluateConfig
+from resunet_ray.config.files import load_config, save_config
+from resunet_ray.config.model import AugmentConfig, InstanceConfig, ModelConfig, PreprocessConfig
+from resunet_ray.config.prepare import PrepareConfig
+from resunet_ray.config.train import Metric, TrainConfig, report_recipe
+
+__all__ = [
+    "AugmentConfig",
+    "EvaluateConfig",
+    "InstanceConfig",
+    "Metric",
+    "ModelConfig",
+    "PrepareConfig",
+    "PreprocessConfig",
+    "TrainConfig",
+    "load_config",
+    "report_recipe",
+    "save_config",
+]

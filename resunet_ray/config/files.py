@@ -1,0 +1,30 @@
+"""Configurations as JSON text: what a job writes beside its results, and what `--config` reads."""
+
+import json
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from resunet_ray.errors import ConfigError
+
+Config = TypeVar("Config")
+
+
+def save_config(config: Any) -> str:
+    """A resolved configuration as JSON text, which `load_config` reads."""
+    return json.dumps(asdict(config), indent=2)
+
+
+def load_config(text: str, *, kind: type[Config], source: str) -> Config:
+    """The configuration in a JSON text, or under `config` in it, where a job's own records have it.
+
+    Raises:
+        ConfigError: it is no JSON object, or a field is unknown, missing, or of the wrong type.
+    """
+    try:
+        content = TypeAdapter(dict[str, Any]).validate_json(text)
+        return TypeAdapter(kind).validate_python(content.get("config", content), extra="forbid")
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors())
+        raise ConfigError(f"{source} is not a saved {kind.__name__}: {problems}") from None

@@ -57,7 +57,7 @@ class TrainConfig:
     """Decoupled weight decay."""
     batch_size: int = 8
     """Crops in one step, over all workers."""
-    epochs: int = 24
+    epochs: int = 36
     """Passes over the training split."""
     schedule: Literal["constant", "cosine", "plateau"] = "cosine"
     """cosine: linear warm-up, then half a cosine to 1% of the peak. plateau: times `plateau_factor` when `monitor` stalls."""

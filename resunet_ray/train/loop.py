@@ -165,9 +165,8 @@ def _validate(session: Session) -> dict[str, float]:
     network = session.ema or session.network.eval()
     if session.workers > 1:
         # Gradients are averaged, statistics are not: what is validated is what rank 0 saves.
-        for module in {session.network, network}:
-            for buffer in module.buffers():
-                torch.distributed.broadcast(buffer, src=0)
+        for buffer in (*session.network.buffers(), *network.buffers()):
+            torch.distributed.broadcast(buffer, src=0)
     return validate(
         network,
         session.dataset,

@@ -15,7 +15,7 @@ from resunet_ray.config import ModelConfig, PrepareConfig, TrainConfig
 from resunet_ray.data.dataset import open_dataset
 from resunet_ray.data.images import encode_png
 from resunet_ray.data.prepare import prepare
-from resunet_ray.errors import RunError
+from resunet_ray.errors import ConfigError
 from resunet_ray.train.batches import draw_weights, stream_batches
 from resunet_ray.train.checkpoint import Progress, average, load_checkpoint, load_weights, save_checkpoint
 from resunet_ray.train.loop import learning_rate
@@ -98,7 +98,7 @@ def test_other_channels_and_heads_start_from_what_fits() -> None:
     x = torch.rand(1, 1, 16, 24)
     with torch.inference_mode():
         torch.testing.assert_close(grey.eval()(x), colour.eval()(x.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-5)
-    with pytest.raises(RunError, match="no tensor of the bundle given to --init fits"):
+    with pytest.raises(ConfigError, match="no tensor of the bundle given to --init fits"):
         start_from(build_network(ModelConfig(widths=(48, 64))), {"other": torch.zeros(1)})
 
 

@@ -112,7 +112,7 @@ def benchmark_memory(config: BenchmarkConfig) -> dict[str, Any]:
         ray.shutdown()  # what preparing left in the object store is not training's
         connect()
         model = ModelConfig(widths=(16, 32))
-        with _PeakMemory() as peak:
+        with PeakMemory() as peak:
             train(TrainConfig(data=data, output=output, model=model, epochs=1, warmup_epochs=0))
         ray.shutdown()
         peaks[count] = peak.gib
@@ -132,10 +132,10 @@ def _generate(uri: str, *, count: int) -> str:
     return uri
 
 
-class _PeakMemory:
+class PeakMemory:
     """The largest sum of proportional set sizes of this process and all below it, sampled twice a second (Linux)."""
 
-    def __enter__(self) -> "_PeakMemory":
+    def __enter__(self) -> "PeakMemory":
         self.gib = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample)

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from _job import read_config
+from benchmark import PeakMemory
 from support import ROOT, run_job
 
 from resunet_ray.config import ModelConfig, TrainConfig
@@ -75,11 +77,17 @@ def test_the_demo_runs_to_its_report(tmp_path: Path) -> None:
     assert 0 <= line["f1"] <= 1
 
 
-def test_a_benchmark_measures_both_sides(tmp_path: Path) -> None:
-    code, line, errors = run_job("benchmark", "memory", "--output", str(tmp_path), "--images", "12")
-    assert code == 0, errors
-    small, large = line["peak_gib"]
-    assert line["ratio"] == pytest.approx(large / small, abs=1e-2)
-    assert 0.2 < small < 20
-    code, line, _ = run_job("benchmark", "memory", "--output", str(tmp_path), "--images", "12")
-    assert (code, line["error"]) == (2, "InputError"), "what is there would be taken for this run's"
+def test_a_benchmark_takes_no_earlier_run_for_its_own(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    code, line, errors = run_job("benchmark", "train", "--output", str(tmp_path))
+    assert (code, line["error"]) == (2, "InputError"), errors
+    assert "holds an earlier run, which would be taken for this one" in line["message"]
+
+
+def test_peak_memory_counts_every_process_below_this_one() -> None:
+    with PeakMemory() as before:
+        time.sleep(1.2)
+    child = "import time; held = bytearray(2**28); held[::4096] = bytes([1]) * len(held[::4096]); time.sleep(3)"
+    with PeakMemory() as peak:
+        subprocess.run([sys.executable, "-c", child], check=True)
+    assert 0.2 < peak.gib - before.gib < 0.4

@@ -47,7 +47,7 @@ class BenchmarkConfig:
     """A prepared data set (train). None: generated images."""
     images: int = 200
     """Images to generate; for memory also ten times as many."""
-    epochs: int = 4
+    epochs: int = 8
     """Epochs of the run through Ray."""
 
 

@@ -11,8 +11,8 @@ from resunet_ray.errors import ResourceError
 
 logger = logging.getLogger(__name__)
 
-_LEAST_LOCAL_CPUS = 4
-"""CPUs that a local Ray says it has, at least. Only numbers to schedule by: with fewer no second worker would fit."""
+_LEAST_LOCAL_CPUS = 3
+"""CPUs that a local Ray says it has, at least. Only numbers to schedule by: two training workers fit, beside Ray Data."""
 
 
 MODEL_ENVIRONMENT = {"env_vars": {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}}
@@ -37,6 +37,7 @@ def connect() -> None:
     environment: dict[str, Any] = {"env_vars": {"RAY_DATA_LOG_LEVEL": os.environ["RAY_DATA_LOG_LEVEL"]}}
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one more process; nobody takes this machine away
         ray.init(
             address="local",
             num_cpus=max(_LEAST_LOCAL_CPUS, os.cpu_count() or 1),

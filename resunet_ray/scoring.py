@@ -14,6 +14,7 @@ from resunet_ray.bundle import Bundle, load_bundle
 from resunet_ray.cluster import MODEL_ENVIRONMENT, count_gpus, require_resources
 from resunet_ray.data.dataset import Dataset, Row, Span, plan_once
 from resunet_ray.data.labelled import Labelled, read_images
+from resunet_ray.data.stream import count_up
 
 Score = Callable[[Bundle, Labelled, Float32[np.ndarray, "h w"]], Row]
 """Bundle, image with its truth, probability → one row."""
@@ -49,9 +50,7 @@ def score_split(
         what=f"{actors} scoring actors, with one CPU left for Ray Data", num_cpus=actors + 1, num_gpus=actors if gpus else 0
     )
     spans = plan_once(dataset, split)
-    data = ray.data.range(len(spans), override_num_blocks=len(spans))
-    data.context.enable_progress_bars = False
-    return data.map_batches(
+    return count_up(len(spans)).map_batches(
         _Scorer,
         fn_constructor_args=(dataset, spans, bundle, score, schema, predict, max(1, (os.cpu_count() or 1) // actors)),
         compute=ray.data.ActorPoolStrategy(size=actors),

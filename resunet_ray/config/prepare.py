@@ -38,7 +38,7 @@ class PrepareConfig:
     rows_per_group: int = 16
     """Images in one Parquet row group: what one read task takes at a time."""
     rows_per_shard: int = 512
-    """Images in one Parquet file."""
+    """Images in one Parquet file, at most: large ones fill it sooner."""
 
     def __post_init__(self) -> None:
         require(bool(self.input), "--input names nothing: expected at least one folder or archive")

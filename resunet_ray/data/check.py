@@ -53,8 +53,8 @@ def _read_pair(source: Source, *, max_pixels: int) -> dict[str, Any]:
     mask, labels = _read_truth(source, shape=image.shape[:2], max_pixels=max_pixels)
     digest = hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
     return {
-        "image": content if images.is_stored_form(content) else images.encode_png(image),
-        "mask": images.encode_png(mask * np.uint8(255)),
+        "image": content if images.is_stored_form(content) else images.encode_png(image, deflate=False),
+        "mask": images.encode_png(mask * np.uint8(255), deflate=False),
         "labels": None if labels is None else images.encode_labels(labels, name=source.name),
         "height": image.shape[0],
         "width": image.shape[1],

@@ -32,6 +32,7 @@ from resunet_ray.schema import DATASET, REJECTS
 logger = logging.getLogger(__name__)
 
 _IMAGES_PER_TASK = 64
+_SHARD_PIXELS = 2**26  # image, mask and labels of so many take 400 MB, while a file is written
 _STAGING = "_staging"
 _CHECKED = pa.schema(
     [
@@ -199,8 +200,8 @@ def _write_shards(accepted: pd.DataFrame, *, config: PrepareConfig, staging: str
     """Copies the accepted rows into one run of files for each split; returns the rows of each file's row groups."""
     plan = []
     for split, rows in accepted.groupby("split", sort=True):
-        for number, start in enumerate(range(0, len(rows), config.rows_per_shard)):
-            part = rows.iloc[start : start + config.rows_per_shard]
+        pixels = (rows["height"] * rows["width"]).cumsum()
+        for number, (_, part) in enumerate(rows.groupby(np.arange(len(rows)) // config.rows_per_shard + pixels // _SHARD_PIXELS)):
             plan.append((f"{split}-{number:05d}.parquet", str(split), part[["task", "position"]].to_numpy()))
 
     def write_shard(number: int) -> pa.Table:

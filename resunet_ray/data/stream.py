@@ -5,6 +5,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,20 +17,21 @@ from resunet_ray.data.dataset import Dataset, Row, Span, read_span
 logger = logging.getLogger(__name__)
 
 _PROGRESS_SECONDS = 5
+_FIRST_PORTION = 1 / 8  # of the others
 
 
 @runtime_checkable
 class Transform(Protocol):
-    """One stored row → the row to give on."""
+    """One stored row → the rows to give on."""
 
-    def __call__(self, row: Row, *, epoch: int, index: int, draw: int) -> Row:
+    def __call__(self, row: Row, *, epoch: int, index: int, draws: int) -> Iterator[Row]:
         """Transforms a row.
 
         Args:
             row: the columns asked for.
             epoch: of the plan.
             index: number of the row within the split.
-            draw: 0 where the row is seen for the first time in its span, then 1, 2 …
+            draws: how many rows to make of it.
         """
 
 
@@ -38,7 +40,8 @@ def stream_spans(
 ) -> Iterator[dict[str, np.ndarray]]:
     """The rows of some spans as blocks of columns, in the order of the spans: one Ray task a span.
 
-    Ray Data works on one portion while the one before is consumed, and rests when both are there. One data set over all spans
+    Ray Data works on one portion while the one before is consumed, and rests when both are there; the first is small, so that the
+    consumer starts early. One data set over all spans
     would do that by itself, but in Ray 2.60 its executor never sleeps while it waits for a slow consumer: measured in a training
     process on two cores, it took 60% of one, and training ran at half its speed.
 
@@ -47,7 +50,7 @@ def stream_spans(
         spans: what to read.
         columns: columns to read.
         transform: applied to each row, in the task that read it.
-        portion: rows that are made at once, more or less; up to twice as many wait in the object store.
+        portion: rows that are made at once, more or less, after the first; up to twice as many wait in the object store.
     """
 
     def materialise(part: list[Span]) -> ray.data.Dataset:
@@ -71,11 +74,12 @@ def stream_spans(
 
 def _portions(spans: Iterable[Span], *, rows: int) -> Iterator[list[Span]]:
     part: list[Span] = []
+    grown = False
     for span in spans:
         part.append(span)
-        if sum(len(member.wanted) for member in part) >= rows:
+        if sum(len(member.wanted) for member in part) >= (rows if grown else rows * _FIRST_PORTION):
             yield part
-            part = []
+            part, grown = [], True
     if part:
         yield part
 
@@ -92,14 +96,19 @@ def run_tasks(task: Callable[[int], pa.Table], *, count: int, total: int, what: 
     return collect(_map_numbers(task, count), total=total, what=what)
 
 
+def count_up(count: int) -> ray.data.Dataset:
+    """The numbers 0 … `count` − 1 in a column `id`, one block each, to be mapped to work."""
+    data = ray.data.range(count, override_num_blocks=count)
+    data.context.enable_progress_bars = False
+    return data
+
+
 def _map_numbers(task: Callable[[int], Any], count: int) -> ray.data.Dataset:
     def call(batch: dict[str, np.ndarray]) -> Any:
         (number,) = batch["id"]
         return task(int(number))
 
-    data = ray.data.range(count, override_num_blocks=count).map_batches(call, batch_size=None)
-    data.context.enable_progress_bars = False
-    return data
+    return count_up(count).map_batches(call, batch_size=None)
 
 
 def collect(data: ray.data.Dataset, *, total: int, what: str) -> pa.Table:
@@ -122,7 +131,6 @@ def collect(data: ray.data.Dataset, *, total: int, what: str) -> pa.Table:
 
 def _transform_span(dataset: Dataset, span: Span, *, columns: list[str], transform: Transform) -> Iterator[Row]:
     """The rows of one span, read and transformed here and now, without Ray."""
-    draws: Counter[int] = Counter()
-    for number, row in read_span(dataset, span, columns=columns):
-        yield transform(row, epoch=span.epoch, index=span.first + number, draw=draws[number])
-        draws[number] += 1
+    draws = Counter(span.wanted)
+    for number, row in read_span(dataset, replace(span, wanted=tuple(draws)), columns=columns):
+        yield from transform(row, epoch=span.epoch, index=span.first + number, draws=draws[number])

@@ -83,7 +83,7 @@ def stream_batches(
 
 
 class Crop:
-    """One stored row → one training crop, the same for the same seed, epoch, row and draw."""
+    """One stored row → training crops, the same for the same seed, epoch, row and draw."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.size = config.preprocess.resize or config.crop
@@ -91,8 +91,8 @@ class Crop:
         self.config = config.augment
         self.seed = config.seed
 
-    def __call__(self, row: Row, *, epoch: int, index: int, draw: int) -> Row:
-        """Decodes, resizes or crops, augments."""
+    def __call__(self, row: Row, *, epoch: int, index: int, draws: int) -> Iterator[Row]:
+        """Decodes once, resizes or crops, augments."""
         cv2.setNumThreads(1)  # Ray runs one task on each CPU
         image, mask = decode_stored(row["image"]), decode_stored(row["mask"]) // 255
         if self.resize is not None:
@@ -100,12 +100,13 @@ class Crop:
             mask = (cv2.resize(mask.astype(np.float32), (self.size, self.size), interpolation=cv2.INTER_LINEAR) > 0.5).astype(
                 np.uint8
             )
-        rng = np.random.default_rng([self.seed, epoch, index, draw])
-        if not self.config.enabled:
-            image, mask = crop_at_random(image, mask, size=self.size, rng=rng)
-        else:
-            image, mask = augment(image, mask, size=self.size, config=self.config, rng=rng)
-        return {"image": image, "mask": mask, "epoch": epoch}
+        for draw in range(draws):
+            rng = np.random.default_rng([self.seed, epoch, index, draw])
+            if self.config.enabled:
+                crop, truth = augment(image, mask, size=self.size, config=self.config, rng=rng)
+            else:
+                crop, truth = crop_at_random(image, mask, size=self.size, rng=rng)
+            yield {"image": crop, "mask": truth, "epoch": epoch}
 
 
 def _rows(blocks: Iterator[dict[str, np.ndarray]]) -> Iterator[Row]:

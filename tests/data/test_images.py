@@ -134,12 +134,13 @@ def test_labels_keep_their_numbers() -> None:
 
 
 def test_what_is_stored_as_it_came_reads_the_same_without_checks() -> None:
-    for content in (save(RGB, format="PNG"), save(RGB, format="JPEG")):
-        assert is_stored_form(content)
-        np.testing.assert_array_equal(decode_stored(content), decode_image(content, name="a"))
+    jpeg = save(RGB, format="JPEG")
+    assert is_stored_form(jpeg)
+    np.testing.assert_array_equal(decode_stored(jpeg), decode_image(jpeg, name="a"))
     exif = Image.Exif()
     exif[0x0112] = 6
-    deep = cv2.imencode(".png", RGB.astype(np.uint16) * 257)[1].tobytes()
-    for content in (save(RGB, format="BMP"), save(RGB, format="JPEG", exif=exif), save(GREY, format="PNG"), deep):
+    grey = save(GREY, format="JPEG")
+    for content in (save(RGB, format="PNG"), save(RGB, format="BMP"), save(RGB, format="JPEG", exif=exif), grey):
         assert not is_stored_form(content)
-    np.testing.assert_array_equal(decode_stored(encode_png(RGB)), RGB)
+    for deflate in (True, False):
+        np.testing.assert_array_equal(decode_stored(encode_png(RGB, deflate=deflate)), RGB)

@@ -1,4 +1,4 @@
-"""The main job from end to end on generated images whose truth is known: prepare, train, score, report."""
+"""The main jobs from end to end on generated images whose truth is known: prepare, train, score, segment, report."""
 
 import logging
 from dataclasses import asdict, dataclass
@@ -7,13 +7,15 @@ from typing import Any
 from _job import read_config, run_job
 
 from resunet_ray import storage
-from resunet_ray.cluster import connect
-from resunet_ray.config import EvaluateConfig, PrepareConfig, TrainConfig
+from resunet_ray.config import EvaluateConfig, PrepareConfig, SegmentConfig, TrainConfig
 from resunet_ray.data.dataset import DATASET_FILE
 from resunet_ray.data.prepare import prepare
 from resunet_ray.data.synthetic import write_images
 from resunet_ray.evaluate import evaluate
-from resunet_ray.report import write_report
+from resunet_ray.report.evaluation import write_evaluation_report
+from resunet_ray.report.segmentation import write_segmentation_report
+from resunet_ray.segment.ledger import IMAGES_FOLDER
+from resunet_ray.segment.run import segment
 from resunet_ray.train.tracking import HISTORY_FILE, run_folder
 from resunet_ray.train.trainer import train
 
@@ -36,7 +38,6 @@ def _work() -> dict[str, Any]:
     config = read_config(DemoConfig, description=__doc__ or "")
     output = storage.absolute(config.output)
     raw, data = storage.join(output, "images"), storage.join(output, "data")
-    connect()
     if not storage.exists(storage.join(data, DATASET_FILE)):
         logger.info("generating %d images", config.images)
         write_images(raw, count=config.images, height=192, width=224, seed=0)
@@ -45,9 +46,27 @@ def _work() -> dict[str, Any]:
     trained = train(training)
     scoring = EvaluateConfig(bundle=trained.bundle, data=data, output=storage.join(output, "evaluation"))
     scores = evaluate(scoring)
-    report = write_report(scoring.output, history=storage.join(run_folder(training), HISTORY_FILE))
-    logger.info("\nOpen %s\nThe trained model is %s", report, trained.bundle)
-    return {"bundle": trained.bundle, **asdict(scores)["scores"], "report": report}
+    report = write_evaluation_report(scoring.output, history=storage.join(run_folder(training), HISTORY_FILE))
+    segmenting = SegmentConfig(
+        bundle=trained.bundle,
+        input=(storage.join(raw, "images"),),
+        masks=storage.join(raw, "masks"),
+        output=storage.join(output, "segmented"),
+    )
+    result = segment(segmenting)[-1]
+    if result.run_id is not None:
+        _show_table(segmenting.output, result.run_id)
+        logger.info("\nOpen %s", write_segmentation_report(segmenting.output, run_id=result.run_id))
+    logger.info("Open %s\nThe trained model is %s", report, trained.bundle)
+    return {"bundle": trained.bundle, **asdict(scores)["scores"], "segmented": result.images, "report": report}
+
+
+def _show_table(output: str, run_id: str) -> None:
+    """The first rows of images/, as any program reads them."""
+    table = storage.read_table(storage.join(output, IMAGES_FOLDER, run_id, "00000.parquet")).to_pandas()
+    table["image"] = table["image_uri"].str.rsplit("/", n=1).str[-1]
+    shown = table[["image", "status", "num_nuclei", "foreground_fraction", "mean_confidence", "focus_score", "f1", "qc_status"]]
+    logger.info("\n%s\n%d rows in %s", shown.head(8).to_string(index=False), len(table), storage.join(output, IMAGES_FOLDER))
 
 
 if __name__ == "__main__":

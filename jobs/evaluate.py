@@ -5,11 +5,10 @@ from typing import Any
 from _job import read_config, run_job
 
 from resunet_ray import storage
-from resunet_ray.cluster import connect
 from resunet_ray.config import EvaluateConfig
 from resunet_ray.errors import InputError
 from resunet_ray.evaluate import evaluate
-from resunet_ray.report import write_report
+from resunet_ray.report.evaluation import write_evaluation_report
 from resunet_ray.train.tracking import HISTORY_FILE
 
 
@@ -17,10 +16,9 @@ def _work() -> dict[str, Any]:
     config = read_config(EvaluateConfig, description=__doc__ or "", saved="summary.json")
     if config.history is not None and not storage.exists(config.history):
         raise InputError(f"--history {config.history} is not there: leave it out to use the one beside the bundle")
-    connect()
     result = evaluate(config)
     history = config.history or storage.join(storage.parent(config.bundle), HISTORY_FILE)
-    report = write_report(storage.absolute(config.output), history=history if storage.exists(history) else None)
+    report = write_evaluation_report(storage.absolute(config.output), history=history if storage.exists(history) else None)
     return {
         "images": result.images,
         **result.scores,

@@ -5,14 +5,12 @@ from typing import Any
 
 from _job import read_config, run_job
 
-from resunet_ray.cluster import connect
 from resunet_ray.config import PrepareConfig
 from resunet_ray.data.prepare import prepare
 
 
 def _work() -> dict[str, Any]:
     config = read_config(PrepareConfig, description=__doc__ or "", saved="dataset.json")
-    connect()
     return asdict(prepare(config))
 
 

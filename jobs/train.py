@@ -5,7 +5,6 @@ from typing import Any
 
 from _job import read_config, run_job
 
-from resunet_ray.cluster import connect
 from resunet_ray.config import TrainConfig, report_recipe
 from resunet_ray.train.trainer import train
 
@@ -18,7 +17,6 @@ def _work() -> dict[str, Any]:
         required=("data", "output"),
         saved="train.json",
     )
-    connect()
     return asdict(train(config))
 
 

@@ -4,6 +4,7 @@
     ├── ConfigError      a setting is wrong, contradictory, or would be ignored          exit 2
     ├── InputError       a file or data set is not what the job needs                    exit 2
     │   └── ImageError   one image cannot be decoded, or must not be                     (a row of rejects)
+    ├── LeaseError       another run writes to this output                               exit 0: it does the work
     ├── ResourceError    the cluster or the storage cannot give what the job asks for    exit 2
     └── RunError         the work itself went wrong after it had started                 exit 1
 
@@ -32,6 +33,12 @@ class InputError(ResUNetRayError):
 
 class ImageError(InputError):
     """One image cannot be decoded, or must not be."""
+
+
+class LeaseError(ResUNetRayError):
+    """Another run writes to this output."""
+
+    exit_code = 0
 
 
 class ResourceError(ResUNetRayError):

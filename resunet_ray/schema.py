@@ -58,3 +58,139 @@ SCORES = _versioned(
     ]
 )
 """One scored image a row; the instance columns are null where the data set knows no instances."""
+
+_SOURCE: list[tuple[str, pa.DataType]] = [
+    ("image_id", pa.string()),  # 32 hexadecimal digits of location, member and fingerprint
+    ("image_uri", pa.string()),
+    ("member", pa.string()),  # name within an archive
+    ("member_offset", pa.int64()),  # where a tar member begins
+    ("source_bytes", pa.int64()),
+    ("source_etag", pa.string()),
+    ("source_mtime", pa.timestamp("us", tz="UTC")),
+    ("mask_uri", pa.string()),  # a true mask
+    ("mpp", pa.float64()),
+    ("mpp_source", pa.string()),  # argument, manifest; null where mpp is
+]
+_ERROR: list[tuple[str, pa.DataType]] = [
+    ("error_stage", pa.string()),  # list, read, decode, mask, model, post, crash
+    ("error_type", pa.string()),
+    ("error_message", pa.string()),
+]
+_SECONDS: list[tuple[str, pa.DataType]] = [
+    ("read_seconds", pa.float64()),
+    ("model_seconds", pa.float64()),
+    ("post_seconds", pa.float64()),
+]
+_ORIGIN: list[tuple[str, pa.DataType]] = [
+    ("run_id", pa.string()),
+    ("bundle_digest", pa.string()),
+    ("config_digest", pa.string()),
+    ("code_version", pa.string()),
+]
+
+PLAN = _versioned([*_SOURCE, ("attempt", pa.int32()), *_ERROR])
+"""One region to segment a row; a row group is a lot: what one task takes. An error was found while listing."""
+
+INSTANCE = pa.struct(
+    [
+        ("centroid_y", pa.float64()),  # level-0 pixels; the centre of the first pixel is 0.5
+        ("centroid_x", pa.float64()),
+        ("area_px", pa.int64()),
+        ("perimeter_px", pa.float64()),
+        ("eccentricity", pa.float64()),
+        ("score", pa.float64()),  # mean probability
+        ("touches_edge", pa.bool_()),
+        ("polygon", pa.binary()),  # WKB, level-0 pixels, along the pixels' edges
+    ]
+)
+
+REGIONS = _versioned(
+    [
+        ("region_id", pa.string()),
+        ("region_index", pa.int32()),
+        *_SOURCE,
+        ("format", pa.string()),
+        ("y", pa.int64()),
+        ("x", pa.int64()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("scale_to_level0", pa.float64()),
+        ("mask", pa.binary()),  # PNG, 0 or 255
+        ("labels", pa.binary()),  # PNG, 16 bit, on request
+        ("probability", pa.binary()),  # PNG, times 255, on request
+        ("instances", pa.list_(INSTANCE)),
+        ("num_instances", pa.int64()),
+        ("pixels", pa.int64()),
+        ("foreground_pixels", pa.int64()),
+        ("uncertain_pixels", pa.int64()),
+        ("confidence_sum", pa.float64()),
+        ("entropy_sum", pa.float64()),
+        ("grey_sum", pa.float64()),
+        ("grey_square_sum", pa.float64()),
+        ("laplacian_square_sum", pa.float64()),
+        ("tp", pa.int64()),
+        ("fp", pa.int64()),
+        ("fn", pa.int64()),
+        ("tn", pa.int64()),
+        ("status", pa.string()),  # ok, failed
+        *_ERROR,
+        ("attempt", pa.int32()),
+        *_SECONDS,
+        *_ORIGIN,
+    ]
+)
+"""One region a row, with all that was found in it: one write is one commit."""
+
+IMAGES = _versioned(
+    [
+        *_SOURCE,
+        ("format", pa.string()),
+        ("height", pa.int64()),
+        ("width", pa.int64()),
+        ("num_regions", pa.int64()),
+        ("num_regions_failed", pa.int64()),
+        ("tissue_fraction", pa.float64()),
+        ("status", pa.string()),  # ok, partial, failed, empty
+        ("num_nuclei", pa.int64()),
+        ("nuclei_per_mm2", pa.float64()),
+        ("median_nucleus_area_um2", pa.float64()),
+        ("foreground_fraction", pa.float64()),
+        ("mean_confidence", pa.float64()),
+        ("mean_entropy", pa.float64()),  # bits a pixel
+        ("uncertain_fraction", pa.float64()),
+        ("seam_disagreement", pa.float64()),
+        ("focus_score", pa.float64()),
+        ("qc_status", pa.string()),  # pass, warn, fail
+        ("qc_reasons", pa.list_(pa.string())),
+        ("accuracy", pa.float64()),
+        ("f1", pa.float64()),
+        ("jaccard", pa.float64()),
+        ("recall", pa.float64()),
+        ("precision", pa.float64()),
+        *_ERROR,
+        ("attempt", pa.int32()),
+        *_SECONDS,
+        ("finished_at", pa.timestamp("us", tz="UTC")),
+        *_ORIGIN,
+    ]
+)
+"""One image a row; its row says that the image is done."""
+
+INSTANCES = _versioned(
+    [
+        ("instance_id", pa.string()),
+        ("image_id", pa.string()),
+        ("run_id", pa.string()),
+        ("geometry", pa.binary()),
+        ("centroid_y", pa.float64()),
+        ("centroid_x", pa.float64()),
+        ("area_px", pa.int64()),
+        ("area_um2", pa.float64()),
+        ("perimeter_um", pa.float64()),
+        ("eccentricity", pa.float64()),
+        ("score", pa.float64()),
+        ("touches_edge", pa.bool_()),
+        ("bbox", pa.struct([(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])),
+    ]
+)
+"""One nucleus a row: GeoParquet."""

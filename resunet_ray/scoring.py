@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float32
 
 from resunet_ray.bundle import Bundle, load_bundle
-from resunet_ray.cluster import MODEL_ENVIRONMENT, count_gpus, require_resources
+from resunet_ray.cluster import MODEL_ENVIRONMENT, connect, count_gpus, require_resources
 from resunet_ray.data.dataset import Dataset, Row, Span, plan_once
 from resunet_ray.data.labelled import Labelled, read_images
 from resunet_ray.data.stream import count_up
@@ -44,6 +44,7 @@ def score_split(
     Raises:
         ResourceError: so many do not fit beside Ray Data's own CPU.
     """
+    connect()
     gpus = count_gpus()
     actors = actors or max(1, gpus)
     require_resources(

@@ -20,21 +20,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
+import numpy as np
 import pytest
 import ray
+import torch
 from support import REAL_DATA
 
+from resunet_ray.bundle import BundleInfo, build_network, save_bundle
 from resunet_ray.cluster import connect
-from resunet_ray.config import PrepareConfig
+from resunet_ray.config import InstanceConfig, ModelConfig, PrepareConfig, PreprocessConfig
 from resunet_ray.data.prepare import prepare
-from resunet_ray.data.synthetic import write_images
+from resunet_ray.data.synthetic import generate_image, write_images
 
 S3_KEY, S3_SECRET = "tester", "only-on-loopback"
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
-    """A local Ray for the tests that call the package within this process."""
+def cluster(s3: str) -> Iterator[None]:
+    """A local Ray for the tests that call the package within this process. Its processes inherit the keys of S3."""
     connect()
     yield
     ray.shutdown()
@@ -57,6 +60,24 @@ def dataset_uri(generated: Path, tmp_path_factory: pytest.TempPathFactory, clust
             input=(str(generated),), output=uri, metadata=str(generated / "metadata.csv"), rows_per_group=3, rows_per_shard=6
         )
     )
+    return uri
+
+
+@pytest.fixture(scope="session")
+def bundle_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small network that has learnt nothing: what it finds is arbitrary, and always the same."""
+    torch.manual_seed(0)
+    model = ModelConfig(widths=(16, 32))
+    info = BundleInfo(
+        model=model,
+        preprocess=PreprocessConfig(tile=64, context=16),
+        instances=InstanceConfig(threshold=0.5, min_area=4),
+        mpp=None,
+        scores={},
+    )
+    uri = str(tmp_path_factory.mktemp("bundle"))
+    sample, _ = generate_image(48, 40, modality="stained", num_nuclei=5, rng=np.random.default_rng(0))
+    save_bundle(uri, weights=build_network(model).state_dict(), info=info, sample=sample)
     return uri
 
 
@@ -100,7 +121,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             boto3.client("s3").create_bucket(Bucket="lab")
             yield "s3://lab"
     finally:
-        server.terminate()
+        server.kill()  # asked to end, it takes half a minute
         server.wait(timeout=30)
 
 

@@ -14,7 +14,7 @@ from support import ROOT, SMALL
 
 from resunet_ray.data.images import encode_png
 from resunet_ray.data.synthetic import generate_image
-from resunet_ray.schema import DATASET, REJECTS, SCORES
+from resunet_ray.schema import DATASET, IMAGES, INSTANCES, REGIONS, REJECTS, SCORES
 
 TEXT = (ROOT / "README.md").read_text()
 
@@ -30,47 +30,50 @@ def test_it_is_short_enough_to_read() -> None:
 
 
 def test_its_tree_is_the_disk() -> None:
+    """A line for each folder and each module beside them; a folder's modules stand after its colon, in the order of imports."""
     (tree,) = [block for block in blocks("") if block.startswith("resunet_ray/")]
-    shown: set[str] = set()
-    folders: list[str] = []
-    for line in tree.splitlines():
-        name = line.split()[0]
-        folders = folders[: (len(line) - len(line.lstrip())) // 2]
-        shown.add("/".join([*folders, name.rstrip("/")]))
-        folders.append(name.rstrip("/"))
-    found = {
-        str(path.relative_to(ROOT)).removesuffix("/")
-        for path in [*(ROOT / "resunet_ray").rglob("*"), ROOT / "resunet_ray", ROOT / "jobs", ROOT / "tests"]
-        if path.name not in ("__init__.py", "__pycache__") and path.suffix in ("", ".py")
-    }
-    assert shown == found
+    entries = re.findall(r"^(?:  )?(\S+) +(.*(?:\n {10,}.*)*)", tree, flags=re.MULTILINE)
+    package = ROOT / "resunet_ray"
+    expected = {"jobs/", "tests/"}
+    for path in package.iterdir():
+        if path.is_dir() and path.name != "__pycache__":
+            expected.add(f"{path.name}/")
+        elif path.suffix == ".py" and path.name != "__init__.py":
+            expected.add(path.name)
+    assert {name for name, _ in entries} == expected
+    for name, text in entries:
+        folder = ROOT / name if name == "jobs/" else package / name
+        modules = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")) if name.endswith("/") else []
+        if name != "tests/":
+            assert sorted(text.rpartition(":")[2].split() if ":" in text else []) == modules, name
 
 
 def test_it_names_every_job_and_every_column() -> None:
     for path in (ROOT / "jobs").glob("[a-z]*.py"):
         assert re.search(rf"\b{path.stem}\b", TEXT), f"{path.name} is not in the README"
-    for schema in (DATASET, REJECTS, SCORES):
+    for schema in (DATASET, REJECTS, SCORES, REGIONS, IMAGES, INSTANCES):
         for name in schema.names:
             assert f"`{name}`" in TEXT, f"column {name} is not in the README"
 
 
-def write_kaggle_zip(path: Path) -> None:
+def write_kaggle_zip(path: Path, *, masks: bool) -> None:
     """Ten generated images in BBBC038's layout."""
     with zipfile.ZipFile(path, "w") as packed:
         for number in range(10):
             rng = np.random.default_rng(number)
             image, labels = generate_image(80, 96, modality="stained", num_nuclei=8, rng=rng)
             packed.writestr(f"{number:04d}/images/{number:04d}.png", encode_png(cv2.GaussianBlur(image, (0, 0), 0.5)))
-            for instance in range(1, labels.max() + 1):
+            for instance in range(1, labels.max() + 1 if masks else 1):
                 mask = (labels == instance).astype(np.uint8) * np.uint8(255)
                 packed.writestr(f"{number:04d}/masks/{instance:03d}.png", encode_png(mask))
 
 
 def test_its_commands_on_real_data_run(tmp_path: Path) -> None:
     """As they are shown, with a small archive of the same layout and, for the training, flags that make it short."""
-    write_kaggle_zip(tmp_path / "stage1_train.zip")
+    write_kaggle_zip(tmp_path / "stage1_train.zip", masks=True)
+    write_kaggle_zip(tmp_path / "stage1_test.zip", masks=False)
     lines = [shlex.split(line) for block in blocks("bash") for line in block.splitlines() if line.startswith(".venv/bin/python")]
-    assert [Path(line[1]).stem for line in lines] == ["prepare", "train", "evaluate"]
+    assert [Path(line[1]).stem for line in lines] == ["prepare", "train", "evaluate", "segment"]
     for line in lines:
         command = [sys.executable, str(ROOT / line[1]), *line[2:]]
         if "train.py" in line[1]:
@@ -79,6 +82,7 @@ def test_its_commands_on_real_data_run(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/first/evaluation/report.html").exists()
     assert (tmp_path / "runs/first/train/bundle/bundle.json").exists()
+    assert len(list((tmp_path / "segmented/images").glob("*/*.parquet"))) == 1
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "lint"])

@@ -4,16 +4,19 @@ from resunet_ray.config.evaluate import EvaluateConfig
 from resunet_ray.config.files import load_config, save_config
 from resunet_ray.config.model import AugmentConfig, InstanceConfig, ModelConfig, PreprocessConfig
 from resunet_ray.config.prepare import PrepareConfig
+from resunet_ray.config.segment import ExportConfig, SegmentConfig
 from resunet_ray.config.train import Metric, TrainConfig, report_recipe
 
 __all__ = [
     "AugmentConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "InstanceConfig",
     "Metric",
     "ModelConfig",
     "PrepareConfig",
     "PreprocessConfig",
+    "SegmentConfig",
     "TrainConfig",
     "load_config",
     "report_recipe",

@@ -109,3 +109,7 @@ class InstanceConfig:
     """A pixel is nucleus from this probability on."""
     min_area: int = 0
     """Instances of fewer pixels are dropped."""
+    method: Literal["components", "watershed"] = "components"
+    """components: what touches is one. watershed: cut where it narrows."""
+    min_distance: int = 5
+    """Least distance between the centres of two instances that touch, pixels (watershed)."""

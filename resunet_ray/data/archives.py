@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
+import pyarrow as pa
+
 from resunet_ray import storage
 from resunet_ray.errors import InputError
 
@@ -112,7 +114,7 @@ def _open_archive(uri: str) -> _Archive:
 
 def is_archive(uri: str) -> bool:
     """Whether a file is a zip or a tar by its name."""
-    return uri.endswith((".zip", ".tar", *_EXPAND))
+    return uri.lower().endswith((".zip", ".tar", *_EXPAND))
 
 
 def list_entries(uri: str) -> Iterator[tuple[str, Entry]]:
@@ -137,7 +139,7 @@ def list_entries(uri: str) -> Iterator[tuple[str, Entry]]:
         raise InputError(f"{uri} cannot be read as an archive: {error}") from None
 
 
-def _members(uri: str, file: "storage.fs.NativeFile") -> Iterator[Entry]:
+def _members(uri: str, file: pa.NativeFile) -> Iterator[Entry]:
     if uri.endswith(".zip"):
         for found in zipfile.ZipFile(file).infolist():
             if not found.is_dir():
@@ -151,7 +153,7 @@ def _members(uri: str, file: "storage.fs.NativeFile") -> Iterator[Entry]:
 
 
 @contextmanager
-def _open(uri: str) -> Iterator["storage.fs.NativeFile"]:
+def _open(uri: str) -> Iterator[pa.NativeFile]:
     filesystem, path = storage.open_filesystem(uri)
     with filesystem.open_input_file(path) as file:
         yield file

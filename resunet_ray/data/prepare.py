@@ -20,6 +20,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
 from resunet_ray import storage
+from resunet_ray.cluster import connect
 from resunet_ray.config import PrepareConfig
 from resunet_ray.data import splits
 from resunet_ray.data.check import check_source
@@ -55,7 +56,7 @@ class Prepared:
 
 
 def prepare(config: PrepareConfig) -> Prepared:
-    """Writes the data set.
+    """Writes the data set; starts Ray once it knows what there is to do.
 
     Raises:
         InputError: an input is missing, the output is taken, or more images than allowed are rejected.
@@ -71,6 +72,7 @@ def prepare(config: PrepareConfig) -> Prepared:
     logger.info("found %d labelled images", len(sources))
     staging = storage.join(config.output, _STAGING)
     storage.delete(staging)
+    connect()
     checked = _check_all(sources, config=config, metadata=metadata, staging=staging)
     checked = _reject_duplicates(checked)
     rejects = checked[checked["reason"].notna()]

@@ -22,7 +22,7 @@ from resunet_ray.bundle import (
     save_bundle,
     versions,
 )
-from resunet_ray.cluster import MODEL_ENVIRONMENT, count_gpus, require_resources
+from resunet_ray.cluster import MODEL_ENVIRONMENT, connect, count_gpus, require_resources
 from resunet_ray.config import InstanceConfig, PrepareConfig, TrainConfig, load_config
 from resunet_ray.data.dataset import DATASET_FILE, Dataset, open_dataset, plan_once
 from resunet_ray.data.labelled import read_images
@@ -63,7 +63,7 @@ class Trained:
 
 
 def train(config: TrainConfig) -> Trained:
-    """Trains and writes `bundle/` under the output; where that is already there, only says so.
+    """Trains and writes `bundle/` under the output; where that is already there, only says so. Ray starts once all is in order.
 
     Raises:
         ConfigError: the output holds a run with other settings.
@@ -75,14 +75,17 @@ def train(config: TrainConfig) -> Trained:
     storage.check_writable(config.output)
     dataset = open_dataset(_prepared(config), needs=(TRAIN, VAL))
     draw_weights(dataset, config)
-    if config.init is not None:
-        start_from(build_network(config.model), load_bundle(config.init).network.state_dict())
-    if config.mlflow is not None:
-        import_mlflow()
-    _require_cluster(config)
-    _require_same_run(config, dataset)
     bundle_uri = storage.join(run_folder(config), "bundle")
-    if storage.exists(storage.join(bundle_uri, BUNDLE_FILE)):
+    finished = storage.exists(storage.join(bundle_uri, BUNDLE_FILE))
+    if not finished:
+        if config.init is not None:
+            start_from(build_network(config.model), load_bundle(config.init).network.state_dict())
+        if config.mlflow is not None:
+            import_mlflow()
+        connect()
+        _require_cluster(config)
+    _require_same_run(config, dataset)
+    if finished:
         logger.info("%s is already there: nothing to do", bundle_uri)
         return _summary(config, bundle_uri)
     _require_snapshot(config)

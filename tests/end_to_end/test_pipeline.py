@@ -14,8 +14,10 @@ import pytest
 from support import SMALL, read_picture, run_job
 
 from resunet_ray import storage
+from resunet_ray.config import EvaluateConfig
 from resunet_ray.data.images import decode_stored
 from resunet_ray.data.splits import split_as_report
+from resunet_ray.evaluate import evaluate
 from resunet_ray.schema import SCORES
 
 
@@ -105,22 +107,16 @@ def test_the_report_opens_in_a_browser_and_shows_what_was_measured(
     assert shot.std() > 10, "the page is not blank"
 
 
-def test_scores_do_not_depend_on_the_number_of_actors(evaluated: tuple[str, dict[str, object]], s3: str) -> None:
+def test_scores_do_not_depend_on_the_number_of_actors(evaluated: tuple[str, dict[str, object]], s3: str, cluster: None) -> None:
     _, line = evaluated
-    bundle, output = f"{s3}/run/train/bundle", f"{s3}/scores-2"
-    code, other, errors = run_job("evaluate", "--bundle", bundle, "--data", f"{s3}/prepared", "--output", output, "--actors", "2")
-    assert code == 0, errors
-    assert {name: other[name] for name in ("f1", "pooled", "instance")} == {
-        name: line[name] for name in ("f1", "pooled", "instance")
-    }
+    other = evaluate(EvaluateConfig(bundle=f"{s3}/run/train/bundle", data=f"{s3}/prepared", output=f"{s3}/scores-2", actors=2))
+    assert (other.scores["f1"], other.pooled, other.instance) == (line["f1"], line["pooled"], line["instance"])
 
 
-def test_the_report_s_protocol_scores_at_its_size(evaluated: tuple[str, dict[str, object]], s3: str) -> None:
-    bundle, output = f"{s3}/run/train/bundle", f"{s3}/scores-report"
-    code, line, errors = run_job(
-        "evaluate", "--bundle", bundle, "--data", f"{s3}/prepared", "--output", output, "--protocol", "report"
-    )
-    assert (code, line["instance"]) == (0, None), errors
+def test_the_report_s_protocol_scores_at_its_size(evaluated: tuple[str, dict[str, object]], s3: str, cluster: None) -> None:
+    output = f"{s3}/scores-report"
+    done = evaluate(EvaluateConfig(bundle=f"{s3}/run/train/bundle", data=f"{s3}/prepared", output=output, protocol="report"))
+    assert done.instance is None
     rows = pd.read_parquet(io.BytesIO(storage.read_bytes(f"{output}/scores.parquet")))
     assert (rows["tp"] + rows["fp"] + rows["fn"] + rows["tn"] == 256 * 256).all()
 

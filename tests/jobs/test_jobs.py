@@ -15,13 +15,13 @@ from support import ROOT, run_job
 from resunet_ray.config import ModelConfig, TrainConfig
 
 
-@pytest.mark.parametrize("name", ["prepare", "train", "evaluate", "demo", "benchmark"])
+@pytest.mark.parametrize("name", ["prepare", "train", "evaluate", "segment", "demo", "benchmark"])
 def test_help_says_what_the_job_does(name: str) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "jobs" / f"{name}.py"), "--help"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert ("--config FILE" in done.stdout) == (name in ("prepare", "train", "evaluate"))
+    assert ("--config FILE" in done.stdout) == (name in ("prepare", "train", "evaluate", "segment"))
     assert ("--recipe default|report" in done.stdout) == (name == "train")
 
 

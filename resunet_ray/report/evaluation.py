@@ -1,12 +1,9 @@
-"""The HTML report of an evaluation: one self-contained page. It reads the tables that are written and computes no metric."""
+"""The report of an evaluation. It reads the tables that are written and computes no metric."""
 
 import base64
 import json
-from io import StringIO
 from typing import Any
 
-import jinja2
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -15,16 +12,14 @@ from matplotlib.ticker import MaxNLocator
 from resunet_ray import storage
 from resunet_ray.evaluate import PICTURES, SCORES_FILE, SUMMARY_FILE
 from resunet_ray.model.metrics import SCORES
+from resunet_ray.report.page import COLOURS, REPORT_FILE, to_svg, write_page
 from resunet_ray.train.tracking import read_history
 
-REPORT_FILE = "report.html"
-
 _SHOWN = 8  # pictures at each end of the ranking
-_COLOURS = ("#2f6f9f", "#c8553d", "#588157", "#7b5ea7", "#b08900")
 _INSTANCE_SCORES = ("ap50", "ap75", "ap", "pq", "aji")
 
 
-def write_report(output: str, *, history: str | None) -> str:
+def write_evaluation_report(output: str, *, history: str | None) -> str:
     """Writes report.html beside an evaluation's tables, and returns where.
 
     Args:
@@ -36,14 +31,9 @@ def write_report(output: str, *, history: str | None) -> str:
     ranked = table.sort_values("f1", kind="stable")
     worst = ranked.head(_SHOWN)
     best = ranked.iloc[len(worst) :].tail(_SHOWN).iloc[::-1]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("resunet_ray"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    page = environment.get_template("evaluation.html").render(
+    return write_page(
+        storage.join(output, REPORT_FILE),
+        template="evaluation.html",
         summary=summary,
         scores=SCORES,
         instance_scores=_INSTANCE_SCORES if summary["instance"] else (),
@@ -52,9 +42,6 @@ def write_report(output: str, *, history: str | None) -> str:
         worst=_shown_images(worst, output),
         best=_shown_images(best, output),
     )
-    uri = storage.join(output, REPORT_FILE)
-    storage.write_bytes(uri, page.encode())
-    return uri
 
 
 def _shown_images(rows: pd.DataFrame, output: str) -> list[dict[Any, Any]]:
@@ -73,7 +60,7 @@ def _draw_distributions(table: pd.DataFrame) -> str:
     for axis, score in zip(figure.subplots(1, len(SCORES), sharey=True), SCORES, strict=True):
         values = [table.loc[modality == name, score] for name in names]
         low = min(0.9, float(np.floor(table[score].min() * 10) / 10))
-        colours = [_COLOURS[number % len(_COLOURS)] for number in range(len(names))]
+        colours = [COLOURS[number % len(COLOURS)] for number in range(len(names))]
         axis.hist(values, bins=np.linspace(low, 1, 25).tolist(), stacked=True, color=colours, label=names)
         axis.axvline(table[score].mean(), color="black", linewidth=1, linestyle="--")
         axis.set_title(f"{score} (mean {table[score].mean():.4f})", fontsize=9)
@@ -82,7 +69,7 @@ def _draw_distributions(table: pd.DataFrame) -> str:
     figure.legend(
         *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names), fontsize=8, frameon=False
     )
-    return _to_svg(figure)
+    return to_svg(figure)
 
 
 def _draw_curves(history: pd.DataFrame) -> str:
@@ -90,13 +77,13 @@ def _draw_curves(history: pd.DataFrame) -> str:
     figure = Figure(figsize=(11, 2.8), layout="constrained")
     loss, score, rate = figure.subplots(1, 3)
     validated = history[history["val_loss"].notna()]
-    loss.plot(history["epoch"], history["train_loss"], color=_COLOURS[0], label="training")
-    loss.plot(validated["epoch"], validated["val_loss"], color=_COLOURS[1], marker=".", label="validation")
+    loss.plot(history["epoch"], history["train_loss"], color=COLOURS[0], label="training")
+    loss.plot(validated["epoch"], validated["val_loss"], color=COLOURS[1], marker=".", label="validation")
     loss.set_title("loss", fontsize=9)
-    for name, colour in zip(("f1", "jaccard", "recall", "precision"), _COLOURS, strict=False):
+    for name, colour in zip(("f1", "jaccard", "recall", "precision"), COLOURS, strict=False):
         score.plot(validated["epoch"], validated[f"val_{name}"], color=colour, marker=".", label=name)
     score.set_title("validation scores, at the best threshold", fontsize=9)
-    rate.plot(history["epoch"], history["learning_rate"], color=_COLOURS[3])
+    rate.plot(history["epoch"], history["learning_rate"], color=COLOURS[3])
     rate.set_title("learning rate at the end of the epoch", fontsize=9)
     for axis in (loss, score):
         axis.legend(fontsize=8, frameon=False)
@@ -105,11 +92,4 @@ def _draw_curves(history: pd.DataFrame) -> str:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    return _to_svg(figure)
-
-
-def _to_svg(figure: Figure) -> str:
-    text = StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    return to_svg(figure)

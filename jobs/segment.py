@@ -1,0 +1,46 @@
+"""Segment archives of images into Parquet: masks, nuclei and scores. The same command again does only what is new.
+
+`export` as the first word writes files for other programs from an earlier output.
+"""
+
+import sys
+from typing import Any
+
+from _job import read_config, run_job
+
+from resunet_ray import storage
+from resunet_ray.cluster import connect
+from resunet_ray.config import ExportConfig, SegmentConfig
+from resunet_ray.errors import LeaseError
+from resunet_ray.report.segmentation import write_segmentation_report
+from resunet_ray.segment.export import export_png
+from resunet_ray.segment.run import segment
+
+
+def _export() -> dict[str, Any]:
+    config = read_config(ExportConfig, description=ExportConfig.__doc__ or "", arguments=sys.argv[2:])
+    connect()
+    return {"files": export_png(storage.absolute(config.output), run_ids=config.run)}
+
+
+def _work() -> dict[str, Any]:
+    config = read_config(SegmentConfig, description=__doc__ or "", saved="run.json")
+    try:
+        *earlier, result = segment(config)
+    except LeaseError as error:
+        return {"status": "leased", "message": str(error)}
+    if result.run_id is None and earlier:  # all that was to do had been begun before
+        result = earlier.pop()
+    status = "planned" if config.dry_run else "done" if result.run_id is not None else "nothing to do"
+    failed = max(run.error_fraction for run in [*earlier, result])
+    line = {"status": status, **vars(result), "finished_runs": [run.run_id for run in earlier]}
+    for run in [*earlier, result]:
+        if run.run_id is not None and not config.dry_run:
+            if "png" in config.export:
+                export_png(storage.absolute(config.output), run_ids=[run.run_id])
+            line["report"] = write_segmentation_report(storage.absolute(config.output), run_id=run.run_id)
+    return line | ({"exit_code": 3, "status": "too many errors"} if failed > config.max_error_fraction else {})
+
+
+if __name__ == "__main__":
+    run_job("segment", _export if sys.argv[1:2] == ["export"] else _work)

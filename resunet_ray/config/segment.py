@@ -1,0 +1,86 @@
+"""The configuration of `jobs/segment.py`."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from resunet_ray.config.checks import ANY, TINY, require, require_range
+
+_DECISIVE = ("threshold", "flips", "precision", "labels", "probabilities", "max_pixels", "mpp", "masks")
+"""Fields that decide what is written about an image: another value is new work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig:
+    """One run over an archive. The same command again does only what is new, and finishes first what was interrupted."""
+
+    bundle: str
+    """The bundle that `jobs/train.py` wrote."""
+    input: tuple[str, ...]
+    """What to segment, mixed as you like: folders or prefixes, globs, single images, zip or tar, manifests (Parquet or CSV with a
+    column `uri`, and where known `member`, `mask_uri`, `mpp`)."""
+    output: str
+    """Where regions/, images/, instances/ and runs/ go. One output collects the runs of many nights."""
+    masks: str | None = None
+    """Folder of true masks, each with its image's path below the input: their scores are written as well."""
+    mpp: float | None = None
+    """Microns per pixel of all images; over what a manifest says."""
+    threshold: float | None = None
+    """Threshold in place of the bundle's."""
+    flips: bool = False
+    """Average the probability over the image's four mirror images: four times the work."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16: autocast. auto: bf16 where the processor computes in it, else fp32."""
+    labels: bool = False
+    """Write the label image of each region too."""
+    probabilities: bool = False
+    """Write the probability of each region too."""
+    max_pixels: int = 2**26
+    """An image whose header claims more pixels fails before it is decoded."""
+    max_error_fraction: float = 0.05
+    """When more than this share of a run's images fails, the job ends with exit code 3."""
+    retry_failed: bool = False
+    """Try the images again that failed before."""
+    dry_run: bool = False
+    """Only say what there is to do."""
+    actors: int | None = None
+    """Most model processes. None: one for each GPU, or one that uses every core."""
+    cpus_per_actor: int = 1
+    """CPUs that Ray sets aside for each."""
+    readers: int = 4
+    """Threads of an actor that read and decode ahead of the model."""
+    batch_size: int | None = None
+    """Tiles of a model batch. None: 16 on a GPU, 1 on CPUs, where more is slower."""
+    lease: bool = True
+    """Off: nothing keeps two runs over one output apart (for storage without conditional writes)."""
+    lease_seconds: float = 60.0
+    """A run that shows no sign of life for so long may be followed by another."""
+    export: tuple[Literal["png"], ...] = ()
+    """png: also writes each mask, and label image where asked for, as a file under exports/."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.input), "--input names nothing: expected at least one location")
+        require_range(self, 1, ANY, "actors", "cpus_per_actor", "readers", "batch_size", "max_pixels")
+        require_range(self, 0, 1, "max_error_fraction")
+        require_range(self, TINY, 1 - TINY, "threshold")
+        require_range(self, TINY, ANY, "mpp")
+        require_range(self, 5, ANY, "lease_seconds")
+
+    @property
+    def digest(self) -> str:
+        """Names what this configuration decides; it stands in every row."""
+        values = asdict(self)
+        return hashlib.sha256(json.dumps({name: values[name] for name in _DECISIVE}).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Files for other programs, made of what is in the tables."""
+
+    output: str
+    """The output of `jobs/segment.py`."""
+    run: tuple[str, ...] = ()
+    """Runs to export. None given: all."""
+    format: Literal["png"] = "png"
+    """png: each mask, and label image where one was kept, as a file under exports/."""

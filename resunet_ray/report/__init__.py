@@ -1,0 +1,1 @@
+"""The reports: HTML pages made of the tables that are written."""

@@ -1,0 +1,120 @@
+"""The report of a segmentation run: what became of the images, how fast, and which of them somebody should look at."""
+
+import base64
+import json
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import pyarrow.compute as pc
+from jaxtyping import UInt8
+from matplotlib.figure import Figure
+
+from resunet_ray import storage
+from resunet_ray.data.archives import Entry
+from resunet_ray.data.images import decode_image, decode_stored, encode_png
+from resunet_ray.errors import InputError
+from resunet_ray.report.page import COLOURS, REPORT_FILE, to_svg, write_page
+from resunet_ray.segment.ledger import IMAGES_FOLDER
+from resunet_ray.segment.run import RUN_FILE, RUNS_FOLDER
+from resunet_ray.segment.segmenter import REGIONS_FOLDER
+
+_SHOWN = 12  # images
+_FAILURES = 200  # rows of the table of failures
+_SIDE = 360  # pixels of a picture's longer side
+_MEASURES = {
+    "num_nuclei": "nuclei",
+    "foreground_fraction": "foreground",
+    "mean_confidence": "mean confidence",
+    "uncertain_fraction": "uncertain pixels",
+    "focus_score": "focus",
+}
+
+
+def write_segmentation_report(output: str, *, run_id: str) -> str:
+    """Writes runs/RUN/report.html, and returns where.
+
+    Args:
+        output: of the runs.
+        run_id: which of them.
+    """
+    folder = storage.join(output, RUNS_FOLDER, run_id)
+    record = json.loads(storage.read_bytes(storage.join(folder, RUN_FILE)))
+    place = storage.join(output, IMAGES_FOLDER, run_id)
+    images = pd.concat([storage.read_table(uri).to_pandas() for uri in _tables(place)], ignore_index=True)
+    done = images[images["status"] != "failed"]
+    suspects = done.assign(reasons=done["qc_reasons"].map(len)).sort_values(
+        ["reasons", "uncertain_fraction"], ascending=False, kind="stable"
+    )
+    failed = images[images["status"] == "failed"]
+    return write_page(
+        storage.join(folder, REPORT_FILE),
+        template="segmentation.html",
+        run_id=run_id,
+        record=record,
+        result=record["result"],
+        distributions=_draw_distributions(done) if len(done) else None,
+        reasons=done["qc_reasons"].explode().dropna().value_counts().to_dict(),
+        suspects=_shown_images(suspects.head(_SHOWN), output, run_id),
+        failures=failed.groupby(["error_stage", "error_type"]).size().reset_index(name="count").to_dict("records"),
+        failed=failed.head(_FAILURES)[["image_uri", "member", "error_stage", "error_type", "error_message"]].to_dict("records"),
+    )
+
+
+def _draw_distributions(images: pd.DataFrame) -> str:
+    figure = Figure(figsize=(11, 2.4), layout="constrained")
+    for axis, (name, title) in zip(figure.subplots(1, len(_MEASURES), sharey=True), _MEASURES.items(), strict=True):
+        axis.hist(images[name].dropna(), bins=30, color=COLOURS[0])
+        axis.set_title(title, fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("images", fontsize=8)
+    return to_svg(figure)
+
+
+def _shown_images(rows: pd.DataFrame, output: str, run_id: str) -> list[dict[str, Any]]:
+    masks = _read_masks(output, run_id, set(rows["image_id"]))
+    shown = []
+    for row in rows.to_dict("records"):
+        try:
+            picture = _overlay(_read_image(row), decode_stored(masks[row["image_id"]]))
+        except InputError as error:  # gone since
+            shown.append({**row, "picture": None, "message": str(error)})
+            continue
+        shown.append({**row, "picture": base64.b64encode(encode_png(picture)).decode()})
+    return shown
+
+
+def _read_masks(output: str, run_id: str, wanted: set[str]) -> dict[str, bytes]:
+    masks: dict[str, bytes] = {}
+    for uri in _tables(storage.join(output, REGIONS_FOLDER, run_id)):
+        if len(masks) == len(wanted):
+            break
+        ids = storage.read_table(uri, columns=["image_id"])["image_id"]
+        if wanted & set(ids.to_pylist()):
+            table = storage.read_table(uri, columns=["image_id", "mask"])
+            rows = table.filter(pc.is_in(ids, value_set=pc.unique(table["image_id"]))).to_pylist()
+            masks |= {row["image_id"]: row["mask"] for row in rows if row["image_id"] in wanted}
+    return masks
+
+
+def _tables(folder: str) -> list[str]:
+    return [storage.join(folder, name) for name, _ in storage.list_files(folder) if name.endswith(".parquet")]
+
+
+def _read_image(row: dict[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
+    member = row["member"] if isinstance(row["member"], str) else None
+    offset = None if pd.isna(row["member_offset"]) else int(row["member_offset"])
+    entry = Entry(row["image_uri"], member, offset, int(row["source_bytes"]))
+    return decode_image(entry.read(), name=entry.name)
+
+
+def _overlay(image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "i j 3"]:
+    """The image beside itself with the outlines of what was found."""
+    factor = min(1.0, _SIDE / max(image.shape[:2]))
+    size = max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    outlines, _ = cv2.findContours(cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    marked = cv2.drawContours(small.copy(), outlines, -1, (255, 210, 0), 1)
+    return np.hstack([small, np.full((small.shape[0], 4, 3), 255, np.uint8), marked])

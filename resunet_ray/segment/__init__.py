@@ -1,0 +1,1 @@
+"""Segmentation of archives: plan, segment, commit."""

@@ -1,0 +1,89 @@
+"""The ledger: which images are done, read from the rows of images/ themselves. There is no other record to disagree with."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from resunet_ray import storage
+from resunet_ray.data.ahead import map_ahead
+
+IMAGES_FOLDER = "images"
+ID_BYTES = 16
+
+_COLUMNS = ["image_id", "bundle_digest", "config_digest", "status", "attempt"]
+_THREADS = 8
+
+Ids = np.ndarray
+"""Image ids as fixed-length bytes, dtype S16: sixteen bytes each, so that five million take 80 MB."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The images that this bundle and configuration have been through."""
+
+    done: Ids
+    """Sorted: those that need no more work."""
+    failed: dict[bytes, int]
+    """Those that failed: id to the number of the last attempt."""
+
+
+def read_ledger(output: str, *, bundle_digest: str, config_digest: str) -> Ledger:
+    """Reads the ledger of one bundle and configuration; empty where nothing was written yet."""
+    folder = storage.join(output, IMAGES_FOLDER)
+    if not storage.exists(folder):
+        return Ledger(np.empty(0, f"S{ID_BYTES}"), {})
+    files = [storage.join(folder, file.path) for file in storage.walk_files(folder) if file.path.endswith(".parquet")]
+
+    def read(uri: str) -> tuple[Ids, dict[bytes, int]]:
+        table = storage.read_table(uri, columns=_COLUMNS)
+        same = pc.and_(pc.equal(table["bundle_digest"], bundle_digest), pc.equal(table["config_digest"], config_digest))
+        table = table.filter(same)
+        bad = pc.equal(table["status"], "failed")
+        failed = table.filter(bad)
+        attempts = dict(zip(parse_ids(failed["image_id"]).tolist(), failed["attempt"].to_pylist(), strict=True))
+        return parse_ids(table.filter(pc.invert(bad))["image_id"]), attempts
+
+    done = [np.empty(0, f"S{ID_BYTES}")]
+    failed: dict[bytes, int] = {}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for ids, attempts in map_ahead(pool, read, files, depth=2 * _THREADS):
+            done.append(ids)
+            failed |= attempts
+    return Ledger(np.sort(np.concatenate(done)), failed)
+
+
+def parse_ids(column: pa.ChunkedArray) -> Ids:
+    """Ids out of their 32 hexadecimal digits."""
+    text = b"".join(np.asarray(column.to_numpy(zero_copy_only=False), f"S{2 * ID_BYTES}").tolist())
+    return np.frombuffer(bytes.fromhex(text.decode()), f"S{ID_BYTES}")
+
+
+def contains(ids: Ids, wanted: Ids) -> np.ndarray:
+    """Whether each of `wanted` is among the sorted `ids`."""
+    if not len(ids):
+        return np.zeros(len(wanted), bool)
+    places = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+    found: np.ndarray = ids[places] == wanted
+    return found
+
+
+class SeenIds:
+    """The ids seen so far, in sorted runs that are merged as they grow: little memory, and no rereading of all for each batch."""
+
+    def __init__(self) -> None:
+        self._runs: list[Ids] = []
+
+    def add(self, ids: Ids) -> np.ndarray:
+        """Takes some ids in, and says of each whether it is new."""
+        new = np.zeros(len(ids), bool)
+        new[np.unique(ids, return_index=True)[1]] = True
+        for run in self._runs:
+            new &= ~contains(run, ids)
+        self._runs.append(np.sort(ids[new]))
+        while len(self._runs) > 1 and len(self._runs[-2]) <= 2 * len(self._runs[-1]):
+            last = self._runs.pop()
+            self._runs[-1] = np.sort(np.concatenate([self._runs[-1], last]), kind="stable")
+        return new

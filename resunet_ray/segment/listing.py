@@ -1,0 +1,235 @@
+"""Inputs to images: prefixes, globs, single files, archives and manifests become one stream of what there is to segment.
+
+Nothing is kept, so that millions of images need no more memory than a few. What is wrong with one image, or with one archive
+among many, travels with it as an error; only an input that is not there at all stops the job.
+"""
+
+import csv
+import hashlib
+import io
+import logging
+import math
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from resunet_ray import storage
+from resunet_ray.data.ahead import map_ahead
+from resunet_ray.data.archives import Entry, is_archive, list_entries
+from resunet_ray.data.images import SUFFIXES
+from resunet_ray.errors import ConfigError, InputError
+
+logger = logging.getLogger(__name__)
+
+_GLOB = re.compile(r"[*?]")
+_MANIFEST_COLUMNS = {"uri", "member", "mask_uri", "mpp"}
+_STAT_THREADS = 32  # a manifest's files are looked up one by one, and object stores answer slowly
+_SHOWN = 5  # names of ignored files in the log
+
+
+@dataclass(frozen=True)
+class Found:
+    """One image that was found, or what was found wrong where one should be."""
+
+    uri: str
+    fingerprint: str
+    member: str | None = None
+    offset: int | None = None
+    size: int | None = None
+    etag: str | None = None
+    mtime: datetime | None = None
+    mask_uri: str | None = None
+    mpp: float | None = None
+    mpp_source: str | None = None
+    error: Exception | None = None
+
+    @property
+    def image_id(self) -> bytes:
+        """Its name in every table: 16 bytes that differ when place or content do."""
+        key = "\0".join((self.uri, self.member or "", self.fingerprint))
+        return hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+
+
+@dataclass
+class Listing:
+    """The images of some inputs."""
+
+    inputs: Sequence[str]
+    masks: str | None = None
+    """Folder of true masks, each with its image's path below the input, whatever its suffix."""
+    mpp: float | None = None
+    exclude: str | None = None
+    """Location whose files are no input: the output, where it lies among them."""
+    ignored: Counter[str] = field(default_factory=Counter)
+    """Files that are no images by their names, by suffix."""
+
+    def __iter__(self) -> Iterator[Found]:
+        masks = _index_masks(self.masks)
+        for uri in self.inputs:
+            for path, found in self._expand(storage.absolute(uri)):
+                mask = masks.get(_stem(path)) or found.mask_uri
+                mpp, source = (self.mpp, "argument") if self.mpp is not None else (found.mpp, found.mpp_source)
+                yield replace(found, mask_uri=mask, mpp=mpp, mpp_source=source)
+        if self.ignored:
+            total = sum(self.ignored.values())
+            kinds = ", ".join(f"{suffix or 'no suffix'} ({count})" for suffix, count in self.ignored.most_common(_SHOWN))
+            logger.info("%d files are no images by their names and were ignored: %s", total, kinds)
+
+    def _expand(self, uri: str) -> Iterator[tuple[str, Found]]:
+        """Each image of one input, with its path below it."""
+        if _GLOB.search(uri) and not storage.exists(uri):
+            base = uri[: _GLOB.search(uri).start()].rsplit("/", 1)[0]  # type: ignore[union-attr]
+            matches = _compile_glob(uri[len(base) + 1 :])
+            yield from self._walk(base, wanted=lambda path: matches.fullmatch(path) is not None)
+        elif uri.endswith((".parquet", ".csv")):
+            yield from _read_manifest(uri)
+        else:
+            yield from self._walk(uri, wanted=lambda _: True)
+
+    def _walk(self, uri: str, *, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Found]]:
+        for file in storage.walk_files(uri):
+            location = storage.join(uri, file.path) if file.path else uri
+            if _is_hidden(file.path) or not (wanted(file.path) or file.error is not None):
+                continue
+            if self.exclude is not None and location.startswith(f"{self.exclude.rstrip('/')}/"):
+                continue
+            if file.error is not None:
+                yield file.path, replace(_found(location, file), error=file.error)
+            elif is_archive(location):
+                yield from _list_archive(location, file)
+            elif not file.path or file.path.lower().endswith(SUFFIXES):  # a file that was named itself is always tried
+                yield file.path or location.rsplit("/", 1)[1], _found(location, file)
+            else:
+                name = file.path.rsplit("/", 1)[-1]
+                self.ignored[name[name.rfind(".") :].lower() if "." in name else ""] += 1
+
+
+def _found(uri: str, file: storage.FileStatus) -> Found:
+    try:
+        uri.encode()
+    except UnicodeEncodeError:
+        shown = uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        error = InputError(f"{shown}: its name is not valid UTF-8: rename it")
+        return Found(shown, file.fingerprint, size=file.size, mtime=file.mtime, error=error)
+    return Found(uri, file.fingerprint, size=file.size, etag=file.etag, mtime=file.mtime)
+
+
+def _list_archive(uri: str, file: storage.FileStatus) -> Iterator[tuple[str, Found]]:
+    base = _found(uri, file)
+    if base.error is not None:
+        yield uri, base
+        return
+    try:
+        for path, entry in list_entries(uri):
+            if path.lower().endswith(SUFFIXES) and not _is_hidden(path):
+                yield path, _member(base, entry)
+    except InputError as error:  # the rest of the inputs are none the worse
+        yield uri, replace(base, error=error)
+
+
+def _member(archive: Found, entry: Entry) -> Found:
+    fingerprint = f"{archive.fingerprint}-{entry.size}-{entry.offset}" if entry.crc is None else f"{entry.crc}-{entry.size}"
+    name = str(entry.member).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")  # read by its offset
+    return replace(archive, member=name, offset=entry.offset, size=entry.size, fingerprint=fingerprint)
+
+
+def _is_hidden(path: str) -> bool:
+    return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in path.split("/"))
+
+
+def _compile_glob(pattern: str) -> re.Pattern[str]:
+    """`**` stands for any folders, `*` and `?` for what holds no slash."""
+    parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    pieces = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
+    return re.compile("".join(parts.get(piece) or re.escape(piece) for piece in pieces))
+
+
+def _stem(path: str) -> str:
+    folder, slash, name = path.rpartition("/")
+    return f"{folder}{slash}{name.rsplit('.', 1)[0]}"
+
+
+def _index_masks(uri: str | None) -> dict[str, str]:
+    if uri is None:
+        return {}
+    uri = storage.absolute(uri)
+    return {_stem(file.path): storage.join(uri, file.path) for file in storage.walk_files(uri) if not _is_hidden(file.path)}
+
+
+def _read_manifest(uri: str) -> Iterator[tuple[str, Found]]:
+    """The images that a CSV or Parquet file lists; each is looked up, so that a change is seen."""
+    rows = _parquet_rows(uri) if uri.endswith(".parquet") else _csv_rows(uri)
+    archives: dict[str, dict[str, Found]] = {}
+    lock = threading.Lock()  # an archive is listed once
+
+    def look_up(row: dict[str, Any]) -> tuple[str, Found]:
+        location, member = str(row["uri"]), row.get("member") or None
+        try:
+            location = storage.absolute(location)
+            mpp, mask = _parse_mpp(row.get("mpp")), row.get("mask_uri") or None
+            if member is None:
+                (file,) = storage.walk_files(location)
+                found = _found(location, file)
+            else:
+                with lock:
+                    found = _find_member(location, member, archives)
+            source = None if mpp is None else "manifest"
+            found = replace(found, mask_uri=mask and storage.absolute(mask), mpp=mpp, mpp_source=source)
+        except (InputError, ConfigError, OSError, ValueError) as error:
+            message = f"{location} is listed in {uri} and cannot be used: {error}"
+            found = Found(location, "absent", member=member, error=InputError(message))
+        return location.rsplit("/", 1)[-1], found
+
+    with ThreadPoolExecutor(_STAT_THREADS) as pool:
+        yield from map_ahead(pool, look_up, rows, depth=4 * _STAT_THREADS)
+
+
+def _parse_mpp(value: Any) -> float | None:
+    mpp = math.nan if value in (None, "") else float(value)
+    if math.isnan(mpp):
+        return None
+    if not 0 < mpp < math.inf:
+        raise InputError(f"its mpp is {value}: expected microns per pixel, or nothing where they are unknown")
+    return mpp
+
+
+def _find_member(location: str, member: str, archives: dict[str, dict[str, Found]]) -> Found:
+    if location not in archives:
+        (file,) = storage.walk_files(location)
+        archives[location] = {str(item.member): item for _, item in _list_archive(location, file)}
+    if member not in archives[location]:
+        raise InputError(f"it has no member {member}")
+    return archives[location][member]
+
+
+def _parquet_rows(uri: str) -> Iterator[dict[str, Any]]:
+    filesystem, path = storage.open_filesystem(uri)
+    with filesystem.open_input_file(path) as file:
+        table = pq.ParquetFile(file)
+        columns = _check_columns(table.schema_arrow.names, uri)
+        for batch in table.iter_batches(batch_size=4096, columns=columns):
+            yield from batch.to_pylist()
+
+
+def _csv_rows(uri: str) -> Iterator[dict[str, Any]]:
+    filesystem, path = storage.open_filesystem(uri)
+    with filesystem.open_input_stream(path, compression=None) as stream:
+        reader = csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8", newline=""))
+        _check_columns(list(reader.fieldnames or ()), uri)
+        yield from reader
+
+
+def _check_columns(names: list[str], uri: str) -> list[str]:
+    if "uri" not in names:
+        raise InputError(
+            f"the manifest {uri} has columns {', '.join(names) or 'none'}: expected `uri`, and where known "
+            f"{', '.join(sorted(_MANIFEST_COLUMNS - {'uri'}))}"
+        )
+    return [name for name in names if name in _MANIFEST_COLUMNS]

@@ -1,0 +1,295 @@
+"""One run, from its lease to its last line: finish what was interrupted, plan what is new, segment, commit.
+
+runs/RUN/plan/*.parquet   what to do
+runs/RUN/run.json         what it was, and what became of it; while it says `planned`, the run is unfinished
+"""
+
+import json
+import logging
+import os
+import time
+import uuid
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import ray.data
+
+from resunet_ray import storage
+from resunet_ray.bundle import read_bundle_info, versions
+from resunet_ray.cluster import MODEL_ENVIRONMENT, connect, count_gpus, require_resources
+from resunet_ray.config import SegmentConfig, load_config
+from resunet_ray.data.stream import count_up
+from resunet_ray.errors import InputError
+from resunet_ray.segment import attempts
+from resunet_ray.segment.commit import commit_run
+from resunet_ray.segment.ledger import read_ledger
+from resunet_ray.segment.listing import Listing
+from resunet_ray.segment.plan import Plan, write_plan
+from resunet_ray.segment.segmenter import CALLS, REGIONS_FOLDER, Job, Segmenter
+from resunet_ray.storage import Lease
+
+logger = logging.getLogger(__name__)
+
+RUNS_FOLDER, RUN_FILE = "runs", "run.json"
+
+_PROGRESS_SECONDS = 5
+
+
+@dataclass
+class Segmented:
+    """What a run came to."""
+
+    run_id: str | None
+    """None: there was nothing to do."""
+    images: dict[str, int]
+    """How many have which status."""
+    regions: int = 0
+    done_before: int = 0
+    failed_before: int = 0
+    repeated: int = 0
+    megapixels_per_second: float = 0.0
+    images_per_second: float = 0.0
+    model_busy_fraction: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def error_fraction(self) -> float:
+        """Share of the images that failed."""
+        return self.images.get("failed", 0) / max(1, sum(self.images.values()))
+
+
+def segment(config: SegmentConfig) -> list[Segmented]:
+    """Segments what is new; an interrupted run over the same output is finished before.
+
+    Returns one result for each run that was finished, that of this configuration last.
+
+    Raises:
+        ConfigError: the output's storage cannot keep two runs apart, and `lease` is on.
+        InputError: bundle or input is missing.
+        LeaseError: another run is writing to the output.
+        ResourceError: the cluster or the storage cannot give what is asked for.
+        RunError: regions were lost, or the lease was.
+    """
+    config = _resolve(config)
+    _, digest = read_bundle_info(config.bundle)
+    storage.check_writable(config.output)
+    if config.dry_run:
+        return [_plan(config, digest=digest, run_id=None, lease=None)[1]]
+    lease = hold_lease_of(config)
+    with lease as held:
+        results = [_finish(run_id, config=config, lease=held) for run_id in _unfinished(config.output)]
+        run_id, planned = _plan(config, digest=digest, run_id=_new_run_id(), lease=held)
+        results.append(planned if run_id is None else _finish(run_id, config=config, lease=held))
+    return results
+
+
+def hold_lease_of(config: SegmentConfig) -> Any:
+    """The lease of the output as a context; one that does nothing where it is switched off."""
+    if not config.lease:
+        return nullcontext(None)
+    return storage.hold_lease(config.output, seconds=config.lease_seconds)
+
+
+def _resolve(config: SegmentConfig) -> SegmentConfig:
+    return replace(
+        config,
+        bundle=storage.absolute(config.bundle),
+        input=tuple(storage.absolute(uri) for uri in config.input),
+        output=storage.absolute(config.output).rstrip("/"),
+        masks=None if config.masks is None else storage.absolute(config.masks),
+    )
+
+
+def _new_run_id() -> str:
+    """Sorts by time."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+
+
+def _run_folder(output: str, run_id: str) -> str:
+    return storage.join(output, RUNS_FOLDER, run_id)
+
+
+def _unfinished(output: str) -> list[str]:
+    """Runs that were planned and not finished: the newest at most, since each run looks for one first."""
+    folder = storage.join(output, RUNS_FOLDER)
+    for run_id in reversed(storage.list_folders(folder)):
+        uri = storage.join(folder, run_id, RUN_FILE)
+        if not storage.exists(uri):  # it ended while it was planned, and did nothing
+            storage.delete(storage.join(folder, run_id))
+            continue
+        return [run_id] if json.loads(storage.read_bytes(uri))["status"] == "planned" else []
+    return []
+
+
+def _plan(config: SegmentConfig, *, digest: str, run_id: str | None, lease: Lease | None) -> tuple[str | None, Segmented]:
+    """Writes the plan of a new run; without an id it is only counted. Returns None for the id where there is nothing to do."""
+    start = time.perf_counter()
+    ledger = read_ledger(config.output, bundle_digest=digest, config_digest=config.digest)
+    listing = Listing(config.input, masks=config.masks, mpp=config.mpp, exclude=config.output)
+    folder = None if run_id is None else _run_folder(config.output, run_id)
+    plan = write_plan(folder, listing, ledger=ledger, retry_failed=config.retry_failed)
+    if not plan.listed:
+        raise InputError(f"{', '.join(config.input)}: no image found")
+    result = Segmented(
+        run_id=run_id if plan.regions else None,
+        images={"planned": plan.regions} if config.dry_run else {},
+        regions=plan.regions,
+        done_before=plan.done,
+        failed_before=plan.failed_before,
+        repeated=plan.repeated,
+        seconds={"plan": time.perf_counter() - start},
+    )
+    logger.info(
+        "%d images listed: %d to do, %d done before, %d failed before%s, %d listed twice",
+        plan.listed,
+        plan.regions,
+        plan.done,
+        plan.failed_before,
+        "" if config.retry_failed or not plan.failed_before else " (--retry-failed tries them again)",
+        plan.repeated,
+    )
+    if lease is not None:
+        lease.check()
+    if folder is not None and plan.regions:
+        _write_record(folder, {"status": "planned", "config": asdict(config), "bundle_digest": digest, "plan": asdict(plan)})
+    return result.run_id, result
+
+
+def _write_record(folder: str, record: dict[str, Any]) -> None:
+    storage.write_bytes(storage.join(folder, RUN_FILE), json.dumps(record, indent=1).encode())
+
+
+def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segmented:
+    """Segments what a planned run has not, commits it, and records the outcome."""
+    folder = _run_folder(config.output, run_id)
+    record = json.loads(storage.read_bytes(storage.join(folder, RUN_FILE)))
+    saved = load_config(json.dumps(record["config"]), kind=SegmentConfig, source=storage.join(folder, RUN_FILE))
+    # What decides the result is the run's own; how it is done is today's.
+    today = {name: getattr(config, name) for name in ("output", "actors", "cpus_per_actor", "readers", "batch_size")}
+    own = replace(saved, **today)
+    plan = Plan(**record["plan"])
+    _, digest = read_bundle_info(own.bundle)
+    if digest != record["bundle_digest"]:
+        raise InputError(
+            f"the run {run_id} is unfinished, and its bundle {own.bundle} has changed since (digest {digest[:12]}, then "
+            f"{record['bundle_digest'][:12]}): put the old one back, or give the run up by deleting {folder} and "
+            f"{storage.join(config.output, REGIONS_FOLDER, run_id)}"
+        )
+    connect()
+    begun = time.perf_counter()
+    todo = sorted(set(range(plan.lots)) - _lots_done(config.output, run_id))
+    if len(todo) < plan.lots:
+        logger.info("resuming run %s: %d of %d lots are done", run_id, plan.lots - len(todo), plan.lots)
+    progress = _segment_lots(own, run_id=run_id, digest=digest, lots=todo, total=plan.regions, lease=lease)
+    segmented = time.perf_counter()
+    if lease is not None:
+        lease.check()
+    statuses = commit_run(
+        config.output,
+        run_id=run_id,
+        folder=folder,
+        lots=plan.lots,
+        regions=plan.regions,
+        retried=plan.retried,
+        digests={"bundle_digest": digest, "config_digest": own.digest},
+    )
+    if lease is not None:
+        lease.check()
+    seconds = {"segment": segmented - begun, "commit": time.perf_counter() - segmented, **progress.stages}
+    result = Segmented(
+        run_id=run_id,
+        images=dict(statuses),
+        regions=plan.regions,
+        done_before=plan.done,
+        failed_before=plan.failed_before,
+        repeated=plan.repeated,
+        megapixels_per_second=round(progress.pixels / 1e6 / progress.seconds, 3),
+        images_per_second=round(progress.regions / progress.seconds, 3),
+        model_busy_fraction=round(progress.stages["model"] / (progress.seconds * progress.actors), 4),
+        seconds={name: round(value, 3) for name, value in seconds.items()},
+    )
+    attempts.forget(folder)
+    _write_record(folder, {**record, "status": "done", "versions": versions(), "result": asdict(result)})
+    return result
+
+
+def _lots_done(output: str, run_id: str) -> set[int]:
+    folder = storage.join(output, REGIONS_FOLDER, run_id)
+    if not storage.exists(folder):
+        return set()
+    return {int(name.removesuffix(".parquet")) for name, _ in storage.list_files(folder) if name.endswith(".parquet")}
+
+
+@dataclass
+class _Progress:
+    """Sums over the lots that are done, and the time between the first one's beginning and the last one's end."""
+
+    actors: int
+    regions: int = 0
+    failed: int = 0
+    pixels: int = 0
+    begun: float = float("inf")
+    ended: float = 0.0
+    stages: Counter[str] = field(default_factory=lambda: Counter({"read": 0.0, "model": 0.0, "post": 0.0}))
+
+    @property
+    def seconds(self) -> float:
+        """How long images were worked on: the start of Ray and the actors does not count."""
+        return max(self.ended - self.begun, 1e-9)
+
+
+def _segment_lots(
+    config: SegmentConfig, *, run_id: str, digest: str, lots: list[int], total: int, lease: Lease | None
+) -> _Progress:
+    """Runs the lots on the cluster, and says how far it is."""
+    gpus = count_gpus()
+    actors = max(1, min(config.actors or max(1, gpus), len(lots)))
+    progress = _Progress(actors)
+    if not lots:
+        return progress
+    require_resources(
+        what=f"{actors} segmenting actors of {config.cpus_per_actor} CPUs, with one CPU left for Ray Data",
+        num_cpus=actors * config.cpus_per_actor + 1,
+        num_gpus=actors if gpus else 0,
+    )
+    job = Job(
+        run_id=run_id,
+        folder=_run_folder(config.output, run_id),
+        output=config.output,
+        config=config,
+        bundle_digest=digest,
+        lots=tuple(lots),
+        threads=max(1, (os.cpu_count() or 1) // (1 if gpus else actors)),
+    )
+    data = count_up(len(lots)).map_batches(
+        Segmenter,
+        fn_constructor_args=(job,),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, max_size=actors, enable_true_multi_threading=True, max_concurrent_calls_per_actor=CALLS
+        ),
+        runtime_env=MODEL_ENVIRONMENT,
+        num_cpus=config.cpus_per_actor,
+        num_gpus=1 if gpus else 0,
+        batch_size=None,
+    )
+    shown = time.monotonic()
+    for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for row in batch.to_pylist():
+            progress.regions += row["regions"]
+            progress.failed += row["failed"]
+            progress.pixels += row["pixels"]
+            progress.stages.update({name: row[f"{name}_seconds"] for name in ("read", "model", "post")})
+            progress.begun, progress.ended = min(progress.begun, row["begun"]), max(progress.ended, row["ended"])
+        if lease is not None:
+            lease.check()
+        if time.monotonic() - shown > _PROGRESS_SECONDS or progress.regions >= total:
+            shown = time.monotonic()
+            rate = progress.regions / progress.seconds
+            left = (total - progress.regions) / rate if rate else 0.0
+            logger.info(
+                "%d of %d images, %.1f images/s, %.0f s left, %d failed", progress.regions, total, rate, left, progress.failed
+            )
+    return progress

@@ -1,0 +1,45 @@
+"""Where bytes live: any location behind a path or a URI, listed, read, and written whole or not at all."""
+
+from resunet_ray.storage.files import (
+    absolute,
+    check_writable,
+    delete,
+    delete_file,
+    exists,
+    is_file,
+    join,
+    list_files,
+    list_folders,
+    mask_credentials,
+    open_filesystem,
+    parent,
+    read_bytes,
+    read_table,
+    write_bytes,
+    write_table,
+)
+from resunet_ray.storage.lease import Lease, hold_lease
+from resunet_ray.storage.walk import FileStatus, walk_files
+
+__all__ = [
+    "FileStatus",
+    "Lease",
+    "absolute",
+    "check_writable",
+    "delete",
+    "delete_file",
+    "exists",
+    "hold_lease",
+    "is_file",
+    "join",
+    "list_files",
+    "list_folders",
+    "mask_credentials",
+    "open_filesystem",
+    "parent",
+    "read_bytes",
+    "read_table",
+    "walk_files",
+    "write_bytes",
+    "write_table",
+]

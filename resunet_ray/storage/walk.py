@@ -1,0 +1,135 @@
+"""Listings of any length: what lies below a location, file by file, with what tells a changed file from an unchanged one."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import boto3
+import botocore.config
+import botocore.exceptions
+from pyarrow import fs
+
+from resunet_ray.errors import InputError, ResourceError
+from resunet_ray.storage.files import mask_credentials, open_filesystem
+
+_EPOCH = datetime.fromtimestamp(0, UTC)
+_S3_ATTEMPTS = 10  # as many as Ray Data makes; with their pauses a store may be away for about a minute
+
+
+@dataclass(frozen=True)
+class FileStatus:
+    """What a listing says about one file."""
+
+    path: str
+    """Relative to what was listed; empty for that itself."""
+    size: int
+    mtime: datetime
+    error: OSError | None = None
+    """Why it, or the folder of that name, cannot be looked at."""
+    etag: str | None = None
+    """The object store's digest of the content, where it gives one."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What changes when the content does: the etag, or size and time of the last change."""
+        return self.etag or f"{self.size}-{self.mtime.timestamp():.6f}"
+
+
+def walk_files(uri: str) -> Iterator[FileStatus]:
+    """Each file below a folder or prefix, or the one file that stands there; in no memory, however many there are.
+
+    Raises:
+        InputError: nothing is there.
+        ResourceError: it cannot be listed.
+    """
+    filesystem, path = open_filesystem(uri)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        yield from _walk_local(Path(path), uri)
+    elif isinstance(filesystem, fs.S3FileSystem):
+        yield from _walk_s3(path, uri)
+    else:
+        yield from _walk_any(filesystem, path, uri)
+
+
+def _walk_local(root: Path, uri: str) -> Iterator[FileStatus]:
+    if not root.exists():
+        raise InputError(f"{uri} is not there: expected a file, or a folder that holds files")
+    if root.is_file():
+        found = root.stat()
+        yield FileStatus("", found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
+        return
+    folders, seen = [""], set()
+    while folders:
+        folder = folders.pop()
+        try:
+            place = (root / folder).stat()
+            if (place.st_dev, place.st_ino) in seen:  # a link that leads back
+                continue
+            seen.add((place.st_dev, place.st_ino))
+            with os.scandir(root / folder) as entries:
+                for entry in entries:
+                    path = f"{folder}/{entry.name}" if folder else entry.name
+                    status = _stat_local(entry, path)
+                    if status is None:
+                        folders.append(path)
+                    else:
+                        yield status
+        except OSError as error:
+            yield FileStatus(folder, 0, _EPOCH, error=error)
+
+
+def _stat_local(entry: os.DirEntry[str], path: str) -> FileStatus | None:
+    """None: it is a folder."""
+    try:
+        if entry.is_dir():
+            return None
+        found = entry.stat()
+    except OSError as error:  # a link to nowhere, or gone since
+        return FileStatus(path, 0, _EPOCH, error=error)
+    return FileStatus(path, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
+
+
+def _walk_s3(path: str, uri: str) -> Iterator[FileStatus]:
+    bucket, _, key = path.partition("/")
+    prefix = f"{key.rstrip('/')}/" if key else ""
+    empty = True
+    try:
+        # The object itself and what lies below it: `a/b` also finds `a/bc`, which is neither.
+        for page in s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key.rstrip("/")):
+            for item in page.get("Contents", ()):
+                name = item["Key"]
+                if not name.endswith("/") and (name == key or name.startswith(prefix)):
+                    empty = False
+                    yield FileStatus(name[len(prefix) :], item["Size"], item["LastModified"], etag=item["ETag"].strip('"'))
+    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+        raise ResourceError(f"{uri} cannot be listed: {mask_credentials(str(error))}") from None
+    if empty:
+        raise InputError(f"{uri} is not there: expected an object, or a prefix that holds objects")
+
+
+def _walk_any(filesystem: fs.FileSystem, path: str, uri: str) -> Iterator[FileStatus]:
+    start = filesystem.get_file_info(path)
+    if start.type == fs.FileType.NotFound:
+        raise InputError(f"{uri} is not there: expected a file, or a folder that holds files")
+    waiting = [start]
+    while waiting:
+        entry = waiting.pop()
+        if entry.type == fs.FileType.Directory:
+            waiting += filesystem.get_file_info(fs.FileSelector(entry.path))
+        elif entry.type == fs.FileType.File:
+            yield FileStatus(entry.path[len(path.rstrip("/")) + 1 :], entry.size, entry.mtime or _EPOCH)
+
+
+def s3_client() -> Any:
+    """A client for what pyarrow has no call for: listing with etags, and conditional writes."""
+    return _s3_client(os.environ.get("AWS_ENDPOINT_URL"))
+
+
+@lru_cache(maxsize=4)
+def _s3_client(_endpoint: str | None) -> Any:
+    retries = {"max_attempts": _S3_ATTEMPTS, "mode": "standard"}
+    return boto3.client("s3", config=botocore.config.Config(retries=retries))

@@ -1,0 +1,134 @@
+"""Every kind of input becomes the same stream of images; what is wrong with one travels with it."""
+
+import io
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from resunet_ray.errors import InputError
+from resunet_ray.segment.listing import Found, Listing
+
+NAMES = ["a.png", "deep/b c.TIF", "deep/er/ü.jpg"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "in"
+    for name in [*NAMES, "notes.txt", ".hidden.png", "deep/._a.png", "__MACOSX/a.png"]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+    return root
+
+
+def listed(*inputs: str | Path, **options: object) -> dict[str, Found]:
+    found = list(Listing([str(uri) for uri in inputs], **options))  # type: ignore[arg-type]
+    names = {image.uri if image.member is None else f"{image.uri}!{image.member}": image for image in found}
+    assert len(names) == len(found)
+    return names
+
+
+def test_a_folder_gives_its_images_and_says_what_it_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        assert set(listed(folder)) == {str(folder / name) for name in NAMES}
+    assert "1 files are no images by their names and were ignored: .txt (1)" in caplog.text
+
+
+def test_globs_and_single_files(folder: Path) -> None:
+    assert set(listed(folder / "*.png")) == {str(folder / "a.png")}
+    assert set(listed(folder / "**" / "?.jpg")) == {str(folder / NAMES[2])}
+    assert set(listed(folder / "deep" / "**")) == {str(folder / NAMES[1]), str(folder / NAMES[2])}
+    assert set(listed(folder / "notes.txt")) == {str(folder / "notes.txt")}, "what was named itself is tried"
+    with pytest.raises(InputError, match="is not there: expected a file, or a folder"):
+        listed(folder / "none")
+
+
+def test_the_output_is_no_input(folder: Path) -> None:
+    assert set(listed(folder, exclude=str(folder / "deep"))) == {str(folder / "a.png")}
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz"])
+def test_members_of_archives_are_images_wherever_their_names_point(tmp_path: Path, suffix: str) -> None:
+    names = ["a.png", "../../etc/b.png", "/root/c.png", "deep/ü d.png"]
+    path = tmp_path / f"x{suffix}"
+    if suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as packed:
+            for name in [*names, "notes.txt"]:
+                packed.writestr(name, name)
+    else:
+        with tarfile.open(path, "w:gz" if suffix.endswith("gz") else "w") as packed_tar:
+            for name in [*names, "notes.txt"]:
+                member = tarfile.TarInfo(name)
+                member.size = len(name.encode())
+                packed_tar.addfile(member, io.BytesIO(name.encode()))
+    found = listed(path)
+    assert set(found) == {f"{path}!{name}" for name in names}
+    assert not list(tmp_path.glob("**/*.png")), "nothing is unpacked"
+
+
+def test_a_cut_tar_gives_what_it_still_holds_and_one_error(tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w") as packed:
+        for number in range(10):
+            member = tarfile.TarInfo(f"{number}.png")
+            member.size = 2000
+            packed.addfile(member, io.BytesIO(bytes(2000)))
+    (tmp_path / "x.tar").write_bytes(whole.getvalue()[:9000])
+    found = list(Listing([str(tmp_path)]))
+    assert [image.member for image in found] == ["0.png", "1.png", "2.png", "3.png", None]
+    assert [image.error is None for image in found] == [True, True, True, True, False]
+    assert "x.tar cannot be read as an archive" in str(found[-1].error)
+
+
+def test_a_manifest_is_looked_up_row_by_row(folder: Path, tmp_path: Path) -> None:
+    rows = pd.DataFrame(
+        {
+            "uri": [str(folder / "a.png"), str(folder / "gone.png")],
+            "mpp": [0.25, None],
+            "mask_uri": [None, "m.png"],
+            "more": [1, 2],
+        }
+    )
+    for name in ("m.csv", "m.parquet"):
+        path = tmp_path / name
+        rows.to_csv(path, index=False) if name.endswith("csv") else rows.to_parquet(path)
+        found = listed(path)
+        assert set(found) == set(rows["uri"])
+        assert (found[rows["uri"][0]].mpp, found[rows["uri"][0]].mpp_source) == (0.25, "manifest")
+        gone = found[rows["uri"][1]]
+        assert gone.mpp is None
+        assert "gone.png is listed in" in str(gone.error)
+    pd.DataFrame({"path": ["a"]}).to_csv(tmp_path / "bad.csv", index=False)
+    with pytest.raises(InputError, match="bad.csv has columns path: expected `uri`"):
+        listed(tmp_path / "bad.csv")
+
+
+def test_masks_are_found_by_path(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "masks" / "deep").mkdir(parents=True)
+    (tmp_path / "masks" / "deep" / "b c.png").write_bytes(b"")
+    found = listed(folder, masks=str(tmp_path / "masks"))
+    assert {name: image.mask_uri for name, image in found.items() if image.mask_uri} == {
+        str(folder / NAMES[1]): str(tmp_path / "masks" / "deep" / "b c.png")
+    }
+
+
+def test_an_image_keeps_its_name_until_its_place_or_content_changes(folder: Path) -> None:
+    before = {name: image.image_id for name, image in listed(folder).items()}
+    assert before == {name: image.image_id for name, image in listed(folder).items()}
+    os.utime(folder / "a.png", (1, 1))
+    after = {name: image.image_id for name, image in listed(folder).items()}
+    assert {name for name in before if before[name] != after[name]} == {str(folder / "a.png")}
+    assert len(set(before.values())) == len(before)
+
+
+def test_what_cannot_be_looked_at_is_an_error_of_its_own(folder: Path) -> None:
+    (folder / "deep" / "nowhere.png").symlink_to(folder / "gone")
+    (folder / "loop").symlink_to(folder)
+    os.link(folder / "a.png", os.fsencode(folder) + b"/bad\xff.png")
+    found = listed(folder)
+    assert "No such file" in str(found[str(folder / "deep" / "nowhere.png")].error)
+    assert "its name is not valid UTF-8" in str(found[f"{folder}/bad\\xff.png"].error)
+    assert len(found) == len(NAMES) + 2

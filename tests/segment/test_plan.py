@@ -1,0 +1,75 @@
+"""The plan is the listing less what is done, each image once, however many there are."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from resunet_ray import storage
+from resunet_ray.schema import IMAGES
+from resunet_ray.segment.ledger import IMAGES_FOLDER, Ledger, SeenIds, read_ledger
+from resunet_ray.segment.listing import Found
+from resunet_ray.segment.plan import read_lot, write_plan
+
+NOTHING = Ledger(np.empty(0, "S16"), {})
+
+
+def images(count: int, *, start: int = 0) -> Iterator[Found]:
+    return (Found(f"/in/{number}.png", "1") for number in range(start, start + count))
+
+
+def test_every_image_is_in_one_lot(tmp_path: Path) -> None:
+    plan = write_plan(str(tmp_path), images(5000), ledger=NOTHING, retry_failed=False)
+    lots = [read_lot(str(tmp_path), lot)["image_uri"].to_pylist() for lot in range(plan.lots)]
+    assert [uri for lot in lots for uri in lot] == [f"/in/{number}.png" for number in range(5000)]
+    assert (plan.regions, plan.lots) == (5000, 313)
+    assert not (tmp_path / "plan" / f"{plan.lots // 128 + 1:05d}.parquet").exists()
+
+
+def test_a_lot_never_mixes_archives(tmp_path: Path) -> None:
+    def found() -> Iterator[Found]:
+        for archive in ("a.zip", "b.tar.gz"):
+            yield from (Found(archive, "1", member=f"{number}.png") for number in range(40))
+        yield from images(3)
+
+    plan = write_plan(str(tmp_path), found(), ledger=NOTHING, retry_failed=False)
+    lots = [set(read_lot(str(tmp_path), lot)["image_uri"].to_pylist()) for lot in range(plan.lots)]
+    assert [lot for lot in lots if lot & {"a.zip", "b.tar.gz"}] == [{"a.zip"}] * 3 + [{"b.tar.gz"}] * 3
+
+
+def test_what_is_listed_twice_is_planned_once(tmp_path: Path) -> None:
+    plan = write_plan(str(tmp_path), [*images(100_000), *images(100_000), *images(5)], ledger=NOTHING, retry_failed=False)
+    assert (plan.regions, plan.repeated) == (100_000, 100_005)
+
+
+def test_the_ledger_knows_what_is_done_by_bundle_and_configuration(tmp_path: Path) -> None:
+    names = [image.image_id.hex() for image in images(6)]
+    bundles = ["b", "b", "b", "other", "b", "b"]
+    statuses = ["ok", "empty", "failed", "ok", "partial", "failed"]
+    rows = [
+        {"image_id": name, "bundle_digest": bundle, "config_digest": "c", "status": status, "attempt": attempt}
+        for name, bundle, status, attempt in zip(names, bundles, statuses, [1, 1, 2, 1, 1, 1], strict=True)
+    ]
+    storage.write_table(str(tmp_path / IMAGES_FOLDER / "run" / "0.parquet"), pa.Table.from_pylist(rows, schema=IMAGES))
+    ledger = read_ledger(str(tmp_path), bundle_digest="b", config_digest="c")
+    plan = write_plan(str(tmp_path), images(8), ledger=ledger, retry_failed=False)
+    assert (plan.regions, plan.done, plan.failed_before) == (3, 3, 2)
+    assert read_lot(str(tmp_path), 0)["image_uri"].to_pylist() == ["/in/3.png", "/in/6.png", "/in/7.png"]
+    plan = write_plan(str(tmp_path), images(8), ledger=ledger, retry_failed=True)
+    assert (plan.regions, sorted(plan.retried)) == (5, sorted([names[2], names[5]]))
+    lot = read_lot(str(tmp_path), 0).to_pylist()
+    assert {row["image_uri"]: row["attempt"] for row in lot} == {
+        "/in/2.png": 3, "/in/3.png": 1, "/in/5.png": 2, "/in/6.png": 1, "/in/7.png": 1,
+    }  # fmt: skip
+
+
+def test_seen_ids_say_once_that_an_id_is_new() -> None:
+    rng = np.random.default_rng(0)
+    ids = np.array([number.tobytes() for number in rng.integers(0, 3000, (20_000, 2))], "S16")
+    seen, new = SeenIds(), []
+    for start in range(0, len(ids), 777):
+        new += seen.add(ids[start : start + 777]).tolist()
+    first = np.zeros(len(ids), bool)
+    first[np.unique(ids, return_index=True)[1]] = True
+    np.testing.assert_array_equal(new, first)

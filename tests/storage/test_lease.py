@@ -1,0 +1,62 @@
+"""One writer for each output: on a disk and in object storage, whoever comes at the same moment, whoever dies."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from resunet_ray import storage
+from resunet_ray.errors import LeaseError, RunError
+from resunet_ray.storage.lease import LEASES, create_exclusively
+
+
+@pytest.fixture(params=["disk", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "disk" else f"{request.getfixturevalue('s3')}/{tmp_path.name}"
+
+
+def test_only_one_of_many_makes_a_file(place: str) -> None:
+    made: list[bool] = []
+    barrier = threading.Barrier(8)
+
+    def make(number: int) -> None:
+        barrier.wait()
+        made.append(create_exclusively(storage.join(place, "one"), str(number).encode()))
+
+    threads = [threading.Thread(target=make, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(made) == 1
+
+
+def test_a_second_run_is_told_and_a_later_one_goes_on(place: str) -> None:
+    with storage.hold_lease(place, seconds=30) as lease:
+        with (
+            pytest.raises(LeaseError, match=f"another run, {lease.holder}, is writing to"),
+            storage.hold_lease(place, seconds=30),
+        ):
+            pass
+        lease.check()
+    with storage.hold_lease(place, seconds=30):
+        assert [name for name, _ in storage.list_files(storage.join(place, LEASES))] == ["000002"]
+
+
+def test_a_lease_is_kept_alive_and_that_of_the_dead_is_taken_over(place: str) -> None:
+    """The holder renews for as long as it lives; one that stops, here by being held up, finds out that it was followed."""
+    with storage.hold_lease(place, seconds=3) as lease:
+        time.sleep(5)
+        with pytest.raises(LeaseError), storage.hold_lease(place, seconds=3):
+            pass
+        lease.check()
+    create_exclusively(storage.join(place, LEASES, "000002"), b'{"holder": "dead", "released": false, "seconds": 3}')
+    with pytest.raises(LeaseError, match="another run, dead,"), storage.hold_lease(place, seconds=3):
+        pass
+    time.sleep(4.5)
+    with storage.hold_lease(place, seconds=3) as lease:
+        create_exclusively(storage.join(place, LEASES, "000004"), b'{"holder": "thief", "released": false, "seconds": 3}')
+        time.sleep(2)
+        with pytest.raises(RunError, match="was taken over by thief: this run did not renew it in time"):
+            lease.check()

@@ -33,7 +33,7 @@ def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         return fs.LocalFileSystem(), absolute(uri)
     scheme, rest = uri.split("://", 1)
     authority, _, path = rest.partition("/")
-    if ":" in authority.partition("@")[0] and "@" in authority:
+    if "@" in uri and ":" in authority.partition("@")[0]:  # a secret may hold a slash
         raise ConfigError(
             f"the location {mask_credentials(uri)} carries credentials: give them through the standard chain "
             "(environment, profile or role), not in the URI"
@@ -48,7 +48,7 @@ def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
 
 def mask_credentials(text: str) -> str:
     """The text with whatever stands between `://` and `@` hidden."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
+    return re.sub(r"://([^/@\s]*:[^@\s]*|[^/@\s]+)@", "://***@", text)
 
 
 def absolute(uri: str) -> str:

@@ -60,10 +60,13 @@ def test_a_closed_door_is_found_before_the_work(tmp_path: Path, s3: str, monkeyp
     assert "not-the-secret" not in str(caught.value)
 
 
-def test_credentials_in_a_uri_are_refused_without_repeating_them() -> None:
+@pytest.mark.parametrize("secret", ["very-secret", "very/secret"])
+def test_credentials_in_a_uri_are_refused_without_repeating_them(secret: str) -> None:
     with pytest.raises(ConfigError, match="carries credentials") as caught:
-        storage.open_filesystem("s3://key:very-secret@bucket/x")
-    assert "very-secret" not in str(caught.value)
-    assert storage.mask_credentials("see s3://key:very-secret@bucket/x") == "see s3://***@bucket/x"
+        storage.open_filesystem(f"s3://key:{secret}@bucket/x")
+    assert "very-" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert storage.mask_credentials(f"see s3://key:{secret}@bucket/x") == "see s3://***@bucket/x"
+    assert storage.mask_credentials("s3://lab/a@b.png") == "s3://lab/a@b.png"
     with pytest.raises(ConfigError, match="is not understood"):
         storage.open_filesystem("floppy://a/b")

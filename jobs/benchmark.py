@@ -162,7 +162,7 @@ def benchmark_segment(config: BenchmarkConfig) -> dict[str, Any]:
     return {
         "ratio": round(job / float(np.mean(bare)), 3),
         "unit": "megapixels/s of the job over megapixels/s of the bare network",
-        "job": round(job, 3),
+        "through_ray": round(job, 3),
         "bare": [round(rate, 3) for rate in bare],
         "seconds": jobs[-1].seconds,
         "model_busy_fraction": jobs[-1].model_busy_fraction,

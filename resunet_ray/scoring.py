@@ -39,18 +39,18 @@ def score_split(
         score: makes the row.
         schema: of the rows.
         predict: makes the probabilities of a block of images.
-        actors: processes that hold the network. None: one for each GPU, or one with every core.
+        actors: processes that hold the network, at most. None: one for each GPU, or one with every core.
 
     Raises:
         ResourceError: so many do not fit beside Ray Data's own CPU.
     """
     connect()
     gpus = count_gpus()
-    actors = actors or max(1, gpus)
+    spans = plan_once(dataset, split)
+    actors = min(actors or max(1, gpus), len(spans))
     require_resources(
         what=f"{actors} scoring actors, with one CPU left for Ray Data", num_cpus=actors + 1, num_gpus=actors if gpus else 0
     )
-    spans = plan_once(dataset, split)
     return count_up(len(spans)).map_batches(
         _Scorer,
         fn_constructor_args=(dataset, spans, bundle, score, schema, predict, max(1, (os.cpu_count() or 1) // actors)),

@@ -28,7 +28,8 @@ def evaluated(s3: str, generated: Path) -> tuple[str, dict[str, object]]:
     for path in sorted(generated.rglob("*")):
         if path.is_file():
             storage.write_bytes(f"{s3}/raw/{path.relative_to(generated)}", path.read_bytes())
-    code, line, errors = run_job("prepare", "--input", f"{s3}/raw", "--output", prepared, "--metadata", f"{s3}/raw/metadata.csv")
+    flags = ["--metadata", f"{s3}/raw/metadata.csv", "--rows-per-group", "2"]
+    code, line, errors = run_job("prepare", "--input", f"{s3}/raw", "--output", prepared, *flags)
     assert (code, line["images"], line["splits"]) == (0, 20, {"test": 4, "train": 12, "val": 4}), errors
     flags = [
         "--learning-rate",

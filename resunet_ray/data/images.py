@@ -172,3 +172,11 @@ def _orient(array: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (3, 4, 7, 8):
         array = array[::-1]
     return array
+
+
+_SIGNATURES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"RIFF": "WEBP", b"II": "TIFF", b"MM": "TIFF"}
+
+
+def name_format(content: bytes) -> str:
+    """The format by its first bytes; the image was decoded, so it is one of those that are known."""
+    return next((name for start, name in _SIGNATURES.items() if content.startswith(start)), "JPEG2000")

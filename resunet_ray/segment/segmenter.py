@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,11 +24,11 @@ import torch
 from jaxtyping import Float32, UInt8
 
 from resunet_ray import __version__, storage
-from resunet_ray.bundle import load_bundle
+from resunet_ray.bundle import Bundle, load_bundle
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.ahead import map_ahead
 from resunet_ray.data.archives import Entry
-from resunet_ray.data.images import decode_image, decode_labels
+from resunet_ray.data.images import decode_image, decode_labels, name_format
 from resunet_ray.errors import InputError, ResourceError, RunError
 from resunet_ray.schema import PLAN, REGIONS
 from resunet_ray.segment import attempts
@@ -83,18 +84,15 @@ class Segmenter:
             RunError: the network gives another output here than where it was saved.
         """
         cv2.setNumThreads(1)  # the threads below are enough
-        torch.set_num_threads(job.threads)
         self._job = job
-        self._bundle = load_bundle(job.config.bundle, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        if self._bundle.digest != job.bundle_digest:
-            raise RunError(f"the bundle {job.config.bundle} was replaced while the run went on: run it again")
-        self._bundle.self_test()
+        # One thread for all that the network does: OpenMP keeps a pool for each thread that computes, and with more of them than
+        # cores it sleeps between layers (measured: 48 ms an image, not 41).
+        self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._bundle = self._model.submit(_load, job).result()
         own = self._bundle.info.instances
         self._instances = own if job.config.threshold is None else replace(own, threshold=job.config.threshold)
         self._batch_size = job.config.batch_size or (16 if self._bundle.device.type == "cuda" else 1)
         self._readers = ThreadPoolExecutor(job.config.readers, thread_name_prefix="read")
-        # One thread: OpenMP keeps its own pool for each that computes, and several pools would fight over the cores.
-        self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._post = ThreadPoolExecutor(_POST_THREADS, thread_name_prefix="post")
         self._calls, self._wary = threading.Semaphore(CALLS), threading.Lock()
 
@@ -157,7 +155,7 @@ class Segmenter:
                 content = _read_patiently(entry)
                 stage = "decode"
                 image = decode_image(content, name=entry.name, max_pixels=self._job.config.max_pixels)
-                sample.row |= {"format": _name_format(content), "height": image.shape[0], "width": image.shape[1]}
+                sample.row |= {"format": name_format(content), "height": image.shape[0], "width": image.shape[1]}
                 stage = "mask"
                 sample.truth = _read_truth(planned["mask_uri"], shape=image.shape[:2])
                 sample.image = image
@@ -203,20 +201,23 @@ class Segmenter:
         row = sample.row
         if sample.probability is not None and sample.image is not None:
             try:
-                row |= describe_region(
-                    sample.probability,
-                    sample.image,
-                    config=self._instances,
-                    name=row["image_uri"],
-                    truth=sample.truth,
-                    labels=self._job.config.labels,
-                    probabilities=self._job.config.probabilities,
-                )
+                keep: dict[str, Any] = {"labels": self._job.config.labels, "probabilities": self._job.config.probabilities}
+                pixels = sample.probability, sample.image
+                row |= describe_region(*pixels, config=self._instances, name=row["image_uri"], truth=sample.truth, **keep)
                 row["status"] = "ok"
             except Exception as error:  # noqa: BLE001 (whatever it is, the other images are none the worse)
                 _fail(row, stage="post", error=error)
         row["post_seconds"] = time.perf_counter() - start
         return row
+
+
+def _load(job: Job) -> Bundle:
+    torch.set_num_threads(job.threads)
+    bundle = load_bundle(job.config.bundle, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if bundle.digest != job.bundle_digest:
+        raise RunError(f"the bundle {job.config.bundle} was replaced while the run went on: run it again")
+    bundle.self_test()
+    return bundle
 
 
 def lot_uri(output: str, run_id: str, lot: int) -> str:
@@ -283,11 +284,3 @@ def _read_truth(uri: str | None, *, shape: tuple[int, int]) -> UInt8[np.ndarray,
     if values.shape != shape:
         raise InputError(f"{uri} is {values.shape[0]} x {values.shape[1]}: expected {shape[0]} x {shape[1]}, as its image")
     return (values > 0).astype(np.uint8)
-
-
-_SIGNATURES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"RIFF": "WEBP", b"II": "TIFF", b"MM": "TIFF"}
-
-
-def _name_format(content: bytes) -> str:
-    """The format by its first bytes; the image was decoded, so it is one of those that are known."""
-    return next((name for start, name in _SIGNATURES.items() if content.startswith(start)), "JPEG2000")

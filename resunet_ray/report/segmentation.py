@@ -7,6 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
@@ -92,10 +93,10 @@ def _read_masks(output: str, run_id: str, wanted: set[str]) -> dict[str, bytes]:
         if len(masks) == len(wanted):
             break
         ids = storage.read_table(uri, columns=["image_id"])["image_id"]
-        if wanted & set(ids.to_pylist()):
-            table = storage.read_table(uri, columns=["image_id", "mask"])
-            rows = table.filter(pc.is_in(ids, value_set=pc.unique(table["image_id"]))).to_pylist()
-            masks |= {row["image_id"]: row["mask"] for row in rows if row["image_id"] in wanted}
+        here = pc.is_in(ids, value_set=pa.array(sorted(wanted)))
+        if pc.any(here).as_py():
+            shown = storage.read_table(uri, columns=["image_id", "mask"]).filter(here)
+            masks |= zip(shown["image_id"].to_pylist(), shown["mask"].to_pylist(), strict=True)
     return masks
 
 

@@ -12,7 +12,7 @@ from resunet_ray import storage
 from resunet_ray.cluster import connect
 from resunet_ray.config import ExportConfig, SegmentConfig
 from resunet_ray.errors import LeaseError
-from resunet_ray.report.segmentation import write_segmentation_report
+from resunet_ray.report.segmentation import find_unreported, write_segmentation_report
 from resunet_ray.segment.export import export_png
 from resunet_ray.segment.run import segment
 
@@ -25,6 +25,8 @@ def _export() -> dict[str, Any]:
 
 def _work() -> dict[str, Any]:
     config = read_config(SegmentConfig, description=__doc__ or "", saved="run.json")
+    output = storage.absolute(config.output)
+    unreported = find_unreported(output)
     try:
         *earlier, result = segment(config)
     except LeaseError as error:
@@ -34,11 +36,12 @@ def _work() -> dict[str, Any]:
     status = "planned" if config.dry_run else "done" if result.run_id is not None else "nothing to do"
     failed = max(run.error_fraction for run in [*earlier, result])
     line = {"status": status, **vars(result), "finished_runs": [run.run_id for run in earlier]}
-    for run in [*earlier, result]:
-        if run.run_id is not None and not config.dry_run:
-            if "png" in config.export:
-                export_png(storage.absolute(config.output), run_ids=[run.run_id])
-            line["report"] = write_segmentation_report(storage.absolute(config.output), run_id=run.run_id)
+    done = [run.run_id for run in [*earlier, result] if run.run_id is not None]
+    for run_id in [] if config.dry_run else [*unreported, *done]:
+        if "png" in config.export:
+            connect()
+            export_png(output, run_ids=[run_id])
+        line["report"] = write_segmentation_report(output, run_id=run_id)  # last: where it is, all of the run is
     return line | ({"exit_code": 3, "status": "too many errors"} if failed > config.max_error_fraction else {})
 
 

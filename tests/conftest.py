@@ -90,8 +90,15 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A SeaweedFS server on loopback, in the environment of this process and its children; gives the URI of a new bucket."""
+def s3(s3_server: subprocess.Popen[bytes]) -> str:
+    """The URI of a new bucket."""
+    boto3.client("s3").create_bucket(Bucket="lab")
+    return "s3://lab"
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[bytes]]:
+    """A SeaweedFS server on loopback, in the environment of this process and its children."""
     folder = tmp_path_factory.mktemp("seaweedfs")
     ports = dict(zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True))
     identity = {
@@ -118,8 +125,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             for name, value in variables.items():
                 patch.setenv(name, value)
             _wait_for(endpoint, server=server, log=folder / "log")
-            boto3.client("s3").create_bucket(Bucket="lab")
-            yield "s3://lab"
+            yield server
     finally:
         server.kill()  # asked to end, it takes half a minute
         server.wait(timeout=30)

@@ -8,6 +8,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pandas as pd
+
+from resunet_ray import storage
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_DATA = ROOT.parent / "shared" / "data" / "dsb2018"
@@ -21,6 +24,15 @@ def read_picture(path: Path) -> np.ndarray:
     array = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     assert array is not None, f"{path} cannot be read"
     return np.asarray(array)
+
+
+def read_output(output: str, folder: str, *, columns: list[str] | None = None) -> pd.DataFrame:
+    """All rows of one of the tables that segmenting writes."""
+    parts = [
+        storage.read_table(f"{output}/{folder}/{file.path}", columns=columns).to_pandas()
+        for file in storage.walk_files(f"{output}/{folder}")
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
 def run_job(name: str, *arguments: str, timeout: float = 240) -> tuple[int, dict[str, Any], str]:

@@ -46,6 +46,8 @@ class SegmentConfig:
     """Only say what there is to do."""
     actors: int | None = None
     """Most model processes. None: one for each GPU, or one that uses every core."""
+    gpu: bool | None = None
+    """A GPU for each model process. None: if the cluster has them when the work begins."""
     cpus_per_actor: int = 1
     """CPUs that Ray sets aside for each."""
     readers: int = 4

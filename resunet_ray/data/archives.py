@@ -16,11 +16,8 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
-
-import pyarrow as pa
 
 from resunet_ray import storage
 from resunet_ray.errors import InputError
@@ -73,12 +70,11 @@ class _Archive:
     """An open archive: its directory is read once, a compressed tar is expanded once, into a file without a name."""
 
     def __init__(self, uri: str) -> None:
-        filesystem, path = storage.open_filesystem(uri)
-        self._file = filesystem.open_input_file(path)
+        self._file = storage.Reader(uri)
         self._lock = threading.Lock()
-        self._zip = zipfile.ZipFile(self._file) if uri.endswith(".zip") else None
+        self._zip = zipfile.ZipFile(_buffered(self._file)) if uri.endswith(".zip") else None
         expand = next((_EXPAND[suffix] for suffix in _EXPAND if uri.endswith(suffix)), None)
-        self._expanded = None if expand is None else _expand(expand(self._file))
+        self._expanded = None if expand is None else _expand(expand(_buffered(self._file)))
 
     def read(self, entry: Entry) -> bytes:
         if self._zip is not None:
@@ -87,7 +83,7 @@ class _Archive:
                 return self._zip.read(entry.member)
         assert entry.offset is not None, f"{entry.name} was listed without its place"
         if self._expanded is None:
-            content = bytes(self._file.read_at(entry.size, entry.offset))
+            content = self._file.read_at(entry.size, entry.offset)
         else:
             content = os.pread(self._expanded.fileno(), entry.size, entry.offset)
         if len(content) < entry.size:
@@ -132,28 +128,25 @@ def list_entries(uri: str) -> Iterator[tuple[str, Entry]]:
     if not is_archive(uri):
         raise InputError(f"{uri} is a file but neither .zip nor .tar (.gz, .bz2, .xz): expected one of these, or a folder")
     try:
-        with _open(uri) as file:
+        with _buffered(storage.Reader(uri)) as file:
             for entry in _members(uri, file):
                 yield str(entry.member).removeprefix("./"), entry
     except BROKEN as error:
         raise InputError(f"{uri} cannot be read as an archive: {error}") from None
 
 
-def _members(uri: str, file: pa.NativeFile) -> Iterator[Entry]:
+def _members(uri: str, file: IO[bytes]) -> Iterator[Entry]:
     if uri.endswith(".zip"):
         for found in zipfile.ZipFile(file).infolist():
             if not found.is_dir():
                 yield Entry(uri, found.filename, size=found.file_size, crc=found.CRC)
         return
-    with tarfile.open(fileobj=io.BufferedReader(file, _CHUNK)) as archive:
+    with tarfile.open(fileobj=file) as archive:
         for info in archive:
             if info.isfile():
                 yield Entry(uri, info.name, offset=info.offset_data, size=info.size)
             archive.members = []  # type: ignore[attr-defined]  # it would keep them all
 
 
-@contextmanager
-def _open(uri: str) -> Iterator[pa.NativeFile]:
-    filesystem, path = storage.open_filesystem(uri)
-    with filesystem.open_input_file(path) as file:
-        yield file
+def _buffered(file: storage.Reader) -> IO[bytes]:
+    return io.BufferedReader(file, _CHUNK)

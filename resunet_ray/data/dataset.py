@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from resunet_ray import storage
 from resunet_ray.errors import InputError
@@ -147,7 +146,5 @@ def plan_once(dataset: Dataset, split: str, *, rank: int = 0, workers: int = 1) 
 
 def read_span(dataset: Dataset, span: Span, *, columns: list[str]) -> Iterator[tuple[int, Row]]:
     """The wanted rows, in the order of the plan, each with its number within the row group."""
-    filesystem, path = storage.open_filesystem(storage.join(dataset.uri, span.shard))
-    with filesystem.open_input_file(path) as file:
-        rows = pq.ParquetFile(file).read_row_group(span.row_group, columns=columns).to_pylist()
+    rows = storage.read_table(storage.join(dataset.uri, span.shard), columns=columns, row_group=span.row_group).to_pylist()
     yield from ((number, rows[number]) for number in span.wanted)

@@ -38,7 +38,7 @@ def decode_image(content: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> 
         if (array[..., -1] != np.iinfo(array.dtype).max).any():
             raise ImageError(f"{name} is partly transparent, and what is behind it is unknown: save it without transparency")
         array = array[..., :-1]
-    array = _to_uint8(array)
+    array = to_uint8(array)
     if array.ndim == 2:
         array = array[..., None]
     return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
@@ -155,12 +155,18 @@ def _png_bit_depth(content: bytes) -> int:
     return content[24]  # signature 8, chunk length 4, "IHDR" 4, width 4, height 4 (PNG 3, 11.2.1)
 
 
-def _to_uint8(array: np.ndarray) -> np.ndarray:
+def to_uint8(array: np.ndarray, *, largest: int | None = None) -> np.ndarray:
+    """8 bit as they are; 16 bit cut down by the smallest of 8, 10, 12, 14 and 16 bits that holds the largest value.
+
+    Args:
+        array: uint8 or uint16.
+        largest: value to expect, where these are a part of something larger; the array's own by default.
+    """
     if array.dtype == np.uint8:
         return array
-    largest = int(array.max(initial=0))
+    largest = int(array.max(initial=0)) if largest is None else largest
     full = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if largest < 2**bits)
-    return np.rint(array * (255 / full)).astype(np.uint8)
+    return np.rint(np.minimum(array, full) * (255 / full)).astype(np.uint8)
 
 
 def _orient(array: np.ndarray, orientation: int) -> np.ndarray:

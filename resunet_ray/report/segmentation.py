@@ -2,6 +2,8 @@
 
 import base64
 import json
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
@@ -31,6 +33,44 @@ _MEASURES = {
     "uncertain_fraction": "uncertain pixels",
     "focus_score": "focus",
 }
+_COLUMNS = [
+    *("image_id", "image_uri", "member", "member_offset", "source_bytes", "height", "width", "status", "qc_reasons"),
+    *("error_stage", "error_type", "error_message", *_MEASURES),
+]
+
+
+@dataclass
+class _Summary:
+    """What a report says of a run's images, gathered file by file, so that a run of millions fits into memory."""
+
+    measures: dict[str, list[np.ndarray]] = field(default_factory=lambda: {name: [] for name in _MEASURES})
+    reasons: Counter[str] = field(default_factory=Counter)
+    failures: Counter[tuple[str, str]] = field(default_factory=Counter)
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    suspects: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    def add(self, images: pd.DataFrame) -> None:
+        """Takes in the images of one file."""
+        bad = images["status"] == "failed"
+        done, failed = images[~bad], images[bad]
+        for name, values in self.measures.items():
+            values.append(done[name].dropna().to_numpy(np.float32))
+        self.reasons.update(done["qc_reasons"].explode().dropna())
+        self.failures.update(zip(failed["error_stage"], failed["error_type"], strict=True))
+        self.failed += failed.head(_FAILURES - len(self.failed)).to_dict("records")
+        both = pd.concat([self.suspects, done.assign(reasons=done["qc_reasons"].map(len))], ignore_index=True)
+        self.suspects = both.sort_values(["reasons", "uncertain_fraction"], ascending=False, kind="stable").head(_SHOWN)
+
+
+def find_unreported(output: str) -> list[str]:
+    """The newest run, if it is done and was interrupted before its report was written."""
+    runs = storage.join(output, RUNS_FOLDER)
+    for run_id in storage.list_folders(runs)[-1:]:
+        record = storage.join(runs, run_id, RUN_FILE)
+        done = storage.exists(record) and json.loads(storage.read_bytes(record))["status"] == "done"
+        if done and not storage.exists(storage.join(runs, run_id, REPORT_FILE)):
+            return [run_id]
+    return []
 
 
 def write_segmentation_report(output: str, *, run_id: str) -> str:
@@ -42,31 +82,28 @@ def write_segmentation_report(output: str, *, run_id: str) -> str:
     """
     folder = storage.join(output, RUNS_FOLDER, run_id)
     record = json.loads(storage.read_bytes(storage.join(folder, RUN_FILE)))
-    place = storage.join(output, IMAGES_FOLDER, run_id)
-    images = pd.concat([storage.read_table(uri).to_pandas() for uri in _tables(place)], ignore_index=True)
-    done = images[images["status"] != "failed"]
-    suspects = done.assign(reasons=done["qc_reasons"].map(len)).sort_values(
-        ["reasons", "uncertain_fraction"], ascending=False, kind="stable"
-    )
-    failed = images[images["status"] == "failed"]
+    summary = _Summary()
+    for uri in _tables(storage.join(output, IMAGES_FOLDER, run_id)):
+        summary.add(storage.read_table(uri, columns=_COLUMNS).to_pandas())
+    measures = {name: np.concatenate(values) for name, values in summary.measures.items()}
     return write_page(
         storage.join(folder, REPORT_FILE),
         template="segmentation.html",
         run_id=run_id,
         record=record,
         result=record["result"],
-        distributions=_draw_distributions(done) if len(done) else None,
-        reasons=done["qc_reasons"].explode().dropna().value_counts().to_dict(),
-        suspects=_shown_images(suspects.head(_SHOWN), output, run_id),
-        failures=failed.groupby(["error_stage", "error_type"]).size().reset_index(name="count").to_dict("records"),
-        failed=failed.head(_FAILURES)[["image_uri", "member", "error_stage", "error_type", "error_message"]].to_dict("records"),
+        distributions=_draw_distributions(measures) if len(summary.suspects) else None,
+        reasons=dict(summary.reasons.most_common()),
+        suspects=_shown_images(summary.suspects, output, run_id),
+        failures=[{"stage": stage, "type": kind, "count": count} for (stage, kind), count in summary.failures.most_common()],
+        failed=summary.failed,
     )
 
 
-def _draw_distributions(images: pd.DataFrame) -> str:
+def _draw_distributions(measures: dict[str, np.ndarray]) -> str:
     figure = Figure(figsize=(11, 2.4), layout="constrained")
     for axis, (name, title) in zip(figure.subplots(1, len(_MEASURES), sharey=True), _MEASURES.items(), strict=True):
-        axis.hist(images[name].dropna(), bins=30, color=COLOURS[0])
+        axis.hist(measures[name], bins=30, color=COLOURS[0])
         axis.set_title(title, fontsize=9)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
@@ -75,6 +112,8 @@ def _draw_distributions(images: pd.DataFrame) -> str:
 
 
 def _shown_images(rows: pd.DataFrame, output: str, run_id: str) -> list[dict[str, Any]]:
+    if rows.empty:
+        return []
     masks = _read_masks(output, run_id, set(rows["image_id"]))
     shown = []
     for row in rows.to_dict("records"):

@@ -1,7 +1,7 @@
 """The plan: what was found less what is done, cut into lots. One lot is one task, one file of regions, one commit."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,8 @@ _BATCH = 2**16  # images that are compared with the ledger at once
 _LOTS_PER_FILE = 128
 _LOT_SIZES = ((1024, 16), (4096, 64), (2**62, 256))
 """Images in one lot: small first, for few images on many nodes; larger when there are many, for fewer files."""
+_LOT_BYTES = 2**28
+"""A lot of so many bytes is full, however few images it has: its masks and instances are held until it is written."""
 
 
 @dataclass
@@ -51,16 +53,27 @@ def write_plan(folder: str | None, found: Iterable[Found], *, ledger: Ledger, re
     files = _cut(_new(found, plan, ledger=ledger, retry_failed=retry_failed), plan)
     for number, lots in enumerate(files):
         if folder is not None:
-            storage.write_bytes(storage.join(folder, PLAN_FOLDER, f"{number:05d}.parquet"), _encode(lots))
+            storage.write_bytes(_file_uri(folder, number), _encode(lots))
     return plan
 
 
 def read_lot(folder: str, lot: int) -> pa.Table:
     """The rows of one lot, schema PLAN."""
     number, row_group = divmod(lot, _LOTS_PER_FILE)
-    filesystem, path = storage.open_filesystem(storage.join(folder, PLAN_FOLDER, f"{number:05d}.parquet"))
-    with filesystem.open_input_file(path) as file:
-        return pq.ParquetFile(file).read_row_group(row_group)
+    return storage.read_table(_file_uri(folder, number), row_group=row_group)
+
+
+def count_regions(folder: str, lots: Sequence[int]) -> int:
+    """How many regions some lots have together."""
+    regions = 0
+    for number, members in itertools.groupby(sorted(lots), key=lambda lot: lot // _LOTS_PER_FILE):
+        metadata = storage.read_metadata(_file_uri(folder, number))
+        regions += sum(metadata.row_group(lot % _LOTS_PER_FILE).num_rows for lot in members)
+    return regions
+
+
+def _file_uri(folder: str, number: int) -> str:
+    return storage.join(folder, PLAN_FOLDER, f"{number:05d}.parquet")
 
 
 def _new(found: Iterable[Found], plan: Plan, *, ledger: Ledger, retry_failed: bool) -> Iterator[tuple[Found, bytes, int]]:
@@ -93,7 +106,7 @@ def _cut(images: Iterable[tuple[Found, bytes, int]], plan: Plan) -> Iterator[lis
     """Lots, as many as one file takes at a time. A lot never mixes archives, so that each is opened once."""
     lots: list[pa.Table] = []
     for _, group in itertools.groupby(images, key=lambda item: item[0].uri if item[0].member is not None else None):
-        while rows := list(itertools.islice(group, next(size for limit, size in _LOT_SIZES if plan.lots < limit))):
+        while rows := _take_lot(group, size=next(size for limit, size in _LOT_SIZES if plan.lots < limit)):
             lots.append(_table(rows))
             plan.lots += 1
             plan.regions += len(rows)
@@ -102,6 +115,16 @@ def _cut(images: Iterable[tuple[Found, bytes, int]], plan: Plan) -> Iterator[lis
                 lots = []
     if lots:
         yield lots
+
+
+def _take_lot(images: Iterator[tuple[Found, bytes, int]], *, size: int) -> list[tuple[Found, bytes, int]]:
+    rows, held = [], 0
+    for image in images:
+        rows.append(image)
+        held += image[0].size or 0
+        if len(rows) == size or held >= _LOT_BYTES:
+            break
+    return rows
 
 
 def _table(rows: list[tuple[Found, bytes, int]]) -> pa.Table:

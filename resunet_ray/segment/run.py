@@ -9,7 +9,6 @@ import logging
 import os
 import time
 import uuid
-from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -27,7 +26,8 @@ from resunet_ray.segment import attempts
 from resunet_ray.segment.commit import commit_run
 from resunet_ray.segment.ledger import read_ledger
 from resunet_ray.segment.listing import Listing
-from resunet_ray.segment.plan import Plan, write_plan
+from resunet_ray.segment.plan import Plan, count_regions, write_plan
+from resunet_ray.segment.progress import Progress
 from resunet_ray.segment.segmenter import CALLS, REGIONS_FOLDER, Job, Segmenter
 from resunet_ray.storage import Lease
 
@@ -78,7 +78,7 @@ def segment(config: SegmentConfig) -> list[Segmented]:
     storage.check_writable(config.output)
     if config.dry_run:
         return [_plan(config, digest=digest, run_id=None, lease=None)[1]]
-    lease = hold_lease_of(config)
+    lease = _hold_lease(config)
     with lease as held:
         results = [_finish(run_id, config=config, lease=held) for run_id in _unfinished(config.output)]
         run_id, planned = _plan(config, digest=digest, run_id=_new_run_id(), lease=held)
@@ -86,7 +86,7 @@ def segment(config: SegmentConfig) -> list[Segmented]:
     return results
 
 
-def hold_lease_of(config: SegmentConfig) -> Any:
+def _hold_lease(config: SegmentConfig) -> Any:
     """The lease of the output as a context; one that does nothing where it is switched off."""
     if not config.lease:
         return nullcontext(None)
@@ -168,7 +168,7 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
     record = json.loads(storage.read_bytes(storage.join(folder, RUN_FILE)))
     saved = load_config(json.dumps(record["config"]), kind=SegmentConfig, source=storage.join(folder, RUN_FILE))
     # What decides the result is the run's own; how it is done is today's.
-    today = {name: getattr(config, name) for name in ("output", "actors", "cpus_per_actor", "readers", "batch_size")}
+    today = {name: getattr(config, name) for name in ("output", "actors", "gpu", "cpus_per_actor", "readers", "batch_size")}
     own = replace(saved, **today)
     plan = Plan(**record["plan"])
     _, digest = read_bundle_info(own.bundle)
@@ -183,7 +183,17 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
     todo = sorted(set(range(plan.lots)) - _lots_done(config.output, run_id))
     if len(todo) < plan.lots:
         logger.info("resuming run %s: %d of %d lots are done", run_id, plan.lots - len(todo), plan.lots)
-    progress = _segment_lots(own, run_id=run_id, digest=digest, lots=todo, total=plan.regions, lease=lease)
+    job = Job(
+        run_id=run_id,
+        folder=folder,
+        output=own.output,
+        config=own,
+        bundle_digest=digest,
+        lots=tuple(todo),
+        gpu=bool(own.gpu or (own.gpu is None and count_gpus())),
+        threads=max(1, (os.cpu_count() or 1) // (own.actors or 1)),
+    )
+    progress = _segment_lots(job, lease=lease)
     segmented = time.perf_counter()
     if lease is not None:
         lease.check()
@@ -208,7 +218,7 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
         repeated=plan.repeated,
         megapixels_per_second=round(progress.pixels / 1e6 / progress.seconds, 3),
         images_per_second=round(progress.regions / progress.seconds, 3),
-        model_busy_fraction=round(progress.stages["model"] / (progress.seconds * progress.actors), 4),
+        model_busy_fraction=round(progress.stages["model"] / (progress.seconds * progress.networks), 4),
         seconds={name: round(value, 3) for name, value in seconds.items()},
     )
     attempts.forget(folder)
@@ -223,48 +233,20 @@ def _lots_done(output: str, run_id: str) -> set[int]:
     return {int(name.removesuffix(".parquet")) for name, _ in storage.list_files(folder) if name.endswith(".parquet")}
 
 
-@dataclass
-class _Progress:
-    """Sums over the lots that are done, and the time between the first one's beginning and the last one's end."""
-
-    actors: int
-    regions: int = 0
-    failed: int = 0
-    pixels: int = 0
-    begun: float = float("inf")
-    ended: float = 0.0
-    stages: Counter[str] = field(default_factory=lambda: Counter({"read": 0.0, "model": 0.0, "post": 0.0}))
-
-    @property
-    def seconds(self) -> float:
-        """How long images were worked on: the start of Ray and the actors does not count."""
-        return max(self.ended - self.begun, 1e-9)
-
-
-def _segment_lots(
-    config: SegmentConfig, *, run_id: str, digest: str, lots: list[int], total: int, lease: Lease | None
-) -> _Progress:
+def _segment_lots(job: Job, *, lease: Lease | None) -> Progress:
     """Runs the lots on the cluster, and says how far it is."""
-    gpus = count_gpus()
-    actors = max(1, min(config.actors or max(1, gpus), len(lots)))
-    progress = _Progress(actors)
-    if not lots:
+    config = job.config
+    actors = max(1, min(config.actors or (count_gpus() if job.gpu else 1), len(job.lots)))
+    progress = Progress(total=count_regions(job.folder, job.lots), networks=actors * (1 if job.gpu else job.threads))
+    if not job.lots:
         return progress
     require_resources(
         what=f"{actors} segmenting actors of {config.cpus_per_actor} CPUs, with one CPU left for Ray Data",
         num_cpus=actors * config.cpus_per_actor + 1,
-        num_gpus=actors if gpus else 0,
+        num_gpus=actors if job.gpu else 0,
     )
-    job = Job(
-        run_id=run_id,
-        folder=_run_folder(config.output, run_id),
-        output=config.output,
-        config=config,
-        bundle_digest=digest,
-        lots=tuple(lots),
-        threads=max(1, (os.cpu_count() or 1) // (1 if gpus else actors)),
-    )
-    data = count_up(len(lots)).map_batches(
+    logger.info("%d actors, each on %s", actors, "a GPU" if job.gpu else f"{job.threads} CPU cores: the cluster shows no GPU")
+    data = count_up(len(job.lots)).map_batches(
         Segmenter,
         fn_constructor_args=(job,),
         compute=ray.data.ActorPoolStrategy(
@@ -272,24 +254,16 @@ def _segment_lots(
         ),
         runtime_env=MODEL_ENVIRONMENT,
         num_cpus=config.cpus_per_actor,
-        num_gpus=1 if gpus else 0,
+        num_gpus=1 if job.gpu else 0,
         batch_size=None,
     )
     shown = time.monotonic()
     for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for row in batch.to_pylist():
-            progress.regions += row["regions"]
-            progress.failed += row["failed"]
-            progress.pixels += row["pixels"]
-            progress.stages.update({name: row[f"{name}_seconds"] for name in ("read", "model", "post")})
-            progress.begun, progress.ended = min(progress.begun, row["begun"]), max(progress.ended, row["ended"])
+        for lot in batch.to_pylist():
+            progress.add(lot)
         if lease is not None:
             lease.check()
-        if time.monotonic() - shown > _PROGRESS_SECONDS or progress.regions >= total:
+        if time.monotonic() - shown > _PROGRESS_SECONDS or progress.regions == progress.total:
             shown = time.monotonic()
-            rate = progress.regions / progress.seconds
-            left = (total - progress.regions) / rate if rate else 0.0
-            logger.info(
-                "%d of %d images, %.1f images/s, %.0f s left, %d failed", progress.regions, total, rate, left, progress.failed
-            )
+            logger.info("%s", progress)
     return progress

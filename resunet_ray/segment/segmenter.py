@@ -7,12 +7,13 @@ appears whole or not at all, and always under the same name, so a lot that is do
 still there once. A bad image is a row that says so.
 """
 
+import itertools
 import logging
 import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -42,7 +43,6 @@ REGIONS_FOLDER = "regions"
 CALLS = 2  # lots that an actor works on at a time
 
 _POST_THREADS = 2
-_PAUSES = (1, 3, 10, 20, 40)  # seconds
 _TILE_PIXELS = 2**18
 """Images share a call of the network until they fill its batch with so many pixels a tile."""
 
@@ -59,8 +59,10 @@ class Job:
     bundle_digest: str
     lots: tuple[int, ...]
     """Those that are not done; a task is the number of one among them."""
+    gpu: bool
+    """Whether each actor has one."""
     threads: int
-    """For the network."""
+    """Cores that compute the network, where there is no GPU."""
 
 
 @dataclass
@@ -85,10 +87,13 @@ class Segmenter:
         """
         cv2.setNumThreads(1)  # the threads below are enough
         self._job = job
-        # One thread for all that the network does: OpenMP keeps a pool for each thread that computes, and with more of them than
-        # cores it sleeps between layers (measured: 48 ms an image, not 41).
-        self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._bundle = self._model.submit(_load, job).result()
+        if not job.gpu:
+            # Each core its own image. Cores that share one meet after every layer, and there the slowest, which was just reading
+            # or writing, keeps the others waiting.
+            torch.set_num_threads(1)
+        self._networks = 1 if job.gpu else job.threads
+        self._model = ThreadPoolExecutor(self._networks, thread_name_prefix="model")
+        self._bundle = _load(job, device=torch.device("cuda" if job.gpu else "cpu"))
         own = self._bundle.info.instances
         self._instances = own if job.config.threshold is None else replace(own, threshold=job.config.threshold)
         self._batch_size = job.config.batch_size or (16 if self._bundle.device.type == "cuda" else 1)
@@ -128,10 +133,8 @@ class Segmenter:
     def _segment(self, planned: list[Row]) -> list[Row]:
         samples = map_ahead(self._readers, self._read, planned, depth=2 * self._job.config.readers)
         groups = _groups(samples, pixels=self._batch_size * _TILE_PIXELS)
-        described: list[Future[Row]] = []
-        for group in map_ahead(self._model, self._predict, groups, depth=2):
-            described += [self._post.submit(self._describe, sample) for sample in group]
-        return [future.result() for future in described]
+        computed = itertools.chain.from_iterable(map_ahead(self._model, self._predict, groups, depth=2 * self._networks))
+        return list(map_ahead(self._post, self._describe, computed, depth=4 * _POST_THREADS))
 
     def _segment_warily(self, planned: Row, *, lot: int, number: int) -> Row:
         """Alone, and with a note of it: an image over which the process dies is not begun again."""
@@ -152,7 +155,7 @@ class Segmenter:
         try:
             if planned["error_type"] is None:
                 entry = Entry(planned["image_uri"], planned["member"], planned["member_offset"], planned["source_bytes"] or 0)
-                content = _read_patiently(entry)
+                content = entry.read()
                 stage = "decode"
                 image = decode_image(content, name=entry.name, max_pixels=self._job.config.max_pixels)
                 sample.row |= {"format": name_format(content), "height": image.shape[0], "width": image.shape[1]}
@@ -211,9 +214,8 @@ class Segmenter:
         return row
 
 
-def _load(job: Job) -> Bundle:
-    torch.set_num_threads(job.threads)
-    bundle = load_bundle(job.config.bundle, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+def _load(job: Job, *, device: torch.device) -> Bundle:
+    bundle = load_bundle(job.config.bundle, device=device)
     if bundle.digest != job.bundle_digest:
         raise RunError(f"the bundle {job.config.bundle} was replaced while the run went on: run it again")
     bundle.self_test()
@@ -223,17 +225,6 @@ def _load(job: Job) -> Bundle:
 def lot_uri(output: str, run_id: str, lot: int) -> str:
     """Where the regions of a lot are."""
     return storage.join(output, REGIONS_FOLDER, run_id, f"{lot:06d}.parquet")
-
-
-def _read_patiently(entry: Entry) -> bytes:
-    """The bytes of an entry; while its storage does not answer, it is asked again for about a minute."""
-    for pause in _PAUSES:
-        try:
-            return entry.read()
-        except ResourceError as error:
-            logger.warning("%s; trying again in %d s", error, pause)
-            time.sleep(pause)
-    return entry.read()
 
 
 def _groups(samples: Iterable[_Sample], *, pixels: int) -> Iterator[list[_Sample]]:

@@ -2,6 +2,7 @@
 
 from resunet_ray.storage.files import (
     absolute,
+    attempt,
     check_writable,
     delete,
     delete_file,
@@ -14,17 +15,21 @@ from resunet_ray.storage.files import (
     open_filesystem,
     parent,
     read_bytes,
+    read_metadata,
     read_table,
     write_bytes,
     write_table,
 )
 from resunet_ray.storage.lease import Lease, hold_lease
+from resunet_ray.storage.reader import Reader
 from resunet_ray.storage.walk import FileStatus, walk_files
 
 __all__ = [
     "FileStatus",
     "Lease",
+    "Reader",
     "absolute",
+    "attempt",
     "check_writable",
     "delete",
     "delete_file",
@@ -38,6 +43,7 @@ __all__ = [
     "open_filesystem",
     "parent",
     "read_bytes",
+    "read_metadata",
     "read_table",
     "walk_files",
     "write_bytes",

@@ -4,13 +4,15 @@ A location is a path on this machine or a URI that pyarrow knows (`s3://bucket/p
 come from the environment's standard chain, never from the URI; `AWS_ENDPOINT_URL` is honoured.
 """
 
+import errno
 import logging
 import os
 import re
+import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +21,13 @@ from pyarrow import fs
 from resunet_ray.errors import ConfigError, InputError, ResourceError
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+_PAUSES = (1, 3, 10, 20, 40)  # seconds between attempts while a storage is away
+_AWAY = re.compile("NETWORK_CONNECTION|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|INTERNAL_FAILURE|REQUEST_TIMEOUT|UNKNOWN.*HTTP 5")
+"""What pyarrow's errors call a store that may be back soon."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://")
 
@@ -66,32 +75,56 @@ def parent(uri: str) -> str:
     return absolute(uri).rstrip("/").rsplit("/", 1)[0]
 
 
-@contextmanager
-def _reading(uri: str) -> Iterator[tuple[fs.FileSystem, str]]:
-    """The filesystem and path of a location; what goes wrong with it becomes an error that names it."""
+def attempt(uri: str, call: Callable[[fs.FileSystem, str], Result]) -> Result:
+    """What a call gives that reads or writes a location; while its storage is away, it is called again for about a minute.
+
+    Args:
+        uri: the location.
+        call: takes its filesystem and its path there. Called again, it must do no harm.
+
+    Raises:
+        InputError: it is not there, or is there and cannot be read.
+        ResourceError: the storage stayed away, or is full.
+    """
+    filesystem, path = open_filesystem(uri)
+    for pause in _PAUSES:
+        try:
+            return _call(uri, lambda: call(filesystem, path))
+        except ResourceError as error:
+            if not _AWAY.search(str(error)):
+                raise
+            logger.warning("%s; trying again in %d s", error, pause)
+            time.sleep(pause)
+    return _call(uri, lambda: call(filesystem, path))
+
+
+def _call(uri: str, call: Callable[[], Result]) -> Result:
+    """What a call gives; what goes wrong with it becomes an error that names the location."""
     try:
-        yield open_filesystem(uri)
+        return call()
     except FileNotFoundError:
         raise InputError(f"{uri} is not there") from None
-    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        raise InputError(f"{uri} cannot be read: {error.strerror or error}") from None
     except OSError as error:
-        raise ResourceError(
-            f"the storage of {uri} does not answer as it should: {mask_credentials(str(error))}. "
-            "Expected a location that this account may read: check its name, the credentials and the endpoint"
-        ) from None
+        reason = error.strerror or mask_credentials(str(error))
+        if error.errno in _FULL:
+            raise ResourceError(f"{uri} cannot be written: {reason}. Make room, and run the same command again") from None
+        if _AWAY.search(reason):
+            raise ResourceError(f"the storage of {uri} does not answer: {reason}") from None
+        raise InputError(f"{uri} cannot be read or written: {reason}") from None
 
 
 def exists(uri: str) -> bool:
     """Whether a file or a folder is there."""
-    with _reading(uri) as (filesystem, path):
-        return bool(filesystem.get_file_info(path).type != fs.FileType.NotFound)
+    return _file_type(uri) != fs.FileType.NotFound
 
 
 def is_file(uri: str) -> bool:
     """Whether a file is there."""
-    with _reading(uri) as (filesystem, path):
-        return bool(filesystem.get_file_info(path).type == fs.FileType.File)
+    return _file_type(uri) == fs.FileType.File
+
+
+def _file_type(uri: str) -> fs.FileType:
+    return attempt(uri, lambda filesystem, path: filesystem.get_file_info(path).type)
 
 
 def list_files(uri: str, *, recursive: bool = True) -> Iterator[tuple[str, int]]:
@@ -100,16 +133,14 @@ def list_files(uri: str, *, recursive: bool = True) -> Iterator[tuple[str, int]]
     Raises:
         InputError: nothing is there.
     """
-    with _reading(uri) as (filesystem, path):
-        found = filesystem.get_file_info(fs.FileSelector(path, recursive=recursive))
-    start = len(path.rstrip("/")) + 1
+    found = attempt(uri, lambda filesystem, path: filesystem.get_file_info(fs.FileSelector(path, recursive=recursive)))
+    start = len(open_filesystem(uri)[1].rstrip("/")) + 1
     yield from sorted((entry.path[start:], entry.size) for entry in found if entry.type == fs.FileType.File)
 
 
 def list_folders(uri: str) -> list[str]:
     """The names of the folders directly below a location, sorted; none where nothing is there."""
-    with _reading(uri) as (filesystem, path):
-        found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    found = attempt(uri, lambda filesystem, path: filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)))
     return sorted(entry.base_name for entry in found if entry.type == fs.FileType.Directory)
 
 
@@ -119,18 +150,33 @@ def read_bytes(uri: str) -> bytes:
     Raises:
         InputError: it is not there.
     """
-    with _reading(uri) as (filesystem, path), filesystem.open_input_stream(path, compression=None) as stream:
-        return bytes(stream.read())
+
+    def read(filesystem: fs.FileSystem, path: str) -> bytes:
+        with filesystem.open_input_stream(path, compression=None) as stream:
+            return bytes(stream.read())
+
+    return attempt(uri, read)
 
 
 def write_bytes(uri: str, content: bytes) -> None:
-    """Writes a file that readers see whole or not at all, whenever the writer dies."""
-    filesystem, path = open_filesystem(uri)
-    if not isinstance(filesystem, fs.LocalFileSystem):
+    """Writes a file that readers see whole or not at all, whenever the writer dies.
+
+    Raises:
+        InputError: it cannot be written there.
+        ResourceError: the storage is full or away.
+    """
+
+    def write(filesystem: fs.FileSystem, path: str) -> None:
+        if isinstance(filesystem, fs.LocalFileSystem):
+            _replace(Path(path), content)
+            return
         with filesystem.open_output_stream(path, compression=None) as stream:  # an object appears when it is complete
             stream.write(content)
-        return
-    target = Path(path)
+
+    attempt(uri, write)
+
+
+def _replace(target: Path, content: bytes) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
     try:
@@ -150,28 +196,45 @@ def write_table(uri: str, table: pa.Table, *, rows_per_group: int = 2**16) -> No
     write_bytes(uri, sink.getvalue())
 
 
-def read_table(uri: str, *, columns: list[str] | None = None) -> pa.Table:
-    """Reads a Parquet file.
+def read_table(uri: str, *, columns: list[str] | None = None, row_group: int | None = None) -> pa.Table:
+    """Reads a Parquet file, or one of its row groups.
 
     Raises:
         InputError: it is not there.
     """
-    with _reading(uri) as (filesystem, path), filesystem.open_input_file(path) as file:
-        return pq.read_table(file, columns=columns)
+
+    def read(filesystem: fs.FileSystem, path: str) -> pa.Table:
+        with filesystem.open_input_file(path) as file:
+            table = pq.ParquetFile(file)
+            return table.read(columns=columns) if row_group is None else table.read_row_group(row_group, columns=columns)
+
+    return attempt(uri, read)
+
+
+def read_metadata(uri: str) -> pq.FileMetaData:
+    """The footer of a Parquet file: its schema, and how many rows each row group has.
+
+    Raises:
+        InputError: it is not there.
+    """
+
+    def read(filesystem: fs.FileSystem, path: str) -> pq.FileMetaData:
+        with filesystem.open_input_file(path) as file:
+            return pq.read_metadata(file)
+
+    return attempt(uri, read)
 
 
 def delete(uri: str) -> None:
     """Removes a folder and all below it, if it is there."""
-    filesystem, path = open_filesystem(uri)
-    if filesystem.get_file_info(path).type == fs.FileType.Directory:
-        filesystem.delete_dir(path)
+    if _file_type(uri) == fs.FileType.Directory:
+        attempt(uri, lambda filesystem, path: filesystem.delete_dir(path))
 
 
 def delete_file(uri: str) -> None:
     """Removes a file, if it is there."""
-    filesystem, path = open_filesystem(uri)
-    if filesystem.get_file_info(path).type == fs.FileType.File:
-        filesystem.delete_file(path)
+    if is_file(uri):
+        attempt(uri, lambda filesystem, path: filesystem.delete_file(path))
 
 
 def check_writable(uri: str) -> None:
@@ -189,6 +252,5 @@ def check_writable(uri: str) -> None:
         delete_file(location)
     except (OSError, InputError, ResourceError) as error:
         raise ResourceError(
-            f"the output {uri} cannot be written: {mask_credentials(str(error))}. "
-            "Expected a location that this account may write, read and delete in"
+            f"the output {uri} cannot be used: {error}. Expected a location that this account may write, read and delete in"
         ) from None

@@ -95,6 +95,12 @@ def _acquire(folder: str, *, seconds: float) -> Lease:
     began = time.time()
     if not create_exclusively(uri, _content(holder, seconds=seconds)) or _newest(folder) != number:
         raise LeaseError(f"another run took the lease {uri} at the same moment: this one leaves it alone")
+    if create_exclusively(uri, b"a second one"):
+        files.delete_file(uri)
+        raise ConfigError(
+            f"the storage of {folder} ignores conditions (If-None-Match), so two runs could not be kept apart. "
+            "Make sure that only one runs, and say --no-lease"
+        )
     for name, _ in files.list_files(folder):
         if name.isdigit() and int(name) < number:
             files.delete_file(files.join(folder, name))

@@ -44,7 +44,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_part(tmp_path: Path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ResourceError, match=r"a.bin cannot be written: No space left on device. Make room"):
         storage.write_bytes(str(target), b"new")
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
@@ -52,10 +52,10 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_part(tmp_path: Path, monk
 
 def test_a_closed_door_is_found_before_the_work(tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ResourceError, match=r"the output .*file/x cannot be written"):
+    with pytest.raises(ResourceError, match=r"the output .*file/x cannot be used"):
         storage.check_writable(str(tmp_path / "file" / "x"))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
-    with pytest.raises(ResourceError, match=r"the output s3://lab/x cannot be written") as caught:
+    with pytest.raises(ResourceError, match=r"the output s3://lab/x cannot be used") as caught:
         storage.check_writable(f"{s3}/x")
     assert "not-the-secret" not in str(caught.value)
 

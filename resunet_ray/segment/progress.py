@@ -1,0 +1,39 @@
+"""How far a run is: what its lots came to so far, and how long they took."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Progress:
+    """Sums over the lots that are done, and the time between the first one's beginning and the last one's end."""
+
+    total: int
+    """Regions to expect."""
+    networks: int
+    """Copies of the network that compute at the same time."""
+    regions: int = 0
+    failed: int = 0
+    pixels: int = 0
+    begun: float = float("inf")
+    ended: float = 0.0
+    stages: Counter[str] = field(default_factory=lambda: Counter({"read": 0.0, "model": 0.0, "post": 0.0}))
+
+    def add(self, lot: dict[str, Any]) -> None:
+        """Counts a lot that is done."""
+        self.regions += lot["regions"]
+        self.failed += lot["failed"]
+        self.pixels += lot["pixels"]
+        self.stages.update({name: lot[f"{name}_seconds"] for name in self.stages})
+        self.begun, self.ended = min(self.begun, lot["begun"]), max(self.ended, lot["ended"])
+
+    @property
+    def seconds(self) -> float:
+        """How long images were worked on: the start of Ray and the actors does not count."""
+        return max(self.ended - self.begun, 1e-9)
+
+    def __str__(self) -> str:
+        rate = self.regions / self.seconds
+        left = (self.total - self.regions) / rate if rate else 0.0
+        return f"{self.regions} of {self.total} images, {rate:.1f} images/s, {left:.0f} s left, {self.failed} failed"

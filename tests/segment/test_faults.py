@@ -1,0 +1,241 @@
+"""No image is lost and none is there twice: damaged files, a killed driver, a dead actor, a store that is away, a second run."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import ray
+from support import ROOT, read_output, run_job
+
+from resunet_ray import storage
+from resunet_ray.config import SegmentConfig
+from resunet_ray.data.images import decode_stored, encode_png
+from resunet_ray.segment.run import segment
+from resunet_ray.segment.segmenter import Segmenter
+
+
+def damaged(good: bytes) -> dict[str, tuple[bytes, str]]:
+    """Twelve ways to be no image, each with the stage at which it fails."""
+    _, jpeg = cv2.imencode(".jpg", decode_stored(good))
+    _, tiff = cv2.imencode(".tif", np.zeros((40, 50, 3), np.uint8))
+    bomb = good[:16] + (50_000).to_bytes(4, "big") * 2 + good[24:29]
+    bomb += zlib.crc32(bomb[12:29]).to_bytes(4, "big") + good[33:]
+    return {
+        "zero.png": (b"", "decode"),
+        "cut.png": (good[: len(good) // 2], "decode"),
+        "cut.jpg": (jpeg.tobytes()[:300], "decode"),
+        "cut.tif": (tiff.tobytes()[: len(tiff) // 2], "decode"),
+        "text.png": (b"hello, this is text", "decode"),
+        "page.jpg": (b"<html><body>404</body></html>", "decode"),
+        "noise.bmp": (bytes(range(256)) * 4, "decode"),
+        "bomb.png": (bomb, "decode"),
+        "header.webp": (b"RIFF\x00\x00\x00\x00WEBP", "decode"),
+        "flipped.png": (good[:60] + bytes([good[60] ^ 255]) + good[61:], "decode"),
+        "clear.png": (encode_rgba(), "decode"),
+        "zip.jp2": (b"PK\x03\x04" + bytes(100), "decode"),
+    }
+
+
+def encode_rgba() -> bytes:
+    _, content = cv2.imencode(".png", np.full((20, 30, 4), 100, np.uint8))
+    return content.tobytes()
+
+
+def test_damaged_files_among_good_ones(bundle_uri: str, generated: Path, tmp_path: Path, cluster: None) -> None:
+    """Each is a row that says at which stage it failed and why; the exit code says that there were too many."""
+    good = cv2.resize(decode_stored(next((generated / "images").iterdir()).read_bytes()), (40, 30))
+    (tmp_path / "in").mkdir()
+    for number in range(50):
+        (tmp_path / "in" / f"good-{number}.png").write_bytes(encode_png(np.roll(good, number, axis=0)))
+    kinds = damaged(encode_png(good))
+    assert len(kinds) == 12
+    for number in range(240):
+        name = sorted(kinds)[number % 12]
+        (tmp_path / "in" / f"{number}-{name}").write_bytes(kinds[name][0])
+    flags = ["--bundle", bundle_uri, "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    code, line, errors = run_job("segment", *flags)
+    assert code == 3, errors
+    assert line["images"] == {"ok": 50, "failed": 240}
+    rows = read_output(str(tmp_path / "out"), "images")
+    assert len(rows) == 290
+    failed = rows[rows["status"] == "failed"]
+    for row in failed.itertuples():
+        name = Path(row.image_uri).name.split("-", 1)[1]
+        assert row.error_stage == kinds[name][1], (name, row.error_message)
+        assert row.image_uri in row.error_message
+        assert row.error_type == "ImageError"
+    assert rows[rows["status"] == "ok"]["image_uri"].str.contains("good-").all()
+    for number in range(12):  # mended
+        path = next((tmp_path / "in").glob(f"{number}-*"))
+        path.write_bytes(encode_png(good))
+    again = SegmentConfig(
+        bundle=bundle_uri, input=(str(tmp_path / "in"),), output=str(tmp_path / "out"), retry_failed=True, max_error_fraction=1
+    )
+    assert [result.images for result in segment(again)] == [{"ok": 12, "failed": 228}]
+    rows = read_output(str(tmp_path / "out"), "images")
+    assert rows["image_id"].is_unique
+    assert (rows["status"] == "ok").sum() == 62
+    assert len(rows[(rows["status"] == "failed") & (rows["attempt"] == 2)]) == 228
+
+
+def test_killed_it_ends_with_the_same_rows(bundle_uri: str, tmp_path: Path, cluster: None) -> None:
+    """SIGKILL to the driver, whenever another lot was done; the same command finishes what was begun."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for number in range(96):
+        (tmp_path / "in" / f"{number}.png").write_bytes(encode_png(rng.integers(0, 256, (60, 70, 3), dtype=np.uint8)))
+    command = ["--bundle", bundle_uri, "--input", str(tmp_path / "in"), "--precision", "fp32", "--readers", "1"]
+    kill_after_a_lot([*command, "--output", str(tmp_path / "killed")], tmp_path / "killed" / "regions", tmp_path / "log")
+    code, line, errors = run_job("segment", *command, "--output", str(tmp_path / "killed"))
+    assert (code, line["status"], line["images"]) == (0, "done", {"ok": 96}), errors
+    whole = SegmentConfig(bundle=bundle_uri, input=(str(tmp_path / "in"),), output=str(tmp_path / "whole"), precision="fp32")
+    assert [result.images for result in segment(whole)] == [{"ok": 96}]
+    assert "resuming run" in errors
+    columns = ["image_id", "image_uri", "mask", "num_instances", "confidence_sum", "status"]
+    one, other = (
+        read_output(str(tmp_path / name), "regions", columns=columns).sort_values("image_id", ignore_index=True)
+        for name in ("killed", "whole")
+    )
+    pd.testing.assert_frame_equal(one, other)
+    assert len(one) == 96
+    assert one["image_id"].is_unique
+    assert len(list((tmp_path / "killed" / "runs").iterdir())) == 1
+    images = read_output(str(tmp_path / "killed"), "images")
+    assert sorted(images["image_id"]) == sorted(one["image_id"])
+
+
+def kill_after_a_lot(flags: list[str], regions: Path, log: Path) -> None:
+    before = count_files(regions)
+    with log.open("ab") as file:
+        driver = subprocess.Popen(
+            [sys.executable, str(ROOT / "jobs" / "segment.py"), *flags, "--lease-seconds", "5"], stdout=file, stderr=file
+        )
+    while driver.poll() is None and count_files(regions) <= before:
+        time.sleep(0.02)
+    assert driver.poll() is None, log.read_text()
+    driver.kill()
+    driver.wait()
+    time.sleep(7)  # its lease runs out
+
+
+def count_files(folder: Path) -> int:
+    return len(list(folder.glob("*/*.parquet"))) if folder.exists() else 0
+
+
+def test_a_dead_actor_is_replaced(bundle_uri: str, tmp_path: Path, cluster: None, generated: Path) -> None:
+    """SIGKILL to the actor in the middle of its work: the lot is done again, and each image is there once."""
+    rng = np.random.default_rng(1)
+    (tmp_path / "in").mkdir()
+    for number in range(96):
+        (tmp_path / "in" / f"{number}.png").write_bytes(encode_png(rng.integers(0, 256, (150, 170, 3), dtype=np.uint8)))
+    killed: list[int] = []
+    killer = watch(lambda: count_files(tmp_path / "out" / "regions") > 0, then=lambda: killed.extend(kill_actors()))
+    (result,) = segment(SegmentConfig(bundle=bundle_uri, input=(str(tmp_path / "in"),), output=str(tmp_path / "out"), readers=1))
+    killer.join()
+    assert killed
+    assert result.images == {"ok": 96}
+    assert read_output(str(tmp_path / "out"), "images")["image_id"].is_unique
+
+
+class Poisoned(Segmenter):
+    """Dies over one image, as a fault in a decoder would have it."""
+
+    def _read(self, planned: dict[str, Any]) -> Any:
+        if "poison" in planned["image_uri"]:
+            os._exit(1)
+        return super()._read(planned)
+
+
+def test_an_image_that_kills_the_process_is_named_and_the_rest_completes(
+    bundle_uri: str, tmp_path: Path, cluster: None, generated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr("resunet_ray.segment.run.Segmenter", Poisoned)
+    (tmp_path / "in").mkdir()
+    for number, path in enumerate(sorted((generated / "images").iterdir())):
+        (tmp_path / "in" / f"{'poison' if number == 7 else number}.png").write_bytes(path.read_bytes())
+    (result,) = segment(SegmentConfig(bundle=bundle_uri, input=(str(tmp_path / "in"),), output=str(tmp_path / "out")))
+    assert result.images == {"ok": 19, "failed": 1}
+    rows = read_output(str(tmp_path / "out"), "images")
+    (failed,) = rows[rows["status"] == "failed"].itertuples()
+    assert (failed.error_stage, Path(failed.image_uri).name) == ("crash", "poison.png")
+    assert "the process died 2 times over" in failed.error_message
+    assert not (tmp_path / "out" / "runs" / str(result.run_id) / "attempts").exists()
+
+
+def kill_actors() -> list[int]:
+    """Ends this test's own actors; their ids."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if status.read_bytes().startswith(b"ray::MapWorker") and mine(pid := int(status.parent.name)):
+                os.kill(pid, signal.SIGKILL)
+                found.append(pid)
+        except OSError:
+            continue
+    return found
+
+
+def mine(pid: int) -> bool:
+    """Whether a process descends from this one."""
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
+    return False
+
+
+def watch(condition: Callable[[], bool], *, then: Callable[[], Any]) -> Any:
+    def wait() -> None:
+        for _ in range(3000):
+            if condition():
+                then()
+                return
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def test_a_second_run_over_the_same_output_leaves_it_alone(bundle_uri: str, generated: Path, tmp_path: Path) -> None:
+    flags = ["--bundle", bundle_uri, "--input", str(generated / "images"), "--output", str(tmp_path)]
+    with storage.hold_lease(str(tmp_path), seconds=30) as lease:
+        code, line, errors = run_job("segment", *flags)
+    assert (code, line["status"]) == (0, "leased"), errors
+    assert lease.holder in line["message"]
+    code, line, errors = run_job("segment", *flags, "--dry-run")
+    assert (code, line["status"], line["images"]) == (0, "planned", {"planned": 20}), errors
+
+
+def test_a_store_that_is_away_costs_time_and_nothing_else(
+    bundle_uri: str, s3: str, s3_server: subprocess.Popen[bytes], cluster: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The whole object store stands still in the middle of a run, input and output alike."""
+    rng = np.random.default_rng(2)
+    for number in range(96):
+        storage.write_bytes(f"{s3}/away-in/{number}.png", encode_png(rng.integers(0, 256, (150, 170, 3), dtype=np.uint8)))
+
+    def stop() -> None:
+        s3_server.send_signal(signal.SIGSTOP)
+        time.sleep(15)
+        s3_server.send_signal(signal.SIGCONT)
+
+    begun = time.monotonic()
+    stopper = watch(lambda: time.monotonic() > begun + 1 and storage.exists(f"{s3}/away-out/regions"), then=stop)
+    (result,) = segment(SegmentConfig(bundle=bundle_uri, input=(f"{s3}/away-in",), output=f"{s3}/away-out", readers=1))
+    stopper.join()
+    assert time.monotonic() > begun + 15
+    assert result.images == {"ok": 96}
+    assert read_output(f"{s3}/away-out", "images")["image_id"].is_unique

@@ -16,6 +16,8 @@ from resunet_ray.errors import ConfigError, ResUNetRayError
 
 Config = TypeVar("Config")
 
+_RAY_ADVICE = "\nFailed to apply UDF transform"  # what Ray Data adds to the text of an exception of ours
+
 
 def read_config(
     kind: type[Config],
@@ -76,12 +78,13 @@ def run_job(name: str, work: Callable[[], dict[str, Any]]) -> None:
         # From one of Ray's processes it comes wrapped, with a traceback for its text.
         cause = getattr(error, "cause", error)
         code = error.exit_code
-        line = {"job": name, "status": "failed", "error": type(cause).__name__, "message": str(cause)}
-        print(f"{name}: {cause}", file=sys.stderr)
+        message = str(cause).partition(_RAY_ADVICE)[0]
+        line = {"job": name, "status": "failed", "error": type(cause).__name__, "message": message}
+        print(f"{name}: {message}", file=sys.stderr)
     except Exception as error:  # noqa: BLE001 (whoever waits for the last line gets one, and the traceback with it)
         code = 1
-        message = storage.mask_credentials(str(error)).strip().splitlines()
-        line = {"job": name, "status": "failed", "error": type(error).__name__, "message": message[-1] if message else ""}
+        lines = storage.mask_credentials(str(error)).strip().splitlines()
+        line = {"job": name, "status": "failed", "error": type(error).__name__, "message": lines[-1] if lines else ""}
         traceback.print_exc()
     sys.stderr.flush()
     print(json.dumps(line), flush=True)

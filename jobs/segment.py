@@ -13,14 +13,14 @@ from resunet_ray.cluster import connect
 from resunet_ray.config import ExportConfig, SegmentConfig
 from resunet_ray.errors import LeaseError
 from resunet_ray.report.segmentation import find_unreported, write_segmentation_report
-from resunet_ray.segment.export import export_png
+from resunet_ray.segment.export import export_runs
 from resunet_ray.segment.run import segment
 
 
 def _export() -> dict[str, Any]:
     config = read_config(ExportConfig, description=ExportConfig.__doc__ or "", arguments=sys.argv[2:])
     connect()
-    return {"files": export_png(storage.absolute(config.output), run_ids=config.run)}
+    return {"files": export_runs(storage.absolute(config.output), kinds=config.format, run_ids=config.run)}
 
 
 def _work() -> dict[str, Any]:
@@ -38,9 +38,9 @@ def _work() -> dict[str, Any]:
     line = {"status": status, **vars(result), "finished_runs": [run.run_id for run in earlier]}
     done = [run.run_id for run in [*earlier, result] if run.run_id is not None]
     for run_id in [] if config.dry_run else [*unreported, *done]:
-        if "png" in config.export:
+        if config.export:
             connect()
-            export_png(output, run_ids=[run_id])
+            export_runs(output, kinds=config.export, run_ids=[run_id])
         line["report"] = write_segmentation_report(output, run_id=run_id)  # last: where it is, all of the run is
     return line | ({"exit_code": 3, "status": "too many errors"} if failed > config.max_error_fraction else {})
 

@@ -69,10 +69,10 @@ _SOURCE: list[tuple[str, pa.DataType]] = [
     ("source_mtime", pa.timestamp("us", tz="UTC")),
     ("mask_uri", pa.string()),  # a true mask
     ("mpp", pa.float64()),
-    ("mpp_source", pa.string()),  # argument, manifest; null where mpp is
+    ("mpp_source", pa.string()),  # argument, manifest, sidecar, metadata; null where mpp is
 ]
 _ERROR: list[tuple[str, pa.DataType]] = [
-    ("error_stage", pa.string()),  # list, read, decode, mask, model, post, crash
+    ("error_stage", pa.string()),  # list, open, read, decode, mask, model, post, crash
     ("error_type", pa.string()),
     ("error_message", pa.string()),
 ]
@@ -88,14 +88,29 @@ _ORIGIN: list[tuple[str, pa.DataType]] = [
     ("code_version", pa.string()),
 ]
 
-PLAN = _versioned([*_SOURCE, ("attempt", pa.int32()), *_ERROR])
-"""One region to segment a row; a row group is a lot: what one task takes. An error was found while listing."""
+_PLACE: list[tuple[str, pa.DataType]] = [
+    ("region_index", pa.int32()),
+    ("num_regions", pa.int32()),  # of the image; 0: a slide on which there is nothing to read
+    ("y", pa.int64()),  # level-0 pixels
+    ("x", pa.int64()),
+    ("height", pa.int64()),  # null: an image that is not yet decoded
+    ("width", pa.int64()),
+    ("scale_to_level0", pa.float64()),  # level-0 pixels to a pixel that the network sees
+    ("slide_height", pa.int64()),  # level-0 pixels; null: no slide
+    ("slide_width", pa.int64()),
+    ("format", pa.string()),
+    ("tissue_fraction", pa.float64()),
+    ("warnings", pa.list_(pa.string())),  # mpp_not_believed, mpp_missing, no_tissue, view_unreadable, fluorescence
+]
+
+PLAN = _versioned([*_SOURCE, *_PLACE, ("attempt", pa.int32()), *_ERROR])
+"""One region to segment a row; a row group is a lot: what one task takes. An error was found while planning."""
 
 INSTANCE = pa.struct(
     [
         ("centroid_y", pa.float64()),  # level-0 pixels; the centre of the first pixel is 0.5
         ("centroid_x", pa.float64()),
-        ("area_px", pa.int64()),
+        ("area_px", pa.float64()),
         ("perimeter_px", pa.float64()),
         ("eccentricity", pa.float64()),
         ("score", pa.float64()),  # mean probability
@@ -107,19 +122,14 @@ INSTANCE = pa.struct(
 REGIONS = _versioned(
     [
         ("region_id", pa.string()),
-        ("region_index", pa.int32()),
         *_SOURCE,
-        ("format", pa.string()),
-        ("y", pa.int64()),
-        ("x", pa.int64()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("scale_to_level0", pa.float64()),
+        *_PLACE,
         ("mask", pa.binary()),  # PNG, 0 or 255
         ("labels", pa.binary()),  # PNG, 16 bit, on request
         ("probability", pa.binary()),  # PNG, times 255, on request
         ("instances", pa.list_(INSTANCE)),
         ("num_instances", pa.int64()),
+        ("neighbours", pa.list_(pa.list_(pa.float64(), 2))),  # y and x of nuclei that it saw and that belong to other regions
         ("pixels", pa.int64()),
         ("foreground_pixels", pa.int64()),
         ("uncertain_pixels", pa.int64()),
@@ -132,7 +142,7 @@ REGIONS = _versioned(
         ("fp", pa.int64()),
         ("fn", pa.int64()),
         ("tn", pa.int64()),
-        ("status", pa.string()),  # ok, failed
+        ("status", pa.string()),  # ok, failed, empty
         *_ERROR,
         ("attempt", pa.int32()),
         *_SECONDS,
@@ -145,6 +155,7 @@ IMAGES = _versioned(
     [
         *_SOURCE,
         ("format", pa.string()),
+        ("is_slide", pa.bool_()),  # it was read in parts
         ("height", pa.int64()),
         ("width", pa.int64()),
         ("num_regions", pa.int64()),
@@ -181,10 +192,12 @@ INSTANCES = _versioned(
         ("instance_id", pa.string()),
         ("image_id", pa.string()),
         ("run_id", pa.string()),
+        ("bundle_digest", pa.string()),
+        ("config_digest", pa.string()),
         ("geometry", pa.binary()),
         ("centroid_y", pa.float64()),
         ("centroid_x", pa.float64()),
-        ("area_px", pa.int64()),
+        ("area_px", pa.float64()),
         ("area_um2", pa.float64()),
         ("perimeter_um", pa.float64()),
         ("eccentricity", pa.float64()),

@@ -108,7 +108,14 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.P
     }
     (folder / "identities.json").write_text(json.dumps({"identities": [identity]}))
     command = [str(Path(sys.executable).parent / "weed"), "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}"]
-    command += ["-s3", f"-s3.config={folder / 'identities.json'}", "-master.volumeSizeLimitMB=64", "-volume.max=20"]
+    command += [
+        "-s3",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        f"-s3.config={folder / 'identities.json'}",
+        "-master.volumeSizeLimitMB=64",
+        "-volume.max=20",
+    ]
     for name, port in ports.items():
         command += [f"-{name}.port={port}", f"-{name}.port.grpc={port + 10000}"]
     endpoint = f"http://127.0.0.1:{ports['s3']}"

@@ -9,11 +9,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
+import tifffile
 
 from resunet_ray import storage
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_DATA = ROOT.parent / "shared" / "data" / "dsb2018"
+REAL_SLIDES = ROOT.parent / "shared" / "data" / "slides"
 
 SMALL = ["--model.widths", "16", "32", "--crop", "64", "--batch-size", "4", "--precision", "fp32"]
 """Flags of a training run that takes seconds."""
@@ -33,6 +35,18 @@ def read_output(output: str, folder: str, *, columns: list[str] | None = None) -
         for file in storage.walk_files(f"{output}/{folder}")
     ]
     return pd.concat(parts, ignore_index=True)
+
+
+def write_pyramid(path: Path, image: np.ndarray, *, levels: int = 3, mpp: float | None = None, tile: int = 128) -> None:
+    """A tiled pyramid, as scanners' software writes it; its levels are averages."""
+    resolution: dict[str, Any] = {} if mpp is None else {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
+    with tifffile.TiffWriter(path) as writer:
+        for level in range(levels):
+            writer.write(
+                image, tile=(tile, tile), photometric="rgb", compression="zlib", subfiletype=int(level > 0), **resolution
+            )
+            image = cv2.resize(image, (image.shape[1] // 2, image.shape[0] // 2), interpolation=cv2.INTER_AREA)
+            resolution = {}
 
 
 def run_job(name: str, *arguments: str, timeout: float = 240) -> tuple[int, dict[str, Any], str]:

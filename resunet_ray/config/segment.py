@@ -2,12 +2,19 @@
 
 import hashlib
 import json
+import os
+import tempfile
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 from resunet_ray.config.checks import ANY, TINY, require, require_range
 
-_DECISIVE = ("threshold", "flips", "precision", "labels", "probabilities", "max_pixels", "mpp", "masks")
+ExportKind = Literal["png", "geojson", "ome-zarr", "ome-tiff"]
+
+_DECISIVE = (
+    *("threshold", "flips", "precision", "labels", "probabilities", "max_pixels", "mpp", "masks"),
+    *("mpp_csv", "missing_mpp", "tissue"),
+)
 """Fields that decide what is written about an image: another value is new work."""
 
 
@@ -26,6 +33,14 @@ class SegmentConfig:
     """Folder of true masks, each with its image's path below the input: their scores are written as well."""
     mpp: float | None = None
     """Microns per pixel of all images; over what a manifest says."""
+    mpp_csv: str | None = None
+    """CSV with the columns `name` (a slide's file name or location) and `mpp`: over what the slides' own metadata say."""
+    missing_mpp: Literal["native", "skip", "error"] = "native"
+    """What becomes of a slide whose pixel size is unknown: segmented at its own resolution, left out, or failed."""
+    region: int = 512
+    """Side of the regions that a slide is cut into, pixels. The same nuclei are found whatever it is."""
+    tissue: Literal["auto", "off"] = "auto"
+    """auto: only regions of a slide with tissue are read. off: all."""
     threshold: float | None = None
     """Threshold in place of the bundle's."""
     flips: bool = False
@@ -37,7 +52,7 @@ class SegmentConfig:
     probabilities: bool = False
     """Write the probability of each region too."""
     max_pixels: int = 2**26
-    """An image whose header claims more pixels fails before it is decoded."""
+    """An image whose header claims more pixels fails before it is decoded; a TIFF of more is read in parts, as a slide is."""
     max_error_fraction: float = 0.05
     """When more than this share of a run's images fails, the job ends with exit code 3."""
     retry_failed: bool = False
@@ -54,12 +69,16 @@ class SegmentConfig:
     """Threads of an actor that read and decode ahead of the model."""
     batch_size: int | None = None
     """Tiles of a model batch. None: 16 on a GPU, 1 on CPUs, where more is slower."""
+    cache: str = os.path.join(tempfile.gettempdir(), "resunet_ray")  # noqa: PTH118
+    """Folder on each node's disk where slides from object storage are staged."""
+    cache_gib: float = 50.0
+    """What that folder may hold; what was not used for longest leaves it."""
     lease: bool = True
     """Off: nothing keeps two runs over one output apart (for storage without conditional writes)."""
     lease_seconds: float = 60.0
     """A run that shows no sign of life for so long may be followed by another."""
-    export: tuple[Literal["png"], ...] = ()
-    """png: also writes each mask, and label image where asked for, as a file under exports/."""
+    export: tuple[ExportKind, ...] = ()
+    """Also writes files for other programs under exports/ (see `jobs/segment.py export --help`)."""
 
     def __post_init__(self) -> None:
         require(bool(self.input), "--input names nothing: expected at least one location")
@@ -68,6 +87,8 @@ class SegmentConfig:
         require_range(self, TINY, 1 - TINY, "threshold")
         require_range(self, TINY, ANY, "mpp")
         require_range(self, 5, ANY, "lease_seconds")
+        require_range(self, 256, 8192, "region")
+        require_range(self, TINY, ANY, "cache_gib")
 
     @property
     def digest(self) -> str:
@@ -84,5 +105,6 @@ class ExportConfig:
     """The output of `jobs/segment.py`."""
     run: tuple[str, ...] = ()
     """Runs to export. None given: all."""
-    format: Literal["png"] = "png"
-    """png: each mask, and label image where one was kept, as a file under exports/."""
+    format: tuple[ExportKind, ...] = ("png",)
+    """png: each region's mask, and label image where one was kept. geojson: nuclei as detections for QuPath. ome-zarr: a
+    multiscale label image. ome-tiff: the mask as a tiled pyramid."""

@@ -1,6 +1,7 @@
 """Bytes to image and back: RGB `uint8` arrays out of whatever a microscope's software writes, or a refusal that says why."""
 
 import io
+import struct
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ MAX_PIXELS = 2**28
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "JPEG2000")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".j2k")
 
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, struct.error, cv2.error)
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "I;16B", "I;16L"}
 _ORIENTATION_TAG = 0x0112  # EXIF 2.32, 4.6.4
 _BITS_PER_SAMPLE_TAG = 258  # TIFF 6.0, section 8
@@ -114,7 +116,7 @@ def _decode(content: bytes, *, name: str, max_pixels: int, expand_palette: bool 
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except UnidentifiedImageError:
         raise ImageError(f"{name} is not an image: expected {', '.join(FORMATS)}, found bytes {content[:8]!r}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, cv2.error) as error:  # what Pillow's decoders raise on bad bytes
+    except _BROKEN as error:  # what Pillow's decoders raise on bad bytes
         raise ImageError(f"{name} is damaged: {error}") from None
     return _orient(array, orientation)
 
@@ -166,7 +168,8 @@ def to_uint8(array: np.ndarray, *, largest: int | None = None) -> np.ndarray:
         return array
     largest = int(array.max(initial=0)) if largest is None else largest
     full = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if largest < 2**bits)
-    return np.rint(np.minimum(array, full) * (255 / full)).astype(np.uint8)
+    grey: np.ndarray = np.rint(np.minimum(array, full) * (255 / full)).astype(np.uint8)
+    return grey
 
 
 def _orient(array: np.ndarray, orientation: int) -> np.ndarray:

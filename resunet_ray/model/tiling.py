@@ -47,13 +47,15 @@ def plan_tiles(height: int, width: int, *, tile: int, context: int) -> list[Tile
     ]
 
 
+def tile_starts(length: int, *, tile: int, context: int) -> range:
+    """Where tiles begin along one axis, pixels."""
+    stride = tile - 2 * context
+    return range(0, max(1, length - 2 * context), stride)
+
+
 def _intervals(length: int, *, tile: int, context: int) -> Iterator[tuple[int, int]]:
-    start = 0
-    while True:
+    for start in tile_starts(length, tile=tile, context=context):
         yield start, min(start + tile, length)
-        if start + tile >= length:
-            return
-        start += tile - 2 * context
 
 
 def blend_weight(tile: Tile, *, height: int, width: int, context: int) -> Float32[np.ndarray, "h w"]:

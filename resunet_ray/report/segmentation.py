@@ -3,6 +3,8 @@
 import base64
 import json
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,15 +17,21 @@ from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
 from resunet_ray import storage
+from resunet_ray.config import SegmentConfig, load_config
 from resunet_ray.data.archives import Entry
 from resunet_ray.data.images import decode_image, decode_stored, encode_png
+from resunet_ray.data.slides import Slide
+from resunet_ray.data.tissue import read_view
 from resunet_ray.errors import InputError
 from resunet_ray.report.page import COLOURS, REPORT_FILE, to_svg, write_page
 from resunet_ray.segment.ledger import IMAGES_FOLDER
 from resunet_ray.segment.run import RUN_FILE, RUNS_FOLDER
 from resunet_ray.segment.segmenter import REGIONS_FOLDER
+from resunet_ray.segment.survey import stage_slide
 
 _SHOWN = 12  # images
+_SLIDES = 50
+_SLIDE_SIDE = 900  # pixels of a slide's longer side
 _FAILURES = 200  # rows of the table of failures
 _SIDE = 360  # pixels of a picture's longer side
 _MEASURES = {
@@ -34,7 +42,8 @@ _MEASURES = {
     "focus_score": "focus",
 }
 _COLUMNS = [
-    *("image_id", "image_uri", "member", "member_offset", "source_bytes", "height", "width", "status", "qc_reasons"),
+    *("image_id", "image_uri", "member", "member_offset", "source_bytes", "source_etag", "source_mtime", "is_slide"),
+    *("height", "width", "status", "qc_reasons", "tissue_fraction", "seam_disagreement", "mpp", "mpp_source"),
     *("error_stage", "error_type", "error_message", *_MEASURES),
 ]
 
@@ -48,6 +57,7 @@ class _Summary:
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)
     failed: list[dict[str, Any]] = field(default_factory=list)
     suspects: pd.DataFrame = field(default_factory=pd.DataFrame)
+    slides: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, images: pd.DataFrame) -> None:
         """Takes in the images of one file."""
@@ -58,6 +68,8 @@ class _Summary:
         self.reasons.update(done["qc_reasons"].explode().dropna())
         self.failures.update(zip(failed["error_stage"], failed["error_type"], strict=True))
         self.failed += failed.head(_FAILURES - len(self.failed)).to_dict("records")
+        self.slides += images[images["is_slide"]].head(_SLIDES - len(self.slides)).to_dict("records")
+        done = done[~done["is_slide"]]
         both = pd.concat([self.suspects, done.assign(reasons=done["qc_reasons"].map(len))], ignore_index=True)
         self.suspects = both.sort_values(["reasons", "uncertain_fraction"], ascending=False, kind="stable").head(_SHOWN)
 
@@ -97,6 +109,7 @@ def write_segmentation_report(output: str, *, run_id: str) -> str:
         suspects=_shown_images(summary.suspects, output, run_id),
         failures=[{"stage": stage, "type": kind, "count": count} for (stage, kind), count in summary.failures.most_common()],
         failed=summary.failed,
+        slides=[_show_slide(row, record, output, run_id) for row in summary.slides],
     )
 
 
@@ -124,6 +137,35 @@ def _shown_images(rows: pd.DataFrame, output: str, run_id: str) -> list[dict[str
             continue
         shown.append({**row, "picture": base64.b64encode(encode_png(picture)).decode()})
     return shown
+
+
+def _show_slide(row: dict[str, Any], record: dict[str, Any], output: str, run_id: str) -> dict[str, Any]:
+    """A slide, small, with its mask laid over it."""
+    config = load_config(json.dumps(record["config"]), kind=SegmentConfig, source=RUN_FILE)
+    try:
+        with stage_slide(row, config=config) as path, closing(Slide(path, name=row["image_uri"])) as slide:
+            view = read_view(slide, side=_SLIDE_SIDE)
+    except InputError as error:  # gone since, or it never opened
+        return {**row, "picture": None, "message": row["error_message"] or str(error)}
+    mask, factor = np.zeros(view.shape[:2], np.uint8), view.shape[0] / row["height"]
+    for region in _read_regions(output, run_id, row["image_id"]):
+        top, left = int(region["y"] * factor), int(region["x"] * factor)
+        bottom, right = (int(np.ceil((region[a] + region[b]) * factor)) for a, b in (("y", "height"), ("x", "width")))
+        window = mask[top:bottom, left:right]  # which ends with the view
+        if window.size:
+            small = cv2.resize(decode_stored(region["mask"]), (right - left, bottom - top), interpolation=cv2.INTER_AREA)
+            np.maximum(window, small[: window.shape[0], : window.shape[1]], out=window)
+    laid = view.copy()
+    laid[mask > 0] = (0.5 * view[mask > 0] + 0.5 * np.array([255, 210, 0])).astype(np.uint8)
+    return {**row, "picture": base64.b64encode(encode_png(laid)).decode()}
+
+
+def _read_regions(output: str, run_id: str, image_id: str) -> Iterator[dict[str, Any]]:
+    for uri in _tables(storage.join(output, REGIONS_FOLDER, run_id)):
+        here = pc.equal(storage.read_table(uri, columns=["image_id"])["image_id"], image_id)
+        if pc.any(here).as_py():
+            rows = storage.read_table(uri, columns=["y", "x", "height", "width", "mask"]).filter(here).to_pylist()
+            yield from (row for row in rows if row["mask"] is not None)
 
 
 def _read_masks(output: str, run_id: str, wanted: set[str]) -> dict[str, bytes]:

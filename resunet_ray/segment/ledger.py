@@ -27,7 +27,7 @@ class Ledger:
     done: Ids
     """Sorted: those that need no more work."""
     failed: dict[bytes, int]
-    """Those that failed: id to the number of the last attempt."""
+    """Those that failed, wholly or in part: id to the number of the last attempt."""
 
 
 def read_ledger(output: str, *, bundle_digest: str, config_digest: str) -> Ledger:
@@ -41,7 +41,7 @@ def read_ledger(output: str, *, bundle_digest: str, config_digest: str) -> Ledge
         table = storage.read_table(uri, columns=_COLUMNS)
         same = pc.and_(pc.equal(table["bundle_digest"], bundle_digest), pc.equal(table["config_digest"], config_digest))
         table = table.filter(same)
-        bad = pc.equal(table["status"], "failed")
+        bad = pc.is_in(table["status"], value_set=pa.array(["failed", "partial"]))
         failed = table.filter(bad)
         attempts = dict(zip(parse_ids(failed["image_id"]).tolist(), failed["attempt"].to_pylist(), strict=True))
         return parse_ids(table.filter(pc.invert(bad))["image_id"]), attempts

@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from resunet_ray import storage
+from resunet_ray.data import slides
 from resunet_ray.data.ahead import map_ahead
 from resunet_ray.data.archives import Entry, is_archive, list_entries
 from resunet_ray.data.images import SUFFIXES
@@ -28,6 +29,7 @@ from resunet_ray.errors import ConfigError, InputError
 
 logger = logging.getLogger(__name__)
 
+_SUFFIXES = SUFFIXES + slides.SUFFIXES
 _GLOB = re.compile(r"[*?]")
 _MANIFEST_COLUMNS = {"uri", "member", "mask_uri", "mpp"}
 _STAT_THREADS = 32  # a manifest's files are looked up one by one, and object stores answer slowly
@@ -104,7 +106,9 @@ class Listing:
                 yield file.path, replace(_found(location, file), error=file.error)
             elif is_archive(location):
                 yield from _list_archive(location, file)
-            elif not file.path or file.path.lower().endswith(SUFFIXES):  # a file that was named itself is always tried
+            elif not file.path or file.path.lower().endswith(
+                SUFFIXES + slides.SUFFIXES
+            ):  # a file that was named itself is always tried
                 yield file.path or location.rsplit("/", 1)[1], _found(location, file)
             else:
                 name = file.path.rsplit("/", 1)[-1]
@@ -128,8 +132,13 @@ def _list_archive(uri: str, file: storage.FileStatus) -> Iterator[tuple[str, Fou
         return
     try:
         for path, entry in list_entries(uri):
-            if path.lower().endswith(SUFFIXES) and not _is_hidden(path):
+            if _is_hidden(path):
+                continue
+            if path.lower().endswith(SUFFIXES):
                 yield path, _member(base, entry)
+            elif path.lower().endswith(slides.SUFFIXES):
+                error = InputError(f"{entry.name} is a slide inside an archive: unpack it, slides are read in parts")
+                yield path, replace(_member(base, entry), error=error)
     except InputError as error:  # the rest of the inputs are none the worse
         yield uri, replace(base, error=error)
 

@@ -1,8 +1,9 @@
 """The plan: what was found less what is done, cut into lots. One lot is one task, one file of regions, one commit."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,9 @@ from resunet_ray import storage
 from resunet_ray.schema import PLAN
 from resunet_ray.segment.ledger import ID_BYTES, Ledger, SeenIds, contains
 from resunet_ray.segment.listing import Found
+from resunet_ray.segment.mosaic import block_of
+from resunet_ray.segment.region import Row
+from resunet_ray.segment.survey import may_be_slide
 
 PLAN_FOLDER = "plan"
 
@@ -19,16 +23,27 @@ _BATCH = 2**16  # images that are compared with the ledger at once
 _LOTS_PER_FILE = 128
 _LOT_SIZES = ((1024, 16), (4096, 64), (2**62, 256))
 """Images in one lot: small first, for few images on many nodes; larger when there are many, for fewer files."""
+_SURVEYED = 512  # files that are looked at together
 _LOT_BYTES = 2**28
 """A lot of so many bytes is full, however few images it has: its masks and instances are held until it is written."""
+
+
+_PART_LOTS = 16
+"""Lots that are committed together; those of a slide are whatever their number."""
+
+Survey = Callable[[list[Row]], Iterator[list[Row]]]
+"""Rows of files that may be slides → for each file, in no order, the rows of its regions."""
 
 
 @dataclass
 class Plan:
     """How much there is to do, and what was left out."""
 
+    images: int = 0
     lots: int = 0
     regions: int = 0
+    parts: list[int] = field(default_factory=list)
+    """First lots of what is committed together: whole images."""
     listed: int = 0
     done: int = 0
     """Listed, and segmented by an earlier run."""
@@ -40,7 +55,9 @@ class Plan:
     """Ids of the images that failed before and are tried again."""
 
 
-def write_plan(folder: str | None, found: Iterable[Found], *, ledger: Ledger, retry_failed: bool) -> Plan:
+def write_plan(
+    folder: str | None, found: Iterable[Found], *, ledger: Ledger, retry_failed: bool, survey: Survey | None = None
+) -> Plan:
     """Writes the plan of a run, file by file, in memory that does not grow with it.
 
     Args:
@@ -48,13 +65,44 @@ def write_plan(folder: str | None, found: Iterable[Found], *, ledger: Ledger, re
         found: the listing.
         ledger: what is done.
         retry_failed: plan what failed before again.
+        survey: looks at what may be slides; None: each counts as one region.
     """
     plan = Plan()
-    files = _cut(_new(found, plan, ledger=ledger, retry_failed=retry_failed), plan)
+    rows = (_row(*new) for new in _new(found, plan, ledger=ledger, retry_failed=retry_failed))
+    files = _cut(_surveyed(rows, survey), plan)
     for number, lots in enumerate(files):
         if folder is not None:
             storage.write_bytes(_file_uri(folder, number), _encode(lots))
     return plan
+
+
+def _surveyed(rows: Iterable[Row], survey: Survey | None) -> Iterator[Row]:
+    """The rows, those of files that may be slides after a look at them: what turns out to be a plain image first."""
+    waiting: list[Row] = []
+    for row in rows:
+        if survey is None or not may_be_slide(row):
+            yield row
+            continue
+        waiting.append(row)
+        if len(waiting) == _SURVEYED:
+            yield from _look(waiting, survey)
+            waiting = []
+    if survey is not None and waiting:
+        yield from _look(waiting, survey)
+
+
+def _look(rows: list[Row], survey: Survey) -> Iterator[Row]:
+    slides = []
+    for found in survey(rows):
+        if _is_slide(found[0]):
+            slides += found
+        else:
+            yield from found
+    yield from slides
+
+
+def _is_slide(row: Row) -> bool:
+    return row["slide_height"] is not None
 
 
 def read_lot(folder: str, lot: int) -> pa.Table:
@@ -102,14 +150,21 @@ def _batches(items: Iterable[Found], size: int) -> Iterator[list[Found]]:
         yield batch
 
 
-def _cut(images: Iterable[tuple[Found, bytes, int]], plan: Plan) -> Iterator[list[pa.Table]]:
-    """Lots, as many as one file takes at a time. A lot never mixes archives, so that each is opened once."""
+def _cut(rows: Iterable[Row], plan: Plan) -> Iterator[list[pa.Table]]:
+    """Lots, as many as one file takes at a time. A lot never mixes archives or slides, so that each is opened once."""
     lots: list[pa.Table] = []
-    for _, group in itertools.groupby(images, key=lambda item: item[0].uri if item[0].member is not None else None):
-        while rows := _take_lot(group, size=next(size for limit, size in _LOT_SIZES if plan.lots < limit)):
-            lots.append(_table(rows))
+    part = 0  # lots that are in it
+    for _, group in itertools.groupby(rows, key=_lot_key):
+        while lot := _take_lot(group, size=next(size for limit, size in _LOT_SIZES if plan.lots < limit)):
+            slide, first = _is_slide(lot[0]), lot[0]["region_index"] == 0
+            if not plan.parts or (first if slide else part >= _PART_LOTS):
+                plan.parts.append(plan.lots)
+                part = 0
+            part = _PART_LOTS if slide else part + 1
+            plan.images += sum(row["region_index"] == 0 for row in lot)
             plan.lots += 1
-            plan.regions += len(rows)
+            plan.regions += len(lot)
+            lots.append(pa.Table.from_pylist(lot, schema=PLAN))
             if len(lots) == _LOTS_PER_FILE:
                 yield lots
                 lots = []
@@ -117,39 +172,45 @@ def _cut(images: Iterable[tuple[Found, bytes, int]], plan: Plan) -> Iterator[lis
         yield lots
 
 
-def _take_lot(images: Iterator[tuple[Found, bytes, int]], *, size: int) -> list[tuple[Found, bytes, int]]:
-    rows, held = [], 0
-    for image in images:
-        rows.append(image)
-        held += image[0].size or 0
-        if len(rows) == size or held >= _LOT_BYTES:
+def _lot_key(row: Row) -> Any:
+    if _is_slide(row):
+        return row["image_id"], block_of(*(round(row[name] / row["scale_to_level0"]) for name in "yx"))
+    return row["image_uri"] if row["member"] is not None else None
+
+
+def _take_lot(rows: Iterator[Row], *, size: int) -> list[Row]:
+    lot, held = [], 0
+    for row in rows:
+        lot.append(row)
+        held += 0 if _is_slide(row) else row["source_bytes"] or 0
+        if (len(lot) == size and not _is_slide(row)) or held >= _LOT_BYTES:
             break
-    return rows
+    return lot
 
 
-def _table(rows: list[tuple[Found, bytes, int]]) -> pa.Table:
-    return pa.Table.from_pylist(
-        [
-            {
-                "image_id": name.hex(),
-                "image_uri": image.uri,
-                "member": image.member,
-                "member_offset": image.offset,
-                "source_bytes": image.size,
-                "source_etag": image.etag,
-                "source_mtime": image.mtime,
-                "mask_uri": image.mask_uri,
-                "mpp": image.mpp,
-                "mpp_source": image.mpp_source,
-                "attempt": attempt,
-                "error_stage": None if image.error is None else "list",
-                "error_type": None if image.error is None else type(image.error).__name__,
-                "error_message": None if image.error is None else str(image.error),
-            }
-            for image, name, attempt in rows
-        ],
-        schema=PLAN,
-    )
+def _row(image: Found, name: bytes, attempt: int) -> Row:
+    """Of an image that is one region, as far as it is known before it is opened."""
+    return dict.fromkeys(PLAN.names) | {
+        "image_id": name.hex(),
+        "image_uri": image.uri,
+        "member": image.member,
+        "member_offset": image.offset,
+        "source_bytes": image.size,
+        "source_etag": image.etag,
+        "source_mtime": image.mtime,
+        "mask_uri": image.mask_uri,
+        "mpp": image.mpp,
+        "mpp_source": image.mpp_source,
+        "region_index": 0,
+        "num_regions": 1,
+        "y": 0,
+        "x": 0,
+        "scale_to_level0": 1.0,
+        "attempt": attempt,
+        "error_stage": None if image.error is None else "list",
+        "error_type": None if image.error is None else type(image.error).__name__,
+        "error_message": None if image.error is None else str(image.error),
+    }
 
 
 def _encode(lots: list[pa.Table]) -> bytes:

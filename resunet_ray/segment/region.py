@@ -8,12 +8,14 @@ import numpy as np
 import rasterio.errors
 import rasterio.features
 import shapely
-from jaxtyping import Bool, Float32, Float64, Int32, UInt8
+from jaxtyping import Float32, Float64, Int32, UInt8
 
 from resunet_ray.config import InstanceConfig
 from resunet_ray.data.images import encode_labels, encode_png
 from resunet_ray.model.instances import find_instances
 from resunet_ray.model.metrics import count_pixels
+from resunet_ray.model.tiling import Tile
+from resunet_ray.segment.mosaic import Objects
 
 warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)  # an image has no place on Earth
 
@@ -23,7 +25,7 @@ UNCERTAIN = (0.25, 0.75)
 """A pixel whose probability lies between is uncertain."""
 
 
-def describe_region(
+def describe_image(
     probability: Float32[np.ndarray, "h w"],
     image: UInt8[np.ndarray, "h w 3"],
     *,
@@ -33,7 +35,7 @@ def describe_region(
     labels: bool = False,
     probabilities: bool = False,
 ) -> Row:
-    """The columns of REGIONS that the pixels decide.
+    """The columns of REGIONS that the pixels of a whole image decide (see `describe_region`).
 
     Args:
         probability: of each pixel to be nucleus.
@@ -43,31 +45,81 @@ def describe_region(
         truth: a true mask, 0 or 1.
         labels: keep the label image as well.
         probabilities: keep the probability as well, in 255 steps.
+    """
+    found = find_instances(probability, config=config)
+    whole = Tile(0, found.shape[0], 0, found.shape[1])
+    objects = Objects(found, found, np.empty((0, 2)))
+    keep = {"labels": labels, "probabilities": probabilities}
+    row = describe_region(probability, image, objects, seen=whole, region=whole, bounds=found.shape, scale=1.0, name=name, **keep)
+    if truth is not None:
+        row |= {count: int(value) for count, value in count_pixels((found > 0).astype(np.uint8), truth)._asdict().items()}
+    return row
+
+
+def describe_region(
+    probability: Float32[np.ndarray, "h w"],
+    image: UInt8[np.ndarray, "i j 3"],
+    objects: Objects,
+    *,
+    seen: Tile,
+    region: Tile,
+    bounds: tuple[int, int],
+    scale: float,
+    name: str,
+    labels: bool = False,
+    probabilities: bool = False,
+) -> Row:
+    """The columns of REGIONS that the pixels decide.
+
+    Args:
+        probability: of each pixel that the region sees to be nucleus.
+        image: the region's own window.
+        objects: what was found in it.
+        seen: the window that it sees, pixels of the image at its scale.
+        region: its own window.
+        bounds: height and width of the whole image.
+        scale: side of a pixel, in level-0 pixels.
+        name: what errors call the image.
+        labels: keep the label image as well.
+        probabilities: keep the probability as well, in 255 steps.
 
     Raises:
         ImageError: more instances than a label image can number.
     """
-    found = find_instances(probability, config=config)
-    mask = (found > 0).astype(np.uint8)
-    instances = measure_instances(found, probability)
-    row: Row = {
+    inside = slice(region.top - seen.top, region.bottom - seen.top), slice(region.left - seen.left, region.right - seen.left)
+    mask = (objects.labels[inside] > 0).astype(np.uint8)
+    instances = measure_instances(objects.own, probability, corner=(seen.top, seen.left), bounds=bounds, scale=scale)
+    return {
         "mask": encode_png(mask * np.uint8(255)),
-        "labels": encode_labels(found, name=name) if labels else None,
-        "probability": encode_png(np.rint(probability * 255).astype(np.uint8)) if probabilities else None,
+        "labels": encode_labels(objects.labels[inside], name=name) if labels else None,
+        "probability": encode_png(np.rint(probability[inside] * 255).astype(np.uint8)) if probabilities else None,
         "instances": instances,
         "num_instances": len(instances),
+        "neighbours": (objects.neighbours * scale).tolist(),
         "pixels": mask.size,
         "foreground_pixels": int(mask.sum()),
-        **_sum_certainty(probability),
+        **_sum_certainty(probability[inside]),
         **_sum_sharpness(image),
     }
-    if truth is not None:
-        row |= {count: int(value) for count, value in count_pixels(mask, truth)._asdict().items()}
-    return row
 
 
-def measure_instances(labels: Int32[np.ndarray, "h w"], probability: Float32[np.ndarray, "h w"]) -> list[Row]:
-    """The measures of each instance, schema INSTANCE, in the order of their numbers, which run from 1 without gaps."""
+def measure_instances(
+    labels: Int32[np.ndarray, "h w"],
+    probability: Float32[np.ndarray, "h w"],
+    *,
+    corner: tuple[int, int] = (0, 0),
+    bounds: tuple[int, int] | None = None,
+    scale: float = 1.0,
+) -> list[Row]:
+    """The measures of each instance, schema INSTANCE, in the order of their numbers, which run from 1 without gaps.
+
+    Args:
+        labels: a window of an image.
+        probability: of the same.
+        corner: row and column where the window begins.
+        bounds: height and width of the image; the window's by default.
+        scale: side of a pixel, in level-0 pixels.
+    """
     count = int(labels.max(initial=0))
     if count == 0:
         return []
@@ -81,16 +133,18 @@ def measure_instances(labels: Int32[np.ndarray, "h w"], probability: Float32[np.
     y, x = rows + 0.5, columns + 0.5  # the centre of a pixel
     mean_y, mean_x = total(y) / area, total(x) / area
     dy, dx = y - mean_y[numbers - 1], x - mean_x[numbers - 1]
-    polygons = outline_instances(labels)
+    polygons = shapely.transform(outline_instances(labels), lambda points: points + np.array(corner[::-1]))
+    left, top, right, bottom = shapely.bounds(polygons).T
+    height, width = bounds or labels.shape
     measures = {
-        "centroid_y": mean_y,
-        "centroid_x": mean_x,
-        "area_px": area,
-        "perimeter_px": _perimeters(polygons),
+        "centroid_y": (mean_y + corner[0]) * scale,
+        "centroid_x": (mean_x + corner[1]) * scale,
+        "area_px": area * scale**2,
+        "perimeter_px": _perimeters(polygons) * scale,
         "eccentricity": _eccentricities(total(dy * dy) / area, total(dx * dx) / area, total(dy * dx) / area),
         "score": total(probability[rows, columns].astype(np.float64)) / area,
-        "touches_edge": _touch_edge(labels, count),
-        "polygon": shapely.to_wkb(polygons),
+        "touches_edge": (top <= 0) | (left <= 0) | (bottom >= height) | (right >= width),
+        "polygon": shapely.to_wkb(polygons if scale == 1 else shapely.transform(polygons, lambda points: points * scale)),
     }
     return [dict(zip(measures, values, strict=True)) for values in zip(*(m.tolist() for m in measures.values()), strict=True)]
 
@@ -129,13 +183,6 @@ def _eccentricities(
     middle, half = (yy + xx) / 2, np.sqrt(((yy - xx) / 2) ** 2 + yx**2)
     eccentricity: Float64[np.ndarray, " n"] = np.sqrt(np.clip(1 - (middle - half) / (middle + half), 0, 1))
     return eccentricity
-
-
-def _touch_edge(labels: Int32[np.ndarray, "h w"], count: int) -> Bool[np.ndarray, " n"]:
-    touches = np.zeros(count + 1, bool)
-    for line in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-        touches[line] = True
-    return touches[1:]
 
 
 def _sum_certainty(probability: Float32[np.ndarray, "h w"]) -> Row:

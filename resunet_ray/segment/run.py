@@ -4,31 +4,38 @@ runs/RUN/plan/*.parquet   what to do
 runs/RUN/run.json         what it was, and what became of it; while it says `planned`, the run is unfinished
 """
 
+import itertools
 import json
 import logging
 import os
 import time
 import uuid
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
+import pyarrow as pa
 import ray.data
 
 from resunet_ray import storage
-from resunet_ray.bundle import read_bundle_info, versions
+from resunet_ray.bundle import BundleInfo, read_bundle_info, versions
 from resunet_ray.cluster import MODEL_ENVIRONMENT, connect, count_gpus, require_resources
 from resunet_ray.config import SegmentConfig, load_config
-from resunet_ray.data.stream import count_up
+from resunet_ray.data.stream import count_up, run_tasks
 from resunet_ray.errors import InputError
+from resunet_ray.schema import PLAN
 from resunet_ray.segment import attempts
 from resunet_ray.segment.commit import commit_run
 from resunet_ray.segment.ledger import read_ledger
 from resunet_ray.segment.listing import Listing
 from resunet_ray.segment.plan import Plan, count_regions, write_plan
 from resunet_ray.segment.progress import Progress
+from resunet_ray.segment.region import Row
 from resunet_ray.segment.segmenter import CALLS, REGIONS_FOLDER, Job, Segmenter
+from resunet_ray.segment.survey import Surveyor
 from resunet_ray.storage import Lease
 
 logger = logging.getLogger(__name__)
@@ -36,6 +43,7 @@ logger = logging.getLogger(__name__)
 RUNS_FOLDER, RUN_FILE = "runs", "run.json"
 
 _PROGRESS_SECONDS = 5
+_SURVEY_TASKS = 64  # that look at files which may be slides, at a time
 
 
 @dataclass
@@ -74,14 +82,14 @@ def segment(config: SegmentConfig) -> list[Segmented]:
         RunError: regions were lost, or the lease was.
     """
     config = _resolve(config)
-    _, digest = read_bundle_info(config.bundle)
+    info, digest = read_bundle_info(config.bundle)
     storage.check_writable(config.output)
     if config.dry_run:
-        return [_plan(config, digest=digest, run_id=None, lease=None)[1]]
+        return [_plan(config, info=info, digest=digest, run_id=None, lease=None)[1]]
     lease = _hold_lease(config)
     with lease as held:
         results = [_finish(run_id, config=config, lease=held) for run_id in _unfinished(config.output)]
-        run_id, planned = _plan(config, digest=digest, run_id=_new_run_id(), lease=held)
+        run_id, planned = _plan(config, info=info, digest=digest, run_id=_new_run_id(), lease=held)
         results.append(planned if run_id is None else _finish(run_id, config=config, lease=held))
     return results
 
@@ -124,18 +132,21 @@ def _unfinished(output: str) -> list[str]:
     return []
 
 
-def _plan(config: SegmentConfig, *, digest: str, run_id: str | None, lease: Lease | None) -> tuple[str | None, Segmented]:
+def _plan(
+    config: SegmentConfig, *, info: BundleInfo, digest: str, run_id: str | None, lease: Lease | None
+) -> tuple[str | None, Segmented]:
     """Writes the plan of a new run; without an id it is only counted. Returns None for the id where there is nothing to do."""
     start = time.perf_counter()
     ledger = read_ledger(config.output, bundle_digest=digest, config_digest=config.digest)
     listing = Listing(config.input, masks=config.masks, mpp=config.mpp, exclude=config.output)
     folder = None if run_id is None else _run_folder(config.output, run_id)
-    plan = write_plan(folder, listing, ledger=ledger, retry_failed=config.retry_failed)
+    survey = None if folder is None else partial(_survey, Surveyor.of(config, info))
+    plan = write_plan(folder, listing, ledger=ledger, retry_failed=config.retry_failed, survey=survey)
     if not plan.listed:
         raise InputError(f"{', '.join(config.input)}: no image found")
     result = Segmented(
         run_id=run_id if plan.regions else None,
-        images={"planned": plan.regions} if config.dry_run else {},
+        images={"planned": plan.images} if config.dry_run else {},
         regions=plan.regions,
         done_before=plan.done,
         failed_before=plan.failed_before,
@@ -145,7 +156,7 @@ def _plan(config: SegmentConfig, *, digest: str, run_id: str | None, lease: Leas
     logger.info(
         "%d images listed: %d to do, %d done before, %d failed before%s, %d listed twice",
         plan.listed,
-        plan.regions,
+        plan.images,
         plan.done,
         plan.failed_before,
         "" if config.retry_failed or not plan.failed_before else " (--retry-failed tries them again)",
@@ -156,6 +167,20 @@ def _plan(config: SegmentConfig, *, digest: str, run_id: str | None, lease: Leas
     if folder is not None and plan.regions:
         _write_record(folder, {"status": "planned", "config": asdict(config), "bundle_digest": digest, "plan": asdict(plan)})
     return result.run_id, result
+
+
+def _survey(surveyor: Surveyor, rows: list[Row]) -> Iterator[list[Row]]:
+    """Looks at files that may be slides, on the cluster; gives the rows of each."""
+    connect()
+    size = max(1, len(rows) // _SURVEY_TASKS)
+    slices = [rows[start : start + size] for start in range(0, len(rows), size)]
+
+    def look(number: int) -> pa.Table:
+        return pa.Table.from_pylist([row for file in slices[number] for row in surveyor(file)], schema=PLAN)
+
+    table = run_tasks(look, count=len(slices), total=0, what="regions planned on files that may be slides")
+    for _, regions in itertools.groupby(table.to_pylist(), key=lambda row: row["image_id"]):
+        yield list(regions)
 
 
 def _write_record(folder: str, record: dict[str, Any]) -> None:
@@ -201,9 +226,7 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
         config.output,
         run_id=run_id,
         folder=folder,
-        lots=plan.lots,
-        regions=plan.regions,
-        retried=plan.retried,
+        plan=plan,
         digests={"bundle_digest": digest, "config_digest": own.digest},
     )
     if lease is not None:

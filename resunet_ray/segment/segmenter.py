@@ -14,15 +14,16 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import cv2
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 
 from resunet_ray import __version__, storage
 from resunet_ray.bundle import Bundle, load_bundle
@@ -30,11 +31,16 @@ from resunet_ray.config import SegmentConfig
 from resunet_ray.data.ahead import map_ahead
 from resunet_ray.data.archives import Entry
 from resunet_ray.data.images import decode_image, decode_labels, name_format
-from resunet_ray.errors import InputError, ResourceError, RunError
+from resunet_ray.data.slides import Slide
+from resunet_ray.errors import ImageError, InputError, ResourceError, RunError
+from resunet_ray.model.tiling import Tile
 from resunet_ray.schema import PLAN, REGIONS
 from resunet_ray.segment import attempts
 from resunet_ray.segment.plan import read_lot
-from resunet_ray.segment.region import Row, describe_region
+from resunet_ray.segment.region import Row, describe_image
+from resunet_ray.segment.sample import Sample, fail, group_samples
+from resunet_ray.segment.slide_lot import Held, SlideLot
+from resunet_ray.segment.survey import stage_slide
 
 logger = logging.getLogger(__name__)
 
@@ -63,17 +69,6 @@ class Job:
     """Whether each actor has one."""
     threads: int
     """Cores that compute the network, where there is no GPU."""
-
-
-@dataclass
-class _Sample:
-    """An image on its way."""
-
-    row: Row
-    """Its row of the plan, and what is known of its region so far."""
-    image: UInt8[np.ndarray, "h w 3"] | None = None
-    truth: UInt8[np.ndarray, "h w"] | None = None
-    probability: Float32[np.ndarray, "h w"] | None = field(default=None, repr=False)
 
 
 class Segmenter:
@@ -131,10 +126,49 @@ class Segmenter:
         }
 
     def _segment(self, planned: list[Row]) -> list[Row]:
+        if planned[0]["num_regions"] and planned[0]["slide_height"] is not None:
+            return self._segment_slide(planned)
         samples = map_ahead(self._readers, self._read, planned, depth=2 * self._job.config.readers)
-        groups = _groups(samples, pixels=self._batch_size * _TILE_PIXELS)
-        computed = itertools.chain.from_iterable(map_ahead(self._model, self._predict, groups, depth=2 * self._networks))
-        return list(map_ahead(self._post, self._describe, computed, depth=4 * _POST_THREADS))
+        return list(map_ahead(self._post, self._describe, self._compute(samples), depth=4 * _POST_THREADS))
+
+    def _compute(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        """Samples through the network, several at once."""
+        groups = group_samples(samples, pixels=self._batch_size * _TILE_PIXELS)
+        return itertools.chain.from_iterable(map_ahead(self._model, self._predict, groups, depth=2 * self._networks))
+
+    def _segment_slide(self, planned: list[Row]) -> list[Row]:
+        """Regions of one slide."""
+        rows = [_begin_row(row, job=self._job) for row in planned]
+        try:
+            with (
+                stage_slide(planned[0], config=self._job.config) as path,
+                closing(Slide(path, name=rows[0]["image_uri"])) as slide,
+            ):
+                lot = SlideLot.of(rows, slide, preprocess=self._bundle.info.preprocess, side=self._job.config.region)
+                tiles = map_ahead(self._readers, partial(_read_tile, slide, lot), lot.tiles(), depth=2 * self._job.config.readers)
+                describe = partial(self._describe_region, slide, lot, rows)
+                return list(map_ahead(self._post, describe, lot.gather(self._compute(tiles)), depth=_POST_THREADS))
+        except InputError as error:  # it was there when it was planned
+            for row in rows:
+                fail(row, stage="open", error=error)
+            return rows
+
+    def _describe_region(self, slide: Slide, lot: SlideLot, rows: list[Row], ready: tuple[int, Held]) -> Row:
+        number, held = ready
+        row, start = rows[number], time.perf_counter()
+
+        def compute(tiles: list[Tile]) -> Held:
+            samples = [_read_tile(slide, lot, tile) for tile in tiles]
+            return {
+                tile: self._model.submit(self._predict, [sample]).result()[0] for tile, sample in zip(tiles, samples, strict=True)
+            }
+
+        try:
+            lot.describe(row, number, held, config=self._instances, compute=compute, keep=self._job.config)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the other regions are none the worse)
+            fail(row, stage="post", error=error)
+        row["post_seconds"] = time.perf_counter() - start
+        return row
 
     def _segment_warily(self, planned: Row, *, lot: int, number: int) -> Row:
         """Alone, and with a note of it: an image over which the process dies is not begun again."""
@@ -144,16 +178,16 @@ class Segmenter:
             else:
                 row = _begin_row(planned, job=self._job)
                 message = f"the process died {deaths} times over {planned['image_uri']}: out of memory, or a fault in a decoder"
-                _fail(row, stage="crash", error=RunError(message))
+                fail(row, stage="crash", error=RunError(message))
         return row
 
-    def _read(self, planned: Row) -> _Sample:
+    def _read(self, planned: Row) -> Sample:
         """Reads and decodes one image; what goes wrong becomes part of its row."""
         start = time.perf_counter()
-        sample = _Sample(_begin_row(planned, job=self._job))
+        sample = Sample(_begin_row(planned, job=self._job))
         stage = "read"
         try:
-            if planned["error_type"] is None:
+            if sample.row["status"] is None:
                 entry = Entry(planned["image_uri"], planned["member"], planned["member_offset"], planned["source_bytes"] or 0)
                 content = entry.read()
                 stage = "decode"
@@ -165,11 +199,11 @@ class Segmenter:
         except ResourceError:
             raise  # the storage is away, which is not this image's fault: the run ends here, and goes on when it is back
         except Exception as error:  # noqa: BLE001 (decoders raise what they like)
-            _fail(sample.row, stage=stage, error=error)
+            fail(sample.row, stage=stage, error=error)
         sample.row["read_seconds"] = time.perf_counter() - start
         return sample
 
-    def _predict(self, group: list[_Sample]) -> list[_Sample]:
+    def _predict(self, group: list[Sample]) -> list[Sample]:
         """The probabilities of several images at once; when that fails, of each alone, so that one takes none with it."""
         good = [sample for sample in group if sample.image is not None]
         if not good:
@@ -190,7 +224,7 @@ class Segmenter:
                 for sample in good:
                     self._predict([sample])
             else:
-                _fail(good[0].row, stage="model", error=error)
+                fail(good[0].row, stage="model", error=error)
             return group
         seconds = time.perf_counter() - start
         pixels = sum(probability.size for probability in probabilities)
@@ -199,17 +233,17 @@ class Segmenter:
             sample.row["model_seconds"] = seconds * probability.size / pixels
         return group
 
-    def _describe(self, sample: _Sample) -> Row:
+    def _describe(self, sample: Sample) -> Row:
         start = time.perf_counter()
         row = sample.row
         if sample.probability is not None and sample.image is not None:
             try:
                 keep: dict[str, Any] = {"labels": self._job.config.labels, "probabilities": self._job.config.probabilities}
                 pixels = sample.probability, sample.image
-                row |= describe_region(*pixels, config=self._instances, name=row["image_uri"], truth=sample.truth, **keep)
+                row |= describe_image(*pixels, config=self._instances, name=row["image_uri"], truth=sample.truth, **keep)
                 row["status"] = "ok"
             except Exception as error:  # noqa: BLE001 (whatever it is, the other images are none the worse)
-                _fail(row, stage="post", error=error)
+                fail(row, stage="post", error=error)
         row["post_seconds"] = time.perf_counter() - start
         return row
 
@@ -227,31 +261,12 @@ def lot_uri(output: str, run_id: str, lot: int) -> str:
     return storage.join(output, REGIONS_FOLDER, run_id, f"{lot:06d}.parquet")
 
 
-def _groups(samples: Iterable[_Sample], *, pixels: int) -> Iterator[list[_Sample]]:
-    """Consecutive images that go through the network in one call."""
-    group: list[_Sample] = []
-    held = 0
-    for sample in samples:
-        size = 0 if sample.image is None else sample.image.shape[0] * sample.image.shape[1]
-        if group and held + size > pixels:
-            yield group
-            group, held = [], 0
-        group.append(sample)
-        held += size
-    if group:
-        yield group
-
-
 def _begin_row(planned: Row, *, job: Job) -> Row:
     row: Row = dict.fromkeys(REGIONS.names)
     row |= {name: planned[name] for name in PLAN.names if name in row}
     row |= {
-        "region_id": f"{planned['image_id']}-0",
-        "region_index": 0,
-        "y": 0,
-        "x": 0,
-        "scale_to_level0": 1.0,
-        "status": "failed" if planned["error_type"] else None,
+        "region_id": f"{planned['image_id']}-{planned['region_index']}",
+        "status": "failed" if planned["error_type"] else "empty" if planned["num_regions"] == 0 else None,
         "read_seconds": 0.0,
         "model_seconds": 0.0,
         "post_seconds": 0.0,
@@ -263,9 +278,16 @@ def _begin_row(planned: Row, *, job: Job) -> Row:
     return row
 
 
-def _fail(row: Row, *, stage: str, error: Exception) -> None:
-    message = storage.mask_credentials(str(error)) or type(error).__name__
-    row |= {"status": "failed", "error_stage": stage, "error_type": type(error).__name__, "error_message": message}
+def _read_tile(slide: Slide, lot: SlideLot, tile: Tile) -> Sample:
+    row = {"status": None, "read_seconds": 0.0, "model_seconds": 0.0}
+    start = time.perf_counter()
+    sample = Sample(row, tile=tile)
+    try:
+        sample.image = slide.read(tile.top, tile.left, *tile.shape, scale=lot.scale)
+    except ImageError as error:
+        fail(row, stage="read", error=error)
+    row["read_seconds"] = time.perf_counter() - start
+    return sample
 
 
 def _read_truth(uri: str | None, *, shape: tuple[int, int]) -> UInt8[np.ndarray, "h w"] | None:

@@ -17,11 +17,13 @@ from resunet_ray.storage.files import (
     read_bytes,
     read_metadata,
     read_table,
+    upload,
     write_bytes,
     write_table,
 )
 from resunet_ray.storage.lease import Lease, hold_lease
 from resunet_ray.storage.reader import Reader
+from resunet_ray.storage.staging import stage
 from resunet_ray.storage.walk import FileStatus, walk_files
 
 __all__ = [
@@ -45,6 +47,8 @@ __all__ = [
     "read_bytes",
     "read_metadata",
     "read_table",
+    "stage",
+    "upload",
     "walk_files",
     "write_bytes",
     "write_table",

@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+_CHUNK = 2**23  # bytes
 _PAUSES = (1, 3, 10, 20, 40)  # seconds between attempts while a storage is away
 _AWAY = re.compile("NETWORK_CONNECTION|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|INTERNAL_FAILURE|REQUEST_TIMEOUT|UNKNOWN.*HTTP 5")
 """What pyarrow's errors call a store that may be back soon."""
@@ -115,12 +117,12 @@ def _call(uri: str, call: Callable[[], Result]) -> Result:
 
 def exists(uri: str) -> bool:
     """Whether a file or a folder is there."""
-    return _file_type(uri) != fs.FileType.NotFound
+    return bool(_file_type(uri) != fs.FileType.NotFound)
 
 
 def is_file(uri: str) -> bool:
     """Whether a file is there."""
-    return _file_type(uri) == fs.FileType.File
+    return bool(_file_type(uri) == fs.FileType.File)
 
 
 def _file_type(uri: str) -> fs.FileType:
@@ -176,17 +178,40 @@ def write_bytes(uri: str, content: bytes) -> None:
     attempt(uri, write)
 
 
-def _replace(target: Path, content: bytes) -> None:
+def _replace(target: Path, content: bytes | Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
     try:
         with part.open("wb") as file:
-            file.write(content)
+            if isinstance(content, Path):
+                with content.open("rb") as source:
+                    shutil.copyfileobj(source, file, _CHUNK)
+            else:
+                file.write(content)
             file.flush()
             os.fsync(file.fileno())
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def upload(path: Path, uri: str) -> None:
+    """Writes a file, or a folder with all below it, from this machine's disk; what stands highest in a folder comes last."""
+    for file in sorted((item for item in path.rglob("*") if item.is_file()), key=lambda item: (-len(item.parts), item)):
+        _upload_file(file, join(uri, file.relative_to(path).as_posix()))
+    if path.is_file():
+        _upload_file(path, uri)
+
+
+def _upload_file(source: Path, uri: str) -> None:
+    def write(filesystem: fs.FileSystem, path: str) -> None:
+        if isinstance(filesystem, fs.LocalFileSystem):
+            _replace(Path(path), source)
+            return
+        with source.open("rb") as file, filesystem.open_output_stream(path, compression=None) as stream:
+            shutil.copyfileobj(file, stream, _CHUNK)
+
+    attempt(uri, write)
 
 
 def write_table(uri: str, table: pa.Table, *, rows_per_group: int = 2**16) -> None:

@@ -11,7 +11,7 @@ from resunet_ray.config import InstanceConfig
 from resunet_ray.data.images import decode_stored
 from resunet_ray.data.synthetic import generate_image
 from resunet_ray.model.instances import find_instances
-from resunet_ray.segment.region import describe_region, measure_instances
+from resunet_ray.segment.region import describe_image, measure_instances
 
 
 def sample() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -60,7 +60,7 @@ def test_a_perimeter_is_about_that_of_the_shape() -> None:
 
 def test_the_sums_say_how_sure_and_how_sharp() -> None:
     image, truth, probability = sample()
-    row = describe_region(probability, image, config=InstanceConfig(), name="a", truth=truth, labels=True, probabilities=True)
+    row = describe_image(probability, image, config=InstanceConfig(), name="a", truth=truth, labels=True, probabilities=True)
     mask = decode_stored(row["mask"])
     assert set(np.unique(mask)) == {0, 255}
     np.testing.assert_array_equal(mask > 0, probability >= 0.5)
@@ -69,11 +69,11 @@ def test_the_sums_say_how_sure_and_how_sharp() -> None:
     assert row["foreground_pixels"] == (mask > 0).sum() == row["tp"] + row["fp"]
     assert row["confidence_sum"] / row["pixels"] == pytest.approx(np.maximum(probability, 1 - probability).mean(), abs=0.003)
     assert row["uncertain_pixels"] == pytest.approx(((probability > 0.25) & (probability < 0.75)).sum(), rel=0.03)
-    blurred = describe_region(probability, cv2.GaussianBlur(image, (0, 0), 3), config=InstanceConfig(), name="a")
+    blurred = describe_image(probability, cv2.GaussianBlur(image, (0, 0), 3), config=InstanceConfig(), name="a")
     assert blurred["laplacian_square_sum"] < row["laplacian_square_sum"] / 5
 
 
 def test_nothing_found_is_a_row_all_the_same() -> None:
     image, _, probability = sample()
-    row = describe_region(np.zeros_like(probability), image, config=InstanceConfig(), name="a")
+    row = describe_image(np.zeros_like(probability), image, config=InstanceConfig(), name="a")
     assert (row["num_instances"], row["instances"], row["foreground_pixels"]) == (0, [], 0)

@@ -21,7 +21,7 @@ from resunet_ray.data.images import decode_image, decode_stored
 from resunet_ray.errors import InputError
 from resunet_ray.model.instances import find_instances
 from resunet_ray.report.segmentation import write_segmentation_report
-from resunet_ray.segment.export import export_png
+from resunet_ray.segment.export import export_runs
 from resunet_ray.segment.run import Segmented, segment
 
 
@@ -101,13 +101,13 @@ def test_other_programs_read_the_tables(first: tuple[SegmentConfig, Segmented], 
 
 def test_masks_become_files_that_any_viewer_opens(first: tuple[SegmentConfig, Segmented]) -> None:
     config, result = first
-    assert export_png(config.output) == 36
+    assert export_runs(config.output, kinds=["png"]) == 36
     regions = read_output(config.output, "regions").set_index("image_id")
     for image_id, row in regions.iterrows():
         (name,) = (name for name, _ in files(config.output, str(result.run_id)) if f".{image_id[:8]}.mask" in name)
         assert storage.read_bytes(f"{config.output}/exports/png/{result.run_id}/{name}") == row["mask"]
-    with pytest.raises(InputError, match="has no regions of run other: found"):
-        export_png(config.output, run_ids=["other"])
+    with pytest.raises(InputError, match="has no run other that is done: found"):
+        export_runs(config.output, kinds=["png"], run_ids=["other"])
 
 
 def test_the_report_shows_images_wherever_they_lie(

@@ -1,0 +1,86 @@
+"""Tissue: where on a slide there is anything to look at, judged from a low-power view."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from resunet_ray.data.slides import Slide
+
+_VIEW_SIDE = 2048  # pixels of the low-power view's longer side
+_BRIGHT, _DARK = 180, 75  # grey levels beyond which the commonest colour is an empty background
+_LEAST_COLOUR = 25  # grey levels between the channels of a colour, beyond which it is no empty glass
+_NOISE_FACTOR = 4.0  # robust standard deviations by which tissue differs from the background
+_LEAST_DIFFERENCE = 8.0  # grey levels, where a background is all one value
+_SMOOTHING = 4.0  # pixels of the view
+_SPECK_SIDE = 100  # level-0 pixels; what is smaller, and much smaller than the largest piece, may be dust, or single cells
+_SPECK_SHARE = 0.02  # of the largest piece
+_DUST = 0.2  # specks that take less than so much of the larger pieces' area are dust
+_MARGIN = 7  # pixels of the view by which tissue is widened: nuclei lie at its edge, too
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """What a low-power view shows."""
+
+    mask: Bool[np.ndarray, "h w"]
+    fluorescence: bool
+    """Light on a dark background."""
+    fraction: float
+    """Share of the slide."""
+    view: UInt8[np.ndarray, "h w 3"]
+
+    def covers(self, top: float, left: float, bottom: float, right: float) -> bool:
+        """Whether there is tissue in a window, given in fractions of the slide's height and width."""
+        height, width = self.mask.shape
+        rows = slice(int(top * height), int(np.ceil(bottom * height)))
+        return bool(self.mask[rows, int(left * width) : int(np.ceil(right * width))].any())
+
+
+def read_view(slide: Slide, *, side: int = _VIEW_SIDE) -> UInt8[np.ndarray, "h w 3"]:
+    """The whole slide, small.
+
+    Args:
+        slide: to read.
+        side: pixels of the longer side.
+    """
+    scale = max(1.0, max(slide.info.height, slide.info.width) / side)
+    height, width = slide.size_at(scale)
+    return slide.read(0, 0, height, width, scale=scale)
+
+
+def find_tissue(view: UInt8[np.ndarray, "h w 3"], *, scale: float) -> Tissue:
+    """Tissue is what differs from the background, however pale and in whatever colour.
+
+    The background is the commonest colour of the view, if that is bright (a lamp behind glass) or dark (fluorescence); where it
+    is neither, tissue fills the view.
+
+    Args:
+        view: the whole slide, small.
+        scale: side of its pixels, in level-0 pixels.
+    """
+    background = np.array([np.bincount(view[..., channel].ravel(), minlength=256).argmax() for channel in range(3)], np.float32)
+    grey, colour = float(background.mean()), float(np.ptp(background))
+    if _DARK < grey < _BRIGHT or (grey >= _BRIGHT and colour > _LEAST_COLOUR):
+        return Tissue(np.ones(view.shape[:2], bool), fluorescence=False, fraction=1.0, view=view)
+    smooth = cv2.GaussianBlur(view, (0, 0), _SMOOTHING).astype(np.float32)
+    difference = np.abs(smooth - background).max(axis=2)
+    near = difference[difference <= np.median(difference)]
+    noise = 1.4826 * float(np.median(near)) if near.size else 0.0
+    mask = _without_dust((difference > max(_LEAST_DIFFERENCE, _NOISE_FACTOR * noise)).astype(np.uint8), scale=scale)
+    widened = cv2.dilate(mask, np.ones((_MARGIN, _MARGIN), np.uint8)) > 0
+    return Tissue(widened, fluorescence=grey <= _DARK, fraction=float(mask.mean()), view=view)
+
+
+def _without_dust(mask: UInt8[np.ndarray, "h w"], *, scale: float) -> UInt8[np.ndarray, "h w"]:
+    """Without the specks beside large pieces of tissue; where there are hardly any pieces, or many specks, these are cells."""
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    areas = statistics[:, cv2.CC_STAT_AREA]
+    large = areas >= min((_SPECK_SIDE / scale) ** 2, _SPECK_SHARE * areas[1:].max(initial=0))
+    large[0] = False
+    specks = int(areas[1:][~large[1:]].sum())
+    if specks >= _DUST * int(areas[large].sum()):
+        return mask
+    kept: UInt8[np.ndarray, "h w"] = large[labels].astype(np.uint8)
+    return kept

@@ -1,0 +1,45 @@
+"""An image or a tile of a slide on its way through an actor."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from resunet_ray import storage
+from resunet_ray.model.tiling import Tile
+from resunet_ray.segment.region import Row
+
+
+@dataclass
+class Sample:
+    """What is known so far."""
+
+    row: Row
+    """Of REGIONS; of a tile, only the seconds and what went wrong."""
+    tile: Tile | None = None
+    """Where it lies on its slide, at the scale of the network; None: it is an image."""
+    image: UInt8[np.ndarray, "h w 3"] | None = None
+    truth: UInt8[np.ndarray, "h w"] | None = None
+    probability: Float32[np.ndarray, "h w"] | None = field(default=None, repr=False)
+
+
+def fail(row: Row, *, stage: str, error: Exception) -> None:
+    """Notes in a row what went wrong, and where."""
+    message = storage.mask_credentials(str(error)) or type(error).__name__
+    row |= {"status": "failed", "error_stage": stage, "error_type": type(error).__name__, "error_message": message}
+
+
+def group_samples(samples: Iterable[Sample], *, pixels: int) -> Iterator[list[Sample]]:
+    """Consecutive images that go through the network in one call."""
+    group: list[Sample] = []
+    held = 0
+    for sample in samples:
+        size = 0 if sample.image is None else sample.image.shape[0] * sample.image.shape[1]
+        if group and held + size > pixels:
+            yield group
+            group, held = [], 0
+        group.append(sample)
+        held += size
+    if group:
+        yield group

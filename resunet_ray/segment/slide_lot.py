@@ -1,0 +1,114 @@
+"""Regions of one slide that are segmented together, so that a tile that several of them see is computed once."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from resunet_ray.config import InstanceConfig, PreprocessConfig, SegmentConfig
+from resunet_ray.data.slides import Slide
+from resunet_ray.model.tiling import Tile
+from resunet_ray.segment.mosaic import LARGEST_MARGIN, MARGIN, Grid, find_objects
+from resunet_ray.segment.region import Row, describe_region
+from resunet_ray.segment.sample import Sample
+from resunet_ray.segment.survey import region_window
+
+Held = dict[Tile, Sample]
+
+
+@dataclass(frozen=True)
+class SlideLot:
+    """The windows of some regions of one slide, in the order of their rows."""
+
+    grid: Grid
+    scale: float
+    """Side of a pixel of the grid, in pixels of the slide."""
+    regions: Sequence[Tile]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], slide: Slide, *, preprocess: PreprocessConfig, side: int) -> "SlideLot":
+        """The lot of some rows of the plan.
+
+        Args:
+            rows: of one slide.
+            slide: open.
+            preprocess: the bundle's tiles.
+            side: of a region, as it was planned.
+        """
+        scale = rows[0]["scale_to_level0"]
+        grid = Grid(*slide.size_at(scale), tile=preprocess.tile, context=preprocess.context)
+        return cls(grid, scale, [region_window(row, height=grid.height, width=grid.width, side=side) for row in rows])
+
+    def tiles(self) -> Iterator[Tile]:
+        """Those that the regions need, each once, in the order in which they are needed."""
+        yield from dict.fromkeys(tile for number in range(len(self.regions)) for tile in self._needs(number))
+
+    def gather(self, samples: Iterable[Sample]) -> Iterator[tuple[int, Held]]:
+        """Each region's number with its tiles, as soon as these are there; a tile that is of no more use is let go.
+
+        Args:
+            samples: of `tiles()`, in that order.
+        """
+        last = {tile: number for number in range(len(self.regions)) for tile in self._needs(number)}
+        held: Held = {}
+        number, needed = 0, self._needs(0)
+        for sample in samples:
+            assert sample.tile is not None, "a tile's sample knows its tile"
+            held[sample.tile] = sample
+            while number < len(self.regions) and all(tile in held for tile in needed):
+                yield number, {tile: held[tile] for tile in needed}
+                number += 1
+                held = {tile: kept for tile, kept in held.items() if last[tile] >= number}
+                needed = self._needs(number) if number < len(self.regions) else []
+
+    def _needs(self, number: int) -> list[Tile]:
+        return self.grid.tiles(self.grid.widen(self.regions[number], MARGIN))
+
+    def describe(
+        self,
+        row: Row,
+        number: int,
+        held: Held,
+        *,
+        config: InstanceConfig,
+        compute: Callable[[list[Tile]], Held],
+        keep: SegmentConfig,
+    ) -> None:
+        """Fills a region's row with what its window holds.
+
+        Args:
+            row: of REGIONS.
+            number: of the region.
+            held: its tiles; more are added where objects reach beyond the margin.
+            config: threshold and instances.
+            compute: gives further tiles.
+            keep: says whether label images and probabilities are kept as well.
+        """
+        region, margin = self.regions[number], MARGIN
+        while True:
+            seen = self.grid.widen(region, margin)
+            held |= compute([tile for tile in self.grid.tiles(seen) if tile not in held])
+            if bad := next((sample for sample in held.values() if sample.row["status"] == "failed"), None):
+                row |= {name: bad.row[name] for name in ("status", "error_stage", "error_type", "error_message")}
+                return
+            probabilities = {tile: sample.probability for tile, sample in held.items() if sample.probability is not None}
+            probability = self.grid.blend(seen, probabilities)
+            found = find_objects(
+                probability, seen=seen, region=region, grid=self.grid, config=config, last=margin >= LARGEST_MARGIN
+            )
+            if found is not None:
+                break
+            margin *= 2
+        images = {tile: sample.image for tile, sample in held.items() if sample.image is not None}
+        row |= describe_region(
+            probability,
+            self.grid.paste(region, images),
+            found,
+            seen=seen,
+            region=region,
+            bounds=(self.grid.height, self.grid.width),
+            scale=self.scale,
+            name=row["image_uri"],
+            labels=keep.labels,
+            probabilities=keep.probabilities,
+        )
+        row |= {name: sum(sample.row[name] for sample in held.values()) for name in ("read_seconds", "model_seconds")}
+        row["status"] = "ok"

@@ -1,0 +1,205 @@
+"""The survey: what a slide's header and its low-power view say, and which of its regions are worth reading.
+
+A slide becomes one row of the plan for each region with tissue; a slide without any, or that cannot be opened, one row that
+says so.
+"""
+
+import csv
+import io
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from resunet_ray import storage
+from resunet_ray.bundle import BundleInfo
+from resunet_ray.config import SegmentConfig
+from resunet_ray.data.archives import Entry
+from resunet_ray.data.slides import SUFFIXES, TIFF_SUFFIXES, Slide, companions, is_slide
+from resunet_ray.data.tissue import Tissue, find_tissue, read_view
+from resunet_ray.errors import ImageError, InputError, ResourceError
+from resunet_ray.model.tiling import Tile
+from resunet_ray.segment.mosaic import Grid
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+_SAME_SCALE = 0.01  # a slide whose pixels are so nearly the bundle's is not resampled
+
+
+@dataclass(frozen=True)
+class Surveyor:
+    """Looks at slides before they are segmented."""
+
+    config: SegmentConfig
+    bundle_mpp: float | None
+    """Microns per pixel of the bundle's training data."""
+    tile: int
+    context: int
+    resizes: bool
+    """The bundle's network sees whole images, resized."""
+    known_mpp: dict[str, float]
+    """What the sidecar says, by location or name."""
+
+    @classmethod
+    def of(cls, config: SegmentConfig, info: BundleInfo) -> "Surveyor":
+        """That of one run."""
+        tiles = info.preprocess
+        known = read_known_mpp(config.mpp_csv)
+        return cls(config, info.mpp, tiles.tile, tiles.context, resizes=tiles.resize is not None, known_mpp=known)
+
+    def __call__(self, planned: Row) -> list[Row]:
+        """The rows of one file that may be a slide; of a plain image the one that it had."""
+        try:
+            return self._survey(planned)
+        except ResourceError:
+            raise  # the storage is away, which is not the slide's fault
+        except Exception as error:  # noqa: BLE001 (libraries raise what they like over a damaged header)
+            logger.info("%s", error)
+            message = storage.mask_credentials(str(error))
+            return [planned | {"error_stage": "open", "error_type": type(error).__name__, "error_message": message}]
+
+    def _survey(self, planned: Row) -> list[Row]:
+        uri = planned["image_uri"]
+        if uri.lower().endswith(TIFF_SUFFIXES) and not self._tiff_is_slide(uri):
+            return [planned]
+        if self.resizes:
+            raise ImageError(f"{uri} is a slide, and the bundle was trained on whole images resized: give one that tiles")
+        with stage_slide(planned, config=self.config) as path:
+            slide = Slide(path, name=uri)
+            try:
+                return self._plan(planned, slide)
+            finally:
+                slide.close()
+
+    def _tiff_is_slide(self, uri: str) -> bool:
+        with io.BufferedReader(storage.Reader(uri)) as file:
+            return is_slide(file, max_pixels=self.config.max_pixels)
+
+    def _plan(self, planned: Row, slide: Slide) -> list[Row]:
+        warnings = []
+        mpp, source = self._choose_mpp(planned, slide)
+        if mpp is None and slide.info.stated_mpp is not None:
+            warnings.append("mpp_not_believed")
+        base = planned | {"mpp": mpp, "mpp_source": source, "format": slide.info.format}
+        base |= {"slide_height": slide.info.height, "slide_width": slide.info.width}
+        if mpp is None and self.config.missing_mpp != "native":
+            if self.config.missing_mpp == "error":
+                raise InputError(
+                    f"{planned['image_uri']} does not say how large its pixels are (it states {slide.info.stated_mpp}): "
+                    "give --mpp, a sidecar by --mpp-csv, or --missing-mpp native"
+                )
+            return [base | _no_regions(["mpp_missing"], tissue=None)]
+        scale = self.scale(mpp)
+        height, width = slide.size_at(scale)
+        windows = Grid(height, width, self.tile, self.context).regions(self.config.region)
+        tissue = self._look(slide, warnings)
+        if tissue is not None:
+            edges = ((w, w.top / height, w.left / width, w.bottom / height, w.right / width) for w in windows)
+            windows = [window for window, *place in edges if tissue.covers(*place)]
+        fraction = None if tissue is None else tissue.fraction
+        if not windows:
+            logger.warning("%s: no tissue found, nothing of it is read (--tissue off reads all)", planned["image_uri"])
+            return [base | _no_regions([*warnings, "no_tissue"], tissue=fraction)]
+        base |= {"tissue_fraction": fraction, "warnings": warnings, "num_regions": len(windows), "scale_to_level0": scale}
+        return [base | place_region(window, scale=scale) | {"region_index": index} for index, window in enumerate(windows)]
+
+    def _look(self, slide: Slide, warnings: list[str]) -> Tissue | None:
+        """Where there is tissue; None: all of the slide is read."""
+        if self.config.tissue == "off":
+            return None
+        try:
+            view = read_view(slide)
+        except ImageError as error:  # its regions will say which of them are damaged
+            logger.warning("%s: all of it is read, since there is no low-power view", error)
+            warnings.append("view_unreadable")
+            return None
+        tissue = find_tissue(view, scale=slide.info.height / view.shape[0])
+        warnings += ["fluorescence"] if tissue.fluorescence else []
+        return tissue
+
+    def scale(self, mpp: float | None) -> float:
+        """Side of a pixel that the network sees, in pixels of the slide."""
+        if mpp is None or self.bundle_mpp is None:
+            return 1.0
+        scale = self.bundle_mpp / mpp
+        return 1.0 if abs(scale - 1) < _SAME_SCALE else scale
+
+    def _choose_mpp(self, planned: Row, slide: Slide) -> tuple[float | None, str | None]:
+        """From the command line or a manifest, from the sidecar, from the file: the first that is known."""
+        if planned["mpp"] is not None:
+            return planned["mpp"], planned["mpp_source"]
+        uri = planned["image_uri"]
+        for key in (uri, uri.rsplit("/", 1)[-1]):
+            if key in self.known_mpp:
+                return self.known_mpp[key], "sidecar"
+        return slide.info.mpp, None if slide.info.mpp is None else "metadata"
+
+
+def may_be_slide(planned: Row) -> bool:
+    """Whether a file has to be looked at before it is planned."""
+    return (
+        planned["member"] is None
+        and planned["error_type"] is None
+        and planned["image_uri"].lower().endswith(SUFFIXES + TIFF_SUFFIXES)
+    )
+
+
+def place_region(window: Tile, *, scale: float) -> Row:
+    """Where a window lies, in pixels of the slide."""
+    top, left = round(window.top * scale), round(window.left * scale)
+    height, width = round(window.bottom * scale) - top, round(window.right * scale) - left
+    return {"y": top, "x": left, "height": height, "width": width}
+
+
+def region_window(row: Row, *, height: int, width: int, side: int) -> Tile:
+    """The window that `place_region` placed, among those of the grid.
+
+    Args:
+        row: of the plan.
+        height: of the slide at the row's scale.
+        width: of the slide.
+        side: of a region.
+    """
+    scale = row["scale_to_level0"]
+    top, left = (round(row[name] / scale / side) * side for name in "yx")
+    return Tile(top, min(top + side, height), left, min(left + side, width))
+
+
+@contextmanager
+def stage_slide(row: Row, *, config: SegmentConfig) -> Iterator[str]:
+    """The slide of a row of the plan as a file on this node."""
+    uri = row["image_uri"]
+    fingerprint = f"{row['source_etag']}-{row['source_bytes']}-{row['source_mtime']}"
+    limit = int(config.cache_gib * 2**30)
+    with storage.stage(uri, fingerprint=fingerprint, companions=companions(uri), folder=config.cache, max_bytes=limit) as path:
+        yield path
+
+
+def read_known_mpp(uri: str | None) -> dict[str, float]:
+    """A sidecar's pixel sizes: CSV with the columns `name` (a file's name or location) and `mpp`.
+
+    Raises:
+        InputError: it is missing, or is not that.
+    """
+    if uri is None:
+        return {}
+    rows = list(csv.DictReader(io.StringIO(Entry(storage.absolute(uri)).read().decode("utf-8-sig"))))
+    if not rows or not {"name", "mpp"} <= set(rows[0]):
+        raise InputError(
+            f"{uri} is no table of pixel sizes: expected CSV with the columns `name` and `mpp`, and a row for each slide"
+        )
+    try:
+        known = {row["name"]: float(row["mpp"]) for row in rows}
+    except ValueError as error:
+        raise InputError(f"{uri}: {error}: expected microns per pixel") from None
+    if bad := [name for name, mpp in known.items() if not mpp > 0]:
+        raise InputError(f"{uri}: mpp of {bad[0]} is {known[bad[0]]}: expected microns per pixel")
+    return known
+
+
+def _no_regions(warnings: list[str], *, tissue: float | None) -> Row:
+    place = dict.fromkeys(("y", "x", "height", "width"), 0)
+    return {"region_index": 0, "num_regions": 0, "scale_to_level0": 1.0, "tissue_fraction": tissue, "warnings": warnings, **place}

@@ -1,0 +1,176 @@
+"""However a slide is cut, the same nuclei come out; and what is wrong with it is said."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from support import REAL_SLIDES, read_output, run_job, write_pyramid
+
+from resunet_ray import storage
+from resunet_ray.config import SegmentConfig
+from resunet_ray.segment.run import Segmented, segment
+
+
+def nuclei(output: Path | str) -> pd.DataFrame:
+    return read_output(str(output), "instances").sort_values(["centroid_y", "centroid_x"], ignore_index=True)
+
+
+def run(slide: Path | str, output: Path | str, bundle: str, **settings: Any) -> Segmented:
+    return segment(SegmentConfig(bundle=bundle, input=(str(slide),), output=str(output), precision="fp32", **settings))[-1]
+
+
+def test_the_same_nuclei_come_out_however_the_slide_is_cut(
+    picture: np.ndarray, dark_bundle: str, tmp_path: Path, cluster: None
+) -> None:
+    write_pyramid(tmp_path / "slide.tiff", picture)
+    cv2.imwrite(str(tmp_path / "slide.png"), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    assert run(tmp_path / "slide.png", tmp_path / "plain", dark_bundle).images == {"ok": 1}
+    expected = nuclei(tmp_path / "plain")
+    assert len(expected) > 100
+    for region in (256, 512, 2048):
+        result = run(tmp_path / "slide.tiff", tmp_path / str(region), dark_bundle, region=region)
+        assert result.images == {"ok": 1}
+        found = nuclei(tmp_path / str(region))
+        columns = ["geometry", "area_px", "touches_edge"]
+        pd.testing.assert_frame_equal(found[columns], expected[columns])
+        np.testing.assert_allclose(found["centroid_y"], expected["centroid_y"])
+        np.testing.assert_allclose(found["score"], expected["score"], atol=1e-5)
+        (image,) = read_output(str(tmp_path / str(region)), "images").itertuples()
+        assert (image.height, image.width, image.num_nuclei) == (*picture.shape[:2], len(expected))
+        assert image.seam_disagreement == 0
+        assert image.num_regions == -(-700 // region) * -(-900 // region)
+        assert image.foreground_fraction == pytest.approx(
+            read_output(str(tmp_path / "plain"), "images")["foreground_fraction"][0]
+        )
+
+
+def test_a_slide_is_read_at_the_scale_of_the_bundle(picture: np.ndarray, dark_bundle: str, tmp_path: Path, cluster: None) -> None:
+    """A slide of twice the resolution has the same nuclei in µm, and four times their pixels."""
+    write_pyramid(tmp_path / "half.tiff", picture, mpp=0.5)
+    large = cv2.resize(picture, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
+    write_pyramid(tmp_path / "quarter.tiff", large, mpp=0.25)
+    areas = {}
+    for name in ("half", "quarter"):
+        run(tmp_path / f"{name}.tiff", tmp_path / name, dark_bundle, region=256)
+        (image,) = read_output(str(tmp_path / name), "images").itertuples()
+        assert (image.mpp_source, image.mpp) == ("metadata", pytest.approx(0.5 if name == "half" else 0.25, rel=1e-3))
+        areas[name] = nuclei(tmp_path / name)
+        assert image.median_nucleus_area_um2 == pytest.approx(areas[name]["area_um2"].median())
+    assert abs(len(areas["half"]) - len(areas["quarter"])) < 0.03 * len(areas["half"])
+    assert areas["quarter"]["area_um2"].sum() == pytest.approx(areas["half"]["area_um2"].sum(), rel=0.03)
+    assert areas["quarter"]["area_px"].sum() == pytest.approx(4 * areas["half"]["area_px"].sum(), rel=0.03)
+
+
+def test_where_the_pixel_size_comes_from(picture: np.ndarray, dark_bundle: str, tmp_path: Path, cluster: None) -> None:
+    write_pyramid(tmp_path / "screen.tiff", picture[:300, :300], mpp=264.58)
+    (tmp_path / "sizes.csv").write_text("name,mpp\nscreen.tiff,0.4\n")
+    settings: dict[str, dict[str, Any]] = {
+        "native": {},
+        "argument": {"mpp": 0.6, "mpp_csv": str(tmp_path / "sizes.csv")},
+        "sidecar": {"mpp_csv": str(tmp_path / "sizes.csv")},
+        "skip": {"missing_mpp": "skip"},
+        "error": {"missing_mpp": "error"},
+    }
+    rows = {}
+    for name, setting in settings.items():
+        run(tmp_path / "screen.tiff", tmp_path / name, dark_bundle, **setting)
+        (rows[name],) = read_output(str(tmp_path / name), "images").itertuples()
+    found = {name: (row.status, None if pd.isna(row.mpp_source) else row.mpp_source) for name, row in rows.items()}
+    assert found == {
+        "native": ("ok", None),
+        "argument": ("ok", "argument"),
+        "sidecar": ("ok", "sidecar"),
+        "skip": ("empty", None),
+        "error": ("failed", None),
+    }
+    assert rows["native"].qc_reasons.tolist() == ["mpp_not_believed"]
+    assert np.isnan(rows["native"].median_nucleus_area_um2)
+    assert nuclei(tmp_path / "native")["area_um2"].isna().all()
+    assert rows["skip"].qc_reasons.tolist() == ["mpp_missing"]
+    assert "does not say how large its pixels are (it states 264.58" in rows["error"].error_message
+
+
+def test_a_damaged_tile_costs_its_regions_and_no_others(
+    picture: np.ndarray, dark_bundle: str, tmp_path: Path, cluster: None
+) -> None:
+    write_pyramid(tmp_path / "slide.tiff", picture, levels=2)
+    with tifffile.TiffFile(tmp_path / "slide.tiff") as file:
+        offset, size = file.pages[0].dataoffsets[37], file.pages[0].databytecounts[37]
+    content = bytearray((tmp_path / "slide.tiff").read_bytes())
+    content[offset : offset + size] = bytes(size)
+    (tmp_path / "slide.tiff").write_bytes(content)
+    result = run(tmp_path / "slide.tiff", tmp_path / "out", dark_bundle, region=256, max_error_fraction=1)
+    assert result.images == {"partial": 1}
+    (image,) = read_output(str(tmp_path / "out"), "images").itertuples()
+    assert (image.num_regions, image.error_stage) == (12, "read")
+    assert 1 <= image.num_regions_failed <= 4
+    assert "slide.tiff cannot be read as a slide" in image.error_message
+    assert image.num_nuclei == len(nuclei(tmp_path / "out")) > 0
+    write_pyramid(tmp_path / "slide.tiff", picture, levels=2)  # as good as new
+
+
+def test_slides_in_object_storage_are_staged_once_and_leave(
+    picture: np.ndarray, dark_bundle: str, tmp_path: Path, s3: str, cluster: None
+) -> None:
+    write_pyramid(tmp_path / "slide.tiff", picture, levels=2)
+    content = (tmp_path / "slide.tiff").read_bytes()
+    for name in ("a", "b", "c"):
+        storage.write_bytes(f"{s3}/slides/{name}.tiff", content)
+    gib = 2.5 * len(content) / 2**30
+    result = run(f"{s3}/slides", f"{s3}/slides-out", dark_bundle, region=256, cache=str(tmp_path / "cache"), cache_gib=gib)
+    assert result.images == {"ok": 3}
+    images = read_output(f"{s3}/slides-out", "images")
+    assert images["num_nuclei"].nunique() == 1
+    staged = list((tmp_path / "cache").rglob("*.tiff"))
+    assert 1 <= len(staged) <= 2, "what does not fit has left"
+    assert staged[0].read_bytes() == content
+
+
+def test_bad_slides_are_rows(dark_bundle: str, tmp_path: Path, picture: np.ndarray, cluster: None) -> None:
+    (tmp_path / "in").mkdir()
+    write_pyramid(tmp_path / "in" / "cut.tiff", picture)
+    content = (tmp_path / "in" / "cut.tiff").read_bytes()
+    (tmp_path / "in" / "cut.tiff").write_bytes(content[: len(content) // 3])
+    (tmp_path / "in" / "text.svs").write_bytes(b"this is no slide")
+    (tmp_path / "in" / "zero.ndpi").write_bytes(b"")
+    tifffile.imwrite(tmp_path / "in" / "stack.ome.tiff", np.zeros((5, 40, 50), np.uint8), metadata={"axes": "ZYX"})
+    tifffile.imwrite(tmp_path / "in" / "plain.tif", picture[:90, :120])
+    glass = np.full((600, 800, 3), 240, np.uint8)
+    write_pyramid(tmp_path / "in" / "glass.tiff", glass)
+    code, line, errors = run_job(
+        "segment", "--bundle", dark_bundle, "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")
+    )
+    assert code == 3, errors
+    assert line["images"] == {"failed": 4, "ok": 1, "empty": 1}
+    rows = read_output(str(tmp_path / "out"), "images")
+    rows.index = [Path(uri).name for uri in rows["image_uri"]]
+    assert rows.loc["glass.tiff", "status"] == "empty"
+    assert rows.loc["glass.tiff", "qc_reasons"].tolist() == ["no_tissue"]
+    assert rows.loc["plain.tif", "status"] == "ok"
+    for name in ("text.svs", "zero.ndpi", "stack.ome.tiff", "cut.tiff"):
+        assert rows.loc[name, "status"] == "failed"
+        assert name in rows.loc[name, "error_message"], rows.loc[name, "error_message"]
+
+
+@pytest.fixture(scope="module")
+def real_slides() -> Path:
+    if not REAL_SLIDES.exists():
+        pytest.skip(f"no real slides at {REAL_SLIDES}: what they would show is not shown")
+    return REAL_SLIDES
+
+
+def test_real_slides_and_broken_ones(real_slides: Path, dark_bundle: str, tmp_path: Path, cluster: None) -> None:
+    result = run(real_slides, tmp_path, dark_bundle, max_error_fraction=1)
+    rows = read_output(str(tmp_path), "images")
+    rows.index = [Path(uri).name for uri in rows["image_uri"]]
+    assert result.images == {"ok": 4, "empty": 1, "failed": 3}, rows[["status", "error_message"]]
+    assert (rows.loc[["unopenable.tiff", "unreadable.svs", "not-a-tiff.svs"], "status"] == "failed").all()
+    luna = rows.loc["luna-1065626.svs"]
+    assert luna["num_regions"] < 0.05 * 24 * 21
+    assert (luna["height"], luna["width"], luna["mpp_source"]) == (10249, 11952, "metadata")
+    assert rows.loc["CropBreastSlide.tiff", "qc_reasons"].tolist() == ["mpp_not_believed"]
+    assert rows.loc["CMU-1-Small-Region.svs", "seam_disagreement"] == 0

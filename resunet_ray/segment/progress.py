@@ -11,6 +11,8 @@ class Progress:
 
     total: int
     """Regions to expect."""
+    unit: str
+    """What they are, for the log."""
     networks: int
     """Copies of the network that compute at the same time."""
     regions: int = 0
@@ -36,4 +38,4 @@ class Progress:
     def __str__(self) -> str:
         rate = self.regions / self.seconds
         left = (self.total - self.regions) / rate if rate else 0.0
-        return f"{self.regions} of {self.total} images, {rate:.1f} images/s, {left:.0f} s left, {self.failed} failed"
+        return f"{self.regions} of {self.total} {self.unit}, {rate:.1f}/s, {left:.0f} s left, {self.failed} failed"

@@ -218,7 +218,8 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
         gpu=bool(own.gpu or (own.gpu is None and count_gpus())),
         threads=max(1, (os.cpu_count() or 1) // (own.actors or 1)),
     )
-    progress = _segment_lots(job, lease=lease)
+    unit = "images" if plan.images == plan.regions else "regions"
+    progress = _segment_lots(job, unit=unit, lease=lease)
     segmented = time.perf_counter()
     if lease is not None:
         lease.check()
@@ -240,7 +241,7 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
         failed_before=plan.failed_before,
         repeated=plan.repeated,
         megapixels_per_second=round(progress.pixels / 1e6 / progress.seconds, 3),
-        images_per_second=round(progress.regions / progress.seconds, 3),
+        images_per_second=round(progress.regions * plan.images / plan.regions / progress.seconds, 3),
         model_busy_fraction=round(progress.stages["model"] / (progress.seconds * progress.networks), 4),
         seconds={name: round(value, 3) for name, value in seconds.items()},
     )
@@ -256,11 +257,11 @@ def _lots_done(output: str, run_id: str) -> set[int]:
     return {int(name.removesuffix(".parquet")) for name, _ in storage.list_files(folder) if name.endswith(".parquet")}
 
 
-def _segment_lots(job: Job, *, lease: Lease | None) -> Progress:
+def _segment_lots(job: Job, *, unit: str, lease: Lease | None) -> Progress:
     """Runs the lots on the cluster, and says how far it is."""
     config = job.config
     actors = max(1, min(config.actors or (count_gpus() if job.gpu else 1), len(job.lots)))
-    progress = Progress(total=count_regions(job.folder, job.lots), networks=actors * (1 if job.gpu else job.threads))
+    progress = Progress(total=count_regions(job.folder, job.lots), unit=unit, networks=actors * (1 if job.gpu else job.threads))
     if not job.lots:
         return progress
     require_resources(

@@ -110,5 +110,8 @@ class SlideLot:
             labels=keep.labels,
             probabilities=keep.probabilities,
         )
-        row |= {name: sum(sample.row[name] for sample in held.values()) for name in ("read_seconds", "model_seconds")}
+        for sample in held.values():  # a tile's seconds count once, for the first region that takes it
+            for name in ("read_seconds", "model_seconds"):
+                row[name] += sample.row[name]
+                sample.row[name] = 0.0
         row["status"] = "ok"

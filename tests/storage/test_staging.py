@@ -3,6 +3,7 @@
 import threading
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,12 @@ def test_many_at_once_bring_a_file_once(s3: str, tmp_path: Path, monkeypatch: py
     uri = put(s3, "one.svs")
     brought: list[str] = []
     original = staging._bring
-    monkeypatch.setattr(staging, "_bring", lambda uris, **rest: (brought.append(uris[0]), original(uris, **rest))[1])
+
+    def bring(uris: list[str], **rest: Any) -> None:
+        brought.extend(uris)
+        original(uris, **rest)
+
+    monkeypatch.setattr(staging, "_bring", bring)
     found: list[bytes] = []
     threads = [threading.Thread(target=lambda: found.append(stage(uri, tmp_path))) for _ in range(8)]
     for thread in threads:

@@ -4,70 +4,68 @@ train: images/s of training through Ray over images/s of the same steps on tenso
 memory: peak memory of a training job on ten times the data over that on the data.
 segment: megapixels/s of a segmentation job, from files to Parquet, over those of the bare network on tensors in memory. Beside it
     the job's speed over that of one image at a time (decode, predict, score, write), and its peak memory on few and many images.
+slide: the same for one slide that is all tissue.
 """
 
-import copy
 import os
 import subprocess
 import sys
-import threading
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import ray
-import torch
+import tifffile
 import tyro
+from _bare import SIDE
 from _job import read_config, run_job
+from _memory import PeakMemory
 
 from resunet_ray import storage
-from resunet_ray.bundle import load_bundle
 from resunet_ray.cluster import MODEL_ENVIRONMENT, connect
-from resunet_ray.config import ModelConfig, PrepareConfig, SegmentConfig, TrainConfig, load_config, save_config
-from resunet_ray.data.dataset import DATASET_FILE, Dataset
-from resunet_ray.data.images import decode_image, encode_png
+from resunet_ray.config import ModelConfig, PrepareConfig, SegmentConfig, TrainConfig, save_config
+from resunet_ray.data.dataset import DATASET_FILE
 from resunet_ray.data.prepare import prepare
-from resunet_ray.data.synthetic import write_images
+from resunet_ray.data.synthetic import generate_image, write_images
 from resunet_ray.errors import InputError
-from resunet_ray.model.instances import threshold_mask
-from resunet_ray.model.metrics import count_pixels, score_counts
 from resunet_ray.segment.run import segment
-from resunet_ray.train.loop import train_step
-from resunet_ray.train.session import build_session
 from resunet_ray.train.tracking import HISTORY_FILE, read_history, run_folder
 from resunet_ray.train.trainer import train
 
-_SIDE = 256  # pixels
-_BARE_STEPS = 30
-_BARE_TILES = 96
 _DISTINCT = 40  # generated images; the others are copies
-_SINGLE_IMAGES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig:
     """What is measured."""
 
-    what: tyro.conf.Positional[Literal["train", "memory", "segment"]]
-    """train, segment: throughput. memory: peak memory of training against the size of the data."""
+    what: tyro.conf.Positional[Literal["train", "memory", "segment", "slide"]]
+    """train, segment, slide: throughput. memory: peak memory of training against the size of the data."""
     output: str
     """Where data and runs go: a new or empty folder."""
     data: str | None = None
     """A prepared data set (train). None: generated images."""
     bundle: str | None = None
-    """What segments (segment)."""
+    """What segments (segment, slide)."""
     images: int = 200
-    """Images to generate; for memory and segment also ten times as many."""
+    """Images to generate; for memory and segment also ten times as many. A slide shows ten times as many."""
     epochs: int = 8
     """Epochs of the run through Ray."""
+    workers: int = 1
+    """Training workers of the run through Ray, which share the cores (train)."""
 
 
 def benchmark_train(config: BenchmarkConfig) -> dict[str, Any]:
     """Bare, through Ray, bare again, so that a machine that slows down is seen. What Ray Data makes ahead counts as well."""
     training = TrainConfig(
-        data="", output=config.output, epochs=config.epochs, validation_interval=config.epochs, warmup_epochs=0
+        data="",
+        output=config.output,
+        workers=config.workers,
+        epochs=config.epochs,
+        validation_interval=config.epochs,
+        warmup_epochs=0,
     )
     bare = [_measure_bare(training)]
     connect()
@@ -90,32 +88,14 @@ def benchmark_train(config: BenchmarkConfig) -> dict[str, Any]:
 
 def _measure_bare(training: TrainConfig) -> float:
     """Images/s of the same steps in a process without Ray."""
-    return float(_run_alone("--bare-train", save_config(training), environment=MODEL_ENVIRONMENT["env_vars"]))
+    return float(_run_alone("training", save_config(training), environment=MODEL_ENVIRONMENT["env_vars"]))
 
 
 def _run_alone(*arguments: str, environment: dict[str, str]) -> str:
-    """What this file prints in a process without Ray."""
-    command = [sys.executable, __file__, *arguments]
+    """What _bare.py prints, in a process without Ray."""
+    command = [sys.executable, str(Path(__file__).with_name("_bare.py")), *arguments]
     done = subprocess.run(command, env={**os.environ, **environment}, check=True, stdout=subprocess.PIPE, text=True)
     return done.stdout.splitlines()[-1]
-
-
-def run_bare_training(training: TrainConfig) -> float:
-    """Images/s of training steps on random tensors in memory, after three to warm up."""
-    torch.set_num_threads(os.cpu_count() or 1)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    nowhere = Dataset("", "", None, {}, {})
-    session = build_session(training, nowhere, rank=0, workers=1, device=device, resume_from=None)
-    generator = torch.Generator().manual_seed(0)
-    shape = training.batch_size, training.crop, training.crop
-    image = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, generator=generator)
-    mask = torch.randint(0, 2, shape, dtype=torch.uint8, generator=generator)
-    session.network.train()
-    for step in range(_BARE_STEPS + 3):
-        if step == 3:
-            start = time.perf_counter()
-        float(train_step(session, image, mask))
-    return _BARE_STEPS * training.batch_size / (time.perf_counter() - start)
 
 
 def benchmark_memory(config: BenchmarkConfig) -> dict[str, Any]:
@@ -142,9 +122,7 @@ def benchmark_memory(config: BenchmarkConfig) -> dict[str, Any]:
 
 def benchmark_segment(config: BenchmarkConfig) -> dict[str, Any]:
     """The bare network, the job on few and on many images, the bare network again, one image at a time."""
-    if config.bundle is None:
-        raise InputError("segment needs --bundle: an untrained network finds no nuclei to measure")
-    bundle = storage.absolute(config.bundle)
+    bundle = _require_bundle(config)
     bare = [_measure_bare_network(bundle)]
     peaks, jobs = [], []
     for count in (config.images, 10 * config.images):
@@ -157,7 +135,7 @@ def benchmark_segment(config: BenchmarkConfig) -> dict[str, Any]:
         peaks.append(peak.gib)
         jobs.append(done)
     bare.append(_measure_bare_network(bundle))
-    single = float(_run_alone("--one-at-a-time", bundle, folder, environment={}))
+    single = float(_run_alone("one-at-a-time", bundle, folder, environment={}))
     job = jobs[-1].megapixels_per_second
     return {
         "ratio": round(job / float(np.mean(bare)), 3),
@@ -171,9 +149,52 @@ def benchmark_segment(config: BenchmarkConfig) -> dict[str, Any]:
     }
 
 
+def benchmark_slide(config: BenchmarkConfig) -> dict[str, Any]:
+    """The bare network, the job on one slide, the bare network again."""
+    bundle = _require_bundle(config)
+    slide = storage.join(config.output, "slide", "slide.tiff")
+    _write_slide(Path(slide), side=SIDE * round((10 * config.images) ** 0.5))
+    bare = [_measure_bare_network(bundle)]
+    with PeakMemory() as peak:
+        connect()
+        (done,) = segment(SegmentConfig(bundle=bundle, input=(slide,), output=storage.join(config.output, "out")))
+        ray.shutdown()
+    bare.append(_measure_bare_network(bundle))
+    return {
+        "ratio": round(done.megapixels_per_second / float(np.mean(bare)), 3),
+        "unit": "megapixels/s of the job over megapixels/s of the bare network",
+        "through_ray": done.megapixels_per_second,
+        "bare": [round(rate, 3) for rate in bare],
+        "regions": done.regions,
+        "seconds": done.seconds,
+        "peak_gib": round(peak.gib, 3),
+    }
+
+
+def _require_bundle(config: BenchmarkConfig) -> str:
+    if config.bundle is None:
+        raise InputError(f"{config.what} needs --bundle: an untrained network finds no nuclei to measure")
+    return storage.absolute(config.bundle)
+
+
+def _write_slide(path: Path, *, side: int) -> None:
+    """A pyramid of generated images side by side, of which a few dozen differ."""
+    path.parent.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    pieces = [generate_image(SIDE, SIDE, modality="stained", num_nuclei=40, rng=rng)[0] for _ in range(_DISTINCT)]
+    count = side // SIDE
+    whole = np.vstack(
+        [np.hstack([pieces[(row * count + column) % _DISTINCT] for column in range(count)]) for row in range(count)]
+    )
+    with tifffile.TiffWriter(path) as writer:
+        for level in range(3):
+            writer.write(whole, tile=(SIDE, SIDE), photometric="rgb", compression="zlib", subfiletype=int(level > 0))
+            whole = cv2.resize(whole, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+
+
 def _write_copies(folder: str, *, count: int) -> None:
     """So many images of 256×256, of which a few dozen differ."""
-    write_images(folder, count=min(count, _DISTINCT), height=_SIDE, width=_SIDE, seed=0)
+    write_images(folder, count=min(count, _DISTINCT), height=SIDE, width=SIDE, seed=0)
     first = [
         storage.read_bytes(storage.join(folder, "images", name)) for name, _ in storage.list_files(storage.join(folder, "images"))
     ]
@@ -184,94 +205,18 @@ def _write_copies(folder: str, *, count: int) -> None:
 
 
 def _measure_bare_network(bundle: str) -> float:
-    return float(_run_alone("--bare-network", bundle, environment=MODEL_ENVIRONMENT["env_vars"]))
-
-
-def run_bare_network(uri: str) -> float:
-    """Megapixels/s of the network on random tiles in memory, at the best of some batch sizes and precisions."""
-    torch.set_num_threads(os.cpu_count() or 1)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bundle = load_bundle(uri, device=device)
-    half = copy.deepcopy(bundle.network).to(torch.bfloat16)
-    best = 0.0
-    for batch_size in (1, 4, 16):
-        x = torch.rand((batch_size, bundle.info.model.in_channels, _SIDE, _SIDE), device=device)
-        x = x.contiguous(memory_format=torch.channels_last)
-        for network, tiles in ((half, x.bfloat16()), (bundle.network, x)):
-            steps = max(2, _BARE_TILES // batch_size)
-            with torch.inference_mode():
-                for step in range(steps + 2):
-                    if step == 2:
-                        start = time.perf_counter()
-                    float(network(tiles).sum())
-            best = max(best, steps * batch_size * _SIDE**2 / 1e6 / (time.perf_counter() - start))
-    return best
-
-
-def run_one_at_a_time(uri: str, folder: str) -> float:
-    """Megapixels/s of a loop over single images, as the report's notebook had it: decode, predict, score, write."""
-    bundle = load_bundle(uri)
-    files = [storage.join(folder, "images", name) for name, _ in storage.list_files(storage.join(folder, "images"))][
-        :_SINGLE_IMAGES
-    ]
-    pixels, start = 0, time.perf_counter()
-    for number, file in enumerate(files):
-        image = decode_image(storage.read_bytes(file), name=file)
-        (probability,) = bundle.predict([image], batch_size=1, precision="fp32")
-        mask = threshold_mask(probability, threshold=bundle.info.instances.threshold)
-        score_counts(count_pixels(mask, mask))
-        storage.write_bytes(storage.join(folder, "single", f"{number}.png"), encode_png(mask * np.uint8(255)))
-        pixels += mask.size
-    return pixels / 1e6 / (time.perf_counter() - start)
+    return float(_run_alone("network", bundle, environment=MODEL_ENVIRONMENT["env_vars"]))
 
 
 def _generate(uri: str, *, count: int) -> str:
     if not storage.exists(storage.join(uri, DATASET_FILE)):
         raw = storage.join(uri, "raw")
-        write_images(raw, count=count, height=_SIDE, width=_SIDE, seed=0)
+        write_images(raw, count=count, height=SIDE, width=SIDE, seed=0)
         prepare(PrepareConfig(input=(raw,), output=uri))
     return uri
 
 
-class PeakMemory:
-    """The largest sum of proportional set sizes of this process and all below it, sampled twice a second (Linux)."""
-
-    def __enter__(self) -> "PeakMemory":
-        self.gib = 0.0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        while not self._stop.wait(0.5):
-            self.gib = max(self.gib, sum(_pss_kib(pid) for pid in _family(os.getpid())) / 2**20)
-
-
-def _family(root: int) -> list[int]:
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            pid, rest = stat.read_text().split(" (", 1)
-        except OSError:  # it ended meanwhile
-            continue
-        parents[int(pid)] = int(rest.rsplit(") ", 1)[1].split()[1])
-    family = {root}
-    while grown := {pid for pid, parent in parents.items() if parent in family} - family:
-        family |= grown
-    return sorted(family)
-
-
-def _pss_kib(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:  # it ended meanwhile
-        return 0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+_BENCHMARKS = {"train": benchmark_train, "memory": benchmark_memory, "segment": benchmark_segment, "slide": benchmark_slide}
 
 
 def _work() -> dict[str, Any]:
@@ -279,16 +224,8 @@ def _work() -> dict[str, Any]:
     config = replace(config, output=storage.absolute(config.output))
     if storage.list_folders(config.output):
         raise InputError(f"{config.output} holds an earlier run, which would be taken for this one: give another --output")
-    return {"train": benchmark_train, "memory": benchmark_memory, "segment": benchmark_segment}[config.what](config)
+    return _BENCHMARKS[config.what](config)
 
 
 if __name__ == "__main__":
-    match sys.argv[1:]:
-        case ["--bare-train", training]:
-            print(run_bare_training(load_config(training, kind=TrainConfig, source="the command line")))
-        case ["--bare-network", bundle]:
-            print(run_bare_network(bundle))
-        case ["--one-at-a-time", bundle, folder]:
-            print(run_one_at_a_time(bundle, folder))
-        case _:
-            run_job("benchmark", _work)
+    run_job("benchmark", _work)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -11,6 +12,7 @@ from resunet_ray.errors import ResourceError
 
 logger = logging.getLogger(__name__)
 
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # Linux, control groups version 2: microseconds of CPU time, and in how many
 _LEAST_LOCAL_CPUS = 3
 """CPUs that a local Ray says it has, at least. Only numbers to schedule by: two training workers fit, beside Ray Data."""
 
@@ -40,7 +42,7 @@ def connect() -> None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one more process; nobody takes this machine away
         ray.init(
             address="local",
-            num_cpus=max(_LEAST_LOCAL_CPUS, os.cpu_count() or 1),
+            num_cpus=max(_LEAST_LOCAL_CPUS, count_cores()),
             include_dashboard=False,
             logging_level=logging.WARNING,
             runtime_env={**environment, "worker_process_setup_hook": _quiet_cleaner},
@@ -84,6 +86,16 @@ def require_resources(*, what: str, num_cpus: float, num_gpus: float = 0, memory
     ]
     if lacking:
         raise ResourceError(f"the Ray cluster is too small for {what}: {'; '.join(lacking)}. Ask for less, or add nodes")
+
+
+def count_cores() -> int:
+    """CPU cores that this process may use: those of its machine, as far as its affinity and its container's quota go."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _CPU_QUOTA.read_text().split()
+    except OSError:  # no control group of version 2
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 def count_gpus() -> int:

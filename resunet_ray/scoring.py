@@ -1,6 +1,5 @@
 """A bundle over the labelled images of a split: each image predicted once and turned into one row, on CPUs or GPUs."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from jaxtyping import Float32
 
 from resunet_ray.bundle import Bundle, load_bundle
-from resunet_ray.cluster import MODEL_ENVIRONMENT, connect, count_gpus, require_resources
+from resunet_ray.cluster import MODEL_ENVIRONMENT, connect, count_cores, count_gpus, require_resources
 from resunet_ray.data.dataset import Dataset, Row, Span, plan_once
 from resunet_ray.data.labelled import Labelled, read_images
 from resunet_ray.data.stream import count_up
@@ -53,7 +52,7 @@ def score_split(
     )
     return count_up(len(spans)).map_batches(
         _Scorer,
-        fn_constructor_args=(dataset, spans, bundle, score, schema, predict, max(1, (os.cpu_count() or 1) // actors)),
+        fn_constructor_args=(dataset, spans, bundle, score, schema, predict, actors),
         compute=ray.data.ActorPoolStrategy(size=actors),
         runtime_env=MODEL_ENVIRONMENT,
         num_cpus=1,
@@ -66,9 +65,9 @@ class _Scorer:
     """The actor: loads the bundle once, then reads and scores span after span."""
 
     def __init__(
-        self, dataset: Dataset, spans: list[Span], bundle: str, score: Score, schema: pa.Schema, predict: Any, threads: int
+        self, dataset: Dataset, spans: list[Span], bundle: str, score: Score, schema: pa.Schema, predict: Any, actors: int
     ) -> None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(max(1, count_cores() // actors))
         self._dataset, self._spans, self._schema = dataset, spans, schema
         self._bundle = load_bundle(bundle, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         self._score, self._predict = score, predict

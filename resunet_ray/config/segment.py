@@ -60,11 +60,11 @@ class SegmentConfig:
     dry_run: bool = False
     """Only say what there is to do."""
     actors: int | None = None
-    """Most model processes. None: one for each GPU, or one that uses every core."""
+    """Most model processes. None: one for each GPU, or one that computes on every core of its node."""
     gpu: bool | None = None
     """A GPU for each model process. None: if the cluster has them when the work begins."""
     cpus_per_actor: int = 1
-    """CPUs that Ray sets aside for each."""
+    """CPUs that Ray sets aside for each, and that each of several computes on."""
     readers: int = 4
     """Threads of an actor that read and decode ahead of the model."""
     batch_size: int | None = None

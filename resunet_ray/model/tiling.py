@@ -49,8 +49,7 @@ def plan_tiles(height: int, width: int, *, tile: int, context: int) -> list[Tile
 
 def tile_starts(length: int, *, tile: int, context: int) -> range:
     """Where tiles begin along one axis, pixels."""
-    stride = tile - 2 * context
-    return range(0, max(1, length - 2 * context), stride)
+    return range(0, length - 2 * context, tile - 2 * context) if length > tile else range(1)
 
 
 def _intervals(length: int, *, tile: int, context: int) -> Iterator[tuple[int, int]]:

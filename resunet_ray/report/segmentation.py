@@ -25,13 +25,14 @@ from resunet_ray.data.tissue import read_view
 from resunet_ray.errors import InputError
 from resunet_ray.report.page import COLOURS, REPORT_FILE, to_svg, write_page
 from resunet_ray.segment.ledger import IMAGES_FOLDER
+from resunet_ray.segment.region import REGIONS_FOLDER
 from resunet_ray.segment.run import RUN_FILE, RUNS_FOLDER
-from resunet_ray.segment.segmenter import REGIONS_FOLDER
 from resunet_ray.segment.survey import stage_slide
 
 _SHOWN = 12  # images
 _SLIDES = 50
 _SLIDE_SIDE = 900  # pixels of a slide's longer side
+_MASK_COLOUR, _READ_COLOUR = (225, 20, 60), (90, 140, 220)
 _FAILURES = 200  # rows of the table of failures
 _SIDE = 360  # pixels of a picture's longer side
 _MEASURES = {
@@ -140,7 +141,7 @@ def _shown_images(rows: pd.DataFrame, output: str, run_id: str) -> list[dict[str
 
 
 def _show_slide(row: dict[str, Any], record: dict[str, Any], output: str, run_id: str) -> dict[str, Any]:
-    """A slide, small, with its mask laid over it."""
+    """A slide, small, with the regions that were read, and its mask laid over it."""
     config = load_config(json.dumps(record["config"]), kind=SegmentConfig, source=RUN_FILE)
     try:
         with stage_slide(row, config=config) as path, closing(Slide(path, name=row["image_uri"])) as slide:
@@ -148,15 +149,16 @@ def _show_slide(row: dict[str, Any], record: dict[str, Any], output: str, run_id
     except InputError as error:  # gone since, or it never opened
         return {**row, "picture": None, "message": row["error_message"] or str(error)}
     mask, factor = np.zeros(view.shape[:2], np.uint8), view.shape[0] / row["height"]
+    laid = view.copy()
     for region in _read_regions(output, run_id, row["image_id"]):
         top, left = int(region["y"] * factor), int(region["x"] * factor)
         bottom, right = (int(np.ceil((region[a] + region[b]) * factor)) for a, b in (("y", "height"), ("x", "width")))
+        cv2.rectangle(laid, (left, top), (right - 1, bottom - 1), _READ_COLOUR, 1)
         window = mask[top:bottom, left:right]  # which ends with the view
         if window.size:
             small = cv2.resize(decode_stored(region["mask"]), (right - left, bottom - top), interpolation=cv2.INTER_AREA)
             np.maximum(window, small[: window.shape[0], : window.shape[1]], out=window)
-    laid = view.copy()
-    laid[mask > 0] = (0.5 * view[mask > 0] + 0.5 * np.array([255, 210, 0])).astype(np.uint8)
+    laid[mask > 0] = (0.3 * view[mask > 0] + 0.7 * np.array(_MASK_COLOUR)).astype(np.uint8)
     return {**row, "picture": base64.b64encode(encode_png(laid)).decode()}
 
 

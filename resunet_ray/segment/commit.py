@@ -25,8 +25,7 @@ from resunet_ray.schema import IMAGES, INSTANCES, REGIONS
 from resunet_ray.segment.ledger import IMAGES_FOLDER
 from resunet_ray.segment.mosaic import seam_disagreement
 from resunet_ray.segment.plan import Plan, read_lot
-from resunet_ray.segment.region import Row
-from resunet_ray.segment.segmenter import REGIONS_FOLDER, lot_uri
+from resunet_ray.segment.region import REGIONS_FOLDER, Row, lot_uri
 
 logger = logging.getLogger(__name__)
 

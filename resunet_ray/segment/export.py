@@ -25,9 +25,8 @@ from resunet_ray.segment.commit import INSTANCES_FOLDER
 from resunet_ray.segment.geojson import build_features, write_features
 from resunet_ray.segment.ledger import IMAGES_FOLDER
 from resunet_ray.segment.pyramid import write_label_zarr, write_mask_tiff
-from resunet_ray.segment.region import Row
+from resunet_ray.segment.region import Row, lot_uri
 from resunet_ray.segment.run import RUN_FILE, RUNS_FOLDER
-from resunet_ray.segment.segmenter import lot_uri
 
 EXPORTS_FOLDER = "exports"
 

@@ -13,8 +13,9 @@ class Progress:
     """Regions to expect."""
     unit: str
     """What they are, for the log."""
-    networks: int
-    """Copies of the network that compute at the same time."""
+    actors: int
+    networks: int = 1
+    """How many images an actor computes at the same time."""
     regions: int = 0
     failed: int = 0
     pixels: int = 0
@@ -26,6 +27,7 @@ class Progress:
         """Counts a lot that is done."""
         self.regions += lot["regions"]
         self.failed += lot["failed"]
+        self.networks = max(self.networks, lot["networks"])
         self.pixels += lot["pixels"]
         self.stages.update({name: lot[f"{name}_seconds"] for name in self.stages})
         self.begun, self.ended = min(self.begun, lot["begun"]), max(self.ended, lot["ended"])

@@ -10,6 +10,7 @@ import rasterio.features
 import shapely
 from jaxtyping import Float32, Float64, Int32, UInt8
 
+from resunet_ray import storage
 from resunet_ray.config import InstanceConfig
 from resunet_ray.data.images import encode_labels, encode_png
 from resunet_ray.model.instances import find_instances
@@ -20,6 +21,8 @@ from resunet_ray.segment.mosaic import Objects
 warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)  # an image has no place on Earth
 
 Row = dict[str, Any]
+
+REGIONS_FOLDER = "regions"
 
 UNCERTAIN = (0.25, 0.75)
 """A pixel whose probability lies between is uncertain."""
@@ -207,3 +210,8 @@ def _sum_sharpness(image: UInt8[np.ndarray, "h w 3"]) -> Row:
         "grey_square_sum": float(np.square(grey, dtype=np.float64).sum()),
         "laplacian_square_sum": float(np.square(laplacian, dtype=np.float64).sum()),
     }
+
+
+def lot_uri(output: str, run_id: str, lot: int) -> str:
+    """Where the regions of a lot are."""
+    return storage.join(output, REGIONS_FOLDER, run_id, f"{lot:06d}.parquet")

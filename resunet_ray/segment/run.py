@@ -7,7 +7,6 @@ runs/RUN/run.json         what it was, and what became of it; while it says `pla
 import itertools
 import json
 import logging
-import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -33,8 +32,8 @@ from resunet_ray.segment.ledger import read_ledger
 from resunet_ray.segment.listing import Listing
 from resunet_ray.segment.plan import Plan, count_regions, write_plan
 from resunet_ray.segment.progress import Progress
-from resunet_ray.segment.region import Row
-from resunet_ray.segment.segmenter import CALLS, REGIONS_FOLDER, Job, Segmenter
+from resunet_ray.segment.region import REGIONS_FOLDER, Row
+from resunet_ray.segment.segmenter import CALLS, Job, Segmenter
 from resunet_ray.segment.survey import Surveyor
 from resunet_ray.storage import Lease
 
@@ -216,7 +215,7 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
         bundle_digest=digest,
         lots=tuple(todo),
         gpu=bool(own.gpu or (own.gpu is None and count_gpus())),
-        threads=max(1, (os.cpu_count() or 1) // (own.actors or 1)),
+        threads=None if own.actors in (None, 1) else own.cpus_per_actor,
     )
     unit = "images" if plan.images == plan.regions else "regions"
     progress = _segment_lots(job, unit=unit, lease=lease)
@@ -242,7 +241,7 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
         repeated=plan.repeated,
         megapixels_per_second=round(progress.pixels / 1e6 / progress.seconds, 3),
         images_per_second=round(progress.regions * plan.images / plan.regions / progress.seconds, 3),
-        model_busy_fraction=round(progress.stages["model"] / (progress.seconds * progress.networks), 4),
+        model_busy_fraction=round(progress.stages["model"] / (progress.seconds * progress.actors * progress.networks), 4),
         seconds={name: round(value, 3) for name, value in seconds.items()},
     )
     attempts.forget(folder)
@@ -261,7 +260,7 @@ def _segment_lots(job: Job, *, unit: str, lease: Lease | None) -> Progress:
     """Runs the lots on the cluster, and says how far it is."""
     config = job.config
     actors = max(1, min(config.actors or (count_gpus() if job.gpu else 1), len(job.lots)))
-    progress = Progress(total=count_regions(job.folder, job.lots), unit=unit, networks=actors * (1 if job.gpu else job.threads))
+    progress = Progress(total=count_regions(job.folder, job.lots), unit=unit, actors=actors)
     if not job.lots:
         return progress
     require_resources(
@@ -269,7 +268,7 @@ def _segment_lots(job: Job, *, unit: str, lease: Lease | None) -> Progress:
         num_cpus=actors * config.cpus_per_actor + 1,
         num_gpus=actors if job.gpu else 0,
     )
-    logger.info("%d actors, each on %s", actors, "a GPU" if job.gpu else f"{job.threads} CPU cores: the cluster shows no GPU")
+    logger.info("%d actors, each on %s", actors, "a GPU" if job.gpu else f"{job.threads or 'all'} CPU cores: there is no GPU")
     data = count_up(len(job.lots)).map_batches(
         Segmenter,
         fn_constructor_args=(job,),

@@ -27,6 +27,7 @@ from jaxtyping import UInt8
 
 from resunet_ray import __version__, storage
 from resunet_ray.bundle import Bundle, load_bundle
+from resunet_ray.cluster import count_cores
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.ahead import map_ahead
 from resunet_ray.data.archives import Entry
@@ -37,14 +38,12 @@ from resunet_ray.model.tiling import Tile
 from resunet_ray.schema import PLAN, REGIONS
 from resunet_ray.segment import attempts
 from resunet_ray.segment.plan import read_lot
-from resunet_ray.segment.region import Row, describe_image
+from resunet_ray.segment.region import Row, describe_image, lot_uri
 from resunet_ray.segment.sample import Sample, fail, group_samples
 from resunet_ray.segment.slide_lot import Held, SlideLot
 from resunet_ray.segment.survey import stage_slide
 
 logger = logging.getLogger(__name__)
-
-REGIONS_FOLDER = "regions"
 
 CALLS = 2  # lots that an actor works on at a time
 
@@ -67,8 +66,8 @@ class Job:
     """Those that are not done; a task is the number of one among them."""
     gpu: bool
     """Whether each actor has one."""
-    threads: int
-    """Cores that compute the network, where there is no GPU."""
+    threads: int | None
+    """Cores that compute the network in each actor, where there is no GPU. None: all of its node."""
 
 
 class Segmenter:
@@ -86,7 +85,7 @@ class Segmenter:
             # Each core its own image. Cores that share one meet after every layer, and there the slowest, which was just reading
             # or writing, keeps the others waiting.
             torch.set_num_threads(1)
-        self._networks = 1 if job.gpu else job.threads
+        self._networks = 1 if job.gpu else job.threads or count_cores()
         self._model = ThreadPoolExecutor(self._networks, thread_name_prefix="model")
         self._bundle = _load(job, device=torch.device("cuda" if job.gpu else "cpu"))
         own = self._bundle.info.instances
@@ -120,6 +119,7 @@ class Segmenter:
             "regions": len(rows),
             "failed": len(failed),
             "pixels": sum(row["pixels"] or 0 for row in rows),
+            "networks": self._networks,
             "begun": start,
             "ended": time.time(),
             **{name: sum(row[name] for row in rows) for name in ("read_seconds", "model_seconds", "post_seconds")},
@@ -254,11 +254,6 @@ def _load(job: Job, *, device: torch.device) -> Bundle:
         raise RunError(f"the bundle {job.config.bundle} was replaced while the run went on: run it again")
     bundle.self_test()
     return bundle
-
-
-def lot_uri(output: str, run_id: str, lot: int) -> str:
-    """Where the regions of a lot are."""
-    return storage.join(output, REGIONS_FOLDER, run_id, f"{lot:06d}.parquet")
 
 
 def _begin_row(planned: Row, *, job: Job) -> Row:

@@ -3,7 +3,6 @@
 import itertools
 import logging
 import math
-import os
 import tempfile
 import time
 from collections.abc import Generator, Iterator
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from resunet_ray import storage
+from resunet_ray.cluster import count_cores
 from resunet_ray.config import TrainConfig
 from resunet_ray.data.dataset import Dataset
 from resunet_ray.errors import RunError
@@ -40,7 +40,7 @@ def train_worker(settings: dict[str, object]) -> None:
     assert isinstance(config, TrainConfig), "train() hands it over"
     assert isinstance(dataset, Dataset), "train() hands it over"
     context = ray.train.get_context()
-    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    torch.set_num_threads(config.threads or max(1, count_cores() // context.get_local_world_size()))
     checkpoint = ray.train.get_checkpoint()
     with checkpoint.as_directory() if checkpoint is not None else nullcontext() as folder:
         session = build_session(
@@ -61,8 +61,9 @@ def train_worker(settings: dict[str, object]) -> None:
             try:
                 rows = _train_epochs(session, range(start, stop), stream)
             except RunError as error:  # all workers alike; Ray Train would only do it all again
-                if session.rank == 0:
+                if tracker is not None:
                     storage.write_bytes(storage.join(run_folder(config), FAILURE_FILE), str(error).encode())
+                    tracker.status = "FAILED"
                 return
             scores = _validate(session)
             _note_scores(session, scores, rows)

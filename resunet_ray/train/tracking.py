@@ -32,6 +32,7 @@ class Tracker:
 
     def __init__(self, config: TrainConfig, *, epochs: int) -> None:
         """Prepares the places; `epochs` were already written before a restart."""
+        self.status = "FINISHED"
         self._uri = run_folder(config)
         self._config = config
         self._folder = tempfile.TemporaryDirectory()
@@ -44,7 +45,7 @@ class Tracker:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._writer.close()
         if self._mlflow is not None:
-            self._mlflow.close("FINISHED" if kind is None else "FAILED")
+            self._mlflow.close(self.status if kind is None else "FAILED")
         self._folder.cleanup()
 
     def write(self, history: Sequence[Mapping[str, float]], *, new: int) -> None:

@@ -31,7 +31,7 @@ from resunet_ray.data.splits import TRAIN, VAL
 from resunet_ray.errors import ConfigError, InputError, RunError
 from resunet_ray.model.metrics import SCORES
 from resunet_ray.train.batches import draw_weights, portion_rows
-from resunet_ray.train.calibration import choose_min_area
+from resunet_ray.train.calibration import choose_instances
 from resunet_ray.train.checkpoint import load_weights
 from resunet_ray.train.loop import FAILURE_FILE, train_worker
 from resunet_ray.train.session import start_from
@@ -218,7 +218,7 @@ def _cause(error: Exception) -> str:
 def _save_bundle(
     uri: str, *, config: TrainConfig, dataset: Dataset, checkpoint: ray.train.Checkpoint, scores: dict[str, float]
 ) -> Bundle:
-    """The best checkpoint as a bundle, with the threshold of its validation and the instance size that suits it best."""
+    """The best checkpoint as a bundle, with the threshold of its validation and the instance parameters that suit it best."""
     with checkpoint.as_directory() as folder:
         weights = load_weights(Path(folder))
     info = BundleInfo(
@@ -241,9 +241,10 @@ def _save_bundle(
     sample = first.image[:_SAMPLE_SIDE, :_SAMPLE_SIDE]
     draft = storage.join(run_folder(config), "draft")  # where every node can read it
     save_bundle(draft, weights=weights, info=info, sample=sample)
-    min_area, quality = choose_min_area(draft, dataset)
-    if min_area is not None:
-        info = replace(info, instances=replace(info.instances, min_area=min_area), scores={**info.scores, "pq": quality})
+    instances, quality = choose_instances(draft, dataset)
+    if instances is not None:
+        instances = replace(instances, threshold=info.instances.threshold)
+        info = replace(info, instances=instances, scores={**info.scores, "pq": quality})
     bundle = save_bundle(uri, weights=weights, info=info, sample=sample)
     bundle.self_test()
     storage.delete(draft)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from _job import read_config
-from benchmark import PeakMemory
+from _memory import PeakMemory
 from support import ROOT, run_job
 
 from resunet_ray.config import ModelConfig, TrainConfig

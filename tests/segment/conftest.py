@@ -32,7 +32,7 @@ def dark_bundle(bundle_uri: str, tmp_path_factory: pytest.TempPathFactory) -> st
     uri = str(tmp_path_factory.mktemp("dark"))
     info = replace(
         bundle.info,
-        preprocess=PreprocessConfig(tile=128, context=16),
+        preprocess=PreprocessConfig(tile=192, context=16),
         instances=InstanceConfig(threshold=0.5, min_area=8),
         mpp=0.5,
         sha256={},

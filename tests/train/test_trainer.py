@@ -26,7 +26,7 @@ from resunet_ray.model.instances import threshold_mask
 from resunet_ray.model.metrics import count_pixels, score_counts
 from resunet_ray.train.trainer import Trained, train
 
-EPOCHS = 16
+EPOCHS = 10
 """Long enough to be killed in the middle: Ray Train looks for new checkpoints every two seconds."""
 
 

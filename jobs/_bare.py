@@ -1,0 +1,102 @@
+"""What the benchmarks set jobs against: the same work in one process, without Ray. Prints one number."""
+
+import copy
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from resunet_ray import storage
+from resunet_ray.bundle import load_bundle
+from resunet_ray.config import TrainConfig, load_config
+from resunet_ray.data.dataset import Dataset
+from resunet_ray.data.images import decode_image, encode_png
+from resunet_ray.model.instances import threshold_mask
+from resunet_ray.model.metrics import count_pixels, score_counts
+from resunet_ray.train.loop import train_step
+from resunet_ray.train.session import build_session
+
+SIDE = 256  # pixels of every image
+
+_STEPS = 30
+_TILES = 96
+_SINGLE_IMAGES = 100
+
+
+def run_bare_training(training: TrainConfig) -> float:
+    """Images/s of training steps on random tensors in memory, after three to warm up."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    nowhere = Dataset("", "", None, {}, {})
+    session = build_session(training, nowhere, rank=0, workers=1, device=device, resume_from=None)
+    generator = torch.Generator().manual_seed(0)
+    shape = training.batch_size, training.crop, training.crop
+    image = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, generator=generator)
+    mask = torch.randint(0, 2, shape, dtype=torch.uint8, generator=generator)
+    session.network.train()
+    for step in range(_STEPS + 3):
+        if step == 3:
+            start = time.perf_counter()
+        float(train_step(session, image, mask))
+    return _STEPS * training.batch_size / (time.perf_counter() - start)
+
+
+def run_bare_network(uri: str) -> float:
+    """Megapixels/s of the network on random tiles in memory: the best of some batch sizes, precisions and uses of the cores."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bundle = load_bundle(uri, device=device)
+    half = copy.deepcopy(bundle.network).to(torch.bfloat16)
+    best = 0.0
+    for batch_size in (1, 4, 16):
+        x = torch.rand((batch_size, bundle.info.model.in_channels, SIDE, SIDE), device=device)
+        x = x.contiguous(memory_format=torch.channels_last)
+        for network, tiles in ((half, x.bfloat16()), (bundle.network, x)):
+            best = max(best, *(_network_rate(network, tiles, streams=streams) for streams in {1, os.cpu_count() or 1}))
+    return best
+
+
+def _network_rate(network: torch.nn.Module, tiles: torch.Tensor, *, streams: int) -> float:
+    """Megapixels/s of so many threads that each run the network, and share the cores."""
+
+    def run(steps: int) -> None:
+        with torch.inference_mode():
+            for _ in range(steps):
+                float(network(tiles).sum())
+
+    steps = max(2, _TILES // len(tiles) // streams)
+    cores = max(1, (os.cpu_count() or 1) // streams)
+    with ThreadPoolExecutor(streams, initializer=torch.set_num_threads, initargs=(cores,)) as pool:
+        list(pool.map(run, [2] * streams))  # warm
+        start = time.perf_counter()
+        list(pool.map(run, [steps] * streams))
+        return streams * steps * len(tiles) * SIDE**2 / 1e6 / (time.perf_counter() - start)
+
+
+def run_one_at_a_time(uri: str, folder: str) -> float:
+    """Megapixels/s of a loop over single images, as the report's notebook had it: decode, predict, score, write."""
+    bundle = load_bundle(uri)
+    files = [storage.join(folder, "images", name) for name, _ in storage.list_files(storage.join(folder, "images"))][
+        :_SINGLE_IMAGES
+    ]
+    pixels, start = 0, time.perf_counter()
+    for number, file in enumerate(files):
+        image = decode_image(storage.read_bytes(file), name=file)
+        (probability,) = bundle.predict([image], batch_size=1, precision="fp32")
+        mask = threshold_mask(probability, threshold=bundle.info.instances.threshold)
+        score_counts(count_pixels(mask, mask))
+        storage.write_bytes(storage.join(folder, "single", f"{number}.png"), encode_png(mask * np.uint8(255)))
+        pixels += mask.size
+    return pixels / 1e6 / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["training", config]:
+            print(run_bare_training(load_config(config, kind=TrainConfig, source="the command line")))
+        case ["network", bundle]:
+            print(run_bare_network(bundle))
+        case ["one-at-a-time", bundle, folder]:
+            print(run_one_at_a_time(bundle, folder))

@@ -36,10 +36,13 @@ S3_KEY, S3_SECRET = "tester", "only-on-loopback"
 
 
 @pytest.fixture(scope="session")
-def cluster(s3: str) -> Iterator[None]:
-    """A local Ray for the tests that call the package within this process. Its processes inherit the keys of S3."""
+def cluster(s3: str) -> Iterator[str]:
+    """A local Ray for the tests that call the package within this process; gives its address, for jobs that join it.
+
+    Its processes inherit the keys of S3.
+    """
     connect()
-    yield
+    yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
 
@@ -52,7 +55,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def dataset_uri(generated: Path, tmp_path_factory: pytest.TempPathFactory, cluster: None) -> str:
+def dataset_uri(generated: Path, tmp_path_factory: pytest.TempPathFactory, cluster: str) -> str:
     """The same, prepared: 12 images for training, 4 for validation, 4 for the test."""
     uri = str(tmp_path_factory.mktemp("prepared"))
     prepare(

@@ -1,6 +1,7 @@
 """Where things are, and how a test runs a job."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -49,14 +50,18 @@ def write_pyramid(path: Path, image: np.ndarray, *, levels: int = 3, mpp: float 
             resolution = {}
 
 
-def run_job(name: str, *arguments: str, timeout: float = 240) -> tuple[int, dict[str, Any], str]:
-    """Runs a job as a user would; gives its exit code, its last line on standard output, and its standard error."""
+def run_job(name: str, *arguments: str, timeout: float = 240, address: str = "local") -> tuple[int, dict[str, Any], str]:
+    """Runs a job as a user would, with a Ray of its own or on the cluster at an address.
+
+    Gives its exit code, its last line on standard output, and its standard error.
+    """
     done = subprocess.run(
         [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *arguments],
         capture_output=True,
         text=True,
         timeout=timeout,
         check=False,
+        env={**os.environ, "RAY_ADDRESS": address},
     )
     lines = done.stdout.strip().splitlines()
     return done.returncode, json.loads(lines[-1]) if lines else {}, done.stderr

@@ -1,5 +1,6 @@
 """The README is true: its tree is the disk, its tables are the schemas, and what it shows runs."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -68,7 +69,7 @@ def write_kaggle_zip(path: Path, *, masks: bool) -> None:
                 packed.writestr(f"{number:04d}/masks/{instance:03d}.png", encode_png(mask))
 
 
-def test_its_commands_on_real_data_run(tmp_path: Path) -> None:
+def test_its_commands_on_real_data_run(tmp_path: Path, cluster: str) -> None:
     """As they are shown, with a small archive of the same layout and, for the training, flags that make it short."""
     write_kaggle_zip(tmp_path / "stage1_train.zip", masks=True)
     write_kaggle_zip(tmp_path / "stage1_test.zip", masks=False)
@@ -78,7 +79,8 @@ def test_its_commands_on_real_data_run(tmp_path: Path) -> None:
         command = [sys.executable, str(ROOT / line[1]), *line[2:]]
         if "train.py" in line[1]:
             command += [*SMALL, "--epochs", "1"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+        joined = {**os.environ, "RAY_ADDRESS": cluster}
+        done = subprocess.run(command, cwd=tmp_path, env=joined, capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/first/evaluation/report.html").exists()
     assert (tmp_path / "runs/first/train/bundle/bundle.json").exists()

@@ -57,11 +57,21 @@ def _intervals(length: int, *, tile: int, context: int) -> Iterator[tuple[int, i
         yield start, min(start + tile, length)
 
 
-def blend_weight(tile: Tile, *, height: int, width: int, context: int) -> Float32[np.ndarray, "h w"]:
-    """The weight of each pixel of a tile: 1 inside and at the image's border, a linear ramp where a neighbour overlaps."""
+def blend_weight(
+    tile: Tile, *, height: int, width: int, context: int, window: tuple[slice, slice] = (slice(None), slice(None))
+) -> Float32[np.ndarray, "h w"]:
+    """The weight of each pixel of a tile: 1 inside and at the image's border, a linear ramp where a neighbour overlaps.
+
+    Args:
+        tile: the tile.
+        height: of the image, pixels.
+        width: of the image, pixels.
+        context: half the overlap of two neighbours, pixels.
+        window: the part of the tile that is wanted.
+    """
     rows = _ramp(tile.top, tile.bottom, length=height, overlap=2 * context)
     columns = _ramp(tile.left, tile.right, length=width, overlap=2 * context)
-    return np.outer(rows, columns)
+    return np.outer(rows[window[0]], columns[window[1]])
 
 
 def _ramp(start: int, end: int, *, length: int, overlap: int) -> Float32[np.ndarray, " n"]:

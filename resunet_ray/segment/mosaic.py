@@ -74,9 +74,9 @@ class Grid:
         """The probability of a window out of its tiles'."""
         whole = np.zeros(window.shape, np.float32)
         for tile in self.tiles(window):
-            weight = blend_weight(tile, height=self.height, width=self.width, context=self.context)
             inside, place = _overlap(tile, window)
-            whole[place] += probabilities[tile][inside] * weight[inside]
+            weight = blend_weight(tile, height=self.height, width=self.width, context=self.context, window=inside)
+            whole[place] += probabilities[tile][inside] * weight
         return whole
 
     def paste(self, window: Tile, images: Mapping[Tile, UInt8[np.ndarray, "_h _w 3"]]) -> UInt8[np.ndarray, "h w 3"]:
@@ -133,8 +133,7 @@ def find_objects(
     centroids = _centroids(labels) + np.array([seen.top, seen.left])
     inside = _contains(region, centroids)
     inside[0] = False
-    here = np.zeros(len(inside), bool)
-    here[np.unique(labels[window])] = True
+    here = np.bincount(labels[window].ravel(), minlength=len(inside)) > 0
     here[0] = False
     if (cut & (here | inside)).any() and not last:
         return None
@@ -165,7 +164,7 @@ def _cut_instances(labels: Int32[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w
     open_components[0] = False
     cut = np.zeros(int(labels.max(initial=0)) + 1, bool)
     if open_components.any():
-        cut[np.unique(labels[open_components[components]])] = True
+        cut = np.bincount(labels[open_components[components]], minlength=len(cut)) > 0
     cut[0] = False
     return cut
 
@@ -198,7 +197,7 @@ def _contains(window: Tile, points: Float64[np.ndarray, "n 2"]) -> Bool[np.ndarr
 def _renumber(labels: Int32[np.ndarray, "h w"]) -> Int32[np.ndarray, "h w"]:
     """From 1, without gaps."""
     numbers = np.zeros(int(labels.max(initial=0)) + 1, np.int32)
-    there = np.unique(labels)
+    there = np.flatnonzero(np.bincount(labels.ravel()))
     there = there[there > 0]
     numbers[there] = np.arange(1, len(there) + 1)
     renumbered: Int32[np.ndarray, "h w"] = numbers[labels]

@@ -52,7 +52,7 @@ def test_shards_have_the_schema_and_the_row_groups_that_dataset_json_says(datase
         assert [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)] == groups
 
 
-def test_the_layout_of_the_source_does_not_matter(generated: Path, dataset_uri: str, tmp_path: Path, cluster: None) -> None:
+def test_the_layout_of_the_source_does_not_matter(generated: Path, dataset_uri: str, tmp_path: Path, cluster: str) -> None:
     """One mask file a nucleus, zipped, gives the same pixels and instances as the folder of pairs."""
     archive = tmp_path / "stage1_train.zip"
     with zipfile.ZipFile(archive, "w") as packed:
@@ -89,7 +89,7 @@ def damaged(generated: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_every_bad_image_is_named_with_its_reason_and_too_many_are_refused(damaged: Path, tmp_path: Path, cluster: None) -> None:
+def test_every_bad_image_is_named_with_its_reason_and_too_many_are_refused(damaged: Path, tmp_path: Path, cluster: str) -> None:
     output = tmp_path / "out"
     with pytest.raises(InputError, match=r"7 of 22 images are rejected .* --max-reject-fraction is 0\.0"):
         prepare(PrepareConfig(input=(str(damaged),), output=str(output)))
@@ -116,7 +116,7 @@ def test_a_finished_data_set_is_never_overwritten(dataset_uri: str, generated: P
         prepare(PrepareConfig(input=(str(generated),), output=dataset_uri))
 
 
-def test_groups_and_files_decide_the_split(generated: Path, tmp_path: Path, cluster: None) -> None:
+def test_groups_and_files_decide_the_split(generated: Path, tmp_path: Path, cluster: str) -> None:
     metadata = str(generated / "metadata.csv")
     grouped = PrepareConfig(
         input=(str(generated),), output=str(tmp_path / "group"), split="group", group_column="modality", metadata=metadata,

@@ -22,14 +22,14 @@ from resunet_ray.schema import SCORES
 
 
 @pytest.fixture(scope="module")
-def evaluated(s3: str, generated: Path) -> tuple[str, dict[str, object]]:
+def evaluated(s3: str, generated: Path, cluster: str) -> tuple[str, dict[str, object]]:
     """Prepared, trained and scored with every location in object storage; gives where, and the last line."""
     prepared, output = f"{s3}/prepared", f"{s3}/run"
     for path in sorted(generated.rglob("*")):
         if path.is_file():
             storage.write_bytes(f"{s3}/raw/{path.relative_to(generated)}", path.read_bytes())
     flags = ["--metadata", f"{s3}/raw/metadata.csv", "--rows-per-group", "2"]
-    code, line, errors = run_job("prepare", "--input", f"{s3}/raw", "--output", prepared, *flags)
+    code, line, errors = run_job("prepare", "--input", f"{s3}/raw", "--output", prepared, *flags, address=cluster)
     assert (code, line["images"], line["splits"]) == (0, 20, {"test": 4, "train": 12, "val": 4}), errors
     flags = [
         "--learning-rate",
@@ -43,10 +43,12 @@ def evaluated(s3: str, generated: Path) -> tuple[str, dict[str, object]]:
         "--validation-interval",
         "6",
     ]
-    code, trained, errors = run_job("train", "--data", prepared, "--output", output, *SMALL, *flags)
+    code, trained, errors = run_job("train", "--data", prepared, "--output", output, *SMALL, *flags, address=cluster)
     assert (code, trained["epochs"]) == (0, 12), errors
     scores = f"{s3}/scores"
-    code, line, errors = run_job("evaluate", "--bundle", str(trained["bundle"]), "--data", prepared, "--output", scores)
+    code, line, errors = run_job(
+        "evaluate", "--bundle", str(trained["bundle"]), "--data", prepared, "--output", scores, address=cluster
+    )
     assert code == 0, errors
     assert "only-on-loopback" not in errors + json.dumps(line)
     return scores, line
@@ -108,13 +110,13 @@ def test_the_report_opens_in_a_browser_and_shows_what_was_measured(
     assert shot.std() > 10, "the page is not blank"
 
 
-def test_scores_do_not_depend_on_the_number_of_actors(evaluated: tuple[str, dict[str, object]], s3: str, cluster: None) -> None:
+def test_scores_do_not_depend_on_the_number_of_actors(evaluated: tuple[str, dict[str, object]], s3: str, cluster: str) -> None:
     _, line = evaluated
     other = evaluate(EvaluateConfig(bundle=f"{s3}/run/train/bundle", data=f"{s3}/prepared", output=f"{s3}/scores-2", actors=2))
     assert (other.scores["f1"], other.pooled, other.instance) == (line["f1"], line["pooled"], line["instance"])
 
 
-def test_the_report_s_protocol_scores_at_its_size(evaluated: tuple[str, dict[str, object]], s3: str, cluster: None) -> None:
+def test_the_report_s_protocol_scores_at_its_size(evaluated: tuple[str, dict[str, object]], s3: str, cluster: str) -> None:
     output = f"{s3}/scores-report"
     done = evaluate(EvaluateConfig(bundle=f"{s3}/run/train/bundle", data=f"{s3}/prepared", output=output, protocol="report"))
     assert done.instance is None

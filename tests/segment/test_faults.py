@@ -52,7 +52,7 @@ def encode_rgba() -> bytes:
     return content.tobytes()
 
 
-def test_damaged_files_among_good_ones(bundle_uri: str, generated: Path, tmp_path: Path, cluster: None) -> None:
+def test_damaged_files_among_good_ones(bundle_uri: str, generated: Path, tmp_path: Path, cluster: str) -> None:
     """Each is a row that says at which stage it failed and why; the exit code says that there were too many."""
     good = cv2.resize(decode_stored(next((generated / "images").iterdir()).read_bytes()), (40, 30))
     (tmp_path / "in").mkdir()
@@ -64,7 +64,7 @@ def test_damaged_files_among_good_ones(bundle_uri: str, generated: Path, tmp_pat
         name = sorted(kinds)[number % 12]
         (tmp_path / "in" / f"{number}-{name}").write_bytes(kinds[name][0])
     flags = ["--bundle", bundle_uri, "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
-    code, line, errors = run_job("segment", *flags)
+    code, line, errors = run_job("segment", *flags, address=cluster)
     assert code == 3, errors
     assert line["images"] == {"ok": 50, "failed": 240}
     rows = read_output(str(tmp_path / "out"), "images")
@@ -89,7 +89,7 @@ def test_damaged_files_among_good_ones(bundle_uri: str, generated: Path, tmp_pat
     assert len(rows[(rows["status"] == "failed") & (rows["attempt"] == 2)]) == 228
 
 
-def test_killed_it_ends_with_the_same_rows(bundle_uri: str, tmp_path: Path, cluster: None) -> None:
+def test_killed_it_ends_with_the_same_rows(bundle_uri: str, tmp_path: Path, cluster: str) -> None:
     """SIGKILL to the driver, whenever another lot was done; the same command finishes what was begun."""
     rng = np.random.default_rng(0)
     (tmp_path / "in").mkdir()
@@ -133,7 +133,7 @@ def count_files(folder: Path) -> int:
     return len(list(folder.glob("*/*.parquet"))) if folder.exists() else 0
 
 
-def test_a_dead_actor_is_replaced(bundle_uri: str, tmp_path: Path, cluster: None, generated: Path) -> None:
+def test_a_dead_actor_is_replaced(bundle_uri: str, tmp_path: Path, cluster: str, generated: Path) -> None:
     """SIGKILL to the actor in the middle of its work: the lot is done again, and each image is there once."""
     rng = np.random.default_rng(1)
     (tmp_path / "in").mkdir()
@@ -158,7 +158,7 @@ class Poisoned(Segmenter):
 
 
 def test_an_image_that_kills_the_process_is_named_and_the_rest_completes(
-    bundle_uri: str, tmp_path: Path, cluster: None, generated: Path, monkeypatch: pytest.MonkeyPatch
+    bundle_uri: str, tmp_path: Path, cluster: str, generated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr("resunet_ray.segment.run.Segmenter", Poisoned)
@@ -220,7 +220,7 @@ def test_a_second_run_over_the_same_output_leaves_it_alone(bundle_uri: str, gene
 
 
 def test_a_store_that_is_away_costs_time_and_nothing_else(
-    bundle_uri: str, s3: str, s3_server: subprocess.Popen[bytes], cluster: None, caplog: pytest.LogCaptureFixture
+    bundle_uri: str, s3: str, s3_server: subprocess.Popen[bytes], cluster: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The whole object store stands still in the middle of a run, input and output alike."""
     rng = np.random.default_rng(2)

@@ -46,7 +46,7 @@ def archive(s3: str, generated: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def first(archive: str, bundle_uri: str, s3: str, generated: Path, cluster: None) -> tuple[SegmentConfig, Segmented]:
+def first(archive: str, bundle_uri: str, s3: str, generated: Path, cluster: str) -> tuple[SegmentConfig, Segmented]:
     config = SegmentConfig(bundle=bundle_uri, input=(archive,), output=f"{s3}/segmented", labels=True, mpp=0.5, precision="fp32")
     (result,) = segment(config)
     return config, result
@@ -121,7 +121,7 @@ def test_the_report_shows_images_wherever_they_lie(
     assert not re.search(r"(src|href)=\"(?!data:|#)", page), "nothing is fetched from elsewhere"
 
 
-def test_a_bad_row_of_a_manifest_is_one_failed_image(bundle_uri: str, generated: Path, tmp_path: Path, cluster: None) -> None:
+def test_a_bad_row_of_a_manifest_is_one_failed_image(bundle_uri: str, generated: Path, tmp_path: Path, cluster: str) -> None:
     good, other, *_ = sorted((generated / "images").iterdir())
     rows = {good: "0.5", other: "0", tmp_path / "gone.png": "", "ftp://lab/a.png": "1"}
     (tmp_path / "list.csv").write_text("uri,mpp\n" + "".join(f"{uri},{mpp}\n" for uri, mpp in rows.items()))

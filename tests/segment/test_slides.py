@@ -24,7 +24,7 @@ def run(slide: Path | str, output: Path | str, bundle: str, **settings: Any) -> 
 
 
 def test_the_same_nuclei_come_out_however_the_slide_is_cut(
-    picture: np.ndarray, dark_bundle: str, tmp_path: Path, cluster: None
+    picture: np.ndarray, dark_bundle: str, tmp_path: Path, cluster: str
 ) -> None:
     write_pyramid(tmp_path / "slide.tiff", picture)
     cv2.imwrite(str(tmp_path / "slide.png"), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
@@ -48,7 +48,7 @@ def test_the_same_nuclei_come_out_however_the_slide_is_cut(
         )
 
 
-def test_a_slide_is_read_at_the_scale_of_the_bundle(picture: np.ndarray, dark_bundle: str, tmp_path: Path, cluster: None) -> None:
+def test_a_slide_is_read_at_the_scale_of_the_bundle(picture: np.ndarray, dark_bundle: str, tmp_path: Path, cluster: str) -> None:
     """A slide of twice the resolution has the same nuclei in µm, and four times their pixels."""
     write_pyramid(tmp_path / "half.tiff", picture, mpp=0.5)
     large = cv2.resize(picture, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
@@ -65,7 +65,7 @@ def test_a_slide_is_read_at_the_scale_of_the_bundle(picture: np.ndarray, dark_bu
     assert areas["quarter"]["area_px"].sum() == pytest.approx(4 * areas["half"]["area_px"].sum(), rel=0.03)
 
 
-def test_where_the_pixel_size_comes_from(picture: np.ndarray, dark_bundle: str, tmp_path: Path, cluster: None) -> None:
+def test_where_the_pixel_size_comes_from(picture: np.ndarray, dark_bundle: str, tmp_path: Path, cluster: str) -> None:
     write_pyramid(tmp_path / "screen.tiff", picture[:300, :300], mpp=264.58)
     (tmp_path / "sizes.csv").write_text("name,mpp\nscreen.tiff,0.4\n")
     settings: dict[str, dict[str, Any]] = {
@@ -95,7 +95,7 @@ def test_where_the_pixel_size_comes_from(picture: np.ndarray, dark_bundle: str, 
 
 
 def test_a_damaged_tile_costs_its_regions_and_no_others(
-    picture: np.ndarray, dark_bundle: str, tmp_path: Path, cluster: None
+    picture: np.ndarray, dark_bundle: str, tmp_path: Path, cluster: str
 ) -> None:
     write_pyramid(tmp_path / "slide.tiff", picture, levels=2)
     with tifffile.TiffFile(tmp_path / "slide.tiff") as file:
@@ -107,14 +107,14 @@ def test_a_damaged_tile_costs_its_regions_and_no_others(
     assert result.images == {"partial": 1}
     (image,) = read_output(str(tmp_path / "out"), "images").itertuples()
     assert (image.num_regions, image.error_stage) == (12, "read")
-    assert 1 <= image.num_regions_failed <= 4
+    assert 1 <= image.num_regions_failed <= 6, "those that see the damage"
     assert "slide.tiff cannot be read as a slide" in image.error_message
     assert image.num_nuclei == len(nuclei(tmp_path / "out")) > 0
     write_pyramid(tmp_path / "slide.tiff", picture, levels=2)  # as good as new
 
 
 def test_slides_in_object_storage_are_staged_once_and_leave(
-    picture: np.ndarray, dark_bundle: str, tmp_path: Path, s3: str, cluster: None
+    picture: np.ndarray, dark_bundle: str, tmp_path: Path, s3: str, cluster: str
 ) -> None:
     write_pyramid(tmp_path / "slide.tiff", picture, levels=2)
     content = (tmp_path / "slide.tiff").read_bytes()
@@ -130,7 +130,7 @@ def test_slides_in_object_storage_are_staged_once_and_leave(
     assert staged[0].read_bytes() == content
 
 
-def test_bad_slides_are_rows(dark_bundle: str, tmp_path: Path, picture: np.ndarray, cluster: None) -> None:
+def test_bad_slides_are_rows(dark_bundle: str, tmp_path: Path, picture: np.ndarray, cluster: str) -> None:
     (tmp_path / "in").mkdir()
     write_pyramid(tmp_path / "in" / "cut.tiff", picture)
     content = (tmp_path / "in" / "cut.tiff").read_bytes()
@@ -142,7 +142,7 @@ def test_bad_slides_are_rows(dark_bundle: str, tmp_path: Path, picture: np.ndarr
     glass = np.full((600, 800, 3), 240, np.uint8)
     write_pyramid(tmp_path / "in" / "glass.tiff", glass)
     code, line, errors = run_job(
-        "segment", "--bundle", dark_bundle, "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")
+        "segment", "--bundle", dark_bundle, "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), address=cluster
     )
     assert code == 3, errors
     assert line["images"] == {"failed": 4, "ok": 1, "empty": 1}
@@ -163,7 +163,7 @@ def real_slides() -> Path:
     return REAL_SLIDES
 
 
-def test_real_slides_and_broken_ones(real_slides: Path, dark_bundle: str, tmp_path: Path, cluster: None) -> None:
+def test_real_slides_and_broken_ones(real_slides: Path, dark_bundle: str, tmp_path: Path, cluster: str) -> None:
     result = run(real_slides, tmp_path, dark_bundle, max_error_fraction=1)
     rows = read_output(str(tmp_path), "images")
     rows.index = [Path(uri).name for uri in rows["image_uri"]]

@@ -131,7 +131,7 @@ def test_balancing_draws_rare_modalities_more_often(dataset_uri: str) -> None:
     assert draw_weights(dataset, small_config()) is None, "images of one size are drawn equally"
 
 
-def test_large_images_are_drawn_by_their_area(generated: Path, tmp_path: Path, cluster: None) -> None:
+def test_large_images_are_drawn_by_their_area(generated: Path, tmp_path: Path, cluster: str) -> None:
     """One image of four times the crop's area is drawn twice as often as one that a crop shows whole."""
     for number, name in enumerate(("a", "b", "c", "d", "e", "big"), start=1):
         side = (128, 128) if name == "big" else (40, 64)

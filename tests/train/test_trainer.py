@@ -115,7 +115,7 @@ def test_two_workers_score_as_one_does(run: tuple[TrainConfig, Trained], dataset
     assert scores[0]["f1"] == pytest.approx(before["f1"], abs=1e-6)
 
 
-def test_what_two_workers_validate_is_what_is_saved(dataset_uri: str, tmp_path: Path, cluster: None) -> None:
+def test_what_two_workers_validate_is_what_is_saved(dataset_uri: str, tmp_path: Path, cluster: str) -> None:
     """The workers' statistics of normalisation differ; the bundle, used by itself, has the scores that were reported."""
     trained = train(config(dataset_uri, tmp_path, workers=2, epochs=3, validation_interval=3))
     bundle, dataset = load_bundle(trained.bundle), open_dataset(dataset_uri)
@@ -177,14 +177,14 @@ def test_a_worker_that_dies_is_replaced_and_nothing_is_learnt_twice(
     assert json.loads(output.splitlines()[-1])["best"]["f1"] == pytest.approx(trained.best["f1"], abs=1e-6)
 
 
-def test_a_damaged_list_of_checkpoints_is_named(dataset_uri: str, tmp_path: Path, cluster: None) -> None:
+def test_a_damaged_list_of_checkpoints_is_named(dataset_uri: str, tmp_path: Path, cluster: str) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "checkpoint_manager_snapshot.json").write_text('{"checkpoint_resul')
     with pytest.raises(InputError, match=r"checkpoint_manager_snapshot.json, .* is damaged .*: delete it to begin this run anew"):
         train(config(dataset_uri, tmp_path))
 
 
-def test_what_cannot_work_is_refused_before_it_starts(dataset_uri: str, tmp_path: Path, cluster: None) -> None:
+def test_what_cannot_work_is_refused_before_it_starts(dataset_uri: str, tmp_path: Path, cluster: str) -> None:
     with pytest.raises(ResourceError, match=r"too small for 500 training workers .* 501 CPUs needed, [0-9.]+ there"):
         train(config(dataset_uri, tmp_path / "a", workers=500, batch_size=1000))
     with pytest.raises(ResourceError, match=r"GPUs needed, 0 there"):
@@ -195,6 +195,6 @@ def test_what_cannot_work_is_refused_before_it_starts(dataset_uri: str, tmp_path
         train(config(dataset_uri, tmp_path / "d", init=str(tmp_path)))
 
 
-def test_a_loss_that_is_no_number_ends_the_run_with_its_cause(dataset_uri: str, tmp_path: Path, cluster: None) -> None:
+def test_a_loss_that_is_no_number_ends_the_run_with_its_cause(dataset_uri: str, tmp_path: Path, cluster: str) -> None:
     with pytest.raises(RunError, match=r"the training loss of epoch \d is (nan|inf): lower --learning-rate"):
         train(config(dataset_uri, tmp_path, learning_rate=1e30, clip_norm=None, optimizer="adam", weight_decay=0.0))

@@ -170,7 +170,8 @@ def is_slide(file: IO[bytes], *, max_pixels: int) -> bool:
 
 
 def _open_reader(path: str) -> _Reader:
-    if openslide.OpenSlide.detect_format(path) is not None:
+    # OpenSlide takes any tiled TIFF for a pyramid of 8-bit RGB pages: of 16 bits, of OME's planes and levels it knows nothing.
+    if openslide.OpenSlide.detect_format(path) not in (None, "generic-tiff"):
         return _OpenSlideReader(path)
     return _TiffReader(path)
 
@@ -217,11 +218,12 @@ class _TiffReader:
         if channels not in (1, 3):
             raise ImageError(f"it has {channels} channels: expected grey or RGB")
         self._first = axes.startswith("C")  # channels stand before rows and columns
-        self._levels = [zarr.open_array(level.aszarr(), mode="r") for level in series.levels]
+        self._levels = [zarr.open_array(series.aszarr(level=level), mode="r") for level in range(len(series.levels))]
         shapes = [level.shape[1:3] if self._first else level.shape[:2] for level in self._levels]
         self.levels = [(height, width) for height, width in shapes]
         # Whatever a window holds, the same counts give the same grey everywhere in the slide.
         self._largest = int(np.asarray(self._levels[-1]).max()) if series.dtype == np.uint16 else 0
+        self.read(len(self.levels) - 1, 0, 0, 1, 1)  # a header alone is no slide
         self.mpp = _tiff_mpp(self._file)
         self.format = "ome-tiff" if self._file.is_ome else "tiff"
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from resunet_ray.errors import InputError, ResourceError
+from resunet_ray.errors import InputError
 from resunet_ray.storage import files
 from resunet_ray.storage.reader import Reader
 from resunet_ray.storage.walk import walk_files
@@ -44,8 +44,8 @@ def stage(uri: str, *, fingerprint: str, companions: Sequence[str], folder: str,
         max_bytes: that the cache may hold.
 
     Raises:
-        InputError: it is not there.
-        ResourceError: it is larger than the cache, or the storage stays away.
+        InputError: it is not there, or is larger than the cache.
+        ResourceError: the storage stays away.
     """
     filesystem, path = files.open_filesystem(uri)
     if isinstance(filesystem, fs.LocalFileSystem):
@@ -70,7 +70,7 @@ def _bring(uris: Sequence[str], *, place: Path, max_bytes: int) -> None:
     wanted = [(storage_uri, file) for uri in uris for storage_uri, file in _below(uri, needed=uri == uris[0])]
     total = sum(size for _, (_, size) in wanted)
     if total > max_bytes:
-        raise ResourceError(f"{uris[0]} takes {total} bytes: the staging cache holds {max_bytes}. Give --cache-gib more")
+        raise InputError(f"{uris[0]} takes {total} bytes: the staging cache holds {max_bytes}. Give --cache-gib more")
     _make_room(place.parent, max_bytes=max_bytes - total)
     part = place.with_name(f"{place.name}.{uuid.uuid4().hex}{_PART}")
     try:

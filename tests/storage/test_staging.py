@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from resunet_ray import storage
-from resunet_ray.errors import InputError, ResourceError
+from resunet_ray.errors import InputError
 from resunet_ray.storage import staging
 
 
@@ -60,7 +60,7 @@ def test_what_was_not_used_for_longest_leaves_and_what_is_in_use_stays(s3: str, 
         stage(fourth, tmp_path)
         assert staged(tmp_path) == {"a.svs", "d.svs"}
         assert Path(path).read_bytes() == b"a" * 1000
-    with pytest.raises(ResourceError, match=r"big.svs takes 3000 bytes: the staging cache holds 2500. Give --cache-gib more"):
+    with pytest.raises(InputError, match=r"big.svs takes 3000 bytes: the staging cache holds 2500. Give --cache-gib more"):
         stage(put(s3, "big.svs", 3000), tmp_path)
 
 

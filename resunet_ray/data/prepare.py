@@ -10,7 +10,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from typing import Any
 
@@ -61,6 +61,7 @@ def prepare(config: PrepareConfig) -> Prepared:
     Raises:
         InputError: an input is missing, the output is taken, or more images than allowed are rejected.
     """
+    config = replace(config, output=storage.absolute(config.output).rstrip("/"))  # tasks run in folders of their own
     storage.check_writable(config.output)
     _require_free(config.output)
     sources = list_sources(config.input)

@@ -107,6 +107,7 @@ def _resolve(config: SegmentConfig) -> SegmentConfig:
         input=tuple(storage.absolute(uri) for uri in config.input),
         output=storage.absolute(config.output).rstrip("/"),
         masks=None if config.masks is None else storage.absolute(config.masks),
+        cache=storage.absolute(config.cache),
     )
 
 

@@ -1,6 +1,7 @@
 """The report of a segmentation run: what became of the images, how fast, and which of them somebody should look at."""
 
 import base64
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -128,7 +129,8 @@ def _draw_distributions(measures: dict[str, np.ndarray]) -> str:
 def _shown_images(rows: pd.DataFrame, output: str, run_id: str) -> list[dict[str, Any]]:
     if rows.empty:
         return []
-    masks = _read_masks(output, run_id, set(rows["image_id"]))
+    regions = itertools.islice(_read_regions(output, run_id, set(rows["image_id"])), len(rows))  # each image is one
+    masks = {region["image_id"]: region["mask"] for region in regions}
     shown = []
     for row in rows.to_dict("records"):
         try:
@@ -150,7 +152,7 @@ def _show_slide(row: dict[str, Any], record: dict[str, Any], output: str, run_id
         return {**row, "picture": None, "message": row["error_message"] or str(error)}
     mask, factor = np.zeros(view.shape[:2], np.uint8), view.shape[0] / row["height"]
     laid = view.copy()
-    for region in _read_regions(output, run_id, row["image_id"]):
+    for region in _read_regions(output, run_id, {row["image_id"]}):
         top, left = int(region["y"] * factor), int(region["x"] * factor)
         bottom, right = (int(np.ceil((region[a] + region[b]) * factor)) for a, b in (("y", "height"), ("x", "width")))
         cv2.rectangle(laid, (left, top), (right - 1, bottom - 1), _READ_COLOUR, 1)
@@ -162,25 +164,14 @@ def _show_slide(row: dict[str, Any], record: dict[str, Any], output: str, run_id
     return {**row, "picture": base64.b64encode(encode_png(laid)).decode()}
 
 
-def _read_regions(output: str, run_id: str, image_id: str) -> Iterator[dict[str, Any]]:
+def _read_regions(output: str, run_id: str, wanted: set[str]) -> Iterator[dict[str, Any]]:
+    """The regions of some images that have a mask."""
+    ids = pa.array(sorted(wanted))
     for uri in _tables(storage.join(output, REGIONS_FOLDER, run_id)):
-        here = pc.equal(storage.read_table(uri, columns=["image_id"])["image_id"], image_id)
+        here = pc.is_in(storage.read_table(uri, columns=["image_id"])["image_id"], value_set=ids)
         if pc.any(here).as_py():
-            rows = storage.read_table(uri, columns=["y", "x", "height", "width", "mask"]).filter(here).to_pylist()
+            rows = storage.read_table(uri, columns=["image_id", "y", "x", "height", "width", "mask"]).filter(here).to_pylist()
             yield from (row for row in rows if row["mask"] is not None)
-
-
-def _read_masks(output: str, run_id: str, wanted: set[str]) -> dict[str, bytes]:
-    masks: dict[str, bytes] = {}
-    for uri in _tables(storage.join(output, REGIONS_FOLDER, run_id)):
-        if len(masks) == len(wanted):
-            break
-        ids = storage.read_table(uri, columns=["image_id"])["image_id"]
-        here = pc.is_in(ids, value_set=pa.array(sorted(wanted)))
-        if pc.any(here).as_py():
-            shown = storage.read_table(uri, columns=["image_id", "mask"]).filter(here)
-            masks |= zip(shown["image_id"].to_pylist(), shown["mask"].to_pylist(), strict=True)
-    return masks
 
 
 def _tables(folder: str) -> list[str]:

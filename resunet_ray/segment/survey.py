@@ -7,10 +7,8 @@ says so.
 import csv
 import io
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
-from typing import Any
 
 from resunet_ray import storage
 from resunet_ray.bundle import BundleInfo
@@ -21,10 +19,9 @@ from resunet_ray.data.tissue import Tissue, find_tissue, read_view
 from resunet_ray.errors import ImageError, InputError, ResourceError
 from resunet_ray.model.tiling import Tile
 from resunet_ray.segment.mosaic import Grid
+from resunet_ray.segment.region import Row
 
 logger = logging.getLogger(__name__)
-
-Row = dict[str, Any]
 
 _SAME_SCALE = 0.01  # a slide whose pixels are so nearly the bundle's is not resampled
 
@@ -67,12 +64,8 @@ class Surveyor:
             return [planned]
         if self.resizes:
             raise ImageError(f"{uri} is a slide, and the bundle was trained on whole images resized: give one that tiles")
-        with stage_slide(planned, config=self.config) as path:
-            slide = Slide(path, name=uri)
-            try:
-                return self._plan(planned, slide)
-            finally:
-                slide.close()
+        with stage_slide(planned, config=self.config) as path, closing(Slide(path, name=uri)) as slide:
+            return self._plan(planned, slide)
 
     def _tiff_is_slide(self, uri: str) -> bool:
         with io.BufferedReader(storage.Reader(uri)) as file:
@@ -168,14 +161,12 @@ def region_window(row: Row, *, height: int, width: int, side: int) -> Tile:
     return Tile(top, min(top + side, height), left, min(left + side, width))
 
 
-@contextmanager
-def stage_slide(row: Row, *, config: SegmentConfig) -> Iterator[str]:
+def stage_slide(row: Row, *, config: SegmentConfig) -> AbstractContextManager[str]:
     """The slide of a row of the plan as a file on this node."""
     uri = row["image_uri"]
     fingerprint = f"{row['source_etag']}-{row['source_bytes']}-{row['source_mtime']}"
     limit = int(config.cache_gib * 2**30)
-    with storage.stage(uri, fingerprint=fingerprint, companions=companions(uri), folder=config.cache, max_bytes=limit) as path:
-        yield path
+    return storage.stage(uri, fingerprint=fingerprint, companions=companions(uri), folder=config.cache, max_bytes=limit)
 
 
 def read_known_mpp(uri: str | None) -> dict[str, float]:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import tyro
 
 from resunet_ray import storage
+from resunet_ray.cluster import disconnect
 from resunet_ray.config import load_config
 from resunet_ray.errors import ConfigError, ResUNetRayError
 
@@ -86,6 +87,7 @@ def run_job(name: str, work: Callable[[], dict[str, Any]]) -> None:
         lines = storage.mask_credentials(str(error)).strip().splitlines()
         line = {"job": name, "status": "failed", "error": type(error).__name__, "message": lines[-1] if lines else ""}
         traceback.print_exc()
+    disconnect()  # what Ray still has to say comes before the last line
     sys.stderr.flush()
     print(json.dumps(line), flush=True)
     sys.exit(code)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from typing import Any
 
@@ -126,11 +126,21 @@ def save_bundle(uri: str, *, weights: dict[str, torch.Tensor], info: BundleInfo,
         _EXPECTED: encode_png(np.rint(probability * 255).astype(np.uint8)),
     }
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    info = BundleInfo(**{**vars(info), "sha256": digests})
+    info = replace(info, sha256=digests)
     for name, content in files.items():
         storage.write_bytes(storage.join(uri, name), content)
     storage.write_bytes(storage.join(uri, BUNDLE_FILE), json.dumps(asdict(info), indent=2).encode())
     return load_bundle(uri)
+
+
+def copy_bundle(source: str, uri: str, *, provenance: dict[str, Any]) -> None:
+    """Copies a bundle to where another may be, with more to its provenance."""
+    info, _ = read_bundle_info(source)
+    storage.delete_file(storage.join(uri, BUNDLE_FILE))
+    for name in info.sha256:
+        storage.write_bytes(storage.join(uri, name), storage.read_bytes(storage.join(source, name)))
+    info = replace(info, provenance={**info.provenance, **provenance})
+    storage.write_bytes(storage.join(uri, BUNDLE_FILE), json.dumps(asdict(info), indent=2).encode())
 
 
 def read_bundle_info(uri: str) -> tuple[BundleInfo, str]:

@@ -7,12 +7,15 @@ from typing import Any
 
 import ray
 import ray.data
+from ray.util.state import list_nodes
+from ray.util.state.exception import RayStateApiException
 
 from resunet_ray.errors import ResourceError
 
 logger = logging.getLogger(__name__)
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # Linux, control groups version 2: microseconds of CPU time, and in how many
+_DASHBOARD_SECONDS = 20
 _LEAST_LOCAL_CPUS = 3
 """CPUs that a local Ray says it has, at least. Only numbers to schedule by: two training workers fit, beside Ray Data."""
 
@@ -24,41 +27,63 @@ training 4.3 → 8.9 images/s, inference 19 → 35. It must stand in the environ
 threads, whose own arenas no later call can change."""
 
 
-def connect() -> None:
+def connect(*, dashboard: bool = False) -> None:
     """Joins the cluster that RAY_ADDRESS names (`ray job submit` sets it), or starts a local Ray that ends with this process.
 
     It never joins what merely runs on this machine: that may be another program's own, and would end with it.
 
+    Args:
+        dashboard: a local Ray gets its dashboard. Ray Train needs it to free what a run held that was ended from without:
+            a sweep does that all the time.
+
     Raises:
         ResourceError: no cluster answers there.
     """
-    if ray.is_initialized():
-        return
+    if not ray.is_initialized():
+        _start_or_join(dashboard=dashboard)
+    # A task's own exception reaches the user, not Ray Data's remark that there was one.
+    ray.data.DataContext.get_current().raise_original_map_exception = True
+
+
+def _start_or_join(*, dashboard: bool) -> None:
     # Ray Data takes its level from the environment of each process, this one among them.
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "WARNING")
     environment: dict[str, Any] = {"env_vars": {"RAY_DATA_LOG_LEVEL": os.environ["RAY_DATA_LOG_LEVEL"]}}
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one more process; nobody takes this machine away
-        ray.init(
+        context = ray.init(
             address="local",
             num_cpus=max(_LEAST_LOCAL_CPUS, count_cores()),
-            include_dashboard=False,
+            include_dashboard=dashboard,
             logging_level=logging.WARNING,
-            runtime_env={**environment, "worker_process_setup_hook": _quiet_cleaner},
+            log_to_driver=not dashboard,
+            runtime_env={**environment, "worker_process_setup_hook": _prepare_worker if dashboard else _prepare_quiet_worker},
         )
+        if dashboard:
+            logger.info("Ray's dashboard: http://%s", context.dashboard_url)
     else:
         try:
             ray.init(address=address, logging_level=logging.WARNING, runtime_env=environment)
         except ConnectionError as error:
             raise ResourceError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from None
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    # A task's own exception reaches the user, not Ray Data's remark that there was one.
-    ray.data.DataContext.get_current().raise_original_map_exception = True
 
 
-def _quiet_cleaner() -> None:
+def disconnect() -> None:
+    """Leaves the cluster, or ends the local Ray, if there is one."""
+    ray.shutdown()
+
+
+def _prepare_worker() -> None:
+    """Where several Rays run on one machine, Ray Train's cleaner does not know which one to ask about its run."""
+    os.environ.pop("RAY_API_SERVER_ADDRESS", None)
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+
+
+def _prepare_quiet_worker() -> None:
     """Without a dashboard, Ray Train's cleaner complains twice a second; on a cluster that dies with its driver it has no use."""
+    _prepare_worker()
     logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.CRITICAL)
 
 
@@ -86,6 +111,24 @@ def require_resources(*, what: str, num_cpus: float, num_gpus: float = 0, memory
     ]
     if lacking:
         raise ResourceError(f"the Ray cluster is too small for {what}: {'; '.join(lacking)}. Ask for less, or add nodes")
+
+
+def require_dashboard(why: str) -> None:
+    """Refuses a cluster whose dashboard does not answer, where the work would hang without a word.
+
+    Args:
+        why: what needs it, for the error.
+
+    Raises:
+        ResourceError: it does not answer.
+    """
+    elsewhere = {name: os.environ.pop(name) for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS") if name in os.environ}
+    try:
+        list_nodes(address=ray.get_runtime_context().gcs_address, timeout=_DASHBOARD_SECONDS)
+    except (RayStateApiException, OSError, ValueError) as error:
+        raise ResourceError(f"the Ray cluster's dashboard does not answer ({error}), and {why}: start its head with it") from None
+    finally:
+        os.environ.update(elsewhere)  # which go before the address that is asked for
 
 
 def count_cores() -> int:

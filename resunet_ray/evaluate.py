@@ -19,7 +19,7 @@ from resunet_ray.data.stream import collect
 from resunet_ray.errors import RunError
 from resunet_ray.model import metrics
 from resunet_ray.model.inference import predict
-from resunet_ray.model.instances import label_components, threshold_mask
+from resunet_ray.model.instances import find_instances, threshold_mask
 from resunet_ray.model.matching import THRESHOLDS, count_overlaps, score_instances
 from resunet_ray.schema import SCORES
 from resunet_ray.scoring import score_split
@@ -157,10 +157,8 @@ def _build_score(config: EvaluateConfig, output: str) -> Callable[[Bundle, Label
             labels = None
         else:
             pixels, mask, labels = image.image, image.mask, image.labels
-            instances = label_components(
-                threshold_mask(probability, threshold=bundle.info.instances.threshold), min_area=bundle.info.instances.min_area
-            )
-            found = (instances > 0).astype(np.uint8)
+            found = threshold_mask(probability, threshold=bundle.info.instances.threshold)
+            instances = find_instances(probability, config=bundle.info.instances)
         counts = metrics.count_pixels(found, mask)
         row: Row = {
             "image_id": image.image_id,

@@ -207,3 +207,27 @@ INSTANCES = _versioned(
     ]
 )
 """One nucleus a row: GeoParquet."""
+
+TRIALS = _versioned(
+    [
+        ("trial", pa.int64()),
+        ("name", pa.string()),
+        ("status", pa.string()),  # completed, stopped, failed, unfinished
+        ("reason", pa.string()),
+        ("monitor", pa.string()),
+        ("score", pa.float64()),  # best validation of `monitor`
+        ("epoch", pa.int64()),  # of that validation
+        ("epochs", pa.int64()),  # validated so far
+        ("loss", pa.float64()),
+        ("accuracy", pa.float64()),
+        ("f1", pa.float64()),
+        ("jaccard", pa.float64()),
+        ("recall", pa.float64()),
+        ("precision", pa.float64()),
+        ("seconds", pa.float64()),
+        ("started_at", pa.string()),
+        ("finished_at", pa.string()),
+        ("bundle", pa.string()),
+    ]
+)
+"""One trial of a sweep a row; a column `config.FIELD` of the field's own type follows for each field that is searched."""

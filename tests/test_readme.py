@@ -11,11 +11,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from support import ROOT, SMALL
+from support import ROOT, SMALL, free_port
 
 from resunet_ray.data.images import encode_png
 from resunet_ray.data.synthetic import generate_image
-from resunet_ray.schema import DATASET, IMAGES, INSTANCES, REGIONS, REJECTS, SCORES
+from resunet_ray.schema import DATASET, IMAGES, INSTANCES, REGIONS, REJECTS, SCORES, TRIALS
 
 TEXT = (ROOT / "README.md").read_text()
 
@@ -52,7 +52,7 @@ def test_its_tree_is_the_disk() -> None:
 def test_it_names_every_job_and_every_column() -> None:
     for path in (ROOT / "jobs").glob("[a-z]*.py"):
         assert re.search(rf"\b{path.stem}\b", TEXT), f"{path.name} is not in the README"
-    for schema in (DATASET, REJECTS, SCORES, REGIONS, IMAGES, INSTANCES):
+    for schema in (DATASET, REJECTS, SCORES, REGIONS, IMAGES, INSTANCES, TRIALS):
         for name in schema.names:
             assert f"`{name}`" in TEXT, f"column {name} is not in the README"
 
@@ -73,18 +73,35 @@ def test_its_commands_on_real_data_run(tmp_path: Path, cluster: str) -> None:
     """As they are shown, with a small archive of the same layout and, for the training, flags that make it short."""
     write_kaggle_zip(tmp_path / "stage1_train.zip", masks=True)
     write_kaggle_zip(tmp_path / "stage1_test.zip", masks=False)
-    lines = [shlex.split(line) for block in blocks("bash") for line in block.splitlines() if line.startswith(".venv/bin/python")]
-    assert [Path(line[1]).stem for line in lines] == ["prepare", "train", "evaluate", "segment"]
+    shown = [block.replace("\\\n", "") for block in blocks("bash")]
+    lines = [shlex.split(line) for block in shown for line in block.splitlines() if line.startswith(".venv/bin/python")]
+    assert [Path(line[1]).stem for line in lines] == ["prepare", "train", "evaluate", "tune", "dashboard", "segment"]
+    short = {"train": [*SMALL, "--epochs", "1"], "tune": [*SMALL, "--epochs", "1", "--trials", "1", "--scheduler", "none"]}
+    joined = {**os.environ, "RAY_ADDRESS": cluster}
     for line in lines:
-        command = [sys.executable, str(ROOT / line[1]), *line[2:]]
-        if "train.py" in line[1]:
-            command += [*SMALL, "--epochs", "1"]
-        joined = {**os.environ, "RAY_ADDRESS": cluster}
+        job = Path(line[1]).stem
+        command = [sys.executable, str(ROOT / line[1]), *line[2:], *short.get(job, [])]
+        if job == "dashboard":
+            end_once_served(command, folder=tmp_path)
+            continue
         done = subprocess.run(command, cwd=tmp_path, env=joined, capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/first/evaluation/report.html").exists()
     assert (tmp_path / "runs/first/train/bundle/bundle.json").exists()
     assert len(list((tmp_path / "segmented/images").glob("*/*.parquet"))) == 1
+
+
+def end_once_served(command: list[str], *, folder: Path) -> None:
+    """Runs what serves until it is ended, on other ports than the usual ones, which may be taken."""
+    ports = ["--tensorboard-port", str(free_port()), "--optuna-port", str(free_port())]
+    with subprocess.Popen([*command, *ports], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        for shown in server.stderr:
+            if "http://" in shown:
+                server.terminate()
+                break
+        server.stderr.read()
+    assert server.returncode == 0
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "lint"])

@@ -5,10 +5,12 @@ from resunet_ray.config.files import load_config, save_config
 from resunet_ray.config.model import AugmentConfig, InstanceConfig, ModelConfig, PreprocessConfig
 from resunet_ray.config.prepare import PrepareConfig
 from resunet_ray.config.segment import ExportConfig, SegmentConfig
+from resunet_ray.config.sweep import DashboardConfig, SweepConfig
 from resunet_ray.config.train import Metric, TrainConfig, report_recipe
 
 __all__ = [
     "AugmentConfig",
+    "DashboardConfig",
     "EvaluateConfig",
     "ExportConfig",
     "InstanceConfig",
@@ -17,6 +19,7 @@ __all__ = [
     "PrepareConfig",
     "PreprocessConfig",
     "SegmentConfig",
+    "SweepConfig",
     "TrainConfig",
     "load_config",
     "report_recipe",

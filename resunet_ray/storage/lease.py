@@ -3,7 +3,8 @@
 A lease is a small object `leases/000042`, made only if no object of that name is there: a conditional put in S3, an exclusive
 create in a file system. Whoever made the highest number holds it, and rewrites it while it works. One that was not rewritten
 for too long, or that says it was given back, is followed by the next number, which again only one can make. Ages are
-differences of the store's own times, so clocks that disagree do no harm.
+differences of the store's own times, so clocks that disagree do no harm. Whoever stands on the machine of a holder that died
+sees that, and follows at once.
 """
 
 import json
@@ -16,6 +17,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import botocore.exceptions
@@ -29,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 LEASES = "leases"
 
+_PROC = Path("/proc")
 _UNREADABLE_SECONDS = 60.0  # how long a lease is believed that does not say
 
 
@@ -119,7 +122,7 @@ def _read_held(folder: str, number: int) -> dict[str, Any] | None:
     state: dict[str, Any] = {"holder": "unknown", "released": False, "seconds": _UNREADABLE_SECONDS}
     with suppress(ValueError):  # a write that was cut short
         state = json.loads(files.read_bytes(uri))
-    return None if state["released"] or _age_seconds(uri) > state["seconds"] else state
+    return None if state["released"] or _is_dead(state.get("process")) or _age_seconds(uri) > state["seconds"] else state
 
 
 def _age_seconds(uri: str) -> float:
@@ -148,7 +151,30 @@ def _renew(lease: Lease, stop: threading.Event, *, folder: str, seconds: float) 
 
 
 def _content(holder: str, *, seconds: float, released: bool = False) -> bytes:
-    return json.dumps({"holder": holder, "released": released, "seconds": seconds, "written": time.time()}).encode()
+    state = {"holder": holder, "process": _describe_process(os.getpid()), "released": released, "seconds": seconds}
+    return json.dumps({**state, "written": time.time()}).encode()
+
+
+def _describe_process(pid: int) -> list[str] | None:
+    """What no two processes share: the machine's boot, the container's process namespace, the number, and when it started.
+
+    None where the process is dead, or the system does not say (only Linux does).
+    """
+    try:
+        boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+        namespace = str((_PROC / "self/ns/pid").readlink())
+        fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else [boot, namespace, str(pid), fields[19]]  # proc(5): state is field 3, starttime 22
+
+
+def _is_dead(process: list[str] | None) -> bool:
+    """Whether a holder on this very machine, and in the same container if any, has ended."""
+    own = _describe_process(os.getpid())
+    if process is None or own is None or process[:2] != own[:2]:
+        return False
+    return _describe_process(int(process[2])) != process
 
 
 def _require_exclusive_writes(folder: str) -> None:

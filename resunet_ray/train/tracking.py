@@ -9,12 +9,14 @@ from typing import Any, Self
 
 import pandas as pd
 from tensorboardX import SummaryWriter
+from tensorboardX.summary import hparams
 
 from resunet_ray import storage
 from resunet_ray.config import TrainConfig
 from resunet_ray.errors import ConfigError
 
 HISTORY_FILE = "history.csv"
+EVENTS_FOLDER = "tensorboard"
 
 
 def run_folder(config: TrainConfig) -> str:
@@ -25,6 +27,33 @@ def run_folder(config: TrainConfig) -> str:
 def read_history(uri: str) -> pd.DataFrame:
     """A history.csv: one row an epoch, validation columns empty where none was made."""
     return pd.read_csv(BytesIO(storage.read_bytes(uri)))
+
+
+def save_hyperparameters(folder: str, parameters: Mapping[str, Any], *, metric: str) -> None:
+    """Writes hyperparameters beside a run's curves, for TensorBoard's table of them.
+
+    Args:
+        folder: of the run.
+        parameters: by name; what is no number, truth value or word is shown as text.
+        metric: validation score to list beside them.
+    """
+    shown = {name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in parameters.items()}
+    with tempfile.TemporaryDirectory() as local:
+        writer = SummaryWriter(local, filename_suffix=".hyperparameters")
+        for summary in hparams(shown, {_tag(f"val_{metric}"): 0.0}):
+            writer.file_writer.add_summary(summary)
+        writer.close()
+        _copy_events(Path(local), folder)
+
+
+def _tag(column: str) -> str:
+    """Of a column of history.csv in TensorBoard."""
+    return column.replace("val_", "validation/")
+
+
+def _copy_events(local: Path, folder: str) -> None:
+    for file in local.iterdir():
+        storage.write_bytes(storage.join(folder, EVENTS_FOLDER, file.name), file.read_bytes())
 
 
 class Tracker:
@@ -54,12 +83,11 @@ class Tracker:
         for row in history[-new:]:
             for name, value in row.items():
                 if name != "epoch":
-                    self._writer.add_scalar(name.replace("val_", "validation/"), value, int(row["epoch"]))
+                    self._writer.add_scalar(_tag(name), value, int(row["epoch"]))
             if self._mlflow is not None:
                 self._mlflow.write(row)
         self._writer.flush()
-        for file in Path(self._folder.name).iterdir():
-            storage.write_bytes(storage.join(self._uri, "tensorboard", file.name), file.read_bytes())
+        _copy_events(Path(self._folder.name), self._uri)
 
 
 class _MLflow:

@@ -3,11 +3,12 @@
 import json
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -23,18 +24,19 @@ from resunet_ray.bundle import (
     versions,
 )
 from resunet_ray.cluster import MODEL_ENVIRONMENT, connect, count_gpus, require_resources
-from resunet_ray.config import InstanceConfig, PrepareConfig, TrainConfig, load_config
+from resunet_ray.config import InstanceConfig, PrepareConfig, TrainConfig
 from resunet_ray.data.dataset import DATASET_FILE, Dataset, open_dataset, plan_once
 from resunet_ray.data.labelled import read_images
 from resunet_ray.data.prepare import prepare
 from resunet_ray.data.splits import TRAIN, VAL
-from resunet_ray.errors import ConfigError, InputError, RunError
+from resunet_ray.errors import InputError, RunError
 from resunet_ray.model.metrics import SCORES
 from resunet_ray.train.batches import draw_weights, portion_rows
 from resunet_ray.train.calibration import choose_instances
 from resunet_ray.train.checkpoint import load_weights
 from resunet_ray.train.loop import FAILURE_FILE, train_worker
 from resunet_ray.train.session import start_from
+from resunet_ray.train.settings import require_same_settings
 from resunet_ray.train.tracking import HISTORY_FILE, import_mlflow, read_history, run_folder
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ logger = logging.getLogger(__name__)
 _CONFIG_FILE = "train.json"
 _SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"  # Ray Train's own
 _SAMPLE_SIDE = 96  # pixels: small, and more than one tile's worth of context
-_FREE_TO_CHANGE = {
+FREE_TO_CHANGE = {
     "workers", "min_workers", "gpu", "cpus_per_worker", "threads", "max_failures", "start_timeout_seconds", "mlflow",
     "keep_checkpoints", "data",
 }  # fmt: skip
@@ -62,8 +64,12 @@ class Trained:
     images_per_second: float
 
 
-def train(config: TrainConfig) -> Trained:
+def train(config: TrainConfig, *, callbacks: Sequence[UserCallback] = ()) -> Trained:
     """Trains and writes `bundle/` under the output; where that is already there, only says so. Ray starts once all is in order.
+
+    Args:
+        config: what to train, on what, and where to.
+        callbacks: Ray Train's, told of each validation.
 
     Raises:
         ConfigError: the output holds a run with other settings.
@@ -71,9 +77,10 @@ def train(config: TrainConfig) -> Trained:
         ResourceError: the cluster or the storage cannot give what is asked for.
         RunError: training failed for good.
     """
-    config = _resolve(config)
+    config = resolve(config)
     storage.check_writable(config.output)
-    dataset = open_dataset(_prepared(config), needs=(TRAIN, VAL))
+    prepared = prepare_pairs(config.data, own=storage.join(run_folder(config), "data"))
+    dataset = open_dataset(prepared, needs=(TRAIN, VAL))
     draw_weights(dataset, config)
     bundle_uri = storage.join(run_folder(config), "bundle")
     finished = storage.exists(storage.join(bundle_uri, BUNDLE_FILE))
@@ -83,18 +90,25 @@ def train(config: TrainConfig) -> Trained:
         if config.mlflow is not None:
             import_mlflow()
         connect()
-        _require_cluster(config)
-    _require_same_run(config, dataset)
+        require_fit(config)
+    require_same_settings(
+        storage.join(run_folder(config), _CONFIG_FILE),
+        config,
+        data_digest=dataset.digest,
+        free=FREE_TO_CHANGE,
+        advice="give another --output or --name, or the same settings to resume it",
+    )
     if finished:
         logger.info("%s is already there: nothing to do", bundle_uri)
         return _summary(config, bundle_uri)
     _require_snapshot(config)
-    checkpoint, scores = _fit(config, dataset)
+    checkpoint, scores = _fit(config, dataset, callbacks)
     _save_bundle(bundle_uri, config=config, dataset=dataset, checkpoint=checkpoint, scores=scores)
     return _summary(config, bundle_uri)
 
 
-def _resolve(config: TrainConfig) -> TrainConfig:
+def resolve(config: TrainConfig) -> TrainConfig:
+    """The configuration with every location absolute."""
     return replace(
         config,
         data=storage.absolute(config.data).rstrip("/"),
@@ -103,38 +117,14 @@ def _resolve(config: TrainConfig) -> TrainConfig:
     )
 
 
-def _prepared(config: TrainConfig) -> str:
-    """The prepared data set; of a plain folder pair it is made within the run, with the defaults of `prepare`."""
-    if storage.exists(storage.join(config.data, DATASET_FILE)) or not storage.exists(storage.join(config.data, "images")):
-        return config.data
-    own = storage.join(run_folder(config), "data")
+def prepare_pairs(data: str, *, own: str) -> str:
+    """The prepared data set: `data` itself, or of a plain folder pair what is made at `own`, with the defaults of `prepare`."""
+    if storage.exists(storage.join(data, DATASET_FILE)) or not storage.exists(storage.join(data, "images")):
+        return data
     if not storage.exists(storage.join(own, DATASET_FILE)):
-        logger.info("%s is a folder of images: preparing it in %s", config.data, own)
-        prepare(PrepareConfig(input=(config.data,), output=own))
+        logger.info("%s is a folder of images: preparing it in %s", data, own)
+        prepare(PrepareConfig(input=(data,), output=own))
     return own
-
-
-def _require_same_run(config: TrainConfig, dataset: Dataset) -> None:
-    """A folder holds one run: the settings that decide what is learnt must be those that it began with."""
-    uri = storage.join(run_folder(config), _CONFIG_FILE)
-    if not storage.exists(uri):
-        content = {"config": asdict(config), "data_digest": dataset.digest}
-        storage.write_bytes(uri, json.dumps(content, indent=2).encode())
-        return
-    saved = json.loads(storage.read_bytes(uri))
-    before = asdict(load_config(json.dumps(saved["config"]), kind=TrainConfig, source=uri))
-    changed = [
-        f"{name} was {before[name]!r} and is now {value!r}"
-        for name, value in asdict(config).items()
-        if name not in _FREE_TO_CHANGE and before[name] != value
-    ]
-    if saved["data_digest"] != dataset.digest:
-        changed.append(f"the data's digest was {saved['data_digest'][:12]} and is now {dataset.digest[:12]}")
-    if changed:
-        raise ConfigError(
-            f"{run_folder(config)} holds a run with other settings ({'; '.join(changed)}): "
-            "give another --output or --name, or the same settings to resume it"
-        )
 
 
 def _require_snapshot(config: TrainConfig) -> None:
@@ -153,21 +143,33 @@ def _uses_gpu(config: TrainConfig) -> bool:
     return count_gpus() > 0 if config.gpu is None else config.gpu
 
 
-def _require_cluster(config: TrainConfig) -> None:
-    workers = config.min_workers or config.workers
+def require_fit(config: TrainConfig, *, runs: int = 1) -> None:
+    """Refuses training that the cluster cannot take.
+
+    Args:
+        config: of the run.
+        runs: how many such runs go on at the same time.
+
+    Raises:
+        ResourceError: the workers of all runs do not fit beside one CPU for Ray Data.
+    """
+    workers = runs * (config.min_workers or config.workers)
     pixels = (config.preprocess.resize or config.crop) ** 2
     waiting = workers * (config.shuffle_buffer + 2 * portion_rows(config)) * pixels * 4
-    gib = (config.batch_size * pixels * _BYTES_PER_PIXEL + waiting) / 2**30
+    gib = (runs * config.batch_size * pixels * _BYTES_PER_PIXEL + waiting) / 2**30
     gpu = _uses_gpu(config)
+    of_runs = f" ({runs} trials at once)" if runs > 1 else ""
     require_resources(
-        what=f"{workers} training workers of {config.cpus_per_worker} CPUs, with one CPU left for Ray Data",
+        what=f"{workers} training workers of {config.cpus_per_worker} CPUs{of_runs}, with one CPU left for Ray Data",
         num_cpus=workers * config.cpus_per_worker + 1,
         num_gpus=workers if gpu else 0,
         memory_gib=0.0 if gpu else gib,
     )
 
 
-def _fit(config: TrainConfig, dataset: Dataset) -> tuple[ray.train.Checkpoint, dict[str, float]]:
+def _fit(
+    config: TrainConfig, dataset: Dataset, callbacks: Sequence[UserCallback]
+) -> tuple[ray.train.Checkpoint, dict[str, float]]:
     # Ray Train reads both from the driver's environment when it starts the run.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.start_timeout_seconds)
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "1800")
@@ -186,6 +188,7 @@ def _fit(config: TrainConfig, dataset: Dataset) -> tuple[ray.train.Checkpoint, d
         run_config=RunConfig(
             name=config.name,
             storage_path=config.output,
+            callbacks=list(callbacks),
             worker_runtime_env=MODEL_ENVIRONMENT,
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(max_failures=config.max_failures, controller_failure_limit=config.max_failures),

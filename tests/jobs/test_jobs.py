@@ -15,14 +15,14 @@ from support import ROOT, run_job
 from resunet_ray.config import ModelConfig, TrainConfig
 
 
-@pytest.mark.parametrize("name", ["prepare", "train", "evaluate", "segment", "demo", "benchmark"])
+@pytest.mark.parametrize("name", ["prepare", "train", "tune", "dashboard", "evaluate", "segment", "demo", "benchmark"])
 def test_help_says_what_the_job_does(name: str) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "jobs" / f"{name}.py"), "--help"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert ("--config FILE" in done.stdout) == (name in ("prepare", "train", "evaluate", "segment"))
-    assert ("--recipe default|report" in done.stdout) == (name == "train")
+    assert ("--config FILE" in done.stdout) == (name in ("prepare", "train", "tune", "evaluate", "segment"))
+    assert ("--recipe default|report" in done.stdout) == (name in ("train", "tune"))
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,13 @@ def test_help_says_what_the_job_does(name: str) -> None:
         ("prepare", ["--input", "MISSING", "--output", "OUT"], "is not there: expected a folder, a zip or a tar"),
         ("evaluate", ["--bundle", "MISSING", "--data", "MISSING", "--output", "OUT"], "holds no dataset.json"),
         ("train", ["--config", "MISSING"], "MISSING is not there"),
+        ("tune", ["--data", "MISSING", "--output", "OUT", "--space", "learning_rat=uniform:1,2"], "perhaps learning_rate"),
+        ("tune", ["--data", "MISSING", "--output", "OUT", "--workers", "2", "--space", "batch_size=choice:4,5"], "batch_size 5"),
+        (
+            "tune",
+            ["--data", "MISSING", "--output", "OUT", "--concurrent", "999"],
+            "999 training workers of 1 CPUs (999 trials at",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_sentence_and_exit_code_2(name: str, flags: list[str], message: str, tmp_path: Path) -> None:

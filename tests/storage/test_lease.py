@@ -1,5 +1,7 @@
 """One writer for each output: on a disk and in object storage, whoever comes at the same moment, whoever dies."""
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -60,3 +62,15 @@ def test_a_lease_is_kept_alive_and_that_of_the_dead_is_taken_over(place: str) ->
         time.sleep(2)
         with pytest.raises(RunError, match="was taken over by thief: this run did not renew it in time"):
             lease.check()
+
+
+def test_who_stands_where_the_holder_died_goes_on_at_once(place: str) -> None:
+    code = f"from resunet_ray import storage\nwith storage.hold_lease({place!r}, seconds=600): print('held', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(LeaseError), storage.hold_lease(place, seconds=600):
+            pass
+        holder.kill()
+    with storage.hold_lease(place, seconds=600) as lease:
+        assert lease.uri.endswith("000002")

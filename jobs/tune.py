@@ -1,0 +1,34 @@
+"""Search training's hyperparameters, and write the best trial's bundle. The same command over the same output goes on."""
+
+from functools import partial
+from typing import Any
+
+from _job import read_config, run_job
+
+from resunet_ray.config import SweepConfig, TrainConfig, report_recipe
+from resunet_ray.errors import LeaseError
+from resunet_ray.report.sweep import write_sweep_report
+from resunet_ray.sweep.run import sweep
+
+
+def _start(recipe: Any, **required: Any) -> SweepConfig:
+    return SweepConfig(training=recipe(**required))
+
+
+def _work() -> dict[str, Any]:
+    config = read_config(
+        SweepConfig,
+        description=__doc__ or "",
+        recipes={"default": partial(_start, TrainConfig), "report": partial(_start, report_recipe)},
+        required=("data", "output"),
+        saved="sweep.json",
+    )
+    try:
+        result = sweep(config)
+    except LeaseError as error:
+        return {"status": "leased", "message": str(error)}
+    return {**vars(result), "report": write_sweep_report(config.training.output)}
+
+
+if __name__ == "__main__":
+    run_job("tune", _work)

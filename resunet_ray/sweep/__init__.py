@@ -1,0 +1,1 @@
+"""A sweep: many training runs, the best of which becomes a bundle."""

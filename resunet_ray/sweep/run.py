@@ -1,0 +1,262 @@
+"""A sweep, from its checks to its bundle: the same command over the same output goes on where it was."""
+
+import logging
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.search import Searcher
+
+from resunet_ray import storage
+from resunet_ray.bundle import BUNDLE_FILE
+from resunet_ray.cluster import connect, count_cores, require_dashboard
+from resunet_ray.config import SweepConfig, TrainConfig
+from resunet_ray.data.dataset import open_dataset
+from resunet_ray.data.splits import TRAIN, VAL
+from resunet_ray.errors import ResUNetRayError, RunError
+from resunet_ray.sweep.progress import Progress
+from resunet_ray.sweep.scheduling import NUMBER, build_scheduler
+from resunet_ray.sweep.space import Parameters, Space, apply, parse_space
+from resunet_ray.sweep.study import Study, count_trials
+from resunet_ray.sweep.trials import (
+    TRIALS_FOLDER,
+    Trial,
+    end_trial,
+    list_trials,
+    read_error,
+    save_error,
+    save_trial,
+    start_trial,
+    trial_folder,
+)
+from resunet_ray.sweep.winner import Swept, conclude
+from resunet_ray.train.settings import require_same_settings
+from resunet_ray.train.tracking import run_folder, save_hyperparameters
+from resunet_ray.train.trainer import FREE_TO_CHANGE, prepare_pairs, require_fit, resolve, train
+
+logger = logging.getLogger(__name__)
+
+SWEEP_FILE = "sweep.json"
+
+_FREE = {"trials", "concurrent", "hours", "retry_failed", "final_epochs", "final_seeds"} | {
+    f"training.{name}" for name in FREE_TO_CHANGE
+}
+"""Fields that may change when a sweep goes on."""
+
+_LEASE_SECONDS = 60.0
+_DRIVER_BYTES = 700 * 2**20  # of the process of a trial that waits for its training run; measured 0.6 GiB
+
+
+def sweep(config: SweepConfig) -> Swept:
+    """Runs the trials that are not done and makes the winner's bundle.
+
+    Raises:
+        ConfigError: the space does not fit the training configuration, or the output holds another sweep.
+        InputError: the data or the bundle to start from is missing or unfit.
+        LeaseError: another process runs this sweep.
+        ResourceError: the cluster cannot take so many trials at once.
+        RunError: no trial was trained to its end.
+    """
+    config = replace(config, training=resolve(config.training))
+    training = config.training
+    space = parse_space(config.space, training)
+    storage.check_writable(training.output)
+    with storage.hold_lease(training.output, seconds=_LEASE_SECONDS):
+        trials = _list_trials(config)
+        if len(trials) < count_trials(config, space) or any(trial.status == "unfinished" for trial in trials):
+            connect(dashboard=True)
+            require_fit(training, runs=config.concurrent)
+            if config.scheduler != "none":
+                require_dashboard("only with it can Ray Train free what a stopped trial held (or give --scheduler none)")
+        data = prepare_pairs(training.data, own=storage.join(training.output, "data"))
+        require_same_settings(
+            storage.join(training.output, SWEEP_FILE),
+            config,
+            data_digest=open_dataset(data, needs=(TRAIN, VAL)).digest,
+            free=_FREE,
+            advice="give another --output, or the same settings to go on with it",
+        )
+        config = replace(config, training=replace(training, data=data))
+        return conclude(config, space, _run_trials(config, space, trials))
+
+
+def _threads(config: SweepConfig) -> int | None:
+    """Threads of a trial's worker on CPUs, such that all that share a node share its cores."""
+    if config.training.threads is not None:
+        return config.training.threads
+    nodes: int = sum(node["Alive"] for node in ray.nodes())
+    workers = -(-config.concurrent * config.training.workers // nodes)
+    return max(1, count_cores() // workers)
+
+
+def _run_trials(config: SweepConfig, space: Space, trials: Sequence[Trial]) -> list[Trial]:
+    """All trials, after those that are not done were run."""
+    with Study(config, space, trials) as study:
+        state = _Sweep(config, space, study, trials)
+        if state.left:
+            _tune(config, state)
+            state.require_progress()
+        return state.trials
+
+
+def _list_trials(config: SweepConfig) -> list[Trial]:
+    """What there is; where failed trials are to be tried again, as if they had not ended."""
+    trials = list_trials(config.training.output)
+    for number, trial in enumerate(trials):
+        if config.retry_failed and trial.status == "failed":
+            trials[number] = replace(trial, status="unfinished", reason=None, finished_at=None)
+            save_trial(config.training.output, trials[number])
+    return trials
+
+
+class _Sweep:
+    """The trials while they run: what is next, and writing down what happens."""
+
+    def __init__(self, config: SweepConfig, space: Space, study: Study, trials: Sequence[Trial]) -> None:
+        self._most = count_trials(config, space)
+        self.trials = list(trials)
+        self._config, self._study = config, study
+        self._output = config.training.output
+        self._waiting = deque(trial.number for trial in trials if trial.status == "unfinished")
+        self._begun = time.monotonic()
+        self.scheduler = build_scheduler(config, trials)
+        self.progress = Progress(config, total=self._most)
+
+    @property
+    def left(self) -> int:
+        """Trials that go on or are still to be made."""
+        return len(self._waiting) + max(0, self._most - len(self.trials))
+
+    def start_next(self) -> Trial | None:
+        """The next trial to run: first what was interrupted, then new ones."""
+        if self._waiting:
+            return self.trials[self._waiting.popleft()]
+        number = len(self.trials)
+        if number >= self._most:
+            return None
+        trial = start_trial(self._output, number=number, parameters=self._study.suggest(number))
+        self.trials.append(trial)
+        folder, metric = trial_folder(self._output, trial), self._config.training.monitor
+        save_hyperparameters(folder, trial.parameters, metric=metric)
+        return trial
+
+    def report(self, number: int, result: dict[str, Any]) -> None:
+        """A validation of a trial."""
+        score = result[self._config.training.monitor]
+        self._study.report(number, epoch=result["epoch"], score=score)
+        self._study.save()
+        self.progress.report(self.trials, number, epoch=result["epoch"], score=score)
+
+    def end(self, number: int, *, error: str | None = None) -> None:
+        """A trial has ended: as its own files, its scheduler or Tune say. Where none does, it goes on next time."""
+        trial = self.trials[number]
+        reason = error or read_error(self._output, trial)
+        if reason is not None:
+            ended = end_trial(self._output, trial, status="failed", reason=storage.mask_credentials(reason))
+        elif storage.exists(storage.join(trial_folder(self._output, trial), "bundle", BUNDLE_FILE)):
+            ended = end_trial(self._output, trial, status="completed")
+        elif number in self.scheduler.stopped:
+            ended = end_trial(self._output, trial, status="stopped", reason=self.scheduler.stopped[number])
+        else:
+            return
+        self.trials[number] = ended
+        self._study.end(ended)
+        self.progress.end(self.trials, ended)
+
+    def require_progress(self) -> None:
+        """Says what is left, and raises RunError where that is not because the time was up."""
+        left = Counter(trial.status for trial in self.trials)["unfinished"]
+        up = self._config.hours is not None and time.monotonic() - self._begun >= self._config.hours * 3600
+        if left and not up:
+            raise RunError(f"the sweep was interrupted, {left} trials are unfinished: the same command goes on with them")
+        if up:
+            logger.info("the %g hours are over: the same command goes on with %d trials", self._config.hours, left)
+
+
+class _Suggester(Searcher):  # type: ignore[misc]
+    """What Tune asks for the next trial. It keeps no state: that is in the sweep's own files."""
+
+    def __init__(self, sweep: _Sweep) -> None:
+        super().__init__()
+        self._sweep = sweep
+
+    def suggest(self, _trial_id: str) -> Any:
+        trial = self._sweep.start_next()
+        return self.FINISHED if trial is None else {NUMBER: trial.number, "parameters": trial.parameters}
+
+    def on_trial_complete(self, *_: object, **__: object) -> None:
+        pass
+
+    def save_to_dir(self, *_: object, **__: object) -> None:
+        pass
+
+
+class _Recorder(tune.Callback):  # type: ignore[misc]
+    """Hands what happens in Tune to the sweep."""
+
+    def __init__(self, sweep: _Sweep) -> None:
+        self._sweep = sweep
+
+    def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: object) -> None:
+        if "epoch" in result:
+            self._sweep.report(trial.config[NUMBER], result)
+
+    def on_trial_complete(self, *, trial: Any, **_: object) -> None:
+        self._sweep.end(trial.config[NUMBER])
+
+    def on_trial_error(self, *, trial: Any, **_: object) -> None:
+        lines = str(trial.get_error() or "its process died").strip().splitlines()
+        self._sweep.end(trial.config[NUMBER], error=lines[-1])
+
+
+def _tune(config: SweepConfig, state: _Sweep) -> None:
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # each training run writes its own curves
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # who failed early, or only had its bundle to write, reports nothing
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its table goes to standard output, which belongs to the last line
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # it misses those logs
+    trainable = tune.with_parameters(_run_trial, training=replace(config.training, threads=_threads(config)))
+    tuner = tune.Tuner(
+        # It only waits for its training run, which takes the CPUs; without any demand at all Tune refuses it.
+        tune.with_resources(trainable, {"cpu": 0, "memory": _DRIVER_BYTES}),
+        tune_config=tune.TuneConfig(
+            search_alg=_Suggester(state),
+            scheduler=state.scheduler,
+            num_samples=state.left,
+            max_concurrent_trials=config.concurrent,
+            time_budget_s=None if config.hours is None else config.hours * 3600,
+            trial_name_creator=lambda trial: f"trial-{trial.config[NUMBER]:04d}",
+            trial_dirname_creator=lambda trial: f"trial-{trial.config[NUMBER]:04d}",
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=config.training.output,
+            callbacks=[_Recorder(state)],
+            failure_config=tune.FailureConfig(max_failures=config.training.max_failures),
+            verbose=0,
+        ),
+    )
+    with state.progress:
+        tuner.fit()
+
+
+def _run_trial(given: dict[str, Any], *, training: TrainConfig) -> None:
+    """One trial, in a process of its own. What would only go wrong again is written down, not raised: Tune would repeat it."""
+    config = trial_config(training, number=given[NUMBER], parameters=given["parameters"])
+    save_error(run_folder(config), None)
+    connect()
+    try:
+        train(config, callbacks=[TuneReportCallback()])
+    except ResUNetRayError as error:
+        save_error(run_folder(config), str(error))
+
+
+def trial_config(training: TrainConfig, *, number: int, parameters: Parameters) -> TrainConfig:
+    """The configuration of a trial's training run."""
+    own = replace(training, output=storage.join(training.output, TRIALS_FOLDER), name=Trial(number, parameters, "").name)
+    return apply(own, parameters)

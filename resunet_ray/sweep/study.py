@@ -1,0 +1,132 @@
+"""The sweep as an Optuna study: it says what to try next, and it is the database file that optuna-dashboard opens.
+
+The study is made anew from the trials in storage whenever a sweep starts, so it can neither be lost nor disagree with them. What
+trial N tries at random depends on the sweep's seed and on N alone, however often the sweep was interrupted.
+"""
+
+import sqlite3
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState
+
+from resunet_ray import storage
+from resunet_ray.config import SweepConfig
+from resunet_ray.sweep.space import Parameters, Space, list_grid
+from resunet_ray.sweep.trials import Trial, best_row, read_validations
+
+STUDY_FILE = "study.db"
+
+_STATES = {"completed": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
+_RANDOM_TRIALS = 10  # before the Parzen estimator has something to go by; Optuna's own default
+
+
+def count_trials(config: SweepConfig, space: Space) -> int:
+    """How many trials the sweep has: a grid may have fewer points than were asked for."""
+    return min(config.trials, len(list_grid(space))) if config.search == "grid" else config.trials
+
+
+class Study:
+    """Optuna's study of a sweep, in a local file that is copied into the sweep's output after every change."""
+
+    def __init__(self, config: SweepConfig, space: Space, trials: Sequence[Trial]) -> None:
+        """Makes the study of the trials that there are."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._config, self._space = config, space
+        self._monitor = config.training.monitor
+        self._folder = tempfile.TemporaryDirectory()
+        self._path = Path(self._folder.name) / STUDY_FILE
+        self._grid = list_grid(space) if config.search == "grid" else None
+        if self._grid is not None:
+            np.random.default_rng(config.training.seed).shuffle(self._grid)
+        self._storage = optuna.storages.RDBStorage(f"sqlite:///{self._path}")
+        self._study = optuna.create_study(
+            storage=self._storage,
+            study_name=f"{config.training.output.rpartition('/')[2]}: {self._monitor}",
+            direction="minimize" if self._monitor == "loss" else "maximize",
+            sampler=self._sampler(0),
+        )
+        self._running: dict[int, optuna.Trial] = {}
+        self._reported: dict[int, int] = {}
+        for trial in trials:
+            self._add(trial)
+        self.save()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._storage.remove_session()
+        self._storage.engine.dispose()
+        self._folder.cleanup()
+
+    def suggest(self, number: int) -> Parameters:
+        """What trial `number`, the next one, tries."""
+        return self._ask(None if self._grid is None else self._grid[number], number=number)
+
+    def report(self, number: int, *, epoch: int, score: float) -> None:
+        """Adds a validation of a running trial; of an epoch that it trains again since it was interrupted, the first counts."""
+        if epoch > self._reported.get(number, 0):
+            self._running[number].report(score, epoch)
+            self._reported[number] = epoch
+
+    def end(self, trial: Trial) -> None:
+        """Says how a trial ended, with its best score."""
+        best = best_row(read_validations(self._config.training.output, trial), self._monitor)
+        value = float(best[self._monitor]) if best is not None and trial.status == "completed" else None
+        if trial.reason is not None:
+            self._running[trial.number].set_user_attr("reason", trial.reason)
+        self._study.tell(self._running.pop(trial.number), value, state=_STATES[trial.status])
+        self.save()
+
+    def save(self) -> None:
+        """Copies the database into the output."""
+        with closing(sqlite3.connect(self._path)) as database:
+            storage.write_bytes(storage.join(self._config.training.output, STUDY_FILE), database.serialize())
+
+    def _ask(self, fixed: Mapping[str, Any] | None, *, number: int) -> Parameters:
+        self._study.sampler = self._sampler(number)
+        if fixed is not None:
+            self._study.enqueue_trial(dict(fixed))
+        asked = self._study.ask(self._space)
+        assert asked.number == number, f"Optuna's trial {asked.number} is not the sweep's trial {number}"
+        self._running[number] = asked
+        return dict(asked.params)
+
+    def _add(self, trial: Trial) -> None:
+        """A trial that is in storage, with its validations, as it was left."""
+        self._ask(trial.parameters, number=trial.number)
+        for row in read_validations(self._config.training.output, trial).to_dict("records"):
+            self.report(trial.number, epoch=int(row["epoch"]), score=row[self._monitor])
+        if trial.status != "unfinished":
+            self.end(trial)
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        seed = int(np.random.default_rng([self._config.training.seed, number]).integers(2**31))
+        if self._config.search == "optuna":
+            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=_RANDOM_TRIALS, constant_liar=True)
+        return optuna.samplers.RandomSampler(seed=seed)
+
+
+def measure_importance(config: SweepConfig, space: Space, trials: Sequence[Trial]) -> dict[str, float]:
+    """Share of the score that each searched field decides, by PED-ANOVA (Watanabe et al., 2023), over all trials with a score.
+
+    Trials that were stopped count with the best that they reached. Empty where there are too few trials to tell.
+    """
+    study = optuna.create_study(direction="minimize" if config.training.monitor == "loss" else "maximize")
+    for trial in trials:
+        best = best_row(read_validations(config.training.output, trial), config.training.monitor)
+        if best is not None and trial.status in ("completed", "stopped"):
+            value = float(best[config.training.monitor])
+            study.add_trial(optuna.trial.create_trial(params=trial.parameters, distributions=space, value=value))
+    varied = [name for name in space if len({trial.params[name] for trial in study.trials}) > 1]
+    if len(study.trials) < 4 or not varied:
+        return {}
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    found = optuna.importance.get_param_importances(study, evaluator=evaluator, params=varied)
+    return {name: float(value) for name, value in found.items()}

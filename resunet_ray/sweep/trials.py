@@ -1,0 +1,154 @@
+"""The trials of a sweep as they stand in storage: what was tried, how it ended, and what its own history says it scored.
+
+A trial is written down before it starts and again when it has ended. Its scores are read from the history.csv of its training
+run, so that no table holds a score which the run does not.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from resunet_ray import storage
+from resunet_ray.config import TrainConfig
+from resunet_ray.model.metrics import SCORES
+from resunet_ray.schema import TRIALS
+from resunet_ray.sweep.space import Parameters
+from resunet_ray.train.tracking import HISTORY_FILE, read_history
+
+TRIALS_FOLDER = "trials"
+Status = Literal["unfinished", "completed", "stopped", "failed"]
+
+_TRIAL_FILE, _ERROR_FILE = "trial.json", "error.txt"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of the space and what became of it."""
+
+    number: int
+    """From 0 on, in the order of their making."""
+    parameters: Parameters
+    """Values of the fields that are searched."""
+    started_at: str
+    """When it was first written down, ISO 8601, UTC."""
+    status: Status = "unfinished"
+    """completed: trained to its end. stopped: by the scheduler. failed: for the reason. unfinished: it goes on next time."""
+    reason: str | None = None
+    """Why it failed or was stopped."""
+    finished_at: str | None = None
+    """When it ended."""
+
+    @property
+    def name(self) -> str:
+        """Of its training run, under trials/."""
+        return f"trial-{self.number:04d}"
+
+
+def trial_folder(output: str, trial: Trial) -> str:
+    """Where a trial's training run stands."""
+    return storage.join(output, TRIALS_FOLDER, trial.name)
+
+
+def list_trials(output: str) -> list[Trial]:
+    """All trials, by number. A number is written down only after the one before it."""
+    trials: list[Trial] = []
+    while True:
+        uri = storage.join(trial_folder(output, Trial(len(trials), {}, "")), _TRIAL_FILE)
+        if not storage.exists(uri):
+            return trials
+        trials.append(Trial(**json.loads(storage.read_bytes(uri))))
+
+
+def save_trial(output: str, trial: Trial) -> None:
+    """Writes a trial down."""
+    storage.write_bytes(storage.join(trial_folder(output, trial), _TRIAL_FILE), json.dumps(asdict(trial), indent=2).encode())
+
+
+def start_trial(output: str, *, number: int, parameters: Parameters) -> Trial:
+    """A new trial, written down."""
+    trial = Trial(number, parameters, _now())
+    save_trial(output, trial)
+    return trial
+
+
+def end_trial(output: str, trial: Trial, *, status: Status, reason: str | None = None) -> Trial:
+    """The trial with how it ended, written down."""
+    ended = replace(trial, status=status, reason=reason, finished_at=_now())
+    save_trial(output, ended)
+    return ended
+
+
+def save_error(folder: str, message: str | None) -> None:
+    """Leaves in a trial's folder why it failed, for the driver to find; None: takes away what an earlier attempt left."""
+    uri = storage.join(folder, _ERROR_FILE)
+    if message is None:
+        storage.delete_file(uri)
+    else:
+        storage.write_bytes(uri, message.encode())
+
+
+def read_error(output: str, trial: Trial) -> str | None:
+    """Why the trial failed, if it said so itself."""
+    uri = storage.join(trial_folder(output, trial), _ERROR_FILE)
+    return storage.read_bytes(uri).decode() if storage.exists(uri) else None
+
+
+def read_validations(output: str, trial: Trial) -> pd.DataFrame:
+    """The validated epochs of a trial, from its history.csv: `epoch`, the scores by their names, `seconds` since its start."""
+    uri = storage.join(trial_folder(output, trial), HISTORY_FILE)
+    if not storage.exists(uri):
+        return pd.DataFrame({name: pd.Series(dtype=float) for name in ("epoch", "loss", *SCORES, "seconds", "images_per_second")})
+    history = read_history(uri)
+    history["seconds"] = history["seconds"].cumsum()
+    validated = history[history["val_loss"].notna()]
+    return validated.rename(columns={f"val_{name}": name for name in ("loss", *SCORES)})
+
+
+def best_row(validations: pd.DataFrame, monitor: str) -> Mapping[str, Any] | None:
+    """The validation that scores best, the first among equals; None where there is none."""
+    if validations.empty:
+        return None
+    scores = validations[monitor]
+    return dict(validations.loc[scores.idxmin() if monitor == "loss" else scores.idxmax()])
+
+
+def tabulate(output: str, trials: Sequence[Trial], *, training: TrainConfig) -> pa.Table:
+    """The table of trials: one row each, in the order of their making, with a column `config.FIELD` for each searched field."""
+    rows = []
+    for trial in trials:
+        validations = read_validations(output, trial)
+        best = best_row(validations, training.monitor) or {}
+        bundle = storage.join(trial_folder(output, trial), "bundle") if trial.status == "completed" else None
+        row = {
+            **asdict(trial),
+            "trial": trial.number,
+            "name": trial.name,
+            "monitor": training.monitor,
+            "score": best.get(training.monitor),
+            "bundle": bundle,
+        }
+        row |= {name: best.get(name) for name in ("epoch", "loss", *SCORES)}
+        row |= {
+            "epochs": int(validations["epoch"].max()) if best else 0,
+            "seconds": float(validations["seconds"].max()) if best else 0.0,
+        }
+        rows.append({name: _plain(row[name]) for name in TRIALS.names})
+    table = pa.Table.from_pylist(rows, schema=TRIALS)
+    for name in trials[0].parameters if trials else ():
+        values = [trial.parameters[name] for trial in trials]
+        table = table.append_column(f"config.{name}", pa.array(values))
+    return table
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

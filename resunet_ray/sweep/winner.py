@@ -1,0 +1,97 @@
+"""What a sweep comes to: its tables, and the best trial as a bundle that says which sweep found it."""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from resunet_ray import storage
+from resunet_ray.bundle import BUNDLE_FILE, copy_bundle, load_bundle, read_bundle_info
+from resunet_ray.config import SweepConfig
+from resunet_ray.errors import RunError
+from resunet_ray.sweep.space import Space, apply
+from resunet_ray.sweep.study import measure_importance
+from resunet_ray.sweep.trials import Trial, tabulate
+from resunet_ray.train.trainer import train
+
+logger = logging.getLogger(__name__)
+
+TABLE_FILE, SUMMARY_FILE = "trials.parquet", "summary.json"
+
+_FINAL_FOLDER = "final"
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep came to."""
+
+    bundle: str
+    trials: dict[str, int]
+    """How many ended in which way."""
+    best: dict[str, Any]
+    """The winner: `trial`, `parameters`, `epoch`, `score`, and `final_scores` of each seed where it was trained anew."""
+
+
+def conclude(config: SweepConfig, space: Space, trials: Sequence[Trial]) -> Swept:
+    """Writes trials.parquet, trials.csv and summary.json, and the winner's bundle.
+
+    Raises:
+        RunError: no trial was trained to its end, or the winner's final training failed.
+    """
+    output, monitor = config.training.output, config.training.monitor
+    table = tabulate(output, trials, training=config.training)
+    rows = table.to_pandas()
+    storage.write_table(storage.join(output, TABLE_FILE), table)
+    storage.write_bytes(storage.join(output, "trials.csv"), rows.to_csv(index=False).encode())
+    counts = dict(Counter(str(trial.status) for trial in trials))
+    summary = {"trials": counts, "monitor": monitor, "importance": measure_importance(config, space, trials)}
+    completed = rows[rows["status"] == "completed"].sort_values("score", ascending=monitor == "loss", kind="stable")
+    if completed.empty:
+        _save_summary(output, summary | {"best": None, "bundle": None, "config": asdict(config)})
+        reasons = "; ".join(sorted({trial.reason for trial in trials if trial.status == "failed" and trial.reason}))
+        raise RunError(
+            f"no trial was trained to its end{f': {reasons}' if reasons else ''}. {output}/trials.csv lists all {len(trials)}"
+        )
+    winner = completed.iloc[0]
+    trial = trials[int(winner["trial"])]
+    best = {"trial": trial.number, "parameters": trial.parameters, "epoch": int(winner["epoch"]), "score": float(winner["score"])}
+    source, best["final_scores"] = _train_finally(config, trial, bundle=str(winner["bundle"]))
+    bundle = storage.join(output, "bundle")
+    _save_bundle(bundle, source=source, provenance={"sweep": {"output": output, "trials": len(trials), **best}})
+    _save_summary(output, summary | {"best": best, "bundle": bundle, "config": asdict(config)})
+    return Swept(bundle, counts, best)
+
+
+def _save_summary(output: str, summary: dict[str, Any]) -> None:
+    storage.write_bytes(storage.join(output, SUMMARY_FILE), json.dumps(summary, indent=2).encode())
+
+
+def _train_finally(config: SweepConfig, trial: Trial, *, bundle: str) -> tuple[str, list[float] | None]:
+    """The best bundle of the winner's final training, and the score of each seed; without one, the trial's own bundle."""
+    if config.final_epochs is None and config.final_seeds == 1:
+        return bundle, None
+    monitor = config.training.monitor
+    chosen = apply(config.training, trial.parameters)
+    scores: dict[str, float] = {}
+    for seed in range(chosen.seed, chosen.seed + config.final_seeds):
+        epochs = config.final_epochs or chosen.epochs
+        logger.info("training trial %d's settings with seed %d for %d epochs", trial.number, seed, epochs)
+        name = f"{trial.name}-seed-{seed}-epochs-{epochs}"
+        trained = train(
+            replace(chosen, output=storage.join(config.training.output, _FINAL_FOLDER), name=name, seed=seed, epochs=epochs)
+        )
+        scores[trained.bundle] = trained.best[monitor]
+    choose = min if monitor == "loss" else max
+    return choose(scores, key=lambda uri: scores[uri]), list(scores.values())
+
+
+def _save_bundle(uri: str, *, source: str, provenance: dict[str, Any]) -> None:
+    if storage.exists(storage.join(uri, BUNDLE_FILE)):
+        before = read_bundle_info(uri)[0]
+        if before.sha256 == read_bundle_info(source)[0].sha256 and before.provenance.get("sweep") == provenance["sweep"]:
+            return
+    copy_bundle(source, uri, provenance=provenance)
+    load_bundle(uri).self_test()
+    logger.info("wrote %s", uri)

@@ -5,11 +5,13 @@ memory: peak memory of a training job on ten times the data over that on the dat
 segment: megapixels/s of a segmentation job, from files to Parquet, over those of the bare network on tensors in memory. Beside it
     the job's speed over that of one image at a time (decode, predict, score, write), and its peak memory on few and many images.
 slide: the same for one slide that is all tissue.
+tune: seconds of a sweep of one trial over those of the same training by itself, both without the start of Ray.
 """
 
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,12 +27,13 @@ from _memory import PeakMemory
 
 from resunet_ray import storage
 from resunet_ray.cluster import MODEL_ENVIRONMENT, connect
-from resunet_ray.config import ModelConfig, PrepareConfig, SegmentConfig, TrainConfig, save_config
+from resunet_ray.config import ModelConfig, PrepareConfig, SegmentConfig, SweepConfig, TrainConfig, save_config
 from resunet_ray.data.dataset import DATASET_FILE
 from resunet_ray.data.prepare import prepare
 from resunet_ray.data.synthetic import generate_image, write_images
 from resunet_ray.errors import InputError
 from resunet_ray.segment.run import segment
+from resunet_ray.sweep.run import sweep
 from resunet_ray.train.tracking import HISTORY_FILE, read_history, run_folder
 from resunet_ray.train.trainer import train
 
@@ -41,18 +44,18 @@ _DISTINCT = 40  # generated images; the others are copies
 class BenchmarkConfig:
     """What is measured."""
 
-    what: tyro.conf.Positional[Literal["train", "memory", "segment", "slide"]]
-    """train, segment, slide: throughput. memory: peak memory of training against the size of the data."""
+    what: tyro.conf.Positional[Literal["train", "memory", "segment", "slide", "tune"]]
+    """train, segment, slide: throughput. memory: peak memory of training against the size of the data. tune: what Tune costs."""
     output: str
     """Where data and runs go: a new or empty folder."""
     data: str | None = None
-    """A prepared data set (train). None: generated images."""
+    """A prepared data set (train, tune). None: generated images."""
     bundle: str | None = None
     """What segments (segment, slide)."""
     images: int = 200
     """Images to generate; for memory and segment also ten times as many. A slide shows ten times as many."""
     epochs: int = 8
-    """Epochs of the run through Ray."""
+    """Epochs of the run through Ray (train, tune)."""
     workers: int = 1
     """Training workers of the run through Ray, which share the cores (train)."""
 
@@ -171,6 +174,40 @@ def benchmark_slide(config: BenchmarkConfig) -> dict[str, Any]:
     }
 
 
+def benchmark_tune(config: BenchmarkConfig) -> dict[str, Any]:
+    """The training by itself, a sweep with it for its only trial, and the training again."""
+    connect()
+    data = config.data or _generate(storage.join(config.output, "data"), count=config.images)
+    ray.shutdown()
+    training = TrainConfig(data=data, output="", epochs=config.epochs, validation_interval=config.epochs, warmup_epochs=0)
+    alone = [_time_training(replace(training, output=storage.join(config.output, "first")))]
+    connect(dashboard=True)
+    tuned = replace(training, output=storage.join(config.output, "sweep"))
+    start = time.perf_counter()
+    sweep(
+        SweepConfig(training=tuned, space=(f"batch_size=choice:{training.batch_size}",), trials=1, concurrent=1, scheduler="none")
+    )
+    seconds = time.perf_counter() - start
+    ray.shutdown()
+    alone.append(_time_training(replace(training, output=storage.join(config.output, "second"))))
+    return {
+        "ratio": round(seconds / float(np.mean(alone)), 3),
+        "unit": "seconds of a sweep of one trial over seconds of the same training",
+        "tuned_seconds": round(seconds, 1),
+        "alone_seconds": [round(value, 1) for value in alone],
+    }
+
+
+def _time_training(training: TrainConfig) -> float:
+    """Seconds from a Ray that runs to a bundle."""
+    connect()
+    start = time.perf_counter()
+    train(training)
+    seconds = time.perf_counter() - start
+    ray.shutdown()
+    return seconds
+
+
 def _require_bundle(config: BenchmarkConfig) -> str:
     if config.bundle is None:
         raise InputError(f"{config.what} needs --bundle: an untrained network finds no nuclei to measure")
@@ -216,7 +253,13 @@ def _generate(uri: str, *, count: int) -> str:
     return uri
 
 
-_BENCHMARKS = {"train": benchmark_train, "memory": benchmark_memory, "segment": benchmark_segment, "slide": benchmark_slide}
+_BENCHMARKS = {
+    "train": benchmark_train,
+    "memory": benchmark_memory,
+    "segment": benchmark_segment,
+    "slide": benchmark_slide,
+    "tune": benchmark_tune,
+}
 
 
 def _work() -> dict[str, Any]:

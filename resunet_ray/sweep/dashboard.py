@@ -1,7 +1,7 @@
 """TensorBoard and optuna-dashboard over a sweep that is stored anywhere, while it runs and after.
 
-Both read files of this machine, so what is stored is copied into a folder here, and again while they run: event files only grow,
-and the study's database is replaced through SQLite, which those who have it open notice.
+Both read files of this machine, so what is stored is copied into a folder here, and what is new while they run. The study's
+database is replaced through SQLite, which those who have it open notice.
 """
 
 import logging
@@ -20,6 +20,7 @@ from resunet_ray import storage
 from resunet_ray.config import DashboardConfig
 from resunet_ray.errors import ConfigError, InputError, ResourceError, RunError
 from resunet_ray.sweep.study import STUDY_FILE
+from resunet_ray.sweep.trials import TRIALS_FOLDER
 from resunet_ray.train.tracking import EVENTS_FOLDER
 
 logger = logging.getLogger(__name__)
@@ -100,16 +101,11 @@ class _Mirror:
                 if file.path == STUDY_FILE:
                     self._replace_study(content)
                 else:
-                    self._append(
-                        self.events.joinpath(*(part for part in parts if part not in (EVENTS_FOLDER, "trials"))), content
-                    )
+                    copy = self.events.joinpath(*(part for part in parts if part not in (EVENTS_FOLDER, TRIALS_FOLDER)))
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    copy.write_bytes(content)
                 self._seen[file.path] = file.fingerprint
         return found
-
-    def _append(self, path: Path, content: bytes) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
-            file.write(content[file.tell() :])
 
     def _replace_study(self, content: bytes) -> None:
         with closing(sqlite3.connect(":memory:")) as stored, closing(sqlite3.connect(self.study)) as served:

@@ -8,6 +8,7 @@ import sqlite3
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -77,11 +78,9 @@ class Study:
 
     def end(self, trial: Trial) -> None:
         """Says how a trial ended, with its best score."""
-        best = best_row(read_validations(self._config.training.output, trial), self._monitor)
-        value = float(best[self._monitor]) if best is not None and trial.status == "completed" else None
         if trial.reason is not None:
             self._running[trial.number].set_user_attr("reason", trial.reason)
-        self._study.tell(self._running.pop(trial.number), value, state=_STATES[trial.status])
+        self._study.tell(self._running.pop(trial.number), self._value(trial), state=_STATES[trial.status])
         self.save()
 
     def save(self) -> None:
@@ -100,17 +99,38 @@ class Study:
 
     def _add(self, trial: Trial) -> None:
         """A trial that is in storage, with its validations, as it was left."""
-        self._ask(trial.parameters, number=trial.number)
-        for row in read_validations(self._config.training.output, trial).to_dict("records"):
-            self.report(trial.number, epoch=int(row["epoch"]), score=row[self._monitor])
-        if trial.status != "unfinished":
-            self.end(trial)
+        validations = read_validations(self._config.training.output, trial)
+        scores = {int(row["epoch"]): float(row[self._monitor]) for row in validations.to_dict("records")}
+        if trial.status == "unfinished":
+            self._ask(trial.parameters, number=trial.number)
+            for epoch, score in scores.items():
+                self.report(trial.number, epoch=epoch, score=score)
+            return
+        ended = optuna.trial.create_trial(
+            state=_STATES[trial.status],
+            value=self._value(trial),
+            params=trial.parameters,
+            distributions=self._space,
+            intermediate_values=scores,
+            user_attrs={} if trial.reason is None else {"reason": trial.reason},
+        )
+        ended.datetime_start, ended.datetime_complete = _local_time(trial.started_at), _local_time(trial.finished_at or "")
+        self._study.add_trial(ended)
+
+    def _value(self, trial: Trial) -> float | None:
+        best = best_row(read_validations(self._config.training.output, trial), self._monitor)
+        return float(best[self._monitor]) if best is not None and trial.status == "completed" else None
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         seed = int(np.random.default_rng([self._config.training.seed, number]).integers(2**31))
         if self._config.search == "optuna":
             return optuna.samplers.TPESampler(seed=seed, n_startup_trials=_RANDOM_TRIALS, constant_liar=True)
         return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _local_time(stamp: str) -> datetime:
+    """As Optuna keeps it: without a zone."""
+    return datetime.fromisoformat(stamp).astimezone().replace(tzinfo=None)
 
 
 def measure_importance(config: SweepConfig, space: Space, trials: Sequence[Trial]) -> dict[str, float]:

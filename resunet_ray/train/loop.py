@@ -52,7 +52,7 @@ def train_worker(settings: dict[str, object]) -> None:
             resume_from=None if folder is None else Path(folder),
         )
     with (
-        Tracker(config, epochs=session.progress.epoch) if session.rank == 0 else nullcontext() as tracker,
+        Tracker(config) if session.rank == 0 else nullcontext() as tracker,
         closing(_stream(session)) as stream,
     ):
         while not _finished(session):

@@ -1,7 +1,8 @@
 """What a run leaves to look at: history.csv, TensorBoard's event files, and MLflow's records where asked for."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -38,12 +39,9 @@ def save_hyperparameters(folder: str, parameters: Mapping[str, Any], *, metric: 
         metric: validation score to list beside them.
     """
     shown = {name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in parameters.items()}
-    with tempfile.TemporaryDirectory() as local:
-        writer = SummaryWriter(local, filename_suffix=".hyperparameters")
+    with _write_events(folder, name="hyperparameters") as writer:
         for summary in hparams(shown, {_tag(f"val_{metric}"): 0.0}):
             writer.file_writer.add_summary(summary)
-        writer.close()
-        _copy_events(Path(local), folder)
 
 
 def _tag(column: str) -> str:
@@ -51,43 +49,48 @@ def _tag(column: str) -> str:
     return column.replace("val_", "validation/")
 
 
-def _copy_events(local: Path, folder: str) -> None:
-    for file in local.iterdir():
-        storage.write_bytes(storage.join(folder, EVENTS_FOLDER, file.name), file.read_bytes())
+@contextmanager
+def _write_events(folder: str, *, name: str, purge_step: int | None = None) -> Iterator[SummaryWriter]:
+    """A new file of events for TensorBoard, whole in the run's folder once the context ends.
+
+    The writer's own `flush` leaves out what its thread has not yet taken up, so no file is written to again.
+    """
+    with tempfile.TemporaryDirectory() as local:
+        with SummaryWriter(local, purge_step=purge_step, filename_suffix=f".{name}") as writer:
+            yield writer
+        for file in Path(local).iterdir():
+            storage.write_bytes(storage.join(folder, EVENTS_FOLDER, file.name), file.read_bytes())
 
 
 class Tracker:
     """Writes each epoch's values to the run's folder as they come; the first worker has it."""
 
-    def __init__(self, config: TrainConfig, *, epochs: int) -> None:
-        """Prepares the places; `epochs` were already written before a restart."""
+    def __init__(self, config: TrainConfig) -> None:
+        """Prepares the places."""
         self.status = "FINISHED"
         self._uri = run_folder(config)
-        self._config = config
-        self._folder = tempfile.TemporaryDirectory()
-        self._writer = SummaryWriter(self._folder.name, purge_step=epochs + 1, write_to_disk=True)
         self._mlflow = _MLflow(config) if config.mlflow is not None else None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._writer.close()
         if self._mlflow is not None:
             self._mlflow.close(self.status if kind is None else "FAILED")
-        self._folder.cleanup()
 
     def write(self, history: Sequence[Mapping[str, float]], *, new: int) -> None:
         """Writes the whole history again, and adds its last `new` rows to the logs."""
         storage.write_bytes(storage.join(self._uri, HISTORY_FILE), pd.DataFrame(history).to_csv(index=False).encode())
-        for row in history[-new:]:
-            for name, value in row.items():
-                if name != "epoch":
-                    self._writer.add_scalar(_tag(name), value, int(row["epoch"]))
-            if self._mlflow is not None:
+        rows = history[-new:]
+        first, last = int(rows[0]["epoch"]), int(rows[-1]["epoch"])
+        with _write_events(self._uri, name=f"epoch-{last:06d}", purge_step=first) as writer:
+            for row in rows:
+                for name, value in row.items():
+                    if name != "epoch":
+                        writer.add_scalar(_tag(name), value, int(row["epoch"]))
+        if self._mlflow is not None:
+            for row in rows:
                 self._mlflow.write(row)
-        self._writer.flush()
-        _copy_events(Path(self._folder.name), self._uri)
 
 
 class _MLflow:

@@ -110,6 +110,23 @@ def test_the_table_holds_what_the_histories_hold(swept: Swept) -> None:
     assert swept.line["best"]["score"] == completed["score"].max()
 
 
+def test_tensorboard_has_the_last_validation_of_each_trial_and_its_hyperparameters(swept: Swept, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for trial in list_trials(swept.output):
+        folder = tmp_path / trial.name
+        folder.mkdir()
+        for name, _ in storage.list_files(f"{swept.output}/trials/{trial.name}/tensorboard"):
+            (folder / name).write_bytes(storage.read_bytes(f"{swept.output}/trials/{trial.name}/tensorboard/{name}"))
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        assert "_hparams_/session_start_info" in events.summary_metadata
+        if trial.status != "failed":
+            history = read_history(swept.output, trial.name).dropna()
+            assert [event.step for event in events.Scalars("validation/f1")] == history["epoch"].tolist()
+            assert events.Scalars("validation/f1")[-1].value == pytest.approx(history["val_f1"].iloc[-1])
+
+
 def test_the_bundle_scores_as_the_table_says_and_names_the_sweep(
     swept: Swept, dataset_uri: str, tmp_path: Path, cluster: str
 ) -> None:

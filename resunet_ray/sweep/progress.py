@@ -40,12 +40,16 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
-    def report(self, trials: Sequence[Trial], number: int, *, epoch: int, score: float) -> None:
-        """A trial was validated."""
-        monitor = self._config.training.monitor
-        choose = min if monitor == "loss" else max
+    def note(self, number: int, *, epoch: int, score: float) -> None:
+        """What a trial had come to before."""
+        choose = min if self._config.training.monitor == "loss" else max
         best = choose(score, self._scores[number][2]) if number in self._scores else score
         self._scores[number] = (epoch, score, best)
+
+    def report(self, trials: Sequence[Trial], number: int, *, epoch: int, score: float) -> None:
+        """A trial was validated."""
+        self.note(number, epoch=epoch, score=score)
+        monitor = self._config.training.monitor
         self._show(trials, f"{trials[number].name}: epoch {epoch} of {self._config.training.epochs}, {monitor} {score:.4f}")
 
     def end(self, trials: Sequence[Trial], trial: Trial) -> None:

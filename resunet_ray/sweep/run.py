@@ -30,6 +30,7 @@ from resunet_ray.sweep.trials import (
     end_trial,
     list_trials,
     read_error,
+    read_validations,
     save_error,
     save_trial,
     start_trial,
@@ -38,7 +39,7 @@ from resunet_ray.sweep.trials import (
 from resunet_ray.sweep.winner import Swept, conclude
 from resunet_ray.train.settings import require_same_settings
 from resunet_ray.train.tracking import run_folder, save_hyperparameters
-from resunet_ray.train.trainer import FREE_TO_CHANGE, prepare_pairs, require_fit, resolve, train
+from resunet_ray.train.trainer import FREE_TO_CHANGE, prepare_pairs, require_fit, require_means, resolve, train
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +71,9 @@ def sweep(config: SweepConfig) -> Swept:
     with storage.hold_lease(training.output, seconds=_LEASE_SECONDS):
         trials = _list_trials(config)
         if len(trials) < count_trials(config, space) or any(trial.status == "unfinished" for trial in trials):
+            require_means(training)
             connect(dashboard=True)
-            require_fit(training, runs=config.concurrent)
+            require_fit(training, runs=config.concurrent, beside_gib=config.concurrent * _DRIVER_BYTES / 2**30)
             if config.scheduler != "none":
                 require_dashboard("only with it can Ray Train free what a stopped trial held (or give --scheduler none)")
         data = prepare_pairs(training.data, own=storage.join(training.output, "data"))
@@ -127,6 +129,9 @@ class _Sweep:
         self._begun = time.monotonic()
         self.scheduler = build_scheduler(config, trials)
         self.progress = Progress(config, total=self._most)
+        for trial in trials:
+            for row in read_validations(self._output, trial).to_dict("records"):
+                self.progress.note(trial.number, epoch=int(row["epoch"]), score=row[config.training.monitor])
 
     @property
     def left(self) -> int:

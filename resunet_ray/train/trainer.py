@@ -85,10 +85,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[UserCallback] = ()) -> Tra
     bundle_uri = storage.join(run_folder(config), "bundle")
     finished = storage.exists(storage.join(bundle_uri, BUNDLE_FILE))
     if not finished:
-        if config.init is not None:
-            start_from(build_network(config.model), load_bundle(config.init).network.state_dict())
-        if config.mlflow is not None:
-            import_mlflow()
+        require_means(config)
         connect()
         require_fit(config)
     require_same_settings(
@@ -143,12 +140,26 @@ def _uses_gpu(config: TrainConfig) -> bool:
     return count_gpus() > 0 if config.gpu is None else config.gpu
 
 
-def require_fit(config: TrainConfig, *, runs: int = 1) -> None:
+def require_means(config: TrainConfig) -> None:
+    """Refuses a bundle to start from that does not fit, and records that cannot be kept.
+
+    Raises:
+        ConfigError: MLflow is asked for and not installed.
+        InputError: the bundle is missing, damaged, or of another network.
+    """
+    if config.init is not None:
+        start_from(build_network(config.model), load_bundle(config.init).network.state_dict())
+    if config.mlflow is not None:
+        import_mlflow()
+
+
+def require_fit(config: TrainConfig, *, runs: int = 1, beside_gib: float = 0.0) -> None:
     """Refuses training that the cluster cannot take.
 
     Args:
         config: of the run.
         runs: how many such runs go on at the same time.
+        beside_gib: memory that is asked for beside them.
 
     Raises:
         ResourceError: the workers of all runs do not fit beside one CPU for Ray Data.
@@ -163,7 +174,7 @@ def require_fit(config: TrainConfig, *, runs: int = 1) -> None:
         what=f"{workers} training workers of {config.cpus_per_worker} CPUs{of_runs}, with one CPU left for Ray Data",
         num_cpus=workers * config.cpus_per_worker + 1,
         num_gpus=workers if gpu else 0,
-        memory_gib=0.0 if gpu else gib,
+        memory_gib=beside_gib + (0.0 if gpu else gib),
     )
 
 

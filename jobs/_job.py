@@ -17,6 +17,7 @@ from resunet_ray.errors import ConfigError, ResUNetRayError
 
 Config = TypeVar("Config")
 
+_BAD_USAGE = 2  # tyro's and argparse's own exit code
 _RAY_ADVICE = "\nFailed to apply UDF transform"  # what Ray Data adds to the text of an exception of ours
 
 
@@ -74,7 +75,11 @@ def run_job(name: str, work: Callable[[], dict[str, Any]]) -> None:
     except SystemExit as leaving:  # help, or a flag that is none
         if not leaving.code:
             raise
-        code, line = 2, {"job": name, "status": "failed", "error": "ConfigError", "message": "bad usage: see standard error"}
+        if leaving.code == _BAD_USAGE:
+            code, line = 2, {"job": name, "status": "failed", "error": "ConfigError", "message": "bad usage: see standard error"}
+        else:  # Ray turns SIGTERM into an exit with its number
+            message = f"ended from without (signal {leaving.code}): the same command goes on"
+            code, line = 1, {"job": name, "status": "failed", "error": "RunError", "message": message}
     except ResUNetRayError as error:
         # From one of Ray's processes it comes wrapped, with a traceback for its text.
         cause = getattr(error, "cause", error)

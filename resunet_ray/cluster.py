@@ -15,6 +15,7 @@ from resunet_ray.errors import ResourceError
 logger = logging.getLogger(__name__)
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # Linux, control groups version 2: microseconds of CPU time, and in how many
+_NOWHERE = "http://127.0.0.1:1"  # a port that nobody listens on
 _DASHBOARD_SECONDS = 20
 _LEAST_LOCAL_CPUS = 3
 """CPUs that a local Ray says it has, at least. Only numbers to schedule by: two training workers fit, beside Ray Data."""
@@ -82,8 +83,13 @@ def _prepare_worker() -> None:
 
 
 def _prepare_quiet_worker() -> None:
-    """Without a dashboard, Ray Train's cleaner complains twice a second; on a cluster that dies with its driver it has no use."""
-    _prepare_worker()
+    """Without a dashboard, keeps Ray Train's cleaner from all others.
+
+    It would ask at this Ray's own address for one, where another Ray's may have begun to answer since: that knows nothing of the
+    run, which is then taken for dead, and its workers end. On a cluster that dies with its driver it has no use, and else it
+    only complains twice a second.
+    """
+    os.environ["RAY_API_SERVER_ADDRESS"] = _NOWHERE
     logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.CRITICAL)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
+import pytest
 import tifffile
 
 from resunet_ray import storage
@@ -49,6 +51,21 @@ def write_pyramid(path: Path, image: np.ndarray, *, levels: int = 3, mpp: float 
             )
             image = cv2.resize(image, (image.shape[1] // 2, image.shape[0] // 2), interpolation=cv2.INTER_AREA)
             resolution = {}
+
+
+def open_in_browser(page: bytes, *, folder: Path) -> str:
+    """What Chromium makes of a page, which must not come out blank: its document as text. Skips the test where there is none."""
+    if shutil.which("chromium") is None:
+        pytest.skip("no chromium: the report was not opened in a browser")
+    (folder / "page.html").write_bytes(page)
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    command += [f"--user-data-dir={folder / 'profile'}", "--window-size=1200,2400", f"--screenshot={folder / 'page.png'}"]
+    command += ["--dump-dom", f"file://{folder / 'page.html'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "TypeError" not in done.stderr
+    assert read_picture(folder / "page.png").std() > 10, "the page is blank"
+    return done.stdout
 
 
 def free_port() -> int:

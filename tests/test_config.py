@@ -8,6 +8,7 @@ from resunet_ray.config import (
     ModelConfig,
     PrepareConfig,
     PreprocessConfig,
+    SweepConfig,
     TrainConfig,
     load_config,
     report_recipe,
@@ -69,6 +70,13 @@ def test_large_images_are_drawn_more_often_only_where_one_crop_does_not_show_all
     assert TrainConfig(data="a", output="b").area_exponent == 0.5
     assert TrainConfig(data="a", output="b", balance_area=0.0).area_exponent == 0.0
     assert TrainConfig(data="a", output="b", preprocess=PreprocessConfig(resize=256)).area_exponent == 0.0
+
+
+def test_a_sweep_in_which_no_trial_could_be_stopped_early_is_refused() -> None:
+    training = TrainConfig(data="data", output="output", epochs=8, validation_interval=4)
+    assert SweepConfig(training=training, grace_epochs=4).grace_epochs == 4
+    with pytest.raises(ConfigError, match="--grace-epochs 5 leaves --scheduler asha nothing to stop in 8 epochs"):
+        SweepConfig(training=training, grace_epochs=5)
 
 
 def test_a_saved_configuration_comes_back() -> None:

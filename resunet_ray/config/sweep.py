@@ -44,10 +44,11 @@ class SweepConfig:
         require_range(self, 1, ANY, "trials", "concurrent", "grace_epochs", "final_epochs", "final_seeds")
         require_range(self, 2, ANY, "reduction_factor")
         require_range(self, TINY, ANY, "hours")
+        interval = self.training.validation_interval
         require(
-            self.scheduler == "none" or self.grace_epochs < self.training.epochs,
+            self.scheduler == "none" or -(-self.grace_epochs // interval) * interval < self.training.epochs,
             f"--grace-epochs {self.grace_epochs} leaves --scheduler {self.scheduler} nothing to stop in "
-            f"{self.training.epochs} epochs: give fewer, or --scheduler none",
+            f"{self.training.epochs} epochs with a validation every {interval}: give fewer, or --scheduler none",
         )
         require(
             self.scheduler == "asha" or self.reduction_factor == 3,

@@ -158,7 +158,7 @@ def _content(holder: str, *, seconds: float, released: bool = False) -> bytes:
 def _describe_process(pid: int) -> list[str] | None:
     """What no two processes share: the machine's boot, the container's process namespace, the number, and when it started.
 
-    None where the process is dead, or the system does not say (only Linux does).
+    None where the system does not say: only Linux does, and not always of another user's process.
     """
     try:
         boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
@@ -166,7 +166,7 @@ def _describe_process(pid: int) -> list[str] | None:
         fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] == "Z" else [boot, namespace, str(pid), fields[19]]  # proc(5): state is field 3, starttime 22
+    return [boot, namespace, str(pid), "ended" if fields[0] == "Z" else fields[19]]  # proc(5): state is field 3, starttime 22
 
 
 def _is_dead(process: list[str] | None) -> bool:
@@ -174,7 +174,13 @@ def _is_dead(process: list[str] | None) -> bool:
     own = _describe_process(os.getpid())
     if process is None or own is None or process[:2] != own[:2]:
         return False
-    return _describe_process(int(process[2])) != process
+    try:
+        os.kill(int(process[2]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return _describe_process(int(process[2])) not in (None, process)
 
 
 def _require_exclusive_writes(folder: str) -> None:

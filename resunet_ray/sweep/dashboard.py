@@ -18,7 +18,7 @@ from pathlib import Path
 
 from resunet_ray import storage
 from resunet_ray.config import DashboardConfig
-from resunet_ray.errors import ConfigError, InputError, ResourceError, RunError
+from resunet_ray.errors import ConfigError, InputError, ResourceError, ResUNetRayError, RunError
 from resunet_ray.sweep.study import STUDY_FILE
 from resunet_ray.sweep.trials import TRIALS_FOLDER
 from resunet_ray.train.tracking import EVENTS_FOLDER
@@ -117,7 +117,7 @@ def _keep_fresh(mirror: _Mirror, stop: threading.Event, seconds: float) -> None:
     while not stop.wait(seconds):
         try:
             mirror.refresh()
-        except (OSError, InputError, RunError) as error:
+        except (OSError, ResUNetRayError, sqlite3.Error) as error:
             logger.warning("cannot look at what is stored, trying again: %s", storage.mask_credentials(str(error)))
 
 

@@ -38,8 +38,16 @@ from resunet_ray.sweep.trials import (
 )
 from resunet_ray.sweep.winner import Swept, conclude
 from resunet_ray.train.settings import require_same_settings
-from resunet_ray.train.tracking import run_folder, save_hyperparameters
-from resunet_ray.train.trainer import FREE_TO_CHANGE, prepare_pairs, require_fit, require_means, resolve, train
+from resunet_ray.train.tracking import save_hyperparameters
+from resunet_ray.train.trainer import (
+    FREE_TO_CHANGE,
+    discard_damaged_snapshot,
+    prepare_pairs,
+    require_fit,
+    require_means,
+    resolve,
+    train,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -68,12 +76,14 @@ def sweep(config: SweepConfig) -> Swept:
     training = config.training
     space = parse_space(config.space, training)
     storage.check_writable(training.output)
-    with storage.hold_lease(training.output, seconds=_LEASE_SECONDS):
+    with storage.hold_lease(training.output, seconds=_LEASE_SECONDS) as lease:
         trials = _list_trials(config)
-        if len(trials) < count_trials(config, space) or any(trial.status == "unfinished" for trial in trials):
+        left = count_trials(config, space) - sum(trial.status != "unfinished" for trial in trials)
+        at_once = replace(config, concurrent=max(1, min(config.concurrent, left)))
+        if left > 0:
             require_means(training)
             connect(dashboard=True)
-            require_fit(training, runs=config.concurrent, beside_gib=config.concurrent * _DRIVER_BYTES / 2**30)
+            require_fit(training, runs=at_once.concurrent, beside_gib=at_once.concurrent * _DRIVER_BYTES / 2**30)
             if config.scheduler != "none":
                 require_dashboard("only with it can Ray Train free what a stopped trial held (or give --scheduler none)")
         data = prepare_pairs(training.data, own=storage.join(training.output, "data"))
@@ -84,8 +94,11 @@ def sweep(config: SweepConfig) -> Swept:
             free=_FREE,
             advice="give another --output, or the same settings to go on with it",
         )
-        config = replace(config, training=replace(training, data=data))
-        return conclude(config, space, _run_trials(config, space, trials))
+        for trial in trials:
+            save_trial(training.output, trial)
+        trials = _run_trials(replace(at_once, training=replace(training, data=data)), space, trials, lease)
+        lease.check()
+        return conclude(replace(config, training=replace(training, data=data)), space, trials)
 
 
 def _threads(config: SweepConfig) -> int | None:
@@ -97,10 +110,10 @@ def _threads(config: SweepConfig) -> int | None:
     return max(1, count_cores() // workers)
 
 
-def _run_trials(config: SweepConfig, space: Space, trials: Sequence[Trial]) -> list[Trial]:
+def _run_trials(config: SweepConfig, space: Space, trials: Sequence[Trial], lease: storage.Lease) -> list[Trial]:
     """All trials, after those that are not done were run."""
     with Study(config, space, trials) as study:
-        state = _Sweep(config, space, study, trials)
+        state = _Sweep(config, space, study, trials, lease)
         if state.left:
             _tune(config, state)
             state.require_progress()
@@ -113,14 +126,14 @@ def _list_trials(config: SweepConfig) -> list[Trial]:
     for number, trial in enumerate(trials):
         if config.retry_failed and trial.status == "failed":
             trials[number] = replace(trial, status="unfinished", reason=None, finished_at=None)
-            save_trial(config.training.output, trials[number])
     return trials
 
 
 class _Sweep:
     """The trials while they run: what is next, and writing down what happens."""
 
-    def __init__(self, config: SweepConfig, space: Space, study: Study, trials: Sequence[Trial]) -> None:
+    def __init__(self, config: SweepConfig, space: Space, study: Study, trials: Sequence[Trial], lease: storage.Lease) -> None:
+        self._lease = lease
         self._most = count_trials(config, space)
         self.trials = list(trials)
         self._config, self._study = config, study
@@ -140,6 +153,7 @@ class _Sweep:
 
     def start_next(self) -> Trial | None:
         """The next trial to run: first what was interrupted, then new ones."""
+        self._lease.check()
         if self._waiting:
             return self.trials[self._waiting.popleft()]
         number = len(self.trials)
@@ -153,6 +167,9 @@ class _Sweep:
 
     def report(self, number: int, result: dict[str, Any]) -> None:
         """A validation of a trial."""
+        self._lease.check()
+        if self.trials[number].status != "unfinished":
+            return
         score = result[self._config.training.monitor]
         self._study.report(number, epoch=result["epoch"], score=score)
         self._study.save()
@@ -161,6 +178,8 @@ class _Sweep:
     def end(self, number: int, *, error: str | None = None) -> None:
         """A trial has ended: as its own files, its scheduler or Tune say. Where none does, it goes on next time."""
         trial = self.trials[number]
+        if trial.status != "unfinished":
+            return
         reason = error or read_error(self._output, trial)
         if reason is not None:
             ended = end_trial(self._output, trial, status="failed", reason=storage.mask_credentials(reason))
@@ -176,10 +195,10 @@ class _Sweep:
 
     def require_progress(self) -> None:
         """Says what is left, and raises RunError where that is not because the time was up."""
-        left = Counter(trial.status for trial in self.trials)["unfinished"]
+        left = Counter(trial.status for trial in self.trials)["unfinished"] + max(0, self._most - len(self.trials))
         up = self._config.hours is not None and time.monotonic() - self._begun >= self._config.hours * 3600
         if left and not up:
-            raise RunError(f"the sweep was interrupted, {left} trials are unfinished: the same command goes on with them")
+            raise RunError(f"the sweep was interrupted, {left} trials are left: the same command goes on with them")
         if up:
             logger.info("the %g hours are over: the same command goes on with %d trials", self._config.hours, left)
 
@@ -252,13 +271,15 @@ def _tune(config: SweepConfig, state: _Sweep) -> None:
 
 def _run_trial(given: dict[str, Any], *, training: TrainConfig) -> None:
     """One trial, in a process of its own. What would only go wrong again is written down, not raised: Tune would repeat it."""
-    config = trial_config(training, number=given[NUMBER], parameters=given["parameters"])
-    save_error(run_folder(config), None)
+    folder = trial_folder(training.output, Trial(given[NUMBER], given["parameters"], ""))
+    save_error(folder, None)
     connect()
     try:
+        config = trial_config(training, number=given[NUMBER], parameters=given["parameters"])
+        discard_damaged_snapshot(config)
         train(config, callbacks=[TuneReportCallback()])
     except ResUNetRayError as error:
-        save_error(run_folder(config), str(error))
+        save_error(folder, str(error))
 
 
 def trial_config(training: TrainConfig, *, number: int, parameters: Parameters) -> TrainConfig:

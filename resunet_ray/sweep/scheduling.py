@@ -27,12 +27,13 @@ def build_scheduler(config: SweepConfig, trials: Sequence[Trial]) -> TrialSchedu
     past = {trial.number: read_validations(training.output, trial).to_dict("records") for trial in trials}
     ended = [trial.number for trial in trials if trial.status in ("completed", "stopped")]
     if config.scheduler == "median":
-        return _Median(past, ended, time_attr="epoch", grace_period=config.grace_epochs, **direction)
+        return _Median(past, ended, training.epochs, time_attr="epoch", grace_period=config.grace_epochs, **direction)
     return _ASHA(
         past,
         ended,
+        training.epochs,
         time_attr="epoch",
-        max_t=training.epochs - 1,  # who has trained to the end is not stopped before the bundle is written
+        max_t=training.epochs - 1,
         stop_last_trials=False,
         grace_period=config.grace_epochs,
         reduction_factor=config.reduction_factor,
@@ -51,8 +52,9 @@ class _Earlier:
 class _Remembering:
     """Mixed into a scheduler: repeats to it what was reported before, and notes whom it stops."""
 
-    def __init__(self, past: dict[int, list[dict[Any, Any]]], ended: Sequence[int], **settings: Any) -> None:
+    def __init__(self, past: dict[int, list[dict[Any, Any]]], ended: Sequence[int], epochs: int, **settings: Any) -> None:
         super().__init__(**settings)
+        self._epochs = epochs
         self.stopped: dict[int, str] = {}
         self._past = past
         for number in ended:
@@ -65,6 +67,8 @@ class _Remembering:
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         action: str = super().on_trial_result(controller, trial, result)  # type: ignore[misc]
+        if action == TrialScheduler.STOP and result["epoch"] >= self._epochs:
+            return str(TrialScheduler.CONTINUE)  # it is trained to its end, and only has its bundle to write
         if action == TrialScheduler.STOP:
             self.stopped[trial.config[NUMBER]] = f"after epoch {result['epoch']}, at {result[self._metric]:.4f}"  # type: ignore[attr-defined]
         return action

@@ -30,7 +30,7 @@ _FIXED = frozenset(
 """Fields that say where and how long all trials run, and what they are compared by."""
 
 _MOST_TRIED = 4096  # combinations that are checked before the start
-_MOST_LISTED = 64  # whole numbers of a range that are checked one by one
+_MOST_LISTED = 1024  # whole numbers of a range that are checked one by one
 
 
 def parse_space(specifications: Sequence[str], training: TrainConfig) -> Space:

@@ -4,6 +4,7 @@ The study is made anew from the trials in storage whenever a sweep starts, so it
 trial N tries at random depends on the sweep's seed and on N alone, however often the sweep was interrupted.
 """
 
+import logging
 import sqlite3
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,11 @@ from optuna.trial import TrialState
 
 from resunet_ray import storage
 from resunet_ray.config import SweepConfig
+from resunet_ray.errors import ResUNetRayError
 from resunet_ray.sweep.space import Parameters, Space, list_grid
 from resunet_ray.sweep.trials import Trial, best_row, read_validations
+
+logger = logging.getLogger(__name__)
 
 STUDY_FILE = "study.db"
 
@@ -84,9 +88,12 @@ class Study:
         self.save()
 
     def save(self) -> None:
-        """Copies the database into the output."""
-        with closing(sqlite3.connect(self._path)) as database:
-            storage.write_bytes(storage.join(self._config.training.output, STUDY_FILE), database.serialize())
+        """Copies the database into the output; where that fails the sweep goes on, since the trials are the record."""
+        try:
+            with closing(sqlite3.connect(self._path)) as database:
+                storage.write_bytes(storage.join(self._config.training.output, STUDY_FILE), database.serialize())
+        except (OSError, ResUNetRayError) as error:
+            logger.warning("%s is not up to date: %s", STUDY_FILE, storage.mask_credentials(str(error)))
 
     def _ask(self, fixed: Mapping[str, Any] | None, *, number: int) -> Parameters:
         self._study.sampler = self._sampler(number)

@@ -125,7 +125,11 @@ def prepare_pairs(data: str, *, own: str) -> str:
 
 
 def _require_snapshot(config: TrainConfig) -> None:
-    """Refuses the list of checkpoints that Ray Train was killed while writing, which it would only fail on."""
+    """Refuses the list of checkpoints that Ray Train was killed while writing, which it would only fail on.
+
+    Raises:
+        InputError: it is damaged.
+    """
     uri = storage.join(run_folder(config), _SNAPSHOT_FILE)
     try:
         if storage.exists(uri):
@@ -134,6 +138,15 @@ def _require_snapshot(config: TrainConfig) -> None:
         raise InputError(
             f"{uri}, Ray Train's list of this run's checkpoints, is damaged ({error}): delete it to begin this run anew"
         ) from None
+
+
+def discard_damaged_snapshot(config: TrainConfig) -> None:
+    """Where nobody is asked: deletes the list of checkpoints that Ray Train was killed while writing, and says so."""
+    try:
+        _require_snapshot(config)
+    except InputError as error:
+        logger.warning("%s. It is deleted", error)
+        storage.delete_file(storage.join(run_folder(config), _SNAPSHOT_FILE))
 
 
 def _uses_gpu(config: TrainConfig) -> bool:

@@ -67,6 +67,13 @@ def test_a_misspelt_flag_is_bad_usage() -> None:
     assert (line["job"], line["status"], line["error"]) == ("train", "failed", "ConfigError")
 
 
+def test_a_job_that_is_ended_from_without_does_not_blame_its_flags() -> None:
+    code = "import sys; from _job import run_job; run_job('train', lambda: sys.exit(15))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "jobs", capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "the same command goes on" in json.loads(done.stdout)["message"]
+
+
 def test_a_saved_configuration_is_where_the_next_run_starts(tmp_path: Path) -> None:
     """The file that a run saved, with one flag over it."""
     first = TrainConfig(data="a", output="b", epochs=3, model=ModelConfig(widths=(16, 32)))

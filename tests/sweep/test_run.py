@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from support import ROOT, SMALL, free_port, run_job
+from support import ROOT, SMALL, free_port, open_in_browser, run_job
 
 from resunet_ray import storage
 from resunet_ray.bundle import load_bundle
@@ -150,8 +150,8 @@ def test_the_same_command_again_has_nothing_to_do_and_another_space_is_refused(s
     assert "space was" in line["message"]
 
 
-def test_the_report_shows_the_sweep(swept: Swept) -> None:
-    page = storage.read_bytes(swept.line["report"]).decode()
+def test_the_report_opens_in_a_browser_and_shows_the_sweep(swept: Swept, tmp_path: Path) -> None:
+    page = open_in_browser(storage.read_bytes(swept.line["report"]), folder=tmp_path)
     for heading in ("Best so far", "Validations of every trial", "Score against each parameter", "Trials"):
         assert f"<h2>{heading}</h2>" in page
     assert page.count("<svg") >= 3

@@ -44,6 +44,7 @@ def test_without_any_it_is_learning_rate_and_batch_size() -> None:
         ("workers=choice:1,2", "--space workers is the same for all trials"),
         ("batch_size=choice:4,7", "batch_size 7, which no trial can have: --batch-size 7 is per step over all workers"),
         ("batch_size=uniform:4,8", "batch_size 5, which no trial can have"),
+        ("crop=uniform:128,512", "crop 129, which no trial can have"),
         ("loss=choice:bce,hinge", "'hinge' does not fit the field"),
         ("learning_rate=loguniform:0,1", "expected two numbers above 0"),
         ("learning_rate=uniform:2,1", "expected two numbers of the field's own type, the smaller first"),

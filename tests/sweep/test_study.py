@@ -154,6 +154,19 @@ def test_a_trial_that_goes_on_after_an_interruption_is_judged_anew(scheduler: st
     assert built.stopped == {}
 
 
+@pytest.mark.parametrize("scheduler", ["asha", "median"])
+def test_who_has_trained_to_the_end_is_not_stopped_before_its_bundle_is_written(scheduler: str, tmp_path: Path) -> None:
+    output = str(tmp_path)
+    chosen, trials = begin(output, 5, scheduler=scheduler)
+    for number in range(4):
+        write_history(output, trials[number], [0.8, 0.85, 0.9])
+        trials[number] = end_trial(output, trials[number], status="completed")
+    built = build_scheduler(chosen, trials)
+    built.on_trial_add(None, TuneTrial(4))
+    assert built.on_trial_result(None, TuneTrial(4), {"epoch": 12, "f1": 0.3, "training_iteration": 1}) == "CONTINUE"
+    assert built.stopped == {}
+
+
 def test_a_trial_that_failed_before_leaves_no_reason_behind(tmp_path: Path) -> None:
     save_error(str(tmp_path), "no memory")
     save_error(str(tmp_path), None)

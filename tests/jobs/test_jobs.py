@@ -46,8 +46,8 @@ def test_help_says_what_the_job_does(name: str) -> None:
         ("tune", ["--data", "MISSING", "--output", "OUT", "--workers", "2", "--space", "batch_size=choice:4,5"], "batch_size 5"),
         (
             "tune",
-            ["--data", "MISSING", "--output", "OUT", "--concurrent", "999"],
-            "999 training workers of 1 CPUs (999 trials at",
+            ["--data", "MISSING", "--output", "OUT", "--concurrent", "16"],
+            "16 training workers of 1 CPUs (16 trials at once)",
         ),
     ],
 )

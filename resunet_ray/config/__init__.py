@@ -6,7 +6,7 @@ from resunet_ray.config.model import AugmentConfig, InstanceConfig, ModelConfig,
 from resunet_ray.config.prepare import PrepareConfig
 from resunet_ray.config.segment import ExportConfig, SegmentConfig
 from resunet_ray.config.sweep import DashboardConfig, SweepConfig
-from resunet_ray.config.train import Metric, TrainConfig, report_recipe
+from resunet_ray.config.train import Metric, TrainConfig, lower_is_better, report_recipe
 
 __all__ = [
     "AugmentConfig",
@@ -22,6 +22,7 @@ __all__ = [
     "SweepConfig",
     "TrainConfig",
     "load_config",
+    "lower_is_better",
     "report_recipe",
     "save_config",
 ]

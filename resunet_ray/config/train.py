@@ -12,6 +12,11 @@ Metric = Literal["loss", "accuracy", "f1", "jaccard", "recall", "precision"]
 _CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
 
 
+def lower_is_better(metric: str) -> bool:
+    """Which way a validation score improves."""
+    return metric == "loss"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run. The defaults are the default recipe; `--recipe report` starts from the report's."""

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from resunet_ray import storage
+from resunet_ray.config import lower_is_better
 from resunet_ray.report.page import COLOURS, REPORT_FILE, to_svg, write_page
 from resunet_ray.sweep.trials import list_trials, read_validations
 from resunet_ray.sweep.winner import SUMMARY_FILE, TABLE_FILE
@@ -29,7 +30,7 @@ def write_sweep_report(output: str) -> str:
     names = [name.removeprefix(_PREFIX) for name in rows.columns if name.startswith(_PREFIX)]
     monitor = summary["monitor"]
     scored = rows[rows["score"].notna()]
-    ranked = rows.sort_values("score", ascending=monitor == "loss", na_position="last", kind="stable")
+    ranked = rows.sort_values("score", ascending=lower_is_better(monitor), na_position="last", kind="stable")
     return write_page(
         storage.join(output, REPORT_FILE),
         template="sweep.html",
@@ -58,20 +59,17 @@ def _minutes(rows: pd.DataFrame) -> float:
 
 
 def _label(value: Any) -> str:
-    return (
-        "none"
-        if value is None or (isinstance(value, float) and np.isnan(value))
-        else f"{value:.4g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if pd.isna(value):
+        return "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _draw_curves(output: str, monitor: str) -> str:
     """Every trial's validations, by how it ended."""
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     axis = figure.subplots()
-    for trial in list_trials(output):
+    trials = list_trials(output)
+    for trial in trials:
         validations = read_validations(output, trial)
         colour = _STATUS_COLOURS[trial.status]
         axis.plot(validations["epoch"], validations[monitor], color=colour, marker=".", alpha=0.8)
@@ -82,7 +80,7 @@ def _draw_curves(output: str, monitor: str) -> str:
             )
     _finish(axis, x="epoch", y=f"validation {monitor}")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _show_statuses(axis, dict.fromkeys(trial.status for trial in list_trials(output)))
+    _show_statuses(axis, dict.fromkeys(trial.status for trial in trials))
     return to_svg(figure)
 
 
@@ -110,7 +108,7 @@ def _draw_progress(scored: pd.DataFrame, monitor: str) -> str:
     axis.scatter(minutes, ended["score"], c=ended["status"].map(_STATUS_COLOURS), s=22, zorder=3)
     for minute, score, number in zip(minutes, ended["score"], ended["trial"], strict=True):
         axis.annotate(str(number), (minute, score), fontsize=7, xytext=(4, 3), textcoords="offset points")
-    best = ended["score"].cummin() if monitor == "loss" else ended["score"].cummax()
+    best = ended["score"].cummin() if lower_is_better(monitor) else ended["score"].cummax()
     axis.step(minutes, best, where="post", color=COLOURS[0], linewidth=1.2)
     _finish(axis, x="minutes since the first trial began", y=f"best {monitor}")
     _show_statuses(axis, ended["status"].unique())
@@ -123,7 +121,7 @@ def _draw_coordinates(scored: pd.DataFrame, names: list[str], monitor: str) -> s
     placed = np.stack([_place(column)[0] for column in columns])
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     axis = figure.subplots()
-    shade = 1 - placed[-1] if monitor == "loss" else placed[-1]
+    shade = 1 - placed[-1] if lower_is_better(monitor) else placed[-1]
     for trial in np.argsort(shade):
         axis.plot(placed[:, trial], color=mpl.colormaps["viridis"](float(shade[trial])), alpha=0.85)
     for position, (name, column) in enumerate(zip([*names, monitor], columns, strict=True)):

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from resunet_ray.config import SweepConfig
+from resunet_ray.config import SweepConfig, lower_is_better
 from resunet_ray.sweep.trials import Trial
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Progress:
 
     def note(self, number: int, *, epoch: int, score: float) -> None:
         """What a trial had come to before."""
-        choose = min if self._config.training.monitor == "loss" else max
+        choose = min if lower_is_better(self._config.training.monitor) else max
         best = choose(score, self._scores[number][2]) if number in self._scores else score
         self._scores[number] = (epoch, score, best)
 

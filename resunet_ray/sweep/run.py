@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -35,6 +35,7 @@ from resunet_ray.sweep.trials import (
     save_trial,
     start_trial,
     trial_folder,
+    trial_name,
 )
 from resunet_ray.sweep.winner import Swept, conclude
 from resunet_ray.train.settings import require_same_settings
@@ -78,7 +79,7 @@ def sweep(config: SweepConfig) -> Swept:
     storage.check_writable(training.output)
     with storage.hold_lease(training.output, seconds=_LEASE_SECONDS) as lease:
         trials = _list_trials(config)
-        left = count_trials(config, space) - sum(trial.status != "unfinished" for trial in trials)
+        left = _count_left(trials, most=count_trials(config, space))
         at_once = replace(config, concurrent=max(1, min(config.concurrent, left)))
         if left > 0:
             require_means(training)
@@ -95,7 +96,8 @@ def sweep(config: SweepConfig) -> Swept:
             advice="give another --output, or the same settings to go on with it",
         )
         for trial in trials:
-            save_trial(training.output, trial)
+            if trial.status == "unfinished":
+                save_trial(training.output, trial)
         trials = _run_trials(replace(at_once, training=replace(training, data=data)), space, trials, lease)
         lease.check()
         return conclude(replace(config, training=replace(training, data=data)), space, trials)
@@ -118,6 +120,11 @@ def _run_trials(config: SweepConfig, space: Space, trials: Sequence[Trial], leas
             _tune(config, state)
             state.require_progress()
         return state.trials
+
+
+def _count_left(trials: Sequence[Trial], *, most: int) -> int:
+    """Trials that go on or are still to be made."""
+    return sum(trial.status == "unfinished" for trial in trials) + max(0, most - len(trials))
 
 
 def _list_trials(config: SweepConfig) -> list[Trial]:
@@ -149,7 +156,7 @@ class _Sweep:
     @property
     def left(self) -> int:
         """Trials that go on or are still to be made."""
-        return len(self._waiting) + max(0, self._most - len(self.trials))
+        return _count_left(self.trials, most=self._most)
 
     def start_next(self) -> Trial | None:
         """The next trial to run: first what was interrupted, then new ones."""
@@ -161,7 +168,7 @@ class _Sweep:
             return None
         trial = start_trial(self._output, number=number, parameters=self._study.suggest(number))
         self.trials.append(trial)
-        folder, metric = trial_folder(self._output, trial), self._config.training.monitor
+        folder, metric = trial_folder(self._output, trial.number), self._config.training.monitor
         save_hyperparameters(folder, trial.parameters, metric=metric)
         return trial
 
@@ -183,7 +190,7 @@ class _Sweep:
         reason = error or read_error(self._output, trial)
         if reason is not None:
             ended = end_trial(self._output, trial, status="failed", reason=storage.mask_credentials(reason))
-        elif storage.exists(storage.join(trial_folder(self._output, trial), "bundle", BUNDLE_FILE)):
+        elif storage.exists(storage.join(trial_folder(self._output, trial.number), "bundle", BUNDLE_FILE)):
             ended = end_trial(self._output, trial, status="completed")
         elif number in self.scheduler.stopped:
             ended = end_trial(self._output, trial, status="stopped", reason=self.scheduler.stopped[number])
@@ -195,7 +202,7 @@ class _Sweep:
 
     def require_progress(self) -> None:
         """Says what is left, and raises RunError where that is not because the time was up."""
-        left = Counter(trial.status for trial in self.trials)["unfinished"] + max(0, self._most - len(self.trials))
+        left = self.left
         up = self._config.hours is not None and time.monotonic() - self._begun >= self._config.hours * 3600
         if left and not up:
             raise RunError(f"the sweep was interrupted, {left} trials are left: the same command goes on with them")
@@ -254,8 +261,8 @@ def _tune(config: SweepConfig, state: _Sweep) -> None:
             num_samples=state.left,
             max_concurrent_trials=config.concurrent,
             time_budget_s=None if config.hours is None else config.hours * 3600,
-            trial_name_creator=lambda trial: f"trial-{trial.config[NUMBER]:04d}",
-            trial_dirname_creator=lambda trial: f"trial-{trial.config[NUMBER]:04d}",
+            trial_name_creator=lambda trial: trial_name(trial.config[NUMBER]),
+            trial_dirname_creator=lambda trial: trial_name(trial.config[NUMBER]),
         ),
         run_config=tune.RunConfig(
             name="tune",
@@ -271,7 +278,7 @@ def _tune(config: SweepConfig, state: _Sweep) -> None:
 
 def _run_trial(given: dict[str, Any], *, training: TrainConfig) -> None:
     """One trial, in a process of its own. What would only go wrong again is written down, not raised: Tune would repeat it."""
-    folder = trial_folder(training.output, Trial(given[NUMBER], given["parameters"], ""))
+    folder = trial_folder(training.output, given[NUMBER])
     save_error(folder, None)
     connect()
     try:
@@ -284,5 +291,5 @@ def _run_trial(given: dict[str, Any], *, training: TrainConfig) -> None:
 
 def trial_config(training: TrainConfig, *, number: int, parameters: Parameters) -> TrainConfig:
     """The configuration of a trial's training run."""
-    own = replace(training, output=storage.join(training.output, TRIALS_FOLDER), name=Trial(number, parameters, "").name)
+    own = replace(training, output=storage.join(training.output, TRIALS_FOLDER), name=trial_name(number))
     return apply(own, parameters)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
-from resunet_ray.config import SweepConfig
+from resunet_ray.config import SweepConfig, lower_is_better
 from resunet_ray.sweep.trials import Trial, read_validations
 
 NUMBER = "number"
@@ -21,7 +21,7 @@ def build_scheduler(config: SweepConfig, trials: Sequence[Trial]) -> TrialSchedu
     Its attribute `stopped` holds why, by number, for the trials that it stopped.
     """
     training = config.training
-    direction = {"metric": training.monitor, "mode": "min" if training.monitor == "loss" else "max"}
+    direction = {"metric": training.monitor, "mode": "min" if lower_is_better(training.monitor) else "max"}
     if config.scheduler == "none":
         return _FIFO()
     past = {trial.number: read_validations(training.output, trial).to_dict("records") for trial in trials}

@@ -15,10 +15,11 @@ from typing import Any, Self
 
 import numpy as np
 import optuna
+import pandas as pd
 from optuna.trial import TrialState
 
 from resunet_ray import storage
-from resunet_ray.config import SweepConfig
+from resunet_ray.config import SweepConfig, lower_is_better
 from resunet_ray.errors import ResUNetRayError
 from resunet_ray.sweep.space import Parameters, Space, list_grid
 from resunet_ray.sweep.trials import Trial, best_row, read_validations
@@ -53,7 +54,7 @@ class Study:
         self._study = optuna.create_study(
             storage=self._storage,
             study_name=f"{config.training.output.rpartition('/')[2]}: {self._monitor}",
-            direction="minimize" if self._monitor == "loss" else "maximize",
+            direction="minimize" if lower_is_better(self._monitor) else "maximize",
             sampler=self._sampler(0),
         )
         self._running: dict[int, optuna.Trial] = {}
@@ -84,7 +85,8 @@ class Study:
         """Says how a trial ended, with its best score."""
         if trial.reason is not None:
             self._running[trial.number].set_user_attr("reason", trial.reason)
-        self._study.tell(self._running.pop(trial.number), self._value(trial), state=_STATES[trial.status])
+        value = self._value(trial, read_validations(self._config.training.output, trial))
+        self._study.tell(self._running.pop(trial.number), value, state=_STATES[trial.status])
         self.save()
 
     def save(self) -> None:
@@ -115,7 +117,7 @@ class Study:
             return
         ended = optuna.trial.create_trial(
             state=_STATES[trial.status],
-            value=self._value(trial),
+            value=self._value(trial, validations),
             params=trial.parameters,
             distributions=self._space,
             intermediate_values=scores,
@@ -124,8 +126,8 @@ class Study:
         ended.datetime_start, ended.datetime_complete = _local_time(trial.started_at), _local_time(trial.finished_at or "")
         self._study.add_trial(ended)
 
-    def _value(self, trial: Trial) -> float | None:
-        best = best_row(read_validations(self._config.training.output, trial), self._monitor)
+    def _value(self, trial: Trial, validations: pd.DataFrame) -> float | None:
+        best = best_row(validations, self._monitor)
         return float(best[self._monitor]) if best is not None and trial.status == "completed" else None
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
@@ -145,7 +147,7 @@ def measure_importance(config: SweepConfig, space: Space, trials: Sequence[Trial
 
     Trials that were stopped count with the best that they reached. Empty where there are too few trials to tell.
     """
-    study = optuna.create_study(direction="minimize" if config.training.monitor == "loss" else "maximize")
+    study = optuna.create_study(direction="minimize" if lower_is_better(config.training.monitor) else "maximize")
     for trial in trials:
         best = best_row(read_validations(config.training.output, trial), config.training.monitor)
         if best is not None and trial.status in ("completed", "stopped"):

@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 
 from resunet_ray import storage
-from resunet_ray.config import TrainConfig
+from resunet_ray.config import TrainConfig, lower_is_better
 from resunet_ray.model.metrics import SCORES
 from resunet_ray.schema import TRIALS
 from resunet_ray.sweep.space import Parameters
@@ -47,19 +47,24 @@ class Trial:
     @property
     def name(self) -> str:
         """Of its training run, under trials/."""
-        return f"trial-{self.number:04d}"
+        return trial_name(self.number)
 
 
-def trial_folder(output: str, trial: Trial) -> str:
+def trial_name(number: int) -> str:
+    """Of a trial's training run, and of the trial in Tune."""
+    return f"trial-{number:04d}"
+
+
+def trial_folder(output: str, number: int) -> str:
     """Where a trial's training run stands."""
-    return storage.join(output, TRIALS_FOLDER, trial.name)
+    return storage.join(output, TRIALS_FOLDER, trial_name(number))
 
 
 def list_trials(output: str) -> list[Trial]:
     """All trials, by number. A number is written down only after the one before it."""
     trials: list[Trial] = []
     while True:
-        uri = storage.join(trial_folder(output, Trial(len(trials), {}, "")), _TRIAL_FILE)
+        uri = storage.join(trial_folder(output, len(trials)), _TRIAL_FILE)
         if not storage.exists(uri):
             return trials
         trials.append(Trial(**json.loads(storage.read_bytes(uri))))
@@ -67,7 +72,9 @@ def list_trials(output: str) -> list[Trial]:
 
 def save_trial(output: str, trial: Trial) -> None:
     """Writes a trial down."""
-    storage.write_bytes(storage.join(trial_folder(output, trial), _TRIAL_FILE), json.dumps(asdict(trial), indent=2).encode())
+    storage.write_bytes(
+        storage.join(trial_folder(output, trial.number), _TRIAL_FILE), json.dumps(asdict(trial), indent=2).encode()
+    )
 
 
 def start_trial(output: str, *, number: int, parameters: Parameters) -> Trial:
@@ -95,13 +102,13 @@ def save_error(folder: str, message: str | None) -> None:
 
 def read_error(output: str, trial: Trial) -> str | None:
     """Why the trial failed, if it said so itself."""
-    uri = storage.join(trial_folder(output, trial), _ERROR_FILE)
+    uri = storage.join(trial_folder(output, trial.number), _ERROR_FILE)
     return storage.read_bytes(uri).decode() if storage.exists(uri) else None
 
 
 def read_validations(output: str, trial: Trial) -> pd.DataFrame:
     """The validated epochs of a trial, from its history.csv: `epoch`, the scores by their names, `seconds` since its start."""
-    uri = storage.join(trial_folder(output, trial), HISTORY_FILE)
+    uri = storage.join(trial_folder(output, trial.number), HISTORY_FILE)
     if not storage.exists(uri):
         return pd.DataFrame({name: pd.Series(dtype=float) for name in ("epoch", "loss", *SCORES, "seconds", "images_per_second")})
     history = read_history(uri)
@@ -115,7 +122,7 @@ def best_row(validations: pd.DataFrame, monitor: str) -> Mapping[str, Any] | Non
     if validations.empty:
         return None
     scores = validations[monitor]
-    return dict(validations.loc[scores.idxmin() if monitor == "loss" else scores.idxmax()])
+    return dict(validations.loc[scores.idxmin() if lower_is_better(monitor) else scores.idxmax()])
 
 
 def tabulate(output: str, trials: Sequence[Trial], *, training: TrainConfig) -> pa.Table:
@@ -124,7 +131,7 @@ def tabulate(output: str, trials: Sequence[Trial], *, training: TrainConfig) -> 
     for trial in trials:
         validations = read_validations(output, trial)
         best = best_row(validations, training.monitor) or {}
-        bundle = storage.join(trial_folder(output, trial), "bundle") if trial.status == "completed" else None
+        bundle = storage.join(trial_folder(output, trial.number), "bundle") if trial.status == "completed" else None
         row = {
             **asdict(trial),
             "trial": trial.number,

@@ -9,7 +9,7 @@ from typing import Any
 
 from resunet_ray import storage
 from resunet_ray.bundle import BUNDLE_FILE, copy_bundle, load_bundle, read_bundle_info
-from resunet_ray.config import SweepConfig
+from resunet_ray.config import SweepConfig, lower_is_better
 from resunet_ray.errors import RunError
 from resunet_ray.sweep.space import Space, apply
 from resunet_ray.sweep.study import measure_importance
@@ -47,7 +47,7 @@ def conclude(config: SweepConfig, space: Space, trials: Sequence[Trial]) -> Swep
     storage.write_bytes(storage.join(output, "trials.csv"), rows.to_csv(index=False).encode())
     counts = dict(Counter(str(trial.status) for trial in trials))
     summary = {"trials": counts, "monitor": monitor, "importance": measure_importance(config, space, trials)}
-    completed = rows[rows["status"] == "completed"].sort_values("score", ascending=monitor == "loss", kind="stable")
+    completed = rows[rows["status"] == "completed"].sort_values("score", ascending=lower_is_better(monitor), kind="stable")
     if completed.empty:
         _save_summary(output, summary | {"best": None, "bundle": None, "config": asdict(config)})
         reasons = "; ".join(sorted({trial.reason for trial in trials if trial.status == "failed" and trial.reason}))
@@ -83,7 +83,7 @@ def _train_finally(config: SweepConfig, trial: Trial, *, bundle: str) -> tuple[s
             replace(chosen, output=storage.join(config.training.output, _FINAL_FOLDER), name=name, seed=seed, epochs=epochs)
         )
         scores[trained.bundle] = trained.best[monitor]
-    choose = min if monitor == "loss" else max
+    choose = min if lower_is_better(monitor) else max
     return choose(scores, key=lambda uri: scores[uri]), list(scores.values())
 
 

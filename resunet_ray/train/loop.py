@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from resunet_ray import storage
 from resunet_ray.cluster import count_cores
-from resunet_ray.config import TrainConfig
+from resunet_ray.config import TrainConfig, lower_is_better
 from resunet_ray.data.dataset import Dataset
 from resunet_ray.errors import RunError
 from resunet_ray.model.preprocess import preprocess
@@ -184,7 +184,7 @@ def _note_scores(session: Session, scores: dict[str, float], rows: list[dict[str
     """Updates progress: best score, patience, plateau, history."""
     config, progress = session.config, session.progress
     score = scores[config.monitor]
-    better = progress.best is None or (score < progress.best if config.monitor == "loss" else score > progress.best)
+    better = progress.best is None or (score < progress.best if lower_is_better(config.monitor) else score > progress.best)
     progress.best, progress.stale = (score, 0) if better else (progress.best, progress.stale + 1)
     if session.plateau is not None:
         session.plateau.step(score)

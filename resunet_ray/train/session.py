@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resunet_ray.bundle import build_network, load_bundle
-from resunet_ray.config import TrainConfig
+from resunet_ray.config import TrainConfig, lower_is_better
 from resunet_ray.data.dataset import Dataset
 from resunet_ray.errors import ConfigError
 from resunet_ray.model.inference import autocast_dtype
@@ -117,7 +117,7 @@ def _build_plateau(
         return None
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer,
-        mode="min" if config.monitor == "loss" else "max",
+        mode="min" if lower_is_better(config.monitor) else "max",
         factor=config.plateau_factor,
         patience=config.plateau_patience - 1,  # PyTorch reduces at the first stale step beyond it, Keras at the last within
         threshold=_PLATEAU_DELTA,

@@ -24,7 +24,7 @@ from resunet_ray.bundle import (
     versions,
 )
 from resunet_ray.cluster import MODEL_ENVIRONMENT, connect, count_gpus, require_resources
-from resunet_ray.config import InstanceConfig, PrepareConfig, TrainConfig
+from resunet_ray.config import InstanceConfig, PrepareConfig, TrainConfig, lower_is_better
 from resunet_ray.data.dataset import DATASET_FILE, Dataset, open_dataset, plan_once
 from resunet_ray.data.labelled import read_images
 from resunet_ray.data.prepare import prepare
@@ -219,7 +219,7 @@ def _fit(
             checkpoint_config=CheckpointConfig(
                 num_to_keep=config.keep_checkpoints,
                 checkpoint_score_attribute=config.monitor,
-                checkpoint_score_order="min" if config.monitor == "loss" else "max",
+                checkpoint_score_order="min" if lower_is_better(config.monitor) else "max",
             ),
         ),
     )
@@ -229,7 +229,7 @@ def _fit(
         raise RunError(f"training failed: {storage.mask_credentials(_cause(error))}") from error
     if storage.exists(failure):
         raise RunError(f"training failed: {storage.read_bytes(failure).decode()}")
-    best = result.get_best_checkpoint(config.monitor, "min" if config.monitor == "loss" else "max")
+    best = result.get_best_checkpoint(config.monitor, "min" if lower_is_better(config.monitor) else "max")
     assert best is not None, "every run reports a checkpoint after its last epoch"
     scores = next(metrics for checkpoint, metrics in result.best_checkpoints or [] if checkpoint == best)
     return best, scores

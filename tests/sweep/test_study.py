@@ -29,7 +29,7 @@ def write_history(output: str, trial: Trial, scores: list[float]) -> None:
         values = dict.fromkeys(("val_accuracy", "val_f1", "val_jaccard", "val_recall", "val_precision"), score)
         rows += [blank, {**blank, "epoch": 2 * number + 2, "val_loss": 1 - score, **values}]
     content = pd.DataFrame(rows).to_csv(index=False)
-    storage.write_bytes(storage.join(trial_folder(output, trial), "history.csv"), content.encode())
+    storage.write_bytes(storage.join(trial_folder(output, trial.number), "history.csv"), content.encode())
 
 
 def begin(output: str, count: int, **fields: Any) -> tuple[SweepConfig, list[Trial]]:
@@ -121,13 +121,18 @@ class TuneTrial:
         self.trial_id = f"id-{number}"
 
 
-@pytest.mark.parametrize("scheduler", ["asha", "median"])
-def test_a_scheduler_compares_with_trials_from_before_the_interruption(scheduler: str, tmp_path: Path) -> None:
-    output = str(tmp_path)
+def begin_beside_good_ones(output: str, scheduler: str) -> tuple[SweepConfig, list[Trial]]:
+    """Four trials that were completed with good scores, and a fifth that has begun."""
     chosen, trials = begin(output, 5, scheduler=scheduler)
     for number in range(4):
         write_history(output, trials[number], [0.8, 0.85, 0.9])
         trials[number] = end_trial(output, trials[number], status="completed")
+    return chosen, trials
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "median"])
+def test_a_scheduler_compares_with_trials_from_before_the_interruption(scheduler: str, tmp_path: Path) -> None:
+    chosen, trials = begin_beside_good_ones(str(tmp_path), scheduler)
     remembering, forgetful = (build_scheduler(chosen, known) for known in (trials, []))
     poor, decisions = TuneTrial(4), []
     for built in (remembering, forgetful):
@@ -156,11 +161,7 @@ def test_a_trial_that_goes_on_after_an_interruption_is_judged_anew(scheduler: st
 
 @pytest.mark.parametrize("scheduler", ["asha", "median"])
 def test_who_has_trained_to_the_end_is_not_stopped_before_its_bundle_is_written(scheduler: str, tmp_path: Path) -> None:
-    output = str(tmp_path)
-    chosen, trials = begin(output, 5, scheduler=scheduler)
-    for number in range(4):
-        write_history(output, trials[number], [0.8, 0.85, 0.9])
-        trials[number] = end_trial(output, trials[number], status="completed")
+    chosen, trials = begin_beside_good_ones(str(tmp_path), scheduler)
     built = build_scheduler(chosen, trials)
     built.on_trial_add(None, TuneTrial(4))
     assert built.on_trial_result(None, TuneTrial(4), {"epoch": 12, "f1": 0.3, "training_iteration": 1}) == "CONTINUE"

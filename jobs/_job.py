@@ -78,7 +78,7 @@ def run_job(name: str, work: Callable[[], dict[str, Any]]) -> None:
         if leaving.code == _BAD_USAGE:
             code, line = 2, {"job": name, "status": "failed", "error": "ConfigError", "message": "bad usage: see standard error"}
         else:  # Ray turns SIGTERM into an exit with its number
-            message = f"ended from without (signal {leaving.code}): the same command goes on"
+            message = f"ended from without (exit code {leaving.code}): the same command goes on"
             code, line = 1, {"job": name, "status": "failed", "error": "RunError", "message": message}
     except ResUNetRayError as error:
         # From one of Ray's processes it comes wrapped, with a traceback for its text.

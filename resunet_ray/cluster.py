@@ -2,11 +2,13 @@
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.data
+from ray.util import placement_group, remove_placement_group
 from ray.util.state import list_nodes
 from ray.util.state.exception import RayStateApiException
 
@@ -17,6 +19,8 @@ logger = logging.getLogger(__name__)
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # Linux, control groups version 2: microseconds of CPU time, and in how many
 _NOWHERE = "http://127.0.0.1:1"  # a port that nobody listens on
 _DASHBOARD_SECONDS = 20
+_SOON_SECONDS = 3  # that free CPUs take to be given
+_BUSY_SECONDS = 120
 _LEAST_LOCAL_CPUS = 3
 """CPUs that a local Ray says it has, at least. Only numbers to schedule by: two training workers fit, beside Ray Data."""
 
@@ -65,7 +69,7 @@ def _start_or_join(*, dashboard: bool) -> None:
             logger.info("Ray's dashboard: http://%s", context.dashboard_url)
     else:
         try:
-            ray.init(address=address, logging_level=logging.WARNING, runtime_env=environment)
+            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=not dashboard, runtime_env=environment)
         except ConnectionError as error:
             raise ResourceError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from None
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -93,30 +97,59 @@ def _prepare_quiet_worker() -> None:
     logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.CRITICAL)
 
 
-def require_resources(*, what: str, num_cpus: float, num_gpus: float = 0, memory_gib: float = 0) -> None:
+def require_resources(
+    bundles: Sequence[Mapping[str, float]],
+    *,
+    what: str,
+    memory_gib: float = 0,
+    nodes_seconds: float = 0,
+    busy_seconds: float = _BUSY_SECONDS,
+) -> None:
     """Refuses work that the cluster cannot take, where Ray would wait without a word.
 
+    Waiting is done by a placement group: autoscalers add nodes for it, and it goes with this job, however that ends.
+
     Args:
+        bundles: CPUs and GPUs of each process, as Ray calls them, with those left for Ray Data; each fits one node.
         what: the work, for the error.
-        num_cpus: CPUs that it takes while it runs, with those left for Ray Data.
-        num_gpus: GPUs that it takes.
         memory_gib: memory of its processes and of the object store beside them.
+        nodes_seconds: how long to wait where the cluster is too small, for nodes that an autoscaler adds.
+        busy_seconds: how long to wait where it is large enough, for what other jobs hold.
 
     Raises:
         ResourceError: something is missing; the message says all that is.
     """
+    lacking = _lacking(bundles, memory_gib=memory_gib)
+    if lacking and not nodes_seconds:
+        raise ResourceError(
+            f"the Ray cluster is too small for {what}: {'; '.join(lacking)}. Ask for less, add nodes, or, where an autoscaler "
+            "adds them, say --nodes-seconds"
+        )
+    seconds = nodes_seconds if lacking else busy_seconds
+    group = placement_group([dict(bundle) for bundle in bundles])
+    try:
+        if not group.wait(_SOON_SECONDS):
+            logger.info("waiting up to %g s for %s: %s", seconds, what, "; ".join(lacking) or "other jobs hold what it needs")
+            if not group.wait(seconds):
+                found = "; ".join(_lacking(bundles, memory_gib=memory_gib)) or "other jobs hold what it needs"
+                raise ResourceError(f"the Ray cluster had no room for {what} in {seconds:g} s: {found}. Ask for less, or later")
+    finally:
+        remove_placement_group(group)
+
+
+def _lacking(bundles: Sequence[Mapping[str, float]], *, memory_gib: float) -> list[str]:
+    """What the whole cluster has too little of."""
     total = ray.cluster_resources()
-    lacking = [
-        f"{needed:g} {name} needed, {total.get(key, 0) / unit:.4g} there"
-        for name, key, needed, unit in (
-            ("CPUs", "CPU", num_cpus, 1),
-            ("GPUs", "GPU", num_gpus, 1),
+    needed = {name: sum(bundle.get(name, 0) for bundle in bundles) for name in ("CPU", "GPU")}
+    return [
+        f"{amount:g} {name} needed, {total.get(key, 0) / unit:.4g} there"
+        for name, key, amount, unit in (
+            ("CPUs", "CPU", needed["CPU"], 1),
+            ("GPUs", "GPU", needed["GPU"], 1),
             ("GiB of memory", "memory", memory_gib, 2**30),
         )
-        if needed > total.get(key, 0) / unit
+        if amount > total.get(key, 0) / unit
     ]
-    if lacking:
-        raise ResourceError(f"the Ray cluster is too small for {what}: {'; '.join(lacking)}. Ask for less, or add nodes")
 
 
 def require_dashboard(why: str) -> None:
@@ -150,3 +183,8 @@ def count_cores() -> int:
 def count_gpus() -> int:
     """GPUs of the whole cluster."""
     return int(ray.cluster_resources().get("GPU", 0))
+
+
+def count_cpu_nodes() -> int:
+    """Nodes that have CPUs for work."""
+    return sum(bool(node["Alive"] and node["Resources"].get("CPU")) for node in ray.nodes())

@@ -47,9 +47,8 @@ def score_split(
     gpus = count_gpus()
     spans = plan_once(dataset, split)
     actors = min(actors or max(1, gpus), len(spans))
-    require_resources(
-        what=f"{actors} scoring actors, with one CPU left for Ray Data", num_cpus=actors + 1, num_gpus=actors if gpus else 0
-    )
+    each = {"CPU": 1, **({"GPU": 1} if gpus else {})}
+    require_resources([each] * actors + [{"CPU": 1}], what=f"{actors} scoring actors, with one CPU left for Ray Data")
     return count_up(len(spans)).map_batches(
         _Scorer,
         fn_constructor_args=(dataset, spans, bundle, score, schema, predict, actors),

@@ -13,6 +13,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -24,6 +25,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from nodes import Nodes
 from support import REAL_DATA
 
 from resunet_ray.bundle import BundleInfo, build_network, save_bundle
@@ -90,6 +92,17 @@ def real_data() -> Path:
     if not REAL_DATA.exists():
         pytest.skip(f"no real images at {REAL_DATA}: what they would show is not shown")
     return REAL_DATA
+
+
+@pytest.fixture(scope="module")
+def nodes(s3: str) -> Iterator[Nodes]:
+    """A cluster of a head and two workers, whose processes have the keys of S3 from their nodes."""
+    cluster = Nodes(Path(tempfile.mkdtemp(prefix="ray-")))
+    try:
+        cluster.start(workers=2, cpus=3)
+        yield cluster
+    finally:
+        cluster.end()
 
 
 @pytest.fixture(scope="session")

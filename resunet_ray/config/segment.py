@@ -60,11 +60,13 @@ class SegmentConfig:
     dry_run: bool = False
     """Only say what there is to do."""
     actors: int | None = None
-    """Most model processes. None: one for each GPU, or one that computes on every core of its node."""
+    """Most model processes. None: one for each GPU, or one for each node, which computes on all of its cores."""
     gpu: bool | None = None
     """A GPU for each model process. None: if the cluster has them when the work begins."""
     cpus_per_actor: int = 1
-    """CPUs that Ray sets aside for each, and that each of several computes on."""
+    """CPUs that Ray sets aside for each, and that each computes on where their number is given."""
+    nodes_seconds: float = 0.0
+    """How long to wait for nodes that an autoscaler adds, where the cluster is too small. 0: it must be large enough now."""
     readers: int = 4
     """Threads of an actor that read and decode ahead of the model."""
     batch_size: int | None = None
@@ -84,6 +86,7 @@ class SegmentConfig:
         require(bool(self.input), "--input names nothing: expected at least one location")
         require_range(self, 1, ANY, "actors", "cpus_per_actor", "readers", "batch_size", "max_pixels")
         require_range(self, 0, 1, "max_error_fraction")
+        require_range(self, 0, ANY, "nodes_seconds")
         require_range(self, TINY, 1 - TINY, "threshold")
         require_range(self, TINY, ANY, "mpp")
         require_range(self, 5, ANY, "lease_seconds")

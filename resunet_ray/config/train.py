@@ -97,7 +97,9 @@ class TrainConfig:
     max_failures: int = 3
     """Times that lost workers or nodes are replaced before the run fails."""
     start_timeout_seconds: float = 120.0
-    """How long to wait for workers that fit the cluster but do not start."""
+    """How long to wait for workers that fit the cluster but do not start, for instance because other jobs hold the CPUs."""
+    nodes_seconds: float = 0.0
+    """How long to wait for nodes that an autoscaler adds, where the cluster is too small. 0: it must be large enough now."""
     mlflow: str | None = None
     """MLflow tracking URI to log to (needs the extra `mlflow`)."""
 
@@ -110,7 +112,7 @@ class TrainConfig:
         )
         require_range(self, 1, ANY, "epochs", "batch_size", "cpus_per_worker", "threads", "validation_interval")
         require_range(self, 1, ANY, "keep_checkpoints", "shuffle_buffer", "plateau_patience", "early_stopping_patience", "crop")
-        require_range(self, 0, ANY, "max_failures", "warmup_epochs", "min_learning_rate", "weight_decay", "seed")
+        require_range(self, 0, ANY, "max_failures", "nodes_seconds", "warmup_epochs", "min_learning_rate", "weight_decay", "seed")
         require_range(self, TINY, ANY, "learning_rate", "clip_norm", "start_timeout_seconds", "positive_weight")
         require_range(self, 0, 1, "balance_area", "balance_modalities")
         require_range(self, TINY, 1 - TINY, "ema_decay", "plateau_factor")

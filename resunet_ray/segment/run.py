@@ -21,7 +21,7 @@ import ray.data
 
 from resunet_ray import storage
 from resunet_ray.bundle import BundleInfo, read_bundle_info, versions
-from resunet_ray.cluster import MODEL_ENVIRONMENT, connect, count_gpus, require_resources
+from resunet_ray.cluster import MODEL_ENVIRONMENT, connect, count_cpu_nodes, count_gpus, require_resources
 from resunet_ray.config import SegmentConfig, load_config
 from resunet_ray.data.stream import count_up, run_tasks
 from resunet_ray.errors import InputError
@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 RUNS_FOLDER, RUN_FILE = "runs", "run.json"
 
+_HOW = ("output", "actors", "gpu", "cpus_per_actor", "nodes_seconds", "readers", "batch_size")
 _PROGRESS_SECONDS = 5
 _SURVEY_TASKS = 64  # that look at files which may be slides, at a time
 
@@ -193,8 +194,7 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
     record = json.loads(storage.read_bytes(storage.join(folder, RUN_FILE)))
     saved = load_config(json.dumps(record["config"]), kind=SegmentConfig, source=storage.join(folder, RUN_FILE))
     # What decides the result is the run's own; how it is done is today's.
-    today = {name: getattr(config, name) for name in ("output", "actors", "gpu", "cpus_per_actor", "readers", "batch_size")}
-    own = replace(saved, **today)
+    own = replace(saved, **{name: getattr(config, name) for name in _HOW})
     plan = Plan(**record["plan"])
     _, digest = read_bundle_info(own.bundle)
     if digest != record["bundle_digest"]:
@@ -260,14 +260,15 @@ def _lots_done(output: str, run_id: str) -> set[int]:
 def _segment_lots(job: Job, *, unit: str, lease: Lease | None) -> Progress:
     """Runs the lots on the cluster, and says how far it is."""
     config = job.config
-    actors = max(1, min(config.actors or (count_gpus() if job.gpu else 1), len(job.lots)))
+    actors = max(1, min(config.actors or (count_gpus() if job.gpu else count_cpu_nodes()), len(job.lots)))
     progress = Progress(total=count_regions(job.folder, job.lots), unit=unit, actors=actors)
     if not job.lots:
         return progress
+    each = {"CPU": config.cpus_per_actor, **({"GPU": 1} if job.gpu else {})}
     require_resources(
+        [each] * (1 if config.nodes_seconds else actors) + [{"CPU": 1}],  # more actors start as nodes come
         what=f"{actors} segmenting actors of {config.cpus_per_actor} CPUs, with one CPU left for Ray Data",
-        num_cpus=actors * config.cpus_per_actor + 1,
-        num_gpus=actors if job.gpu else 0,
+        nodes_seconds=config.nodes_seconds,
     )
     logger.info("%d actors, each on %s", actors, "a GPU" if job.gpu else f"{job.threads or 'all'} CPU cores: there is no GPU")
     data = count_up(len(job.lots)).map_batches(
@@ -277,6 +278,7 @@ def _segment_lots(job: Job, *, unit: str, lease: Lease | None) -> Progress:
             min_size=1, max_size=actors, enable_true_multi_threading=True, max_concurrent_calls_per_actor=CALLS
         ),
         runtime_env=MODEL_ENVIRONMENT,
+        scheduling_strategy="SPREAD",
         num_cpus=config.cpus_per_actor,
         num_gpus=1 if job.gpu else 0,
         batch_size=None,

@@ -36,6 +36,7 @@ _LEAST_COSINE = 0.01  # the learning rate at the end of the cosine, as a share o
 def train_worker(settings: dict[str, object]) -> None:
     """The loop of one Ray Train worker; `settings` holds `config` and `dataset`."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # else each report comes with all of its figures
     config, dataset = settings["config"], settings["dataset"]
     assert isinstance(config, TrainConfig), "train() hands it over"
     assert isinstance(dataset, Dataset), "train() hands it over"

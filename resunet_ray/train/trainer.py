@@ -45,8 +45,8 @@ _CONFIG_FILE = "train.json"
 _SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"  # Ray Train's own
 _SAMPLE_SIDE = 96  # pixels: small, and more than one tile's worth of context
 FREE_TO_CHANGE = {
-    "workers", "min_workers", "gpu", "cpus_per_worker", "threads", "max_failures", "start_timeout_seconds", "mlflow",
-    "keep_checkpoints", "data",
+    "workers", "min_workers", "gpu", "cpus_per_worker", "threads", "max_failures", "start_timeout_seconds", "nodes_seconds",
+    "mlflow", "keep_checkpoints", "data",
 }  # fmt: skip
 """Fields that a resumed run may be given anew: they do not decide what is learnt. The data is known by its digest."""
 
@@ -183,11 +183,13 @@ def require_fit(config: TrainConfig, *, runs: int = 1, beside_gib: float = 0.0) 
     gib = (runs * config.batch_size * pixels * _BYTES_PER_PIXEL + waiting) / 2**30
     gpu = _uses_gpu(config)
     of_runs = f" ({runs} trials at once)" if runs > 1 else ""
+    each = {"CPU": config.cpus_per_worker, **({"GPU": 1} if gpu else {})}
     require_resources(
+        [each] * workers + [{"CPU": 1}],
         what=f"{workers} training workers of {config.cpus_per_worker} CPUs{of_runs}, with one CPU left for Ray Data",
-        num_cpus=workers * config.cpus_per_worker + 1,
-        num_gpus=workers if gpu else 0,
         memory_gib=beside_gib + (0.0 if gpu else gib),
+        nodes_seconds=config.nodes_seconds,
+        busy_seconds=config.start_timeout_seconds,
     )
 
 

@@ -1,0 +1,78 @@
+"""What a cluster does to a job: it is stopped, a node's power goes. Scores and rows are those of a run that nothing befell."""
+
+import io
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+from nodes import Nodes
+from support import SMALL, read_output
+
+from resunet_ray import storage
+from resunet_ray.data.images import encode_png
+
+EPOCHS = 10
+"""Long enough to be ended in the middle: Ray Train looks for new checkpoints every two seconds."""
+
+
+def read_history(output: str) -> pd.DataFrame:
+    return pd.read_csv(io.BytesIO(storage.read_bytes(f"{output}/train/history.csv")))
+
+
+def checkpoints(output: str) -> int:
+    """How many checkpoints Ray Train has been told of, in all: their numbers stand in their names' order."""
+    uri = f"{output}/train/checkpoint_manager_snapshot.json"
+    return len(set(re.findall(rb"checkpoint_[0-9_.-]+", storage.read_bytes(uri)))) if storage.exists(uri) else 0
+
+
+def test_training_that_is_stopped_and_then_loses_a_node_learns_the_same(dataset_uri: str, s3: str, nodes: Nodes) -> None:
+    """Two workers on two nodes. `ray job stop` after a checkpoint; then the same command, a node's end, and another node."""
+    flags = [*SMALL, "--data", dataset_uri, "--epochs", str(EPOCHS), "--validation-interval", "2", "--warmup-epochs", "0"]
+    flags += ["--ema-decay", "0.9", "--workers", "2", "--cpus-per-worker", "2", "--keep-checkpoints", "9"]
+    code, whole, shown = nodes.submit("train", *flags, "--output", f"{s3}/whole")
+    assert code == 0, shown
+    broken = [*flags, "--output", f"{s3}/broken"]
+    code, _, shown = nodes.submit("train", *broken, flags=("--no-wait", "--submission-id", "stopped"))
+    assert code == 0, shown
+    nodes.wait_until(lambda: checkpoints(f"{s3}/broken") > 0, what="a checkpoint")
+    assert "'stopped' was stopped" in nodes.run("ray", "job", "stop", "stopped").stdout
+    log = nodes.run("ray", "job", "logs", "stopped").stdout
+    assert re.search(r'^{"job": "train", "status": "failed", .*the same command goes on"}$', log, re.MULTILINE), log
+    before = checkpoints(f"{s3}/broken")
+    assert before < EPOCHS / 2, "it was over before it was stopped"
+    with ThreadPoolExecutor() as background:
+        going_on = background.submit(nodes.submit, "train", *broken)
+        nodes.wait_until(lambda: checkpoints(f"{s3}/broken") > before, what="one checkpoint more")
+        nodes.kill_worker(holding="RayTrainWorker")
+        nodes.add(cpus=3)
+        code, line, shown = going_on.result()
+    assert code == 0, shown
+    assert len(re.findall(r"resumed after epoch \d+", shown)) >= 2, shown
+    columns = ["epoch", "train_loss", "val_loss", "val_f1"]
+    pd.testing.assert_frame_equal(read_history(f"{s3}/whole")[columns], read_history(f"{s3}/broken")[columns], atol=1e-6)
+    assert line["best"]["f1"] == whole["best"]["f1"]
+
+
+def test_segmenting_that_loses_a_node_finishes_with_the_same_rows(bundle_uri: str, s3: str, nodes: Nodes) -> None:
+    """An actor on each of two nodes, one of which goes after the first lot is done."""
+    rng = np.random.default_rng(0)
+    for number in range(96):
+        storage.write_bytes(f"{s3}/noise/{number}.png", encode_png(rng.integers(0, 256, (150, 170, 3), dtype=np.uint8)))
+    flags = ["--bundle", bundle_uri, "--input", f"{s3}/noise", "--precision", "fp32", "--readers", "1", "--actors", "2"]
+    flags += ["--cpus-per-actor", "2"]
+    code, line, shown = nodes.submit("segment", *flags, "--output", f"{s3}/rows-whole")
+    assert (code, line["images"]) == (0, {"ok": 96}), shown
+    with ThreadPoolExecutor() as background:
+        going_on = background.submit(nodes.submit, "segment", *flags, "--output", f"{s3}/rows-broken")
+        nodes.wait_until(lambda: storage.exists(f"{s3}/rows-broken/regions"), what="a lot")
+        nodes.kill_worker(holding="Segmenter")
+        code, line, shown = going_on.result()
+    assert (code, line["images"]) == (0, {"ok": 96}), shown
+    columns = ["image_uri", "mask", "num_instances", "confidence_sum", "status"]
+    one, other = (
+        read_output(f"{s3}/{name}", "regions", columns=columns).sort_values("image_uri", ignore_index=True)
+        for name in ("rows-whole", "rows-broken")
+    )
+    pd.testing.assert_frame_equal(one, other)
+    assert read_output(f"{s3}/rows-broken", "images")["image_id"].is_unique

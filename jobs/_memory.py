@@ -8,6 +8,10 @@ from pathlib import Path
 class PeakMemory:
     """The largest sum of proportional set sizes of this process and all below it, sampled twice a second (Linux)."""
 
+    def __init__(self, *, alone: bool = False) -> None:
+        """Of this process alone, or of all below it as well."""
+        self._alone = alone
+
     def __enter__(self) -> "PeakMemory":
         self.gib = 0.0
         self._stop = threading.Event()
@@ -21,7 +25,10 @@ class PeakMemory:
 
     def _sample(self) -> None:
         while not self._stop.wait(0.5):
-            self.gib = max(self.gib, sum(_pss_kib(pid) for pid in _family(os.getpid())) / 2**20)
+            self.gib = max(self.gib, sum(_pss_kib(pid) for pid in self._processes()) / 2**20)
+
+    def _processes(self) -> list[int]:
+        return [os.getpid()] if self._alone else _family(os.getpid())
 
 
 def _family(root: int) -> list[int]:

@@ -5,6 +5,8 @@ memory: peak memory of a training job on ten times the data over that on the dat
 segment: megapixels/s of a segmentation job, from files to Parquet, over those of the bare network on tensors in memory. Beside it
     the job's speed over that of one image at a time (decode, predict, score, write), and its peak memory on few and many images.
 slide: the same for one slide that is all tissue.
+scale: a network that costs nothing over --images tiny images, ten and a hundred times as many: seconds of an image at the largest
+    number over those at the smallest, memory, and files; draws scale.svg.
 tune: seconds of a sweep of one trial over those of the same training by itself, both without the start of Ray.
 """
 
@@ -24,6 +26,7 @@ import tyro
 from _bare import SIDE
 from _job import read_config, run_job
 from _memory import PeakMemory
+from _scale import measure_scale
 
 from resunet_ray import storage
 from resunet_ray.cluster import MODEL_ENVIRONMENT, connect
@@ -44,14 +47,14 @@ _DISTINCT = 40  # generated images; the others are copies
 class BenchmarkConfig:
     """What is measured."""
 
-    what: tyro.conf.Positional[Literal["train", "memory", "segment", "slide", "tune"]]
+    what: tyro.conf.Positional[Literal["train", "memory", "segment", "slide", "scale", "tune"]]
     """train, segment, slide: throughput. memory: peak memory of training against the size of the data. tune: what Tune costs."""
     output: str
     """Where data and runs go: a new or empty folder."""
     data: str | None = None
     """A prepared data set (train, tune). None: generated images."""
     bundle: str | None = None
-    """What segments (segment, slide)."""
+    """What segments (segment, slide, scale)."""
     images: int = 200
     """Images to generate; for memory and segment also ten times as many. A slide shows ten times as many."""
     epochs: int = 8
@@ -174,6 +177,20 @@ def benchmark_slide(config: BenchmarkConfig) -> dict[str, Any]:
     }
 
 
+def benchmark_scale(config: BenchmarkConfig) -> dict[str, Any]:
+    """What everything but the network takes, as an archive grows."""
+    results = measure_scale(
+        config.output, bundle=_require_bundle(config), counts=[config.images * times for times in (1, 10, 100)]
+    )
+    each = [(result.plan_seconds + result.segment_seconds + result.commit_seconds) / result.images for result in results]
+    return {
+        "ratio": round(each[-1] / each[0], 3),
+        "unit": f"seconds of an image of {results[-1].images} over those of one of {results[0].images}",
+        "images_per_second": [round(1 / seconds, 1) for seconds in each],
+        "measured": [{name: round(value, 3) for name, value in vars(result).items()} for result in results],
+    }
+
+
 def benchmark_tune(config: BenchmarkConfig) -> dict[str, Any]:
     """The training by itself, a sweep with it for its only trial, and the training again."""
     connect()
@@ -258,6 +275,7 @@ _BENCHMARKS = {
     "memory": benchmark_memory,
     "segment": benchmark_segment,
     "slide": benchmark_slide,
+    "scale": benchmark_scale,
     "tune": benchmark_tune,
 }
 

@@ -3,6 +3,7 @@
 import io
 import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -76,3 +77,20 @@ def test_segmenting_that_loses_a_node_finishes_with_the_same_rows(bundle_uri: st
     )
     pd.testing.assert_frame_equal(one, other)
     assert read_output(f"{s3}/rows-broken", "images")["image_id"].is_unique
+
+
+def test_a_job_waits_for_the_nodes_that_it_was_promised(bundle_uri: str, generated: Path, s3: str, nodes: Nodes) -> None:
+    """What no cluster of this size has room for begins when a larger node has joined, as an autoscaler would have it."""
+    storage.write_bytes(f"{s3}/one/one.png", next((generated / "images").iterdir()).read_bytes())
+    flags = ["--bundle", bundle_uri, "--input", f"{s3}/one", "--output", f"{s3}/one-out", "--cpus-per-actor", "7"]
+    code, line, shown = nodes.submit("segment", *flags)
+    assert (code, line["error"]) == (1, "ResourceError"), shown
+    assert "8 CPUs needed" in line["message"]
+    assert "--nodes-seconds" in line["message"]
+    with ThreadPoolExecutor() as background:
+        waiting = background.submit(nodes.submit, "segment", *flags, "--nodes-seconds", "120")
+        nodes.wait_until(lambda: waiting.done() or any(nodes.ask("placement_groups")), what="its wish for room")
+        nodes.add(cpus=8)
+        code, line, shown = waiting.result()
+    assert (code, line["images"]) == (0, {"ok": 1}), shown
+    assert "waiting up to 120 s" in shown

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,37 @@ def write_pyramid(path: Path, image: np.ndarray, *, levels: int = 3, mpp: float 
             )
             image = cv2.resize(image, (image.shape[1] // 2, image.shape[0] // 2), interpolation=cv2.INTER_AREA)
             resolution = {}
+
+
+def write_ome(path: Path, image: np.ndarray, *, axes: str, levels: int = 2, bigtiff: bool = False, **metadata: Any) -> None:
+    """An OME-TIFF whose smaller levels lie in SubIFDs, as Bio-Formats writes it; they are every second pixel."""
+    with tifffile.TiffWriter(path, ome=True, bigtiff=bigtiff) as writer:
+        tiles: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb" if "S" in axes else "minisblack"}
+        tiles |= {"planarconfig": "separate"} if axes.startswith("S") else {}
+        writer.write(image, subifds=levels - 1, metadata={"axes": axes, **metadata}, **tiles)
+        for level in range(1, levels):
+            step = slice(None, None, 2**level)
+            writer.write(image[..., step, step] if axes.endswith("X") else image[step, step], subfiletype=1, **tiles)
+
+
+APERIO = "Aperio Image Library v11.2.1 \n{1}x{0} [0,0 {1}x{0}] (128x128) JPEG/RGB Q=70|AppMag = 20|MPP = 0.4990"
+
+
+def write_svs(path: Path, image: np.ndarray) -> None:
+    """A slide with two levels of JPEG tiles that OpenSlide takes for a scanner's."""
+    with tifffile.TiffWriter(path) as writer:
+        tiles: dict[str, Any] = {"tile": (128, 128), "photometric": "rgb", "compression": "jpeg", "metadata": None}
+        writer.write(image, description=APERIO.format(*image.shape), **tiles)
+        writer.write(image[::2, ::2], subfiletype=1, **tiles)
+
+
+def tiff_header(*, height: int, width: int, side: int = 256, tiled: bool = True) -> bytes:
+    """A grey TIFF that claims a size, and says where one tile of it is, or one strip."""
+    tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 277: 1}
+    tags |= {322: side, 323: side, 324: 256, 325: 1000} if tiled else {273: 256, 278: height, 279: 1000}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    header = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    return header.ljust(256, b"\0") + bytes(1000)
 
 
 def open_in_browser(page: bytes, *, folder: Path) -> str:

@@ -11,19 +11,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import openslide
-import tifffile
-import zarr
 from jaxtyping import UInt8
 from PIL import Image
 
-from resunet_ray.data.images import to_uint8
+from resunet_ray.data.tiff import TiffReader, check_tables
 from resunet_ray.errors import ImageError, InputError
 
-SUFFIXES = (".svs", ".ndpi", ".scn", ".mrxs", ".vms", ".vmu", ".bif", ".svslide", ".czi")
+_SCATTERED = (".vms", ".vmu", ".dcm")  # of several files whose names only their content tells
+SUFFIXES = (".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".svslide", ".czi", *_SCATTERED)
 """Files of these names are slides, or damaged."""
 TIFF_SUFFIXES = (".tif", ".tiff")
 """Files of these names may be."""
@@ -31,6 +30,7 @@ MPP_RANGE = (0.05, 20.0)
 """Microns per pixel that a microscope's scan may have; a screen's 264.58 (96 dots per inch) is not among them."""
 
 _MAX_SIDE = 2**21  # pixels; a header that claims more is damaged
+_READ_PIXELS = 2**26  # that are held at a time, of whatever level
 _CACHE_BYTES = 2**27  # of decoded pieces, for all slides that a process has open
 
 
@@ -81,7 +81,7 @@ class Slide:
             self._reader = _open_reader(path)
         height, width = self._reader.levels[0]
         if not (0 < height <= _MAX_SIDE and 0 < width <= _MAX_SIDE):
-            raise ImageError(f"{name} claims {height} x {width} pixels: expected at most {_MAX_SIDE} a side")
+            raise ImageError(f"{name} claims {height} x {width} pixels: expected 1 to {_MAX_SIDE} a side")
         stated = self._reader.mpp
         believed = stated if stated is not None and MPP_RANGE[0] <= stated <= MPP_RANGE[1] else None
         self.info = SlideInfo(height, width, believed, stated, self._reader.format)
@@ -108,6 +108,8 @@ class Slide:
         box = left * factor_x, top * factor_y, min((left + width) * factor_x, columns), min((top + height) * factor_y, rows)
         first_x, first_y = math.floor(box[0]), math.floor(box[1])
         window = first_y, first_x, math.ceil(box[3]) - first_y, math.ceil(box[2]) - first_x
+        if window[2] * window[3] > _READ_PIXELS and max(height, width) > 1:  # a slide without small levels is read as well
+            return self._read_halves(top, left, height, width, scale=scale)
         with self._lock, self._naming("read"):
             try:
                 pixels = self._reader.read(level, *window)
@@ -124,6 +126,15 @@ class Slide:
     def close(self) -> None:
         """Gives the file back."""
         self._reader.close()
+
+    def _read_halves(self, top: int, left: int, height: int, width: int, *, scale: float) -> UInt8[np.ndarray, "_h _w 3"]:
+        if height >= width:
+            half = height // 2
+            parts = (top, left, half, width), (top + half, left, height - half, width)
+        else:
+            half = width // 2
+            parts = (top, left, height, half), (top, left + half, height, width - half)
+        return np.concatenate([self.read(*part, scale=scale) for part in parts], axis=0 if height >= width else 1)
 
     def _best_level(self, scale: float) -> tuple[int, float, float]:
         """The smallest level that is fine enough, and how many of its rows and columns a pixel spans."""
@@ -151,27 +162,11 @@ def _snap(factor: float) -> float:
     return float(round(factor)) if abs(factor - round(factor)) < 0.005 * factor else factor
 
 
-def is_slide(file: IO[bytes], *, max_pixels: int) -> bool:
-    """Whether a TIFF is to be read in parts: it has smaller copies of itself, or is too large for one piece.
-
-    Args:
-        file: the TIFF, open.
-        max_pixels: that are still decoded in one piece.
-    """
-    try:
-        with tifffile.TiffFile(file) as tiff:
-            first = tiff.series[0]
-            pixels = math.prod(first.shape[:2]) if first.axes.startswith("YX") else math.prod(first.shape)
-            return len(first.levels) > 1 or pixels > max_pixels
-    except Exception:  # noqa: BLE001 (whatever is wrong, decoding it says so)
-        return False
-
-
 def _open_reader(path: str) -> _Reader:
     # OpenSlide takes any tiled TIFF for a pyramid of 8-bit RGB pages: of 16 bits, of OME's planes and levels it knows nothing.
     if openslide.OpenSlide.detect_format(path) not in (None, "generic-tiff"):
         return _OpenSlideReader(path)
-    return _TiffReader(path)
+    return TiffReader(path)
 
 
 class _OpenSlideReader:
@@ -181,6 +176,8 @@ class _OpenSlideReader:
         self.levels = [(height, width) for width, height in self._slide.level_dimensions]
         self.mpp = _mean_mpp(*(self._slide.properties.get(f"openslide.mpp-{axis}") for axis in "xy"))
         self.format = self._slide.properties.get("openslide.vendor", "unknown")
+        if self.format == "aperio":
+            check_tables(path)  # a tile that the header does not name would be empty glass
         self._background = f"#{self._slide.properties.get('openslide.background-color', 'ffffff')}"
         self._slide.read_region((0, 0), len(self.levels) - 1, (1, 1))  # a header alone is no slide
 
@@ -202,71 +199,21 @@ def _shared_cache() -> openslide.OpenSlideCache:
     return openslide.OpenSlideCache(_CACHE_BYTES)
 
 
-class _TiffReader:
-    def __init__(self, path: str) -> None:
-        self._file = tifffile.TiffFile(path)
-        series = self._file.series[0]
-        axes = series.axes.replace("S", "C")
-        if series.ndim not in (2, 3) or axes.strip("C") != "YX" or series.dtype not in (np.uint8, np.uint16):
-            raise ImageError(
-                f"its axes are {series.axes} of {series.shape}, its values {series.dtype}: expected one plane of grey or colour, "
-                "of 8 or 16 bit. Save the plane that is meant as a file of its own"
-            )
-        channels = series.shape[axes.index("C")] if "C" in axes else 1
-        if channels not in (1, 3):
-            raise ImageError(f"it has {channels} channels: expected grey or RGB")
-        self._first = axes.startswith("C")  # channels stand before rows and columns
-        self._levels = [zarr.open_array(series.aszarr(level=level), mode="r") for level in range(len(series.levels))]
-        shapes = [level.shape[1:3] if self._first else level.shape[:2] for level in self._levels]
-        self.levels = [(height, width) for height, width in shapes]
-        # Whatever a window holds, the same counts give the same grey everywhere in the slide.
-        self._largest = int(np.asarray(self._levels[-1]).max()) if series.dtype == np.uint16 else 0
-        self.read(len(self.levels) - 1, 0, 0, 1, 1)  # a header alone is no slide
-        self.mpp = _tiff_mpp(self._file)
-        self.format = "ome-tiff" if self._file.is_ome else "tiff"
-
-    def read(self, level: int, top: int, left: int, height: int, width: int) -> UInt8[np.ndarray, "_h _w 3"]:
-        window = slice(top, top + height), slice(left, left + width)
-        selected: Any = (slice(None), *window) if self._first else window
-        values = np.asarray(self._levels[level][selected])
-        if self._first:
-            values = np.moveaxis(values, 0, -1)
-        values = values[..., None] if values.ndim == 2 else values
-        if values.dtype == np.uint16:
-            values = to_uint8(values, largest=self._largest)
-        return np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3)))
-
-    def close(self) -> None:
-        self._file.close()
-
-
 def _mean_mpp(x: Any, y: Any) -> float | None:
     values = [float(value) for value in (x, y) if value not in (None, "")]
     return float(np.mean(values)) if values else None
 
 
-def _tiff_mpp(file: tifffile.TiffFile) -> float | None:
-    """Microns per pixel: of OME's metadata, or of the resolution tags (TIFF 6.0, section 8)."""
-    if file.is_ome and file.ome_metadata:
-        pixels = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]
-        pixels = (pixels[0] if isinstance(pixels, list) else pixels)["Pixels"]
-        to_microns = {"µm": 1.0, "nm": 1e-3, "mm": 1e3}
-        known = [
-            axis for axis in "XY" if f"PhysicalSize{axis}" in pixels and pixels.get(f"PhysicalSize{axis}Unit", "µm") in to_microns
-        ]
-        sizes = [float(pixels[f"PhysicalSize{axis}"]) * to_microns[pixels.get(f"PhysicalSize{axis}Unit", "µm")] for axis in known]
-        return float(np.mean(sizes)) if sizes else None
-    tags = file.pages.first.tags
-    microns = {2: 25400.0, 3: 10000.0}.get(int(tags["ResolutionUnit"].value)) if "ResolutionUnit" in tags else None
-    if microns is None or "XResolution" not in tags:
-        return None
-    numerator, denominator = tags["XResolution"].value
-    return microns * denominator / numerator if numerator else None
-
-
 def companions(path: str) -> list[str]:
-    """What belongs to a slide beside its file: MIRAX keeps its pixels in a folder of the same name."""
+    """What belongs to a slide beside its file: MIRAX keeps its pixels in a folder of the same name.
+
+    Raises:
+        InputError: the slide is one of several files that only its content names.
+    """
     stem, suffix = os.path.splitext(path)  # noqa: PTH122 (of a URI as well)
-    if suffix.lower() in (".vms", ".vmu"):
-        raise InputError(f"{path} names other files: segment it from a folder on this machine's disk")
+    if suffix.lower() in _SCATTERED:
+        raise InputError(
+            f"{path} is one of the several files of a slide, and {suffix} slides are not read: convert the slide to one tiled "
+            "TIFF, and take its files out of the input, where each that is a JPEG counts as an image"
+        )
     return [stem] if suffix.lower() == ".mrxs" else []

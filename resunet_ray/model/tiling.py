@@ -31,30 +31,30 @@ class Tile:
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
 
-def plan_tiles(height: int, width: int, *, tile: int, context: int) -> list[Tile]:
-    """The tiles that cover an image; those at its end are cut off there.
+def plan_tiles(height: int, width: int, *, tile: int, context: int, window: Tile | None = None) -> list[Tile]:
+    """The tiles that cover an image, row by row; those at its end are cut off there.
 
     Args:
         height: of the image, pixels.
         width: of the image, pixels.
         tile: side of a tile, pixels. An image that is not larger is one tile.
         context: half the overlap of two neighbours, pixels.
+        window: the part of the image that is to be covered; all of it by default.
     """
+    wanted = window or Tile(0, height, 0, width)
+    columns = list(_intervals(width, wanted.left, wanted.right, tile=tile, context=context))
     return [
         Tile(top, bottom, left, right)
-        for top, bottom in _intervals(height, tile=tile, context=context)
-        for left, right in _intervals(width, tile=tile, context=context)
+        for top, bottom in _intervals(height, wanted.top, wanted.bottom, tile=tile, context=context)
+        for left, right in columns
     ]
 
 
-def tile_starts(length: int, *, tile: int, context: int) -> range:
-    """Where tiles begin along one axis, pixels."""
-    return range(0, length - 2 * context, tile - 2 * context) if length > tile else range(1)
-
-
-def _intervals(length: int, *, tile: int, context: int) -> Iterator[tuple[int, int]]:
-    for start in tile_starts(length, tile=tile, context=context):
-        yield start, min(start + tile, length)
+def _intervals(length: int, first: int, end: int, *, tile: int, context: int) -> Iterator[tuple[int, int]]:
+    """Where tiles begin and end along one axis, of those that a part of it needs."""
+    for start in range(0, length - 2 * context, tile - 2 * context) if length > tile else range(1):
+        if start < end and start + tile > first:
+            yield start, min(start + tile, length)
 
 
 def blend_weight(

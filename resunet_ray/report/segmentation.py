@@ -111,7 +111,7 @@ def write_segmentation_report(output: str, *, run_id: str) -> str:
         suspects=_shown_images(summary.suspects, output, run_id),
         failures=[{"stage": stage, "type": kind, "count": count} for (stage, kind), count in summary.failures.most_common()],
         failed=summary.failed,
-        slides=[_show_slide(row, record, output, run_id) for row in summary.slides],
+        slides=_shown_slides(summary.slides, record, output, run_id),
     )
 
 
@@ -142,26 +142,56 @@ def _shown_images(rows: pd.DataFrame, output: str, run_id: str) -> list[dict[str
     return shown
 
 
-def _show_slide(row: dict[str, Any], record: dict[str, Any], output: str, run_id: str) -> dict[str, Any]:
-    """A slide, small, with the regions that were read, and its mask laid over it."""
-    config = load_config(json.dumps(record["config"]), kind=SegmentConfig, source=RUN_FILE)
-    try:
-        with stage_slide(row, config=config) as path, closing(Slide(path, name=row["image_uri"])) as slide:
-            view = read_view(slide, side=_SLIDE_SIDE)
-    except InputError as error:  # gone since, or it never opened
-        return {**row, "picture": None, "message": row["error_message"] or str(error)}
-    mask, factor = np.zeros(view.shape[:2], np.uint8), view.shape[0] / row["height"]
-    laid = view.copy()
-    for region in _read_regions(output, run_id, {row["image_id"]}):
+@dataclass
+class _SlidePicture:
+    """A slide, small, on which its regions are drawn."""
+
+    height: int
+    """Of the slide, level-0 pixels."""
+    view: UInt8[np.ndarray, "h w 3"]
+    mask: UInt8[np.ndarray, "h w"] = field(init=False)
+    boxes: list[tuple[int, int, int, int]] = field(default_factory=list)
+    """Of the regions that were read: left, top, right, bottom."""
+
+    def __post_init__(self) -> None:
+        self.mask = np.zeros(self.view.shape[:2], np.uint8)
+
+    def add(self, region: dict[str, Any]) -> None:
+        """Takes in the place of a region and its mask."""
+        factor = self.view.shape[0] / self.height
         top, left = int(region["y"] * factor), int(region["x"] * factor)
         bottom, right = (int(np.ceil((region[a] + region[b]) * factor)) for a, b in (("y", "height"), ("x", "width")))
-        cv2.rectangle(laid, (left, top), (right - 1, bottom - 1), _READ_COLOUR, 1)
-        window = mask[top:bottom, left:right]  # which ends with the view
+        self.boxes.append((left, top, right - 1, bottom - 1))
+        window = self.mask[top:bottom, left:right]  # which ends with the view
         if window.size:
             small = cv2.resize(decode_stored(region["mask"]), (right - left, bottom - top), interpolation=cv2.INTER_AREA)
             np.maximum(window, small[: window.shape[0], : window.shape[1]], out=window)
-    laid[mask > 0] = (0.3 * view[mask > 0] + 0.7 * np.array(_MASK_COLOUR)).astype(np.uint8)
-    return {**row, "picture": base64.b64encode(encode_png(laid)).decode()}
+
+    def draw(self) -> str:
+        """The regions and their masks laid over the view: PNG in base64."""
+        laid, here = self.view.copy(), self.mask > 0
+        for left, top, right, bottom in self.boxes:
+            cv2.rectangle(laid, (left, top), (right, bottom), _READ_COLOUR, 1)
+        laid[here] = (0.3 * self.view[here] + 0.7 * np.array(_MASK_COLOUR)).astype(np.uint8)
+        return base64.b64encode(encode_png(laid)).decode()
+
+
+def _shown_slides(rows: list[dict[str, Any]], record: dict[str, Any], output: str, run_id: str) -> list[dict[str, Any]]:
+    """Slides, small, with the regions that were read, and their masks laid over them."""
+    config = load_config(json.dumps(record["config"]), kind=SegmentConfig, source=RUN_FILE)
+    pictures: dict[str, _SlidePicture] = {}
+    messages: dict[str, str] = {}
+    for row in rows:
+        try:
+            with stage_slide(row, config=config) as path, closing(Slide(path, name=row["image_uri"])) as slide:
+                pictures[row["image_id"]] = _SlidePicture(slide.info.height, read_view(slide, side=_SLIDE_SIDE))
+        except InputError as error:  # gone since, or it never opened
+            messages[row["image_id"]] = row["error_message"] or str(error)
+    if pictures:
+        for region in _read_regions(output, run_id, set(pictures)):
+            pictures[region["image_id"]].add(region)
+    drawn = {image_id: picture.draw() for image_id, picture in pictures.items()}
+    return [{**row, "picture": drawn.get(row["image_id"]), "message": messages.get(row["image_id"])} for row in rows]
 
 
 def _read_regions(output: str, run_id: str, wanted: set[str]) -> Iterator[dict[str, Any]]:

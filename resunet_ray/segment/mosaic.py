@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float32, Float64, Int32, UInt8
 
 from resunet_ray.config import InstanceConfig
 from resunet_ray.model.instances import find_instances
-from resunet_ray.model.tiling import Tile, blend_weight, tile_starts
+from resunet_ray.model.tiling import Tile, blend_weight, plan_tiles
 
 MARGIN = 64
 """Pixels around its window that a region looks at, at first; doubled while an object reaches beyond."""
@@ -60,15 +60,7 @@ class Grid:
 
     def tiles(self, window: Tile) -> list[Tile]:
         """Those that a window is made of, row by row."""
-        return [
-            Tile(top, min(top + self.tile, self.height), left, min(left + self.tile, self.width))
-            for top in self._starts(window.top, window.bottom, self.height)
-            for left in self._starts(window.left, window.right, self.width)
-        ]
-
-    def _starts(self, first: int, end: int, length: int) -> list[int]:
-        starts = tile_starts(length, tile=self.tile, context=self.context)
-        return [start for start in starts if start < end and start + self.tile > first]
+        return plan_tiles(self.height, self.width, tile=self.tile, context=self.context, window=window)
 
     def blend(self, window: Tile, probabilities: Mapping[Tile, Float32[np.ndarray, "_h _w"]]) -> Float32[np.ndarray, "h w"]:
         """The probability of a window out of its tiles'."""

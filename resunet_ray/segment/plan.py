@@ -15,6 +15,7 @@ from resunet_ray.segment.ledger import ID_BYTES, Ledger, SeenIds, contains
 from resunet_ray.segment.listing import Found
 from resunet_ray.segment.mosaic import block_of
 from resunet_ray.segment.region import Row
+from resunet_ray.segment.sample import fail
 from resunet_ray.segment.survey import may_be_slide
 
 PLAN_FOLDER = "plan"
@@ -190,7 +191,7 @@ def _take_lot(rows: Iterator[Row], *, size: int) -> list[Row]:
 
 def _row(image: Found, name: bytes, attempt: int) -> Row:
     """Of an image that is one region, as far as it is known before it is opened."""
-    return dict.fromkeys(PLAN.names) | {
+    row: Row = dict.fromkeys(PLAN.names) | {
         "image_id": name.hex(),
         "image_uri": image.uri,
         "member": image.member,
@@ -207,10 +208,10 @@ def _row(image: Found, name: bytes, attempt: int) -> Row:
         "x": 0,
         "scale_to_level0": 1.0,
         "attempt": attempt,
-        "error_stage": None if image.error is None else "list",
-        "error_type": None if image.error is None else type(image.error).__name__,
-        "error_message": None if image.error is None else str(image.error),
     }
+    if image.error is not None:
+        fail(row, stage="list", error=image.error)
+    return row
 
 
 def _encode(lots: list[pa.Table]) -> bytes:

@@ -148,7 +148,7 @@ class Segmenter:
                 tiles = map_ahead(self._readers, partial(_read_tile, slide, lot), lot.tiles(), depth=2 * self._job.config.readers)
                 describe = partial(self._describe_region, slide, lot, rows)
                 return list(map_ahead(self._post, describe, lot.gather(self._compute(tiles)), depth=_POST_THREADS))
-        except InputError as error:  # it was there when it was planned
+        except (InputError, MemoryError) as error:  # it was there when it was planned
             for row in rows:
                 fail(row, stage="open", error=error)
             return rows
@@ -279,7 +279,7 @@ def _read_tile(slide: Slide, lot: SlideLot, tile: Tile) -> Sample:
     sample = Sample(row, tile=tile)
     try:
         sample.image = slide.read(tile.top, tile.left, *tile.shape, scale=lot.scale)
-    except ImageError as error:
+    except (ImageError, MemoryError) as error:
         fail(row, stage="read", error=error)
     row["read_seconds"] = time.perf_counter() - start
     return sample

@@ -1,5 +1,6 @@
 """Regions of one slide that are segmented together, so that a tile that several of them see is computed once."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -39,7 +40,7 @@ class SlideLot:
 
     def tiles(self) -> Iterator[Tile]:
         """Those that the regions need, each once, in the order in which they are needed."""
-        yield from dict.fromkeys(tile for number in range(len(self.regions)) for tile in self._needs(number))
+        yield from dict.fromkeys(tile for needed in self._needed for tile in needed)
 
     def gather(self, samples: Iterable[Sample]) -> Iterator[tuple[int, Held]]:
         """Each region's number with its tiles, as soon as these are there; a tile that is of no more use is let go.
@@ -47,20 +48,21 @@ class SlideLot:
         Args:
             samples: of `tiles()`, in that order.
         """
-        last = {tile: number for number in range(len(self.regions)) for tile in self._needs(number)}
+        last = {tile: number for number, needed in enumerate(self._needed) for tile in needed}
         held: Held = {}
-        number, needed = 0, self._needs(0)
+        number = 0
         for sample in samples:
             assert sample.tile is not None, "a tile's sample knows its tile"
             held[sample.tile] = sample
-            while number < len(self.regions) and all(tile in held for tile in needed):
-                yield number, {tile: held[tile] for tile in needed}
+            while number < len(self.regions) and all(tile in held for tile in self._needed[number]):
+                yield number, {tile: held[tile] for tile in self._needed[number]}
                 number += 1
                 held = {tile: kept for tile, kept in held.items() if last[tile] >= number}
-                needed = self._needs(number) if number < len(self.regions) else []
 
-    def _needs(self, number: int) -> list[Tile]:
-        return self.grid.tiles(self.grid.widen(self.regions[number], MARGIN))
+    @functools.cached_property
+    def _needed(self) -> list[list[Tile]]:
+        """The tiles of each region, with its margin."""
+        return [self.grid.tiles(self.grid.widen(region, MARGIN)) for region in self.regions]
 
     def describe(
         self,

@@ -14,12 +14,14 @@ from resunet_ray import storage
 from resunet_ray.bundle import BundleInfo
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.archives import Entry
-from resunet_ray.data.slides import SUFFIXES, TIFF_SUFFIXES, Slide, companions, is_slide
+from resunet_ray.data.slides import SUFFIXES, TIFF_SUFFIXES, Slide, companions
+from resunet_ray.data.tiff import is_slide
 from resunet_ray.data.tissue import Tissue, find_tissue, read_view
 from resunet_ray.errors import ImageError, InputError, ResourceError
 from resunet_ray.model.tiling import Tile
 from resunet_ray.segment.mosaic import Grid
 from resunet_ray.segment.region import Row
+from resunet_ray.segment.sample import fail
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +56,10 @@ class Surveyor:
         except ResourceError:
             raise  # the storage is away, which is not the slide's fault
         except Exception as error:  # noqa: BLE001 (libraries raise what they like over a damaged header)
-            logger.info("%s", error)
-            message = storage.mask_credentials(str(error))
-            return [planned | {"error_stage": "open", "error_type": type(error).__name__, "error_message": message}]
+            row = dict(planned)
+            fail(row, stage="open", error=error)
+            logger.info("%s", row["error_message"])
+            return [row]
 
     def _survey(self, planned: Row) -> list[Row]:
         uri = planned["image_uri"]

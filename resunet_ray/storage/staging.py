@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 _CHUNK = 2**23  # bytes
 _PART = ".part"
+_Wanted = tuple[str, str, int]  # a file: where it is, its path beside the others, its bytes
 _STALE_SECONDS = 3600.0  # a part that nobody wrote to for so long was left by a process that died
 
 
@@ -39,19 +40,21 @@ def stage(uri: str, *, fingerprint: str, companions: Sequence[str], folder: str,
     Args:
         uri: the file.
         fingerprint: what changes when its content does.
-        companions: folders or files that belong beside it; those that are not there are left out.
+        companions: folders or files that belong beside it.
         folder: of the cache, on this node's disk.
         max_bytes: that the cache may hold.
 
     Raises:
-        InputError: it is not there, or is larger than the cache.
+        InputError: it or a companion is not there, or they are larger than the cache.
         ResourceError: the storage stays away.
     """
     filesystem, path = files.open_filesystem(uri)
+    beside = [file for companion in companions for file in _list_companion(companion, of=uri)]
     if isinstance(filesystem, fs.LocalFileSystem):
         yield path
         return
-    name = hashlib.sha256(f"{uri}\0{fingerprint}".encode()).hexdigest()[:32]
+    known = f"{uri}\0{fingerprint}" + "".join(f"\0{name}\0{size}" for _, name, size in beside)
+    name = hashlib.sha256(known.encode("utf-8", "surrogateescape")).hexdigest()[:32]
     place = Path(folder) / name
     place.parent.mkdir(parents=True, exist_ok=True)
     file = uri.rsplit("/", 1)[1]
@@ -63,18 +66,17 @@ def stage(uri: str, *, fingerprint: str, companions: Sequence[str], folder: str,
                 return
         with _lock(place, shared=False):
             if not place.exists():
-                _bring([uri, *companions], place=place, max_bytes=max_bytes)
+                _bring([*_below(uri), *beside], place=place, max_bytes=max_bytes)
 
 
-def _bring(uris: Sequence[str], *, place: Path, max_bytes: int) -> None:
-    wanted = [(storage_uri, file) for uri in uris for storage_uri, file in _below(uri, needed=uri == uris[0])]
-    total = sum(size for _, (_, size) in wanted)
+def _bring(wanted: Sequence[_Wanted], *, place: Path, max_bytes: int) -> None:
+    total = sum(size for _, _, size in wanted)
     if total > max_bytes:
-        raise InputError(f"{uris[0]} takes {total} bytes: the staging cache holds {max_bytes}. Give --cache-gib more")
+        raise InputError(f"{wanted[0][0]} takes {total} bytes: the staging cache holds {max_bytes}. Give --cache-gib more")
     _make_room(place.parent, max_bytes=max_bytes - total)
     part = place.with_name(f"{place.name}.{uuid.uuid4().hex}{_PART}")
     try:
-        for uri, (name, _) in wanted:
+        for uri, name, _ in wanted:
             target = part / name
             target.parent.mkdir(parents=True, exist_ok=True)
             with Reader(uri) as source, target.open("wb") as sink:
@@ -84,15 +86,17 @@ def _bring(uris: Sequence[str], *, place: Path, max_bytes: int) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _below(uri: str, *, needed: bool) -> Iterator[tuple[str, tuple[str, int]]]:
-    """The files of a location: where each is, and its path beside the others and its size."""
+def _below(uri: str) -> Iterator[_Wanted]:
     base = uri.rsplit("/", 1)[1]
+    for file in walk_files(uri):
+        yield (files.join(uri, file.path) if file.path else uri), f"{base}/{file.path}".rstrip("/"), file.size
+
+
+def _list_companion(uri: str, *, of: str) -> list[_Wanted]:
     try:
-        for file in walk_files(uri):
-            yield (files.join(uri, file.path) if file.path else uri), (f"{base}/{file.path}".rstrip("/"), file.size)
-    except InputError:
-        if needed:
-            raise
+        return list(_below(uri))
+    except InputError as error:
+        raise InputError(f"{of} is not whole: {error}. It belongs to the slide: put it beside the file") from None
 
 
 def _make_room(folder: Path, *, max_bytes: int) -> None:

@@ -1,15 +1,16 @@
 """A slide is read at any scale, in any format, and a window of it is the same however the slide is cut."""
 
+import tracemalloc
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import tifffile
-from support import write_pyramid
+from support import REAL_SLIDES, tiff_header, write_ome, write_pyramid, write_svs
 
 from resunet_ray.data import slides
-from resunet_ray.data.slides import Slide, companions, is_slide
+from resunet_ray.data.slides import Slide, companions
 from resunet_ray.data.synthetic import generate_image
 from resunet_ray.errors import ImageError, InputError
 
@@ -17,15 +18,6 @@ from resunet_ray.errors import ImageError, InputError
 @pytest.fixture(scope="module")
 def picture() -> np.ndarray:
     return generate_image(500, 640, modality="stained", num_nuclei=120, rng=np.random.default_rng(5))[0]
-
-
-def write_ome(path: Path, image: np.ndarray, *, axes: str, levels: int = 2, **metadata: float | str) -> None:
-    with tifffile.TiffWriter(path, ome=True) as writer:
-        tiles = {"tile": (64, 64), "photometric": "rgb" if axes.endswith("S") else "minisblack"}
-        writer.write(image, subifds=levels - 1, metadata={"axes": axes, **metadata}, **tiles)  # type: ignore[arg-type]
-        for level in range(1, levels):
-            small = image[..., :: 2**level, :: 2**level] if axes[0] == "C" else image[:: 2**level, :: 2**level]
-            writer.write(small, subfiletype=1, **tiles)  # type: ignore[arg-type]
 
 
 def test_the_largest_level_is_what_was_written(picture: np.ndarray, tmp_path: Path) -> None:
@@ -54,29 +46,83 @@ def test_a_scaled_window_is_the_same_however_it_is_cut(picture: np.ndarray, tmp_
         assert np.abs(whole - expected).mean() < 6
 
 
-def test_sixteen_bits_are_cut_down_alike_everywhere(tmp_path: Path) -> None:
-    counts = np.zeros((400, 400), np.uint16)
-    counts[:200], counts[200:] = 900, 3800  # of a camera of 12 bits
-    write_ome(tmp_path / "a.ome.tif", counts, axes="YX")
-    slide = Slide(str(tmp_path / "a.ome.tif"), name="a")
-    dark, light = slide.read(0, 0, 100, 100, scale=1.0), slide.read(300, 0, 100, 100, scale=1.0)
-    assert (np.unique(dark).tolist(), np.unique(light).tolist()) == ([round(900 / 4095 * 255)], [round(3800 / 4095 * 255)])
+def test_a_slide_without_small_levels_is_read_in_pieces(
+    picture: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A low-power view of it would else hold all of it at once."""
+    write_pyramid(tmp_path / "a.tiff", picture, levels=1)
+    slide = Slide(str(tmp_path / "a.tiff"), name="a")
+    whole = slide.read(0, 0, 125, 160, scale=4.0).astype(int)
+    sizes: list[int] = []
+    original = slide._reader.read
+
+    def read(level: int, top: int, left: int, height: int, width: int) -> np.ndarray:
+        sizes.append(height * width)
+        return original(level, top, left, height, width)
+
+    monkeypatch.setattr(slide._reader, "read", read)
+    monkeypatch.setattr(slides, "_READ_PIXELS", 9000)
+    pieces = slide.read(0, 0, 125, 160, scale=4.0).astype(int)
+    assert max(sizes) <= 9000
+    assert pieces.shape == whole.shape
+    assert np.abs(pieces - whole).mean() < 1
 
 
-def test_what_is_a_slide_and_what_a_plain_image(picture: np.ndarray, tmp_path: Path) -> None:
-    write_pyramid(tmp_path / "pyramid.tiff", picture)
-    tifffile.imwrite(tmp_path / "plain.tif", picture)
-    (tmp_path / "text.tif").write_bytes(b"no image")
-    for name, limit, expected in (
-        ("pyramid.tiff", 2**26, True),
-        ("plain.tif", 2**26, False),
-        ("plain.tif", 1000, True),
-        ("text.tif", 1000, False),
-    ):
-        with (tmp_path / name).open("rb") as file:
-            assert is_slide(file, max_pixels=limit) == expected, name
-    slide = Slide(str(tmp_path / "plain.tif"), name="plain")
-    np.testing.assert_array_equal(slide.read(10, 20, 30, 40, scale=1.0), picture[10:40, 20:60])
+@pytest.mark.parametrize("kept", [0.0, 3e-5, 0.001, 0.4, 0.6, 0.9, 0.97, 0.995])
+def test_a_slide_that_was_cut_short_is_refused(picture: np.ndarray, tmp_path: Path, kept: float) -> None:
+    """What is left of it has another pixel size than it says, and of a JPEG tile that was cut the rest is made up."""
+    write_svs(tmp_path / "a.svs", picture)
+    write_pyramid(tmp_path / "b.tiff", picture)
+    for name in ("a.svs", "b.tiff"):
+        content = (tmp_path / name).read_bytes()
+        Slide(str(tmp_path / name), name=name).close()
+        (tmp_path / name).write_bytes(content[: int(kept * len(content))])
+        reason = "cut short|not a TIFF file: header=b''|Short read|corrupted IFD"
+        with pytest.raises(ImageError, match=rf"{name} cannot be opened as a slide: .*({reason})"):
+            Slide(str(tmp_path / name), name=name)
+
+
+def test_a_real_slide_that_was_cut_short_is_refused_or_right(tmp_path: Path) -> None:
+    if not REAL_SLIDES.exists():
+        pytest.skip(f"no real slides at {REAL_SLIDES}: what they would show is not shown")
+    content = (REAL_SLIDES / "CMU-1-Small-Region.svs").read_bytes()
+    whole = Slide(str(REAL_SLIDES / "CMU-1-Small-Region.svs"), name="whole")
+    path = tmp_path / "cut.svs"
+    for kept in (1000, len(content) // 2, 1_290_000, 1_900_000):  # before, within and after its tiles, and in its last page
+        path.write_bytes(content[:kept])
+        with pytest.raises(ImageError, match="cut short"):
+            Slide(str(path), name="cut")
+    path.write_bytes(content[:-100])  # within the macro image, which nobody reads
+    cut = Slide(str(path), name="cut")
+    assert cut.info == whole.info
+    np.testing.assert_array_equal(cut.read(0, 0, 2967, 2220, scale=1.0), whole.read(0, 0, 2967, 2220, scale=1.0))
+
+
+def test_a_header_that_claims_what_is_not_there_is_refused(picture: np.ndarray, tmp_path: Path) -> None:
+    """By name, and before anything of that size is allocated."""
+    large = 2**31
+    claims = {
+        "tiles": (tiff_header(height=large, width=large), f"claims {large} x {large} in {2**46} tiles or strips, and names 1"),
+        "strip": (tiff_header(height=large, width=large, tiled=False), "cut short"),
+        "tile": (tiff_header(height=2**20, width=2**20, side=2**20), "cut short"),
+        "narrow": (tiff_header(height=500, width=0), "claims 500 x 0 pixels: expected 1 to 2097152 a side"),
+        "flat": (tiff_header(height=0, width=500), "claims 0 x 500 pixels: expected 1 to 2097152 a side"),
+        "empty": (b"II*\0" + bytes(100), "its pages break off"),
+    }
+    write_svs(tmp_path / "aperio", picture)
+    with tifffile.TiffFile(tmp_path / "aperio") as file:
+        places = [file.pages.first.tags[name].valueoffset for name in ("ImageWidth", "ImageLength")]
+    content = bytearray((tmp_path / "aperio").read_bytes())
+    for place in places:
+        content[place : place + 2] = (60_000).to_bytes(2, "little")
+    claims["aperio"] = (bytes(content), "claims 60000 x 60000 x 3 in 219961 tiles or strips, and names 20")
+    for name, (header, message) in claims.items():
+        (tmp_path / name).write_bytes(header)
+        tracemalloc.start()
+        with pytest.raises(ImageError, match=rf"{name}.* {message}"):
+            Slide(str(tmp_path / name), name=name)
+        assert tracemalloc.get_traced_memory()[1] < 2**25, name
+        tracemalloc.stop()
 
 
 def test_what_cannot_be_a_slide_is_named(picture: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,8 +134,11 @@ def test_what_cannot_be_a_slide_is_named(picture: np.ndarray, tmp_path: Path, mo
             Slide(str(tmp_path / name), name=name)
     write_pyramid(tmp_path / "large.tiff", picture)
     monkeypatch.setattr(slides, "_MAX_SIDE", 600)
-    with pytest.raises(ImageError, match="large claims 500 x 640 pixels: expected at most 600 a side"):
+    with pytest.raises(ImageError, match="large claims 500 x 640 pixels: expected 1 to 600 a side"):
         Slide(str(tmp_path / "large.tiff"), name="large")
     assert companions("s3://lab/a.mrxs") == ["s3://lab/a"]
-    with pytest.raises(InputError, match="names other files"):
-        companions("s3://lab/a.vms")
+    for name in ("s3://lab/a.vms", "/scans/b.VMU", "scan.dcm"):
+        with pytest.raises(
+            InputError, match=f"{name} is one of the several files of a slide.* convert the slide to one tiled TIFF"
+        ):
+            companions(name)

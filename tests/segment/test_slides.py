@@ -1,5 +1,7 @@
 """However a slide is cut, the same nuclei come out; and what is wrong with it is said."""
 
+import base64
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-from support import REAL_SLIDES, read_output, run_job, write_pyramid
+from support import REAL_SLIDES, read_output, run_job, tiff_header, write_pyramid, write_svs
 
 from resunet_ray import storage
 from resunet_ray.config import SegmentConfig
+from resunet_ray.data.images import decode_stored
+from resunet_ray.report.segmentation import write_segmentation_report
 from resunet_ray.segment.run import Segmented, segment
 
 
@@ -128,6 +132,13 @@ def test_slides_in_object_storage_are_staged_once_and_leave(
     staged = list((tmp_path / "cache").rglob("*.tiff"))
     assert 1 <= len(staged) <= 2, "what does not fit has left"
     assert staged[0].read_bytes() == content
+    page = storage.read_bytes(write_segmentation_report(f"{s3}/slides-out", run_id=str(result.run_id))).decode()
+    shown = [decode_stored(base64.b64decode(text)) for text in re.findall(r"base64,([^\"]+)", page)]
+    assert len(shown) == 3
+    for other in shown[1:]:
+        np.testing.assert_array_equal(other, shown[0])
+    marked = (np.abs(shown[0].astype(int) - (225, 20, 60)) < (70, 90, 80)).all(axis=2)
+    assert 0.5 < marked.mean() / images["foreground_fraction"][0] < 1.5, "each slide shows its own nuclei"
 
 
 def test_bad_slides_are_rows(dark_bundle: str, tmp_path: Path, picture: np.ndarray, cluster: str) -> None:
@@ -135,6 +146,15 @@ def test_bad_slides_are_rows(dark_bundle: str, tmp_path: Path, picture: np.ndarr
     write_pyramid(tmp_path / "in" / "cut.tiff", picture)
     content = (tmp_path / "in" / "cut.tiff").read_bytes()
     (tmp_path / "in" / "cut.tiff").write_bytes(content[: len(content) // 3])
+    write_svs(tmp_path / "in" / "whole.svs", picture)
+    content = (tmp_path / "in" / "whole.svs").read_bytes()
+    for name, kept in (("header.svs", 100), ("middle.svs", len(content) // 2), ("end.svs", len(content) - 100)):
+        (tmp_path / "in" / name).write_bytes(content[:kept])
+    (tmp_path / "in" / "huge.tiff").write_bytes(tiff_header(height=2**31, width=2**31))
+    (tmp_path / "in" / "narrow.tiff").write_bytes(tiff_header(height=500, width=0))
+    (tmp_path / "in" / "alone.mrxs").write_bytes(b"\xff\xd8\xff its pixels lie in a folder")
+    (tmp_path / "in" / "scattered.vms").write_text("[Virtual Microscope Specimen]\nImageFile=other.jpg\n")
+    (tmp_path / "in" / "level.dcm").write_bytes(bytes(128) + b"DICM")
     (tmp_path / "in" / "text.svs").write_bytes(b"this is no slide")
     (tmp_path / "in" / "zero.ndpi").write_bytes(b"")
     tifffile.imwrite(tmp_path / "in" / "stack.ome.tiff", np.zeros((5, 40, 50), np.uint8), metadata={"axes": "ZYX"})
@@ -145,15 +165,29 @@ def test_bad_slides_are_rows(dark_bundle: str, tmp_path: Path, picture: np.ndarr
         "segment", "--bundle", dark_bundle, "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), address=cluster
     )
     assert code == 3, errors
-    assert line["images"] == {"failed": 4, "ok": 1, "empty": 1}
+    assert line["images"] == {"failed": 12, "ok": 2, "empty": 1}
     rows = read_output(str(tmp_path / "out"), "images")
     rows.index = [Path(uri).name for uri in rows["image_uri"]]
     assert rows.loc["glass.tiff", "status"] == "empty"
     assert rows.loc["glass.tiff", "qc_reasons"].tolist() == ["no_tissue"]
-    assert rows.loc["plain.tif", "status"] == "ok"
-    for name in ("text.svs", "zero.ndpi", "stack.ome.tiff", "cut.tiff"):
-        assert rows.loc[name, "status"] == "failed"
-        assert name in rows.loc[name, "error_message"], rows.loc[name, "error_message"]
+    assert (rows.loc[["plain.tif", "whole.svs"], "status"] == "ok").all()
+    assert (rows.loc["whole.svs", "mpp"], rows.loc["whole.svs", "format"]) == (0.499, "aperio")
+    reasons = {
+        **dict.fromkeys(("middle.svs", "cut.tiff"), "cut short"),
+        "header.svs": "corrupted IFD structure",
+        "end.svs": "Short read",
+        "huge.tiff": "names 1: its header is damaged",
+        "narrow.tiff": "claims 500 x 0 pixels",
+        "alone.mrxs": "put it beside the file",
+        **dict.fromkeys(("scattered.vms", "level.dcm"), "convert the slide to one tiled TIFF"),
+        **dict.fromkeys(("text.svs", "zero.ndpi"), "not a TIFF file"),
+        "stack.ome.tiff": "has 5 pages: expected one",
+    }
+    for name, reason in reasons.items():
+        row = rows.loc[name]
+        assert (row["status"], row["error_stage"]) == ("failed", "decode" if name == "stack.ome.tiff" else "open"), name
+        assert name in row["error_message"], row["error_message"]
+        assert reason in row["error_message"], row["error_message"]
 
 
 @pytest.fixture(scope="module")

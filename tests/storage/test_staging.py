@@ -32,9 +32,9 @@ def test_many_at_once_bring_a_file_once(s3: str, tmp_path: Path, monkeypatch: py
     brought: list[str] = []
     original = staging._bring
 
-    def bring(uris: list[str], **rest: Any) -> None:
-        brought.extend(uris)
-        original(uris, **rest)
+    def bring(wanted: list[tuple[str, str, int]], **rest: Any) -> None:
+        brought.extend(uri for uri, _, _ in wanted)
+        original(wanted, **rest)
 
     monkeypatch.setattr(staging, "_bring", bring)
     found: list[bytes] = []
@@ -87,6 +87,15 @@ def test_what_belongs_to_a_slide_comes_with_it(s3: str, tmp_path: Path) -> None:
     folder = f"{s3}/staging/mirax"
     with storage.stage(uri, fingerprint="1", companions=[folder], folder=str(tmp_path), max_bytes=2500) as path:
         assert (Path(path).with_suffix("") / "Data0001.dat").read_bytes() == b"pixels"
+    storage.write_bytes(f"{s3}/staging/mirax/Data0002.dat", b"brought later")
+    with storage.stage(uri, fingerprint="1", companions=[folder], folder=str(tmp_path), max_bytes=2500) as path:
+        assert (Path(path).with_suffix("") / "Data0002.dat").exists(), "what was staged before was not all of it"
+    for place in (f"{s3}/staging", str(tmp_path)):
+        with (
+            pytest.raises(InputError, match=f"a.mrxs is not whole: {place}/lost is not there.* put it beside the file"),
+            storage.stage(f"{place}/a.mrxs", fingerprint="1", companions=[f"{place}/lost"], folder=str(tmp_path), max_bytes=2500),
+        ):
+            pass
     with pytest.raises(InputError, match="none.svs is not there"):
         stage(f"{s3}/staging/none.svs", tmp_path)
     local = tmp_path / "here.svs"

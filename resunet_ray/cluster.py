@@ -2,13 +2,17 @@
 
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.data
-from ray.util import placement_group, remove_placement_group
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.state import list_nodes
 from ray.util.state.exception import RayStateApiException
 
@@ -21,6 +25,7 @@ _NOWHERE = "http://127.0.0.1:1"  # a port that nobody listens on
 _DASHBOARD_SECONDS = 20
 _SOON_SECONDS = 3  # that free CPUs take to be given
 _BUSY_SECONDS = 120
+_AUTOSCALER_SECONDS = 1800  # a machine is found, its image fetched, Ray started
 _LEAST_LOCAL_CPUS = 3
 """CPUs that a local Ray says it has, at least. Only numbers to schedule by: two training workers fit, beside Ray Data."""
 
@@ -102,7 +107,7 @@ def require_resources(
     *,
     what: str,
     memory_gib: float = 0,
-    nodes_seconds: float = 0,
+    nodes_seconds: float | None = None,
     busy_seconds: float = _BUSY_SECONDS,
 ) -> None:
     """Refuses work that the cluster cannot take, where Ray would wait without a word.
@@ -113,28 +118,43 @@ def require_resources(
         bundles: CPUs and GPUs of each process, as Ray calls them, with those left for Ray Data; each fits one node.
         what: the work, for the error.
         memory_gib: memory of its processes and of the object store beside them.
-        nodes_seconds: how long to wait where the cluster is too small, for nodes that an autoscaler adds.
+        nodes_seconds: how long to wait where the cluster is too small. None: half an hour if it has an autoscaler.
         busy_seconds: how long to wait where it is large enough, for what other jobs hold.
 
     Raises:
         ResourceError: something is missing; the message says all that is.
     """
     lacking = _lacking(bundles, memory_gib=memory_gib)
+    if nodes_seconds is None:
+        nodes_seconds = _AUTOSCALER_SECONDS if lacking and has_autoscaler() else 0
     if lacking and not nodes_seconds:
-        raise ResourceError(
-            f"the Ray cluster is too small for {what}: {'; '.join(lacking)}. Ask for less, add nodes, or, where an autoscaler "
-            "adds them, say --nodes-seconds"
-        )
-    seconds = nodes_seconds if lacking else busy_seconds
-    group = placement_group([dict(bundle) for bundle in bundles])
+        raise ResourceError(f"the Ray cluster is too small for {what}: {'; '.join(lacking)}. Ask for less, or add nodes")
+    share = int(memory_gib * 2**30 / len(bundles))
+    group = placement_group([{**bundle, "memory": share} if share else dict(bundle) for bundle in bundles])
     try:
-        if not group.wait(_SOON_SECONDS):
-            logger.info("waiting up to %g s for %s: %s", seconds, what, "; ".join(lacking) or "other jobs hold what it needs")
-            if not group.wait(seconds):
-                found = "; ".join(_lacking(bundles, memory_gib=memory_gib)) or "other jobs hold what it needs"
-                raise ResourceError(f"the Ray cluster had no room for {what} in {seconds:g} s: {found}. Ask for less, or later")
+        _wait_for(group, what=what, lacking=lacking, seconds=nodes_seconds if lacking else busy_seconds)
     finally:
         remove_placement_group(group)
+
+
+def _wait_for(group: PlacementGroup, *, what: str, lacking: list[str], seconds: float) -> None:
+    """Returns when the cluster has room for a placement group."""
+    why = "; ".join(lacking) or "other jobs hold what it needs"
+    begun = time.monotonic()
+    if not group.wait(_SOON_SECONDS):
+        logger.info("waiting up to %g s for %s: %s", seconds, what, why)
+    while not group.wait(_SOON_SECONDS):
+        if _is_infeasible(group):
+            raise ResourceError(f"the Ray cluster's autoscaler may not add what {what} take: {why}. Ask for less, or allow more")
+        if time.monotonic() - begun > seconds:
+            raise ResourceError(f"the Ray cluster had no room for {what} in {seconds:g} s: {why}. Ask for less, or later")
+
+
+def _is_infeasible(group: PlacementGroup) -> bool:
+    """Whether the autoscaler, if there is one, says that no nodes that it may add would do."""
+    reply = GetClusterStatusReply()
+    reply.ParseFromString(GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=_DASHBOARD_SECONDS))
+    return any(group.id.hex() in request.details for request in reply.autoscaling_state.infeasible_gang_resource_requests)
 
 
 def _lacking(bundles: Sequence[Mapping[str, float]], *, memory_gib: float) -> list[str]:
@@ -168,6 +188,11 @@ def require_dashboard(why: str) -> None:
         raise ResourceError(f"the Ray cluster's dashboard does not answer ({error}), and {why}: start its head with it") from None
     finally:
         os.environ.update(elsewhere)  # which go before the address that is asked for
+
+
+def has_autoscaler() -> bool:
+    """Whether Ray's autoscaler, version 2, adds nodes to this cluster; of version 1 nothing can be told."""
+    return bool(is_autoscaler_v2(fetch_from_server=True))
 
 
 def count_cores() -> int:

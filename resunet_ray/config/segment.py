@@ -65,8 +65,8 @@ class SegmentConfig:
     """A GPU for each model process. None: if the cluster has them when the work begins."""
     cpus_per_actor: int = 1
     """CPUs that Ray sets aside for each, and that each computes on where their number is given."""
-    nodes_seconds: float = 0.0
-    """How long to wait for nodes that an autoscaler adds, where the cluster is too small. 0: it must be large enough now."""
+    nodes_seconds: float | None = None
+    """How long to wait for nodes where the cluster is too small. None: half an hour if it says that it has an autoscaler."""
     readers: int = 4
     """Threads of an actor that read and decode ahead of the model."""
     batch_size: int | None = None

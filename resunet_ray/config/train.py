@@ -98,8 +98,8 @@ class TrainConfig:
     """Times that lost workers or nodes are replaced before the run fails."""
     start_timeout_seconds: float = 120.0
     """How long to wait for workers that fit the cluster but do not start, for instance because other jobs hold the CPUs."""
-    nodes_seconds: float = 0.0
-    """How long to wait for nodes that an autoscaler adds, where the cluster is too small. 0: it must be large enough now."""
+    nodes_seconds: float | None = None
+    """How long to wait for nodes where the cluster is too small. None: half an hour if it says that it has an autoscaler."""
     mlflow: str | None = None
     """MLflow tracking URI to log to (needs the extra `mlflow`)."""
 

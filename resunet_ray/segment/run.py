@@ -21,7 +21,7 @@ import ray.data
 
 from resunet_ray import storage
 from resunet_ray.bundle import BundleInfo, read_bundle_info, versions
-from resunet_ray.cluster import MODEL_ENVIRONMENT, connect, count_cpu_nodes, count_gpus, require_resources
+from resunet_ray.cluster import MODEL_ENVIRONMENT, connect, count_cpu_nodes, count_gpus, has_autoscaler, require_resources
 from resunet_ray.config import SegmentConfig, load_config
 from resunet_ray.data.stream import count_up, run_tasks
 from resunet_ray.errors import InputError
@@ -266,7 +266,7 @@ def _segment_lots(job: Job, *, unit: str, lease: Lease | None) -> Progress:
         return progress
     each = {"CPU": config.cpus_per_actor, **({"GPU": 1} if job.gpu else {})}
     require_resources(
-        [each] * (1 if config.nodes_seconds else actors) + [{"CPU": 1}],  # more actors start as nodes come
+        [each] * (1 if config.nodes_seconds or has_autoscaler() else actors) + [{"CPU": 1}],  # more actors start as nodes come
         what=f"{actors} segmenting actors of {config.cpus_per_actor} CPUs, with one CPU left for Ray Data",
         nodes_seconds=config.nodes_seconds,
     )

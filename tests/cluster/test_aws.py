@@ -1,0 +1,98 @@
+"""`cluster/aws.yaml` is what `ray up` and AWS expect of it, as far as that can be known without an account."""
+
+import copy
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import botocore.session
+import jsonschema
+import ray.autoscaler
+import yaml
+from botocore.validate import ParamValidator
+from manifests import list_fields, misspell
+from ray.autoscaler._private.util import prepare_config, validate_config
+from support import ROOT
+
+CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "cluster" / "aws.yaml").read_text())
+TYPES = CONFIG["available_node_types"]
+
+_NAMED_BY_US = {("available_node_types", "gpu"), ("available_node_types", "cpu"), ("file_mounts", "/home/ray/.ray/auth_token")}
+_RESOURCES = {"CPU", "GPU", "memory", "object_store_memory"}
+_SCHEMA = Path(ray.autoscaler.__file__).parent / "ray-schema.json"
+
+
+@cache
+def machine_parameters() -> Any:
+    """Those of EC2's RunInstances, as boto3 knows them."""
+    return botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+
+
+def problems(config: dict[str, Any]) -> list[str]:
+    """What Ray's own check finds, and in what it lets through: the parameters of EC2, of the provider, and of resources."""
+    try:
+        prepared = prepare_config(copy.deepcopy(config))
+        validate_config(prepared)
+    except (jsonschema.ValidationError, ValueError, KeyError, AssertionError) as error:
+        return [repr(error)]
+    found = []
+    for name, kind in prepared["available_node_types"].items():
+        report = ParamValidator().validate({**kind["node_config"], "MinCount": 1, "MaxCount": 1}, machine_parameters())
+        found += [f"{name}: {report.generate_report()}"] if report.has_errors() else []
+        found += [f"{name}: {resource} is no resource" for resource in set(kind["resources"]) - _RESOURCES]
+    known = json.loads(_SCHEMA.read_text())["properties"]["provider"]["properties"]
+    return found + [f"provider: {field} is unknown" for field in set(prepared["provider"]) - set(known)]
+
+
+def test_it_is_accepted() -> None:
+    assert problems(CONFIG) == []
+
+
+def test_a_misspelt_field_is_refused_wherever_it_stands() -> None:
+    fields = [path for path in list_fields(CONFIG) if path not in _NAMED_BY_US]
+    assert len(fields) > 70
+    assert [path for path in fields if not problems(misspell(CONFIG, path))] == []
+
+
+def test_gpu_nodes_come_when_they_are_needed_and_the_head_leaves_its_cores_to_the_drivers() -> None:
+    head = TYPES[CONFIG["head_node_type"]]
+    assert head["resources"] == {"CPU": 1, "GPU": 0}
+    assert head["max_workers"] == 0
+    assert "InstanceMarketOptions" not in head["node_config"]  # with the head, every job ends
+    for name in ("gpu", "cpu"):
+        assert (TYPES[name]["min_workers"], TYPES[name]["node_config"]["InstanceMarketOptions"]) == (0, {"MarketType": "spot"})
+        assert TYPES[name]["max_workers"] > 0
+    assert TYPES["gpu"]["resources"]["GPU"] == 1
+    assert CONFIG["max_workers"] == sum(TYPES[name]["max_workers"] for name in ("gpu", "cpu"))
+
+
+def test_no_node_has_a_key_and_every_one_asks_for_the_token() -> None:
+    assert "RAY_AUTH_MODE=token" in " ".join(CONFIG["docker"]["run_options"])
+    assert CONFIG["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
+    profiles = {name: kind["node_config"]["IamInstanceProfile"]["Name"] for name, kind in TYPES.items()}
+    assert profiles == {"head": "resunet-head", "gpu": "resunet-worker", "cpu": "resunet-worker"}
+    text = (ROOT / "cluster" / "aws.yaml").read_text()
+    assert not re.search(r"AKIA|ACCESS_KEY|SECRET", text)
+
+
+def test_nothing_is_installed_on_a_node_beside_the_image() -> None:
+    """Ray's defaults would install its nightly build."""
+    prepared = prepare_config(copy.deepcopy(CONFIG))
+    assert [prepared[f"{name}setup_commands"] for name in ("", "head_", "worker_")] == [[], [], []]
+
+
+def test_the_image_is_fetched_where_it_was_logged_in_to() -> None:
+    registry, _, image = CONFIG["docker"]["image"].partition("/")
+    (login,) = CONFIG["initialization_commands"]
+    assert login.endswith(f" {registry}")
+    assert f"--region {CONFIG['provider']['region']} " in login
+    assert image == "resunet_ray:0.1.0-cuda"
+
+
+def test_workers_have_disk_for_what_the_object_store_spills() -> None:
+    for name in ("gpu", "cpu"):
+        (disk,) = TYPES[name]["node_config"]["BlockDeviceMappings"]
+        assert disk["Ebs"]["VolumeSize"] >= 200  # GB
+        assert disk["Ebs"]["DeleteOnTermination"] is True

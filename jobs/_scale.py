@@ -108,7 +108,7 @@ def _write_archives(folder: Path, *, count: int) -> None:
 
 
 def _draw(results: list[Scaled]) -> bytes:
-    """Seconds, memory and files against the number of images, both axes logarithmic."""
+    """Seconds, memory and files against the number of images."""
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     images = [result.images for result in results]
     for axes, title, fields in zip(
@@ -118,8 +118,9 @@ def _draw(results: list[Scaled]) -> bytes:
         strict=True,
     ):
         for name in fields:
-            axes.loglog(images, [getattr(result, name) for result in results], marker="o", label=name.partition("_")[0])
-        axes.set(title=title, xlabel="images")
+            axes.plot(images, [getattr(result, name) for result in results], marker="o", label=name.partition("_")[0])
+        axes.set(title=title, xlabel="images", xscale="log")
+        axes.set(**({"ylim": (0, None)} if "GiB" in title else {"yscale": "log"}))
         axes.grid(alpha=0.3)
         axes.legend()
     buffer = io.BytesIO()

@@ -18,6 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import boto3
@@ -25,6 +26,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from botocore.exceptions import ClientError
 from nodes import Nodes
 from support import REAL_DATA
 
@@ -108,8 +110,12 @@ def nodes(s3: str) -> Iterator[Nodes]:
 @pytest.fixture(scope="session")
 def s3(s3_server: subprocess.Popen[bytes]) -> str:
     """The URI of a new bucket."""
-    boto3.client("s3").create_bucket(Bucket="lab")
-    return "s3://lab"
+    for _ in range(30):
+        with suppress(ClientError):  # it answers before it can make buckets
+            boto3.client("s3").create_bucket(Bucket="lab")
+            return "s3://lab"
+        time.sleep(1)
+    pytest.fail("weed makes no bucket")
 
 
 @pytest.fixture(scope="session")
@@ -155,9 +161,9 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.P
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports below 50000, since each server also takes the one 10000 above."""
+    """Ports below 50000, since each server also takes the one 10000 above; others than a test process beside this one finds."""
     found: list[int] = []
-    for port in range(20000 + os.getpid() % 20000, 50000):
+    for port in range(20000 + 16 * os.getpid() % 20000, 50000):
         try:
             for number in (port, port + 10000):
                 with socket.socket() as probe:
@@ -176,7 +182,6 @@ def _wait_for(endpoint: str, *, server: subprocess.Popen[bytes], log: Path) -> N
         try:
             urllib.request.urlopen(endpoint, timeout=1)
         except urllib.error.HTTPError:  # it answers, if only that it wants a signature
-            time.sleep(1)  # the filer behind it comes up a moment later
             return
         except OSError:
             time.sleep(0.5)

@@ -278,7 +278,6 @@ def _segment_lots(job: Job, *, unit: str, lease: Lease | None) -> Progress:
             min_size=1, max_size=actors, enable_true_multi_threading=True, max_concurrent_calls_per_actor=CALLS
         ),
         runtime_env=MODEL_ENVIRONMENT,
-        scheduling_strategy="SPREAD",
         num_cpus=config.cpus_per_actor,
         num_gpus=1 if job.gpu else 0,
         batch_size=None,

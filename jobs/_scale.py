@@ -17,7 +17,7 @@ from resunet_ray import storage
 from resunet_ray.cluster import connect
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.images import encode_png
-from resunet_ray.segment import run
+from resunet_ray.segment import actors, run
 from resunet_ray.segment.sample import Sample
 from resunet_ray.segment.segmenter import Segmenter
 
@@ -59,7 +59,7 @@ class Scaled:
 def measure_scale(folder: str, *, bundle: str, counts: list[int]) -> list[Scaled]:
     """Segments each number of images, from archives of its own to tables, and draws `scale.svg` beside them."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    run.Segmenter = FreeSegmenter  # type: ignore[attr-defined]
+    actors.Segmenter = FreeSegmenter  # type: ignore[attr-defined]
     results = []
     for count in counts:
         results.append(_measure(storage.join(folder, str(count)), bundle=bundle, count=count))

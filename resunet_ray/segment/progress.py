@@ -16,6 +16,7 @@ class Progress:
     actors: int
     networks: int = 1
     """How many images an actor computes at the same time."""
+    lots: int = 0
     regions: int = 0
     failed: int = 0
     pixels: int = 0
@@ -24,9 +25,11 @@ class Progress:
     stages: Counter[str] = field(default_factory=lambda: Counter({"read": 0.0, "model": 0.0, "post": 0.0}))
 
     def add(self, lot: dict[str, Any]) -> None:
-        """Counts a lot that is done."""
-        self.regions += lot["regions"]
-        self.failed += lot["failed"]
+        """Counts a lot that is done: what the actor says of it."""
+        self.lots += 1
+        for status, _, _, regions in lot["outcomes"]:
+            self.regions += regions
+            self.failed += regions if status == "failed" else 0
         self.networks = max(self.networks, lot["networks"])
         self.pixels += lot["pixels"]
         self.stages.update({name: lot[f"{name}_seconds"] for name in self.stages})
@@ -36,6 +39,11 @@ class Progress:
     def seconds(self) -> float:
         """How long images were worked on: the start of Ray and the actors does not count."""
         return max(self.ended - self.begun, 1e-9)
+
+    @property
+    def network_seconds(self) -> float:
+        """For how long networks were there in all, at work or not."""
+        return self.seconds * self.actors * self.networks
 
     def __str__(self) -> str:
         rate = self.regions / self.seconds

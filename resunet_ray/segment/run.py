@@ -17,23 +17,23 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import ray.data
 
 from resunet_ray import storage
 from resunet_ray.bundle import BundleInfo, read_bundle_info, versions
-from resunet_ray.cluster import MODEL_ENVIRONMENT, connect, count_cpu_nodes, count_gpus, has_autoscaler, require_resources
+from resunet_ray.cluster import connect, count_gpus
 from resunet_ray.config import SegmentConfig, load_config
-from resunet_ray.data.stream import count_up, run_tasks
+from resunet_ray.data.stream import run_tasks
 from resunet_ray.errors import InputError
+from resunet_ray.monitoring import count_images
 from resunet_ray.schema import PLAN
 from resunet_ray.segment import attempts
+from resunet_ray.segment.actors import segment_lots
 from resunet_ray.segment.commit import commit_run
+from resunet_ray.segment.job import Job
 from resunet_ray.segment.ledger import read_ledger
 from resunet_ray.segment.listing import Listing
-from resunet_ray.segment.plan import Plan, count_regions, write_plan
-from resunet_ray.segment.progress import Progress
+from resunet_ray.segment.plan import Plan, write_plan
 from resunet_ray.segment.region import REGIONS_FOLDER, Row
-from resunet_ray.segment.segmenter import CALLS, Job, Segmenter
 from resunet_ray.segment.survey import Surveyor
 from resunet_ray.storage import Lease
 
@@ -42,7 +42,6 @@ logger = logging.getLogger(__name__)
 RUNS_FOLDER, RUN_FILE = "runs", "run.json"
 
 _HOW = ("output", "actors", "gpu", "cpus_per_actor", "nodes_seconds", "readers", "batch_size")
-_PROGRESS_SECONDS = 5
 _SURVEY_TASKS = 64  # that look at files which may be slides, at a time
 
 
@@ -219,7 +218,7 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
         threads=None if own.actors in (None, 1) else own.cpus_per_actor,
     )
     unit = "images" if plan.images == plan.regions else "regions"
-    progress = _segment_lots(job, unit=unit, lease=lease)
+    progress = segment_lots(job, unit=unit, lease=lease)
     segmented = time.perf_counter()
     if lease is not None:
         lease.check()
@@ -242,11 +241,12 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
         repeated=plan.repeated,
         megapixels_per_second=round(progress.pixels / 1e6 / progress.seconds, 3),
         images_per_second=round(progress.regions * plan.images / plan.regions / progress.seconds, 3),
-        model_busy_fraction=round(progress.stages["model"] / (progress.seconds * progress.actors * progress.networks), 4),
+        model_busy_fraction=round(progress.stages["model"] / progress.network_seconds, 4),
         seconds={name: round(value, 3) for name, value in seconds.items()},
     )
     attempts.forget(folder)
     _write_record(folder, {**record, "status": "done", "versions": versions(), "result": asdict(result)})
+    count_images(job.watched, statuses)
     return result
 
 
@@ -255,40 +255,3 @@ def _lots_done(output: str, run_id: str) -> set[int]:
     if not storage.exists(folder):
         return set()
     return {int(name.removesuffix(".parquet")) for name, _ in storage.list_files(folder) if name.endswith(".parquet")}
-
-
-def _segment_lots(job: Job, *, unit: str, lease: Lease | None) -> Progress:
-    """Runs the lots on the cluster, and says how far it is."""
-    config = job.config
-    actors = max(1, min(config.actors or (count_gpus() if job.gpu else count_cpu_nodes()), len(job.lots)))
-    progress = Progress(total=count_regions(job.folder, job.lots), unit=unit, actors=actors)
-    if not job.lots:
-        return progress
-    each = {"CPU": config.cpus_per_actor, **({"GPU": 1} if job.gpu else {})}
-    require_resources(
-        [each] * (1 if config.nodes_seconds or has_autoscaler() else actors) + [{"CPU": 1}],  # more actors start as nodes come
-        what=f"{actors} segmenting actors of {config.cpus_per_actor} CPUs, with one CPU left for Ray Data",
-        nodes_seconds=config.nodes_seconds,
-    )
-    logger.info("%d actors, each on %s", actors, "a GPU" if job.gpu else f"{job.threads or 'all'} CPU cores: there is no GPU")
-    data = count_up(len(job.lots)).map_batches(
-        Segmenter,
-        fn_constructor_args=(job,),
-        compute=ray.data.ActorPoolStrategy(
-            min_size=1, max_size=actors, enable_true_multi_threading=True, max_concurrent_calls_per_actor=CALLS
-        ),
-        runtime_env=MODEL_ENVIRONMENT,
-        num_cpus=config.cpus_per_actor,
-        num_gpus=1 if job.gpu else 0,
-        batch_size=None,
-    )
-    shown = time.monotonic()
-    for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for lot in batch.to_pylist():
-            progress.add(lot)
-        if lease is not None:
-            lease.check()
-        if time.monotonic() - shown > _PROGRESS_SECONDS or progress.regions == progress.total:
-            shown = time.monotonic()
-            logger.info("%s", progress)
-    return progress

@@ -8,14 +8,16 @@ still there once. A bad image is a row that says so.
 """
 
 import itertools
+import json
 import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,18 +27,18 @@ import pyarrow as pa
 import torch
 from jaxtyping import UInt8
 
-from resunet_ray import __version__, storage
+from resunet_ray import monitoring, storage
 from resunet_ray.bundle import Bundle, load_bundle
 from resunet_ray.cluster import count_cores
-from resunet_ray.config import SegmentConfig
 from resunet_ray.data.ahead import map_ahead
 from resunet_ray.data.archives import Entry
 from resunet_ray.data.images import decode_image, decode_labels, name_format
 from resunet_ray.data.slides import Slide
 from resunet_ray.errors import ImageError, InputError, ResourceError, RunError
 from resunet_ray.model.tiling import Tile
-from resunet_ray.schema import PLAN, REGIONS
+from resunet_ray.schema import REGIONS
 from resunet_ray.segment import attempts
+from resunet_ray.segment.job import Job
 from resunet_ray.segment.plan import read_lot
 from resunet_ray.segment.region import Row, describe_image, lot_uri
 from resunet_ray.segment.sample import Sample, fail, group_samples
@@ -50,24 +52,6 @@ CALLS = 2  # lots that an actor works on at a time
 _POST_THREADS = 2
 _TILE_PIXELS = 2**18
 """Images share a call of the network until they fill its batch with so many pixels a tile."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every actor of a run needs to know."""
-
-    run_id: str
-    folder: str
-    """The run's own, with its plan."""
-    output: str
-    config: SegmentConfig
-    bundle_digest: str
-    lots: tuple[int, ...]
-    """Those that are not done; a task is the number of one among them."""
-    gpu: bool
-    """Whether each actor has one."""
-    threads: int | None
-    """Cores that compute the network in each actor, where there is no GPU. None: all of its node."""
 
 
 class Segmenter:
@@ -94,6 +78,8 @@ class Segmenter:
         self._readers = ThreadPoolExecutor(job.config.readers, thread_name_prefix="read")
         self._post = ThreadPoolExecutor(_POST_THREADS, thread_name_prefix="post")
         self._calls, self._wary = threading.Semaphore(CALLS), threading.Lock()
+        pools = {"model": self._model, "post": self._post}  # they do not say in public how much waits for them
+        monitoring.show_waiting(job.watched, {stage: pool._work_queue.qsize for stage, pool in pools.items()})
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
         """Segments lots, and returns one row for each: what is in its file, and how long it took."""
@@ -113,11 +99,10 @@ class Segmenter:
                 rows = [self._segment_warily(image, lot=lot, number=number) for number, image in enumerate(planned)]
         table = pa.Table.from_pylist(rows, schema=REGIONS)
         storage.write_table(lot_uri(self._job.output, self._job.run_id, lot), table, rows_per_group=64)
-        failed = [row for row in rows if row["status"] == "failed"]
+        outcomes = Counter((row["status"], row["error_stage"] or "", row["error_type"] or "") for row in rows)
         return {
             "lot": lot,
-            "regions": len(rows),
-            "failed": len(failed),
+            "outcomes": json.dumps([(*outcome, regions) for outcome, regions in outcomes.items()]),
             "pixels": sum(row["pixels"] or 0 for row in rows),
             "networks": self._networks,
             "begun": start,
@@ -138,7 +123,7 @@ class Segmenter:
 
     def _segment_slide(self, planned: list[Row]) -> list[Row]:
         """Regions of one slide."""
-        rows = [_begin_row(row, job=self._job) for row in planned]
+        rows = [self._job.begin_row(row) for row in planned]
         try:
             with (
                 stage_slide(planned[0], config=self._job.config) as path,
@@ -176,7 +161,7 @@ class Segmenter:
             if deaths < attempts.BLAMED:
                 (row,) = self._segment([planned])
             else:
-                row = _begin_row(planned, job=self._job)
+                row = self._job.begin_row(planned)
                 message = f"the process died {deaths} times over {planned['image_uri']}: out of memory, or a fault in a decoder"
                 fail(row, stage="crash", error=RunError(message))
         return row
@@ -184,7 +169,7 @@ class Segmenter:
     def _read(self, planned: Row) -> Sample:
         """Reads and decodes one image; what goes wrong becomes part of its row."""
         start = time.perf_counter()
-        sample = Sample(_begin_row(planned, job=self._job))
+        sample = Sample(self._job.begin_row(planned))
         stage = "read"
         try:
             if sample.row["status"] is None:
@@ -254,23 +239,6 @@ def _load(job: Job, *, device: torch.device) -> Bundle:
         raise RunError(f"the bundle {job.config.bundle} was replaced while the run went on: run it again")
     bundle.self_test()
     return bundle
-
-
-def _begin_row(planned: Row, *, job: Job) -> Row:
-    row: Row = dict.fromkeys(REGIONS.names)
-    row |= {name: planned[name] for name in PLAN.names if name in row}
-    row |= {
-        "region_id": f"{planned['image_id']}-{planned['region_index']}",
-        "status": "failed" if planned["error_type"] else "empty" if planned["num_regions"] == 0 else None,
-        "read_seconds": 0.0,
-        "model_seconds": 0.0,
-        "post_seconds": 0.0,
-        "run_id": job.run_id,
-        "bundle_digest": job.bundle_digest,
-        "config_digest": job.config.digest,
-        "code_version": __version__,
-    }
-    return row
 
 
 def _read_tile(slide: Slide, lot: SlideLot, tile: Tile) -> Sample:

@@ -53,14 +53,18 @@ def train_worker(settings: dict[str, object]) -> None:
             resume_from=None if folder is None else Path(folder),
         )
     with (
-        Tracker(config) if session.rank == 0 else nullcontext() as tracker,
+        Tracker(config, epoch=session.progress.epoch) if session.rank == 0 else nullcontext() as tracker,
         closing(_stream(session)) as stream,
     ):
         while not _finished(session):
             start = session.progress.epoch
             stop = min(start + config.validation_interval - start % config.validation_interval, config.epochs)
+            rows = []
             try:
-                rows = _train_epochs(session, range(start, stop), stream)
+                for row in _train_epochs(session, range(start, stop), stream):
+                    rows.append(row)
+                    if tracker is not None:
+                        tracker.note(row)
             except RunError as error:  # all workers alike; Ray Train would only do it all again
                 if tracker is not None:
                     storage.write_bytes(storage.join(run_folder(config), FAILURE_FILE), str(error).encode())
@@ -99,11 +103,10 @@ def _stream(session: Session) -> Generator[tuple[int, Batch]]:
     )
 
 
-def _train_epochs(session: Session, epochs: range, stream: Iterator[tuple[int, Batch]]) -> list[dict[str, float]]:
-    """Trains, and returns one history row an epoch."""
+def _train_epochs(session: Session, epochs: range, stream: Iterator[tuple[int, Batch]]) -> Iterator[dict[str, float]]:
+    """Trains, and gives a row of the history after each epoch."""
     config, progress = session.config, session.progress
     steps = epoch_size(session.dataset, config) // config.batch_size
-    rows = []
     start = time.perf_counter()
     stream = itertools.chain([next(stream)], stream)  # where it begins, the tasks start
     wait = time.perf_counter() - start
@@ -124,7 +127,7 @@ def _train_epochs(session: Session, epochs: range, stream: Iterator[tuple[int, B
         if not math.isfinite(mean_loss):
             raise RunError(f"the training loss of epoch {epoch + 1} is {mean_loss}: lower --learning-rate or --clip-norm")
         progress.epoch += 1
-        row = {
+        yield {
             "epoch": epoch + 1,
             "learning_rate": session.optimizer.param_groups[0]["lr"],
             "train_loss": mean_loss,
@@ -132,11 +135,7 @@ def _train_epochs(session: Session, epochs: range, stream: Iterator[tuple[int, B
             "start_seconds": round(wait, 3),
             "images_per_second": round(steps * config.batch_size / seconds, 3),
         }
-        rows.append(row)
         wait = 0.0
-        if session.rank == 0:
-            logger.info("epoch %(epoch)d: loss %(train_loss).4f, %(images_per_second).1f images/s", row)
-    return rows
 
 
 def train_step(session: Session, image: Tensor, mask: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
-"""What a run leaves to look at: history.csv, TensorBoard's event files, and MLflow's records where asked for."""
+"""What a run shows: its log and metrics while it lasts; history.csv, TensorBoard's events, MLflow's records where asked for."""
 
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from tensorboardX.summary import hparams
 from resunet_ray import storage
 from resunet_ray.config import TrainConfig
 from resunet_ray.errors import ConfigError
+from resunet_ray.monitoring import Run, show_training
+
+logger = logging.getLogger(__name__)
 
 HISTORY_FILE = "history.csv"
 EVENTS_FOLDER = "tensorboard"
@@ -65,23 +69,33 @@ def _write_events(folder: str, *, name: str, purge_step: int | None = None) -> I
 class Tracker:
     """Writes each epoch's values to the run's folder as they come; the first worker has it."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        """Prepares the places."""
+    def __init__(self, config: TrainConfig, *, epoch: int) -> None:
+        """Prepares the places; `epoch` is how many are done."""
         self.status = "FINISHED"
         self._uri = run_folder(config)
+        self._latest: dict[str, float] = {"epoch": epoch}
+        self._shown = show_training(Run(output=config.output, name=config.name), self._latest)
         self._mlflow = _MLflow(config) if config.mlflow is not None else None
 
     def __enter__(self) -> Self:
+        self._shown.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._shown.__exit__(None, None, None)
         if self._mlflow is not None:
             self._mlflow.close(self.status if kind is None else "FAILED")
+
+    def note(self, row: Mapping[str, float]) -> None:
+        """Shows an epoch that is done, before it is validated."""
+        logger.info("epoch %(epoch)d: loss %(train_loss).4f, %(images_per_second).1f images/s", row)
+        self._latest.update(row)
 
     def write(self, history: Sequence[Mapping[str, float]], *, new: int) -> None:
         """Writes the whole history again, and adds its last `new` rows to the logs."""
         storage.write_bytes(storage.join(self._uri, HISTORY_FILE), pd.DataFrame(history).to_csv(index=False).encode())
         rows = history[-new:]
+        self._latest.update(rows[-1])
         first, last = int(rows[0]["epoch"]), int(rows[-1]["epoch"])
         with _write_events(self._uri, name=f"epoch-{last:06d}", purge_step=first) as writer:
             for row in rows:

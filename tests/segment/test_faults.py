@@ -161,7 +161,7 @@ def test_an_image_that_kills_the_process_is_named_and_the_rest_completes(
     bundle_uri: str, tmp_path: Path, cluster: str, generated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr("resunet_ray.segment.run.Segmenter", Poisoned)
+    monkeypatch.setattr("resunet_ray.segment.actors.Segmenter", Poisoned)
     (tmp_path / "in").mkdir()
     for number, path in enumerate(sorted((generated / "images").iterdir())):
         (tmp_path / "in" / f"{'poison' if number == 7 else number}.png").write_bytes(path.read_bytes())

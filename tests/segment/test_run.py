@@ -144,7 +144,7 @@ def test_the_same_again_does_nothing_and_a_change_is_work(
 ) -> None:
     config, _ = first
     with monkeypatch.context() as patch:
-        patch.setattr("resunet_ray.segment.run.Segmenter", None)  # no model is loaded
+        patch.setattr("resunet_ray.segment.actors.Segmenter", None)  # no model is loaded
         (again,) = segment(config)
     assert (again.run_id, again.done_before, again.regions) == (None, 18, 0)
     (other,) = segment(SegmentConfig(**{**vars(config), "dry_run": True, "threshold": 0.6}))

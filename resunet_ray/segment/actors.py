@@ -1,0 +1,87 @@
+"""The actors of a run at work: how many, what they take, and their lots as these come in."""
+
+import json
+import logging
+import time
+from typing import Any
+
+import ray.data
+
+from resunet_ray.cluster import MODEL_ENVIRONMENT, count_cpu_nodes, count_gpus, has_autoscaler, require_resources
+from resunet_ray.data.stream import count_up
+from resunet_ray.monitoring import count_lot, show_lots
+from resunet_ray.segment.job import Job
+from resunet_ray.segment.plan import count_regions
+from resunet_ray.segment.progress import Progress
+from resunet_ray.segment.segmenter import CALLS, Segmenter
+from resunet_ray.storage import Lease
+
+logger = logging.getLogger(__name__)
+
+_PROGRESS_SECONDS = 5
+
+
+def segment_lots(job: Job, *, unit: str, lease: Lease | None) -> Progress:
+    """Runs the lots of a job on the cluster, and says how far it is.
+
+    Args:
+        job: what to do.
+        unit: what regions are, for the log.
+        lease: of the output.
+
+    Raises:
+        ResourceError: the cluster cannot take the actors.
+        RunError: the lease was lost.
+    """
+    actors = max(1, min(job.config.actors or (count_gpus() if job.gpu else count_cpu_nodes()), len(job.lots)))
+    progress = Progress(total=count_regions(job.folder, job.lots), unit=unit, actors=actors)
+    if not job.lots:
+        return progress
+    data = _map_lots(job, actors=actors)
+    shown = time.monotonic()
+    with show_lots(job.watched, lambda: len(job.lots) - progress.lots):
+        for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for lot in batch.to_pylist():
+                _note({**lot, "outcomes": json.loads(lot["outcomes"])}, job=job, progress=progress)
+            if lease is not None:
+                lease.check()
+            if time.monotonic() - shown > _PROGRESS_SECONDS or progress.regions == progress.total:
+                shown = time.monotonic()
+                logger.info("%s", progress)
+    return progress
+
+
+def _map_lots(job: Job, *, actors: int) -> ray.data.Dataset:
+    """What becomes of each lot, lazily."""
+    config = job.config
+    each = {"CPU": config.cpus_per_actor, **({"GPU": 1} if job.gpu else {})}
+    require_resources(
+        [each] * (1 if config.nodes_seconds or has_autoscaler() else actors) + [{"CPU": 1}],  # more actors start as nodes come
+        what=f"{actors} segmenting actors of {config.cpus_per_actor} CPUs, with one CPU left for Ray Data",
+        nodes_seconds=config.nodes_seconds,
+    )
+    logger.info("%d actors, each on %s", actors, "a GPU" if job.gpu else f"{job.threads or 'all'} CPU cores: there is no GPU")
+    return count_up(len(job.lots)).map_batches(
+        Segmenter,
+        fn_constructor_args=(job,),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, max_size=actors, enable_true_multi_threading=True, max_concurrent_calls_per_actor=CALLS
+        ),
+        runtime_env=MODEL_ENVIRONMENT,
+        num_cpus=config.cpus_per_actor,
+        num_gpus=1 if job.gpu else 0,
+        batch_size=None,
+    )
+
+
+def _note(lot: dict[str, Any], *, job: Job, progress: Progress) -> None:
+    """Counts a lot that is done, for the log and for Prometheus."""
+    before = progress.network_seconds
+    progress.add(lot)
+    count_lot(
+        job.watched,
+        outcomes=lot["outcomes"],
+        pixels=lot["pixels"],
+        seconds={stage: lot[f"{stage}_seconds"] for stage in progress.stages},
+        network_seconds=progress.network_seconds - before,
+    )

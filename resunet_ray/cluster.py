@@ -109,6 +109,7 @@ def require_resources(
     memory_gib: float = 0,
     nodes_seconds: float | None = None,
     busy_seconds: float = _BUSY_SECONDS,
+    wait: bool = True,
 ) -> None:
     """Refuses work that the cluster cannot take, where Ray would wait without a word.
 
@@ -120,6 +121,7 @@ def require_resources(
         memory_gib: memory of its processes and of the object store beside them.
         nodes_seconds: how long to wait where the cluster is too small. None: half an hour if it has an autoscaler.
         busy_seconds: how long to wait where it is large enough, for what other jobs hold.
+        wait: False: only say whether it is large enough.
 
     Raises:
         ResourceError: something is missing; the message says all that is.
@@ -127,8 +129,10 @@ def require_resources(
     lacking = _lacking(bundles, memory_gib=memory_gib)
     if nodes_seconds is None:
         nodes_seconds = _AUTOSCALER_SECONDS if lacking and has_autoscaler() else 0
-    if lacking and not nodes_seconds:
+    if lacking and not (wait and nodes_seconds):
         raise ResourceError(f"the Ray cluster is too small for {what}: {'; '.join(lacking)}. Ask for less, or add nodes")
+    if not wait:
+        return
     share = int(memory_gib * 2**30 / len(bundles))
     group = placement_group([{**bundle, "memory": share} if share else dict(bundle) for bundle in bundles])
     try:

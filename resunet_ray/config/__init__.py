@@ -1,5 +1,6 @@
 """The configurations of all jobs, and the only home of their defaults."""
 
+from resunet_ray.config.doctor import DoctorConfig
 from resunet_ray.config.evaluate import EvaluateConfig
 from resunet_ray.config.files import load_config, save_config
 from resunet_ray.config.model import AugmentConfig, InstanceConfig, ModelConfig, PreprocessConfig
@@ -11,6 +12,7 @@ from resunet_ray.config.train import Metric, TrainConfig, lower_is_better, repor
 __all__ = [
     "AugmentConfig",
     "DashboardConfig",
+    "DoctorConfig",
     "EvaluateConfig",
     "ExportConfig",
     "InstanceConfig",

@@ -11,7 +11,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -77,19 +77,20 @@ def parent(uri: str) -> str:
     return absolute(uri).rstrip("/").rsplit("/", 1)[0]
 
 
-def attempt(uri: str, call: Callable[[fs.FileSystem, str], Result]) -> Result:
+def attempt(uri: str, call: Callable[[fs.FileSystem, str], Result], *, pauses: Sequence[float] = _PAUSES) -> Result:
     """What a call gives that reads or writes a location; while its storage is away, it is called again for about a minute.
 
     Args:
         uri: the location.
         call: takes its filesystem and its path there. Called again, it must do no harm.
+        pauses: seconds before it is called again; none: a storage that is away is an error at once.
 
     Raises:
         InputError: it is not there, or is there and cannot be read.
         ResourceError: the storage stayed away, or is full.
     """
     filesystem, path = open_filesystem(uri)
-    for pause in _PAUSES:
+    for pause in pauses:
         try:
             return _call(uri, lambda: call(filesystem, path))
         except ResourceError as error:
@@ -146,8 +147,8 @@ def list_folders(uri: str) -> list[str]:
     return sorted(entry.base_name for entry in found if entry.type == fs.FileType.Directory)
 
 
-def read_bytes(uri: str) -> bytes:
-    """The whole content of a file.
+def read_bytes(uri: str, *, pauses: Sequence[float] = _PAUSES) -> bytes:
+    """The whole content of a file; `pauses` as in `attempt`.
 
     Raises:
         InputError: it is not there.
@@ -157,11 +158,11 @@ def read_bytes(uri: str) -> bytes:
         with filesystem.open_input_stream(path, compression=None) as stream:
             return bytes(stream.read())
 
-    return attempt(uri, read)
+    return attempt(uri, read, pauses=pauses)
 
 
-def write_bytes(uri: str, content: bytes) -> None:
-    """Writes a file that readers see whole or not at all, whenever the writer dies.
+def write_bytes(uri: str, content: bytes, *, pauses: Sequence[float] = _PAUSES) -> None:
+    """Writes a file that readers see whole or not at all, whenever the writer dies; `pauses` as in `attempt`.
 
     Raises:
         InputError: it cannot be written there.
@@ -175,7 +176,7 @@ def write_bytes(uri: str, content: bytes) -> None:
         with filesystem.open_output_stream(path, compression=None) as stream:  # an object appears when it is complete
             stream.write(content)
 
-    attempt(uri, write)
+    attempt(uri, write, pauses=pauses)
 
 
 def _replace(target: Path, content: bytes | Path) -> None:

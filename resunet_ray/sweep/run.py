@@ -38,13 +38,13 @@ from resunet_ray.sweep.trials import (
     trial_name,
 )
 from resunet_ray.sweep.winner import Swept, conclude
+from resunet_ray.train.fit import require_fit
 from resunet_ray.train.settings import require_same_settings
 from resunet_ray.train.tracking import save_hyperparameters
 from resunet_ray.train.trainer import (
     FREE_TO_CHANGE,
     discard_damaged_snapshot,
     prepare_pairs,
-    require_fit,
     require_means,
     resolve,
     train,

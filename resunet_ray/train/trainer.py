@@ -23,7 +23,7 @@ from resunet_ray.bundle import (
     save_bundle,
     versions,
 )
-from resunet_ray.cluster import MODEL_ENVIRONMENT, connect, count_gpus, require_resources
+from resunet_ray.cluster import MODEL_ENVIRONMENT, connect
 from resunet_ray.config import InstanceConfig, PrepareConfig, TrainConfig, lower_is_better
 from resunet_ray.data.dataset import DATASET_FILE, Dataset, open_dataset, plan_once
 from resunet_ray.data.labelled import read_images
@@ -31,9 +31,10 @@ from resunet_ray.data.prepare import prepare
 from resunet_ray.data.splits import TRAIN, VAL
 from resunet_ray.errors import InputError, RunError
 from resunet_ray.model.metrics import SCORES
-from resunet_ray.train.batches import draw_weights, portion_rows
+from resunet_ray.train.batches import draw_weights
 from resunet_ray.train.calibration import choose_instances
 from resunet_ray.train.checkpoint import load_weights
+from resunet_ray.train.fit import require_fit, uses_gpu
 from resunet_ray.train.loop import FAILURE_FILE, train_worker
 from resunet_ray.train.session import start_from
 from resunet_ray.train.settings import require_same_settings
@@ -49,9 +50,6 @@ FREE_TO_CHANGE = {
     "mlflow", "keep_checkpoints", "data",
 }  # fmt: skip
 """Fields that a resumed run may be given anew: they do not decide what is learnt. The data is known by its digest."""
-
-_BYTES_PER_PIXEL = 3600
-"""Memory of a training step per pixel of its crops: 1.8 GiB measured at batch 8 of 256×256 in bf16."""
 
 
 @dataclass(frozen=True)
@@ -149,10 +147,6 @@ def discard_damaged_snapshot(config: TrainConfig) -> None:
         storage.delete_file(storage.join(run_folder(config), _SNAPSHOT_FILE))
 
 
-def _uses_gpu(config: TrainConfig) -> bool:
-    return count_gpus() > 0 if config.gpu is None else config.gpu
-
-
 def require_means(config: TrainConfig) -> None:
     """Refuses a bundle to start from that does not fit, and records that cannot be kept.
 
@@ -166,33 +160,6 @@ def require_means(config: TrainConfig) -> None:
         import_mlflow()
 
 
-def require_fit(config: TrainConfig, *, runs: int = 1, beside_gib: float = 0.0) -> None:
-    """Refuses training that the cluster cannot take.
-
-    Args:
-        config: of the run.
-        runs: how many such runs go on at the same time.
-        beside_gib: memory that is asked for beside them.
-
-    Raises:
-        ResourceError: the workers of all runs do not fit beside one CPU for Ray Data.
-    """
-    workers = runs * (config.min_workers or config.workers)
-    pixels = (config.preprocess.resize or config.crop) ** 2
-    waiting = workers * (config.shuffle_buffer + 2 * portion_rows(config)) * pixels * 4
-    gib = (runs * config.batch_size * pixels * _BYTES_PER_PIXEL + waiting) / 2**30
-    gpu = _uses_gpu(config)
-    of_runs = f" ({runs} trials at once)" if runs > 1 else ""
-    each = {"CPU": config.cpus_per_worker, **({"GPU": 1} if gpu else {})}
-    require_resources(
-        [each] * workers + [{"CPU": 1}],
-        what=f"{workers} training workers of {config.cpus_per_worker} CPUs{of_runs}, with one CPU left for Ray Data",
-        memory_gib=beside_gib + (0.0 if gpu else gib),
-        nodes_seconds=config.nodes_seconds,
-        busy_seconds=config.start_timeout_seconds,
-    )
-
-
 def _fit(
     config: TrainConfig, dataset: Dataset, callbacks: Sequence[UserCallback]
 ) -> tuple[ray.train.Checkpoint, dict[str, float]]:
@@ -201,7 +168,7 @@ def _fit(
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "1800")
     failure = storage.join(run_folder(config), FAILURE_FILE)
     storage.delete_file(failure)
-    gpu = _uses_gpu(config)
+    gpu = uses_gpu(config)
     elastic = config.min_workers is not None and config.min_workers < config.workers
     trainer = TorchTrainer(
         train_worker,

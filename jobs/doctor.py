@@ -1,0 +1,23 @@
+"""Say within a minute whether jobs will run: the cluster, each of its nodes, storage and bundle; and what to do where not."""
+
+from dataclasses import asdict
+from typing import Any
+
+from _job import read_config, run_job
+
+from resunet_ray.config import DoctorConfig
+from resunet_ray.doctor.page import print_page
+from resunet_ray.doctor.run import examine
+
+
+def _work() -> dict[str, Any]:
+    findings = examine(read_config(DoctorConfig, description=__doc__ or ""))
+    print_page(findings)
+    return {
+        "exit_code": int(any(finding.status == "failed" for finding in findings)),
+        "checks": [asdict(item) for item in findings],
+    }
+
+
+if __name__ == "__main__":
+    run_job("doctor", _work)

@@ -1,0 +1,121 @@
+"""The cluster: joined as every job joins it, and all of its nodes asked at the same time."""
+
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator
+
+import ray
+from ray._private.services import get_webui_url_from_internal_kv
+from ray.exceptions import AuthenticationError
+
+from resunet_ray.cluster import connect, disconnect
+from resunet_ray.config import DoctorConfig
+from resunet_ray.doctor import capacity, door, machines, probes
+from resunet_ray.doctor.finding import Check, Finding, describe, failed, judge, not_asked, ok
+from resunet_ray.doctor.nodes import Answers, Node, gather, list_nodes, measure_offsets, start_witnesses, travel_by_value
+from resunet_ray.doctor.survey import take_survey
+
+_KNOCK_SECONDS = 5.0
+_MARGIN_SECONDS = 2.0  # so that a node that is silent is named here, before this process is ended from without
+_CLOCK_ROUNDS = 5
+_START = (
+    "See that its head runs (`ray status` there), that this machine reaches its port (6379 unless --port says another), and that "
+    "RAY_ADDRESS is HEAD:PORT. From a laptop: `ray job submit --working-dir . -- python jobs/doctor.py`"
+)
+_NODE_LOGS = (
+    "On that node, read /tmp/ray/session_latest/logs/raylet.out and runtime_env_agent.log, and start it anew "
+    "(`ray start --address=HEAD:6379`). It is not busy: this needs no CPU"
+)
+
+
+def examine(config: DoctorConfig) -> Iterator[Finding]:
+    """Joins the cluster and asks."""
+    address = os.environ.get("RAY_ADDRESS", "local")
+    try:
+        _knock(address)
+        connect()
+    except Exception as error:  # noqa: BLE001 (whatever Ray says is what was found)
+        if isinstance(error, AuthenticationError):
+            yield door.judge_refusal(describe(error))
+        yield failed("ray", f"RAY_ADDRESS={address}: {describe(error)}", expected="a cluster that answers", fix=_START)
+        return
+    nodes = list_nodes()
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    where = "a local one" if address == "local" else f"at {address}"
+    yield ok("ray", f"Ray {ray.__version__}, {where}: {len(nodes)} nodes, {cpus:g} CPUs, {gpus:g} GPUs")
+    for name, look in _list_checks(config, nodes, local=address == "local"):
+        try:
+            yield from look()
+        except Exception as error:  # noqa: BLE001 (one check that goes wrong leaves the others alone)
+            yield failed(
+                name, describe(error), expected="an answer", fix="Read the error; where it is Ray's own, restart its head"
+            )
+    disconnect()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError if nobody listens there: Ray itself would try for a long time."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "://" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+
+
+def _list_checks(config: DoctorConfig, nodes: list[Node], *, local: bool) -> Iterator[Check]:
+    """The checks, in an order in which the nodes are at work while others are done."""
+    requirements = machines.list_requirements()
+    names = [item.name for item in requirements]
+    travel_by_value()
+    witnesses = start_witnesses(nodes)
+    asked = {node: witness.survey.remote(names, config.cache) for node, witness in witnesses.items()}
+    silent = f"runs nothing within {config.node_seconds:g} s, though Ray calls it alive"
+    answers = gather(asked, until=time.monotonic() + config.node_seconds, silent=silent)
+    surveys = answers.values
+    until = time.monotonic() + config.check_seconds - _MARGIN_SECONDS
+    probing = probes.start_probes(config, {node: found["nvidia_devices"] for node, found in surveys.items()}, until=until)
+    yield "nodes", lambda: [_judge_nodes(answers, config)]
+    yield "dashboard", lambda: _examine_head(local=local)
+    yield "training", lambda: [capacity.examine_training(config, nodes)]
+    yield "segmentation", lambda: [capacity.examine_segmentation()]
+    yield "waiting", lambda: [capacity.examine_waiting(nodes)]
+    if surveys:
+        here = take_survey(names, cache=config.cache, session=config.cache)
+        yield "packages", lambda: [machines.judge_packages(surveys, here, requirements)]
+        yield "code", lambda: [machines.judge_code(surveys, here)]
+        yield "machines", lambda: machines.judge_machines(surveys, config)
+        willing = {node: witnesses[node] for node in surveys}
+        yield "clocks", lambda: [machines.judge_clocks(measure_offsets(willing, rounds=_CLOCK_ROUNDS, until=until), config)]
+        yield from probing
+
+
+def _judge_nodes(answers: Answers, config: DoctorConfig) -> Finding:
+    """Whether each node that Ray calls alive does anything."""
+    slow = {node.name: f"{seconds:.1f} s" for node, seconds in answers.seconds.items() if seconds > config.start_seconds}
+    if slow and not answers.errors:
+        return judge(
+            "nodes",
+            slow,
+            otherwise="",
+            expected=f"a process starts within {config.start_seconds:g} s",
+            fix="Put Python's environment on a local disk (not a network one), or wait until the node is less busy",
+            status="warning",
+        )
+    slowest = max(answers.seconds.values(), default=0.0)
+    return judge(
+        "nodes",
+        answers.errors,
+        otherwise=f"{len(answers.values)} nodes start a process, the slowest within {slowest:.1f} s",
+        expected="every node that Ray calls alive starts a process",
+        fix=_NODE_LOGS,
+    )
+
+
+def _examine_head(*, local: bool) -> Iterable[Finding]:
+    """The token and the dashboard, as a process of the cluster meets them."""
+    address = get_webui_url_from_internal_kv()
+    if address:
+        return door.knock(f"http://{address}", silent="warning")
+    token = door.judge_mode(os.environ.get("RAY_AUTH_MODE", ""))  # Ray sets it where it found a token by itself
+    if local:
+        return [token, not_asked("dashboard", "a local Ray has none, and needs none")]
+    return [token, door.judge_dashboard("the cluster was started without it", status="warning")]

@@ -96,6 +96,7 @@ def _main(module: str, config: str) -> None:
         examine = import_module(f"{_PACKAGE}.{module}").examine
         for finding in examine(load_config(config, kind=DoctorConfig, source="the doctor's own call")):
             print(json.dumps(asdict(finding)), file=findings, flush=True)
+    os._exit(0)  # what libraries still do at their end takes long, or hangs
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ _GROUPS = {
 """The checks of each module; the first of them that is missing is where it hung."""
 _HANGING = {
     "cluster": "See that RAY_ADDRESS names the head of a running Ray (`ray status` there; port 6379 unless --port says another), "
-    "and that no firewall swallows what is sent there; --connect-seconds and --check-seconds wait for longer",
+    "and that no firewall swallows what is sent there. Where a machine is only busy, "
+    "--connect-seconds and --check-seconds wait for longer",
     "door": "See what listens at that address, and forward the dashboard's port anew",
     "store": "The storage takes connections and does not answer: try `curl -m 5 $AWS_ENDPOINT_URL` from here, and look at "
     "proxies and firewalls on the way; a folder may lie on a network file system that is away",

@@ -1,4 +1,4 @@
-"""No image is lost and none is there twice: damaged files, a killed driver, a dead actor, a store that is away, a second run."""
+"""No image is lost and none is there twice: damaged files, a killed driver, deadly images, a store that is away, a second run."""
 
 import os
 import signal
@@ -133,21 +133,6 @@ def count_files(folder: Path) -> int:
     return len(list(folder.glob("*/*.parquet"))) if folder.exists() else 0
 
 
-def test_a_dead_actor_is_replaced(bundle_uri: str, tmp_path: Path, cluster: str, generated: Path) -> None:
-    """SIGKILL to the actor in the middle of its work: the lot is done again, and each image is there once."""
-    rng = np.random.default_rng(1)
-    (tmp_path / "in").mkdir()
-    for number in range(96):
-        (tmp_path / "in" / f"{number}.png").write_bytes(encode_png(rng.integers(0, 256, (150, 170, 3), dtype=np.uint8)))
-    killed: list[int] = []
-    killer = watch(lambda: count_files(tmp_path / "out" / "regions") > 0, then=lambda: killed.extend(kill_actors()))
-    (result,) = segment(SegmentConfig(bundle=bundle_uri, input=(str(tmp_path / "in"),), output=str(tmp_path / "out"), readers=1))
-    killer.join()
-    assert killed
-    assert result.images == {"ok": 96}
-    assert read_output(str(tmp_path / "out"), "images")["image_id"].is_unique
-
-
 class Poisoned(Segmenter):
     """Dies over one image, as a fault in a decoder would have it."""
 
@@ -172,28 +157,6 @@ def test_an_image_that_kills_the_process_is_named_and_the_rest_completes(
     assert (failed.error_stage, Path(failed.image_uri).name) == ("crash", "poison.png")
     assert "the process died 2 times over" in failed.error_message
     assert not (tmp_path / "out" / "runs" / str(result.run_id) / "attempts").exists()
-
-
-def kill_actors() -> list[int]:
-    """Ends this test's own actors; their ids."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if status.read_bytes().startswith(b"ray::MapWorker") and mine(pid := int(status.parent.name)):
-                os.kill(pid, signal.SIGKILL)
-                found.append(pid)
-        except OSError:
-            continue
-    return found
-
-
-def mine(pid: int) -> bool:
-    """Whether a process descends from this one."""
-    while pid > 1:
-        if pid == os.getpid():
-            return True
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
-    return False
 
 
 def watch(condition: Callable[[], bool], *, then: Callable[[], Any]) -> Any:

@@ -4,6 +4,7 @@ import pytest
 
 from resunet_ray.config import (
     AugmentConfig,
+    DoctorConfig,
     EvaluateConfig,
     ModelConfig,
     PrepareConfig,
@@ -77,6 +78,13 @@ def test_a_sweep_in_which_no_trial_could_be_stopped_early_is_refused() -> None:
     assert SweepConfig(training=training, grace_epochs=4).grace_epochs == 4
     with pytest.raises(ConfigError, match="--grace-epochs 5 leaves --scheduler asha nothing to stop in 8 epochs"):
         SweepConfig(training=training, grace_epochs=5)
+
+
+def test_a_doctor_who_would_take_more_than_a_minute_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match="--connect-seconds, --node-seconds and --check-seconds are 70 together: expected at most"
+    ):
+        DoctorConfig(check_seconds=40)
 
 
 def test_a_saved_configuration_comes_back() -> None:

@@ -22,6 +22,11 @@ import cv2
 import pytest
 from support import ROOT, free_port, read_picture
 
+from resunet_ray.config import DoctorConfig
+from resunet_ray.doctor.machines import judge_clocks
+from resunet_ray.doctor.nodes import Answers, Node
+from resunet_ray.doctor.probes import judge_gpus
+
 BIN = Path(sys.executable).parent
 AUTH = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "the-token-of-these-tests"}
 ROOMY = ("--cache-gib", "0.05", "--disk-gib", "0.1", "--disk-fraction", "1", "--memory-gib", "0.1", "--open-files", "2100")
@@ -126,6 +131,7 @@ class Head:
 
     address: str
     dashboard: str
+    pid: int
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +139,8 @@ def head(s3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """A cluster of one node with three CPUs."""
     port, dashboard = free_port(), free_port()
     flags = [f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}", "--num-cpus=3"]
-    with ray_started("--head", *flags, f"--temp-dir={tmp_path_factory.mktemp('ray')}"):
-        yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}")
+    with ray_started("--head", *flags, f"--temp-dir={tmp_path_factory.mktemp('ray')}") as node:
+        yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", node.pid)
 
 
 @pytest.fixture(scope="module")
@@ -155,11 +161,10 @@ def hanging(silent: int, s3: str) -> Doctor:
 
 
 @pytest.fixture(scope="module")
-def nobody(s3: str, tmp_path_factory: pytest.TempPathFactory) -> Doctor:
-    """A run in which no one listens, and where there is no bundle."""
+def nobody(s3: str) -> Doctor:
+    """A run in which no one listens."""
     address = f"http://127.0.0.1:{free_port()}"
-    flags = ["--storage", f"{s3}/nobody", "--bundle", str(tmp_path_factory.mktemp("empty"))]
-    return Doctor(*flags, RAY_API_SERVER_ADDRESS=address, AWS_ENDPOINT_URL=address)
+    return Doctor("--storage", f"{s3}/nobody", RAY_API_SERVER_ADDRESS=address, AWS_ENDPOINT_URL=address)
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +204,7 @@ def test_where_nothing_is_wrong_it_says_so(hanging: Doctor, nobody: Doctor, head
 
 @pytest.fixture(scope="module")
 def ill(head: Head, refused: Doctor, bundle_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Said]]:
-    """A second node with much that is wrong, then stopped in its tracks; what the doctor says of each."""
+    """A second node with much that is wrong; what the doctor says of it, and once it stands still, as does the dashboard."""
     folder = tmp_path_factory.mktemp("ill")
     plant_packages(folder / "path")
     shared, cache = folder / "shared", folder / "cache"
@@ -225,12 +230,8 @@ def ill(head: Head, refused: Doctor, bundle_uri: str, tmp_path_factory: pytest.T
         fix = said["ill"].checks["waiting"]["fix"].split("`")[1]
         subprocess.run(fix, shell=True, check=True, env={**joined, "PATH": f"{BIN}:{os.environ['PATH']}"}, capture_output=True)  # noqa: S602 (as users would)
         driver.communicate(b"\n")
-        raylet = find_child(node.pid, "raylet")
-        os.kill(raylet, signal.SIGSTOP)
-        try:
+        with standing_still(find_child(node.pid, "raylet/raylet"), find_child(head.pid, "dashboard/dashboard.py")):
             said["stopped"] = Doctor(*ROOMY, *PATIENT, "--node-seconds", "6", RAY_ADDRESS=head.address).read()
-        finally:
-            os.kill(raylet, signal.SIGCONT)
         yield said
 
 
@@ -244,13 +245,26 @@ def plant_packages(folder: Path) -> None:
     (folder / "sitecustomize.py").write_text("import time\n_true = time.time\ntime.time = lambda: _true() + 90\n")
 
 
-def find_child(parent: int, name: str) -> int:
-    """The process of that name that a process started."""
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        command, _, rest = path.read_text().rpartition(") ")
-        if command.endswith(f"({name}") and int(rest.split()[1]) == parent:
-            return int(path.parent.name)
-    pytest.fail(f"{parent} has no child {name}")
+def find_child(parent: int, program: str) -> int:
+    """The process of a program that a process started."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it ended
+            words = path.read_bytes().decode().split("\0")[:2]
+            started_by = int((path.parent / "stat").read_text().rpartition(") ")[2].split()[1])
+            if started_by == parent and any(word.endswith(program) for word in words):
+                return int(path.parent.name)
+    pytest.fail(f"{parent} runs no {program}")
+
+
+@contextmanager
+def standing_still(*processes: int) -> Iterator[None]:
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            os.kill(process, signal.SIGCONT)
 
 
 @pytest.mark.parametrize(
@@ -261,14 +275,14 @@ def find_child(parent: int, name: str) -> int:
         ("gpus", "failed", "Ray gives away 1 GPUs, torch", "nvidia-smi"),
         ("training", "failed", "10 CPUs needed, 4 there", "fewer --workers"),
         ("segmentation", "warning", "of 4 CPUs are free now, 2 are needed", "ray status"),
-        ("waiting", "warning", "1 placement groups of jobs that have ended hold 1 CPU of job", "remove_placement_group"),
+        ("waiting", "warning", "1 placement group of ended jobs: 1 CPU of job", "remove_placement_group"),
         ("waiting", "warning", "waiting for ever, unless nodes are added: 64 CPU", "ray job stop"),
         pytest.param("code", "failed", "imports other code, from", "ray job submit --working-dir .", marks=needs_mounts),
         pytest.param("shared memory", "warning", "0.1 GiB in /dev/shm", "--shm-size", marks=needs_mounts),
         pytest.param("slide cache", "warning", "has room for 0.0 GiB", "--cache-gib", marks=needs_mounts),
         pytest.param("open files", "warning", "2048", "ulimit -n 2100", marks=needs_mounts),
-        pytest.param("storage, shared", "failed", "does not see what", "s3://", marks=needs_mounts),
-        pytest.param("bundle, nodes", "failed", "holds no bundle.json", "that every node reads", marks=needs_mounts),
+        pytest.param("shared storage", "failed", "does not see what", "s3://", marks=needs_mounts),
+        pytest.param("node bundle", "failed", "holds no bundle.json", "that every node reads", marks=needs_mounts),
     ],
 )
 def test_it_finds_what_is_wrong_with_one_node(ill: dict[str, Said], check: str, status: str, found: str, fix: str) -> None:
@@ -281,15 +295,31 @@ def test_a_busy_cluster_answers_and_what_is_in_order_is_ok(ill: dict[str, Said])
     """All CPUs are taken, by the living and the dead."""
     said = ill["ill"]
     assert {check for check in said.checks if said.checks[check]["status"] == "ok"} >= {
-        *("ray", "token", "dashboard", "nodes", "disk", "memory", "storage", "one writer", "storage, nodes", "bundle")
+        *("ray", "token", "dashboard", "nodes", "disk", "memory", "storage", "one writer", "node storage", "bundle")
     }
 
 
-def test_a_node_that_is_silent_is_told_from_a_busy_one_and_what_ended_jobs_held_is_free(ill: dict[str, Said]) -> None:
+def test_a_node_that_stands_still_is_told_from_a_busy_one(ill: dict[str, Said]) -> None:
+    """So is a dashboard; and the fix of before has freed what the ended job held."""
     said = ill["stopped"]
     said.expect("nodes", "failed", found="runs nothing within 6 s, though Ray calls it alive", fix="raylet.out")
-    assert said.list_wrong() == {"nodes"}
+    said.expect("dashboard", "warning", found="timed out", fix="--include-dashboard true")
+    assert said.list_wrong() == {"nodes", "dashboard"}
     assert said.seconds < 60
+
+
+def test_a_slow_answer_is_no_clock_that_is_off() -> None:
+    one, other = Node("1", "one", {}), Node("2", "other", {})
+    assert judge_clocks({one: (2.9, 3.0), other: (-0.1, 0.1)}, DoctorConfig()).status == "ok"
+    found = judge_clocks({one: (2.9, 0.5), other: (-0.1, 0.1)}, DoctorConfig())
+    assert (found.status, found.found) == ("failed", "one: 2.9 s ahead of this process's clock (measured to 500 ms)")
+
+
+def test_gpus_that_nobody_told_ray_about_are_a_warning() -> None:
+    """As a node's /dev shows them; a real GPU is in none of these tests."""
+    found = judge_gpus(Answers(), {Node("1", "one", {"CPU": 4.0}): 2, Node("2", "other", {"CPU": 4.0}): 0})
+    assert (found.status, found.found) == ("warning", "one: 2 NVIDIA devices, of which Ray knows none")
+    assert "--num-gpus" in found.fix
 
 
 def test_it_says_when_it_is_not_let_in(refused: Doctor) -> None:
@@ -358,7 +388,6 @@ def test_it_says_when_nobody_is_there(nobody: Doctor) -> None:
     said = nobody.read()
     said.expect("dashboard", "failed", found="nothing that is Ray's answers at http://127.0.0.1", fix="--include-dashboard true")
     said.expect("storage", "failed", found="does not answer", fix="AWS_ENDPOINT_URL")
-    said.expect("bundle", "failed", found="holds no bundle.json", fix="OUTPUT/train/bundle")
 
 
 def test_a_local_ray_that_asks_nobody_for_a_token_and_little_room() -> None:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import import_module
 from typing import Self
@@ -24,6 +25,7 @@ from resunet_ray.doctor.finding import Finding
 
 _PACKAGE = "resunet_ray.doctor"
 _FAREWELL_SECONDS = 4.0  # for the removal of probes, and for Ray's shutdown, which may hang
+_KILLED_SECONDS = 1.0
 _ALARM_SECONDS = 60
 
 
@@ -73,7 +75,8 @@ class Apart:
     def kill(self) -> None:
         """Ends it now."""
         self._process.kill()
-        self._process.wait()
+        with suppress(subprocess.TimeoutExpired):  # the kernel itself may hang, over a network file system that is away
+            self._process.wait(timeout=_KILLED_SECONDS)
 
     def wait(self) -> int:
         """Its exit code, once it had a moment to end by itself; negative: the signal that ended it."""
@@ -81,7 +84,7 @@ class Apart:
             return self._process.wait(timeout=_FAREWELL_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
-            return self._process.returncode
+            return -signal.SIGKILL
 
     def read_log(self) -> str:
         """What it said beside its findings, so far."""

@@ -10,13 +10,14 @@ from ray.util import placement_group_table
 
 from resunet_ray.cluster import count_gpus, has_autoscaler, require_resources
 from resunet_ray.config import DoctorConfig, SegmentConfig, TrainConfig
-from resunet_ray.doctor.finding import Finding, failed, ok, warning
+from resunet_ray.doctor.finding import Finding, count, failed, ok, warning
 from resunet_ray.doctor.nodes import Node
 from resunet_ray.errors import ResourceError
 from resunet_ray.train.fit import require_fit
 
 _RPC_SECONDS = 5
 _ID_DIGITS = 8  # of a job, at the end of its placement groups' ids
+_IN_GROUP = "_group_"  # in the names of resources that a placement group holds
 _MOST_SHOWN = 4
 _REMOVE = (
     "`python -c \"import ray; from ray.util.placement_group import *; ray.init('auto'); "
@@ -81,7 +82,7 @@ def _judge_free(check: str, asked: str, *, needed: float) -> Finding:
 def examine_waiting(nodes: Sequence[Node]) -> Finding:
     """Demands that no node can ever meet, and placement groups whose job has ended."""
     left = _list_leftovers()
-    stuck = [demand for demand in _list_demands() if not any(_covers(node.resources, demand) for node in nodes)]
+    stuck = [shape for shape in _list_demands() if not any(_covers(node.resources, shape) for node in nodes)]
     if not left and not stuck:
         return ok("waiting", "nothing waits for resources that no node has, and no ended job holds any")
     found, fixes = [], []
@@ -89,7 +90,7 @@ def examine_waiting(nodes: Sequence[Node]) -> Finding:
         held = "; ".join(
             f"{_describe(group['bundles'].values())} of job {group['placement_group_id'][-_ID_DIGITS:]}" for group in left
         )
-        found.append(f"{len(left)} placement groups of jobs that have ended hold {held}")
+        found.append(f"{count(len(left), 'placement group')} of ended jobs: {held}")
         fixes.append(_REMOVE.format(ids=" ".join(group["placement_group_id"] for group in left)))
     if stuck:
         found.append(f"waiting for ever, unless nodes are added: {_describe(stuck)}")
@@ -103,10 +104,11 @@ def examine_waiting(nodes: Sequence[Node]) -> Finding:
 
 
 def _list_demands() -> list[Mapping[str, float]]:
-    """The shapes of what waits for resources."""
+    """The shapes of what waits for resources of nodes; what waits for its own placement group is not among them."""
     demands = get_cluster_status(ray.get_runtime_context().gcs_address, timeout=_RPC_SECONDS).resource_demands
     waiting = [*demands.ray_task_actor_demand, *demands.placement_group_demand]
-    return [shape.bundle for demand in waiting for shape in demand.bundles_by_count]
+    shapes = [shape.bundle for demand in waiting for shape in demand.bundles_by_count]
+    return [shape for shape in shapes if not any(_IN_GROUP in name for name in shape)]
 
 
 def _list_leftovers() -> list[dict[str, Any]]:

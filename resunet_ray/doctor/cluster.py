@@ -12,7 +12,7 @@ from ray.exceptions import AuthenticationError
 from resunet_ray.cluster import connect, disconnect
 from resunet_ray.config import DoctorConfig
 from resunet_ray.doctor import capacity, door, machines, probes
-from resunet_ray.doctor.finding import Check, Finding, describe, failed, judge, not_asked, ok
+from resunet_ray.doctor.finding import Check, Finding, count, describe, failed, judge, not_asked, ok
 from resunet_ray.doctor.nodes import Answers, Node, gather, list_nodes, measure_offsets, start_witnesses, travel_by_value
 from resunet_ray.doctor.survey import take_survey
 
@@ -22,10 +22,6 @@ _CLOCK_ROUNDS = 5
 _START = (
     "See that its head runs (`ray status` there), that this machine reaches its port (6379 unless --port says another), and that "
     "RAY_ADDRESS is HEAD:PORT. From a laptop: `ray job submit --working-dir . -- python jobs/doctor.py`"
-)
-_NODE_LOGS = (
-    "On that node, read /tmp/ray/session_latest/logs/raylet.out and runtime_env_agent.log, and start it anew "
-    "(`ray start --address=HEAD:6379`). It is not busy: this needs no CPU"
 )
 
 
@@ -43,7 +39,7 @@ def examine(config: DoctorConfig) -> Iterator[Finding]:
     nodes = list_nodes()
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     where = "a local one" if address == "local" else f"at {address}"
-    yield ok("ray", f"Ray {ray.__version__}, {where}: {len(nodes)} nodes, {cpus:g} CPUs, {gpus:g} GPUs")
+    yield ok("ray", f"Ray {ray.__version__}, {where}: {count(len(nodes), 'node')}, {count(cpus, 'CPU')}, {count(gpus, 'GPU')}")
     for name, look in _list_checks(config, nodes, local=address == "local"):
         try:
             yield from look()
@@ -82,7 +78,7 @@ def _list_checks(config: DoctorConfig, nodes: list[Node], *, local: bool) -> Ite
         here = take_survey(names, cache=config.cache, session=config.cache)
         yield "packages", lambda: [machines.judge_packages(surveys, here, requirements)]
         yield "code", lambda: [machines.judge_code(surveys, here)]
-        yield "machines", lambda: machines.judge_machines(surveys, config)
+        yield "shared memory", lambda: machines.judge_machines(surveys, config)
         willing = {node: witnesses[node] for node in surveys}
         yield "clocks", lambda: [machines.judge_clocks(measure_offsets(willing, rounds=_CLOCK_ROUNDS, until=until), config)]
         yield from probing
@@ -90,23 +86,16 @@ def _list_checks(config: DoctorConfig, nodes: list[Node], *, local: bool) -> Ite
 
 def _judge_nodes(answers: Answers, config: DoctorConfig) -> Finding:
     """Whether each node that Ray calls alive does anything."""
-    slow = {node.name: f"{seconds:.1f} s" for node, seconds in answers.seconds.items() if seconds > config.start_seconds}
-    if slow and not answers.errors:
-        return judge(
-            "nodes",
-            slow,
-            otherwise="",
-            expected=f"a process starts within {config.start_seconds:g} s",
-            fix="Put Python's environment on a local disk (not a network one), or wait until the node is less busy",
-            status="warning",
-        )
     slowest = max(answers.seconds.values(), default=0.0)
+    slow = {node.name: f"{seconds:.1f} s" for node, seconds in answers.seconds.items() if seconds > config.start_seconds}
     return judge(
         "nodes",
         answers.errors,
-        otherwise=f"{len(answers.values)} nodes start a process, the slowest within {slowest:.1f} s",
-        expected="every node that Ray calls alive starts a process",
-        fix=_NODE_LOGS,
+        poor=slow,
+        otherwise=f"a process starts on {count(len(answers.values), 'node')}, on the slowest within {slowest:.1f} s",
+        expected=f"a process that needs no CPU starts on every node that Ray calls alive, within {config.start_seconds:g} s",
+        fix="Where none starts, read /tmp/ray/session_latest/logs/raylet.out and runtime_env_agent.log there, and start the node "
+        "anew (`ray start --address=HEAD:6379`); where one starts slowly, put Python's packages on a local disk",
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from resunet_ray import storage
@@ -49,23 +50,35 @@ def warning(check: str, found: str, *, expected: str, fix: str) -> Finding:
 
 
 def judge(
-    check: str, complaints: Mapping[str, str], *, otherwise: str, expected: str, fix: str, status: Status = "failed"
+    check: str,
+    wrong: Mapping[str, str],
+    *,
+    poor: Mapping[str, str] = MappingProxyType({}),
+    otherwise: str,
+    expected: str,
+    fix: str,
 ) -> Finding:
-    """One finding about all nodes: ok where there is no complaint.
+    """One finding about all nodes.
 
     Args:
         check: its name.
-        complaints: what is wrong, by node.
-        otherwise: what was found where nothing is.
+        wrong: what makes it a failure, by node.
+        poor: what makes it a warning, where nothing is wrong.
+        otherwise: what was found where neither is.
         expected: of every node.
-        fix: what to do about the complaints.
-        status: how bad they are.
+        fix: what to do about either.
     """
+    complaints = wrong or poor
     if not complaints:
         return ok(check, otherwise)
     shown = [f"{node}: {text}" for node, text in list(complaints.items())[:_MOST_NODES]]
-    more = f"; and {len(complaints) - _MOST_NODES} more nodes" if len(complaints) > _MOST_NODES else ""
-    return Finding(check=check, status=status, found="; ".join(shown) + more, expected=expected, fix=fix)
+    more = [f"and {count(len(complaints) - _MOST_NODES, 'more node')}"] if len(complaints) > _MOST_NODES else []
+    return (failed if wrong else warning)(check, "; ".join(shown + more), expected=expected, fix=fix)
+
+
+def count(number: float, noun: str) -> str:
+    """So many of something."""
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"
 
 
 def describe(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from packaging.version import Version
 
 import resunet_ray
 from resunet_ray.config import DoctorConfig
-from resunet_ray.doctor.finding import Finding, judge
+from resunet_ray.doctor.finding import Finding, count, judge
 from resunet_ray.doctor.nodes import Node
 from resunet_ray.doctor.survey import Survey
 
@@ -44,7 +44,7 @@ def judge_packages(surveys: Surveys, here: Survey, requirements: list[Requiremen
     return judge(
         "packages",
         complaints,
-        otherwise=f"python {here['python']}, {shown}, the same on {len(surveys)} nodes",
+        otherwise=f"python {here['python']}, {shown}, the same on {count(len(surveys), 'node')}",
         expected="what pyproject.toml asks for, and the same versions of what travels between nodes",
         fix="Start these nodes from the same image or environment as the head, made with `pip install -c constraints.txt .`",
     )
@@ -108,7 +108,7 @@ def judge_clocks(offsets: Mapping[Node, tuple[float, float]], config: DoctorConf
     return judge(
         "clocks",
         complaints,
-        otherwise=f"{len(offsets)} nodes, at most {largest * 1000:.0f} ms from this process's clock",
+        otherwise=f"{count(len(offsets), 'node')}, at most {largest * 1000:.0f} ms from this process's clock",
         expected=f"at most {config.clock_seconds:g} s: runs are ordered by the time in their names, and S3 refuses keys far off",
         fix="Switch time synchronisation on there (`timedatectl set-ntp true`, or chronyd), on the machine below any container",
     )
@@ -133,12 +133,12 @@ def judge_shared_memory(surveys: Surveys) -> Finding:
     sizes = [found["shared_memory"] for found in surveys.values() if found["shared_memory"] is not None]
     return judge(
         "shared memory",
-        complaints,
+        {},
+        poor=complaints,
         otherwise=f"{_gib(min(sizes))} or more in /dev/shm, enough for every object store" if sizes else "not of this system",
         expected="room for the object store in /dev/shm: else Ray puts it on disk, and all data is slow",
         fix="Start the container with --shm-size, mount an emptyDir of medium Memory at /dev/shm, or start the node with a "
         "smaller --object-store-memory",
-        status="warning",
     )
 
 
@@ -156,11 +156,11 @@ def judge_disks(surveys: Surveys, config: DoctorConfig) -> Finding:
     least = min(found["session"]["free"] for found in surveys.values())
     return judge(
         "disk",
-        full or little,
+        full,
+        poor=little,
         otherwise=f"{_gib(least)} or more free under Ray's own folder",
         expected=f"less than {config.disk_fraction:.0%} used (beyond, Ray's tasks fail), and {config.disk_gib:g} GiB free",
         fix="Make room there (old /tmp/ray/session_* first), or start the node with --temp-dir on a larger disk",
-        status="failed" if full else "warning",
     )
 
 
@@ -175,11 +175,11 @@ def judge_caches(surveys: Surveys, config: DoctorConfig) -> Finding:
             small[node.name] = f"{config.cache} has room for {_gib(room)}"
     return judge(
         "slide cache",
-        closed or small,
+        closed,
+        poor=small,
         otherwise=f"{config.cache} has room for {config.cache_gib:g} GiB",
         expected=f"room for {config.cache_gib:g} GiB, as --cache-gib says; needed for slides in object storage only",
         fix="Give jobs/segment.py (and this) another --cache, or a smaller --cache-gib that still holds its largest slide",
-        status="failed" if closed else "warning",
     )
 
 
@@ -196,11 +196,11 @@ def judge_memory(surveys: Surveys, config: DoctorConfig) -> Finding:
     least = min(found["memory"] - found["memory_used"] for found in surveys.values())
     return judge(
         "memory",
-        full or little,
+        full,
+        poor=little,
         otherwise=f"{_gib(least)} or more free",
         expected=f"less than {config.memory_fraction:.0%} used (beyond, Ray ends processes), and {config.memory_gib:g} GiB free",
         fix="End what else runs there (`ray memory` and `top` say what), or give the node more memory",
-        status="failed" if full else "warning",
     )
 
 
@@ -210,11 +210,11 @@ def judge_open_files(surveys: Surveys, config: DoctorConfig) -> Finding:
     least = min(found["open_files"] for found in surveys.values())
     return judge(
         "open files",
-        low,
+        {},
+        poor=low,
         otherwise=f"{least} or more",
         expected=f"at least {config.open_files}",
         fix=f"`ulimit -n {config.open_files}` (or --ulimit nofile of the container) before the node is started",
-        status="warning",
     )
 
 

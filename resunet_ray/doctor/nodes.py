@@ -66,22 +66,17 @@ def travel_by_value() -> None:
     ray.cloudpickle.register_pickle_by_value(survey)
 
 
-def submit(nodes: Iterable[Node], module: str, function: str, *arguments: Any, name_node: bool = False) -> dict[Node, Any]:
-    """Runs a function on each node, in a process that imports its module there.
+def ask(node: Node, module: str, function: str, *arguments: Any) -> Any:
+    """Runs a function on a node, in a process that imports its module there; the reference of its answer.
 
     Args:
-        nodes: where.
+        node: where.
         module: of the function, in full.
         function: its name.
         arguments: of the call.
-        name_node: the node's id is its last argument.
     """
     task = ray.remote(num_cpus=0, max_retries=0)(survey.call)
-    asked = {}
-    for node in nodes:
-        own = [*arguments, node.id] if name_node else list(arguments)
-        asked[node] = task.options(scheduling_strategy=_only_on(node)).remote(module, function, own)
-    return asked
+    return task.options(scheduling_strategy=_only_on(node)).remote(module, function, arguments)
 
 
 def start_witnesses(nodes: Iterable[Node]) -> dict[Node, Any]:

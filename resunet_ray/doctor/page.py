@@ -7,9 +7,9 @@ from itertools import groupby
 from rich.console import Console
 from rich.text import Text
 
-from resunet_ray.doctor.finding import Finding
+from resunet_ray.doctor.finding import Finding, Status
 
-_COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red", "not asked": "dim"}
+_COLOURS: dict[Status, str] = {"ok": "green", "warning": "yellow", "failed": "bold red", "not asked": "dim"}
 _INDENT = " " * 27
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from resunet_ray import storage
 from resunet_ray.config import DoctorConfig
 from resunet_ray.doctor import store
-from resunet_ray.doctor.finding import Check, Finding, judge, not_asked
-from resunet_ray.doctor.nodes import Answers, Node, gather, submit
+from resunet_ray.doctor.finding import Check, Finding, count, judge, not_asked
+from resunet_ray.doctor.nodes import Answers, Node, ask, gather
 
 _PACKAGE = "resunet_ray.doctor"
 _CLEANING_SECONDS = 3.0
@@ -24,15 +24,16 @@ def start_probes(config: DoctorConfig, devices: Mapping[Node, int], *, until: fl
         until: how long answers are waited for, by `time.monotonic`.
     """
     wait = partial(gather, until=until, silent=f"nothing within {config.check_seconds:g} s")
-    gpus = submit([node for node, count in devices.items() if count or node.gpus], f"{_PACKAGE}.gpu", "probe")
+    gpus = {node: ask(node, f"{_PACKAGE}.gpu", "probe") for node, there in devices.items() if there or node.gpus}
     checks: list[Check] = [("gpus", lambda: [judge_gpus(wait(gpus), devices)])]
     if config.storage is not None:
         folder = store.new_folder(config.storage)
-        written = submit(devices, f"{_PACKAGE}.store", "probe", folder, name_node=True)
-        checks.append(("storage, nodes", lambda: _examine_storage(wait(written), folder, config, wait)))
+        written = {node: ask(node, f"{_PACKAGE}.store", "probe", folder, node.id) for node in devices}
+        checks.append(("node storage", lambda: _examine_storage(wait(written), folder, config, wait)))
     if config.bundle is not None:
-        loaded = submit(devices, f"{_PACKAGE}.weights", "probe", storage.absolute(config.bundle))
-        checks.append(("bundle, nodes", lambda: [judge_bundle(wait(loaded))]))
+        bundle = storage.absolute(config.bundle)
+        loaded = {node: ask(node, f"{_PACKAGE}.weights", "probe", bundle) for node in devices}
+        checks.append(("node bundle", lambda: [judge_bundle(wait(loaded))]))
     return checks
 
 
@@ -40,11 +41,12 @@ def _examine_storage(written: Answers, folder: str, config: DoctorConfig, wait: 
     """What the nodes wrote, and which of them see it; then it is removed, on each that may have its own."""
     yield judge_storage(written, config)
     if not written.values:
-        yield not_asked("storage, shared", "no node could write")
+        yield not_asked("shared storage", "no node could write")
         return
-    yield judge_sharing(wait(submit(written.values, f"{_PACKAGE}.store", "list_names", folder)), [*written.values])
-    cleaning = submit(written.values, "resunet_ray.storage", "delete", folder)
-    gather(cleaning, until=time.monotonic() + _CLEANING_SECONDS, silent="")
+    seen = {node: ask(node, f"{_PACKAGE}.store", "list_names", folder) for node in written.values}
+    yield judge_sharing(wait(seen), [*written.values])
+    removed = {node: ask(node, "resunet_ray.storage", "delete", folder) for node in written.values}
+    gather(removed, until=time.monotonic() + _CLEANING_SECONDS, silent="")
 
 
 def judge_storage(answers: Answers, config: DoctorConfig) -> Finding:
@@ -52,11 +54,11 @@ def judge_storage(answers: Answers, config: DoctorConfig) -> Finding:
     probes = {node.name: found for node, found in answers.values.items()}
     unfit = {name: found for name, found in probes.items() if found.one_writer}
     if unfit and not answers.errors:
-        return store.judge_one_writer("storage, nodes", unfit)
+        return store.judge_one_writer("node storage", unfit)
     if probes and not answers.errors:
-        return store.judge_speed("storage, nodes", probes, config)
+        return store.judge_speed("node storage", probes, config)
     return judge(
-        "storage, nodes",
+        "node storage",
         answers.errors,
         otherwise="",
         expected="every node writes, reads and deletes there",
@@ -76,9 +78,9 @@ def judge_sharing(answers: Answers, wrote: Sequence[Node]) -> Finding:
         if missing := [other.name for other in wrote if other.id not in seen]:
             complaints[node.name] = f"does not see what {', '.join(missing)} wrote"
     return judge(
-        "storage, shared",
+        "shared storage",
         complaints,
-        otherwise="there is one node" if len(wrote) == 1 else f"{len(wrote)} nodes see what the others write",
+        otherwise="there is one node" if len(wrote) == 1 else f"each of {len(wrote)} nodes sees what the others write",
         expected="one storage, which every node sees",
         fix="Give a location that all nodes share: s3://…, gs://…, or a folder of a network file system that is mounted at this "
         "path on every node",
@@ -90,9 +92,9 @@ def judge_bundle(answers: Answers) -> Finding:
     digests = {node.name: digest for node, digest in answers.values.items()}
     unlike = {name: f"digest {digest[:12]}" for name, digest in digests.items()} if len(set(digests.values())) > 1 else {}
     return judge(
-        "bundle, nodes",
+        "node bundle",
         {**unlike, **answers.errors},
-        otherwise=f"{len(digests)} nodes load it, and its sample comes out as it did",
+        otherwise=f"{count(len(digests), 'node')} loaded it, and its sample comes out as it did",
         expected="the same bundle on every node, and the same output from it",
         fix="Give a location that every node reads (s3://…, or a folder mounted on all), and install on every node the versions "
         "that `provenance` in its bundle.json names",
@@ -106,35 +108,27 @@ def judge_gpus(answers: Answers, devices: Mapping[Node, int]) -> Finding:
         answers: of the nodes that have any.
         devices: NVIDIA devices in /dev of every node.
     """
-    complaints = dict(answers.errors)
+    wrong = dict(answers.errors)
     for node, found in answers.values.items():
         known, seen = int(node.gpus), len(found["names"])
         built = f"torch {found['torch']} (CUDA {found['cuda']})"
         if found["errors"]:
-            complaints[node.name] = f"{'; '.join(found['errors'])}, with {built}"
+            wrong[node.name] = f"{'; '.join(found['errors'])}, with {built}"
         elif seen < known:
-            complaints[node.name] = f"Ray gives away {known} GPUs, {built} sees {seen}"
-    if complaints:
-        return judge(
-            "gpus",
-            complaints,
-            otherwise="",
-            expected="torch sees, and computes on, every GPU that Ray gives away",
-            fix="There, look at `nvidia-smi`, install a torch built for that driver's CUDA (not +cpu), give the container its "
-            "GPUs (--gpus all, or nvidia.com/gpu), or start the node with the right --num-gpus",
-        )
+            wrong[node.name] = f"Ray gives away {known} GPUs, {built} sees {seen}"
     idle = {
-        node.name: f"{count} NVIDIA devices, of which Ray knows none"
-        for node, count in devices.items()
-        if count > 0 and not node.gpus
+        node.name: f"{count(there, 'NVIDIA device')}, of which Ray knows none"
+        for node, there in devices.items()
+        if there and not node.gpus
     }
-    names: list[Any] = sorted({name for found in answers.values.values() for name in found["names"]})
+    names: list[str] = sorted({name for found in answers.values.values() for name in found["names"]})
     total = sum(node.gpus for node in devices)
     return judge(
         "gpus",
-        idle,
+        wrong,
+        poor=idle,
         otherwise=f"{total:g} of {', '.join(names)}, and all compute" if total else "none: models run on CPUs",
-        expected="Ray knows every GPU",
-        fix="Start these nodes with `ray start --num-gpus N`",
-        status="warning",
+        expected="Ray knows every GPU, and torch sees it and computes on it",
+        fix="There, look at `nvidia-smi`, install a torch built for that driver's CUDA (not +cpu), give the container its "
+        "GPUs (--gpus all, or nvidia.com/gpu), or start the node with the right --num-gpus",
     )

@@ -13,12 +13,12 @@ from resunet_ray.doctor.finding import Finding, failed, not_asked
 
 _MACHINE_CHECKS = ("packages", "code", "clocks", "gpus", "shared memory", "disk", "slide cache", "memory", "open files")
 _ROOM_CHECKS = ("training", "segmentation", "waiting")
-_PROBE_CHECKS = ("storage, nodes", "storage, shared", "bundle, nodes")
+_PROBE_CHECKS = ("node storage", "shared storage", "node bundle")
 _DOOR_CHECKS = ("token", "dashboard")
 _STORAGE_CHECKS, _BUNDLE_CHECKS = ("storage", "one writer"), ("bundle",)
 _PAGE = (
     *("ray", *_DOOR_CHECKS, "nodes", *_MACHINE_CHECKS, *_ROOM_CHECKS),
-    *(*_STORAGE_CHECKS, "storage, nodes", "storage, shared", *_BUNDLE_CHECKS, "bundle, nodes"),
+    *(*_STORAGE_CHECKS, "node storage", "shared storage", *_BUNDLE_CHECKS, "node bundle"),
 )
 """Every check, as they stand on the page."""
 _GROUPS = {
@@ -59,9 +59,9 @@ def examine(config: DoctorConfig) -> list[Finding]:
 
 def _list_not_asked(config: DoctorConfig) -> Iterator[Finding]:
     if config.storage is None:
-        yield from (not_asked(check, "give --storage") for check in (*_STORAGE_CHECKS, "storage, nodes", "storage, shared"))
+        yield from (not_asked(check, "give --storage") for check in (*_STORAGE_CHECKS, "node storage", "shared storage"))
     if config.bundle is None:
-        yield from (not_asked(check, "give --bundle") for check in (*_BUNDLE_CHECKS, "bundle, nodes"))
+        yield from (not_asked(check, "give --bundle") for check in (*_BUNDLE_CHECKS, "node bundle"))
     if (address := door.find_address()) is not None:
         why = f"from here jobs go to {address}: `ray job submit --working-dir . -- python jobs/doctor.py` looks from within"
         yield from (not_asked(check, why) for check in _GROUPS["cluster"] if check not in _DOOR_CHECKS)

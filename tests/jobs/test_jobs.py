@@ -15,7 +15,7 @@ from support import ROOT, run_job
 from resunet_ray.config import ModelConfig, TrainConfig
 
 
-@pytest.mark.parametrize("name", ["prepare", "train", "tune", "dashboard", "evaluate", "segment", "demo", "benchmark"])
+@pytest.mark.parametrize("name", ["prepare", "train", "tune", "dashboard", "evaluate", "segment", "demo", "benchmark", "doctor"])
 def test_help_says_what_the_job_does(name: str) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "jobs" / f"{name}.py"), "--help"], capture_output=True, text=True, check=False

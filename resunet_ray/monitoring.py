@@ -155,11 +155,12 @@ def _show(run: Run, read: Callable[[], Iterable[_Reading]]) -> Callable[[], None
     ended = threading.Event()
 
     def repeat() -> None:
-        over = False
-        while not over:
-            over = ended.wait(_AGAIN_SECONDS)
+        over = last = False
+        while not last:
+            last = over
             for metric, labels, value in read():
                 _build(metric).set(value, _tags(metric, run, *labels))
+            over = over or ended.wait(_AGAIN_SECONDS)
 
     def stop() -> None:
         ended.set()

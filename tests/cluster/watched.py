@@ -1,0 +1,62 @@
+"""A Ray of its own with two segmentations and a training, for a test to watch from outside; it stays until its input ends.
+
+Prints a line of JSON when Ray is there, and one when the work is done.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from resunet_ray.cluster import connect
+from resunet_ray.config import ModelConfig, SegmentConfig, TrainConfig
+from resunet_ray.segment.run import Segmented, segment
+from resunet_ray.segment.segmenter import Segmenter
+from resunet_ray.train.trainer import train
+
+
+class DiesOnce(Segmenter):
+    """Dies over one image at the first sight of it, as a node that is taken away does."""
+
+    def _read(self, planned: dict[str, Any]) -> Any:
+        marker = Path(planned["image_uri"]).with_suffix(".mortal")
+        if marker.exists():
+            marker.unlink()
+            os._exit(1)
+        return super()._read(planned)
+
+
+def _segment(name: str, *, bundle: str, folder: Path) -> Segmented:
+    (result,) = segment(SegmentConfig(bundle=bundle, input=(str(folder / f"{name}.csv"),), output=str(folder / name)))
+    return result
+
+
+def _main(bundle: str, folder: Path) -> None:
+    """Segments what each list in the folder names, and trains on its `pairs/`."""
+    connect(dashboard=True)
+    print(json.dumps({"session": ray._private.worker.global_worker.node.get_session_dir_path()}), flush=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("resunet_ray.segment.actors.Segmenter", DiesOnce)
+        segmented = {name: vars(_segment(name, bundle=bundle, folder=folder)) for name in ("list", "möre")}
+    train(
+        TrainConfig(
+            data=str(folder / "pairs"),
+            output=str(folder / "trained"),
+            model=ModelConfig(widths=(16, 32)),
+            crop=64,
+            batch_size=4,
+            precision="fp32",
+            epochs=4,
+            validation_interval=2,
+        )
+    )
+    print(json.dumps(segmented), flush=True)
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], Path(sys.argv[2]))

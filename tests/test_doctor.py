@@ -53,8 +53,9 @@ input()
 
 
 def clean_environment(**variables: str) -> dict[str, str]:
-    """Without what other Rays left in this process's."""
-    return {**{name: value for name, value in os.environ.items() if not name.startswith("RAY_")}, **variables}
+    """Without what other Rays left in this process's; `python` is the one of these tests."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return {**own, "PATH": f"{BIN}:{os.environ['PATH']}", **variables}
 
 
 @dataclass

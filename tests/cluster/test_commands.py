@@ -14,7 +14,7 @@ from manifests import FOLDER, Object, find, list_clusters, list_pods, render_all
 from ray.scripts.scripts import cli
 from support import ROOT
 
-from resunet_ray.config import EvaluateConfig, PrepareConfig, SegmentConfig, SweepConfig, TrainConfig
+from resunet_ray.config import DoctorConfig, EvaluateConfig, PrepareConfig, SegmentConfig, SweepConfig, TrainConfig
 from resunet_ray.errors import ConfigError
 
 PAGES = [ROOT / "README.md", ROOT / "cluster" / "README.md"]
@@ -32,6 +32,7 @@ READERS: dict[str, Callable[..., Any]] = {
     ),
     "evaluate": partial(read_config, EvaluateConfig, saved="summary.json"),
     "segment": partial(read_config, SegmentConfig, saved="run.json"),
+    "doctor": partial(read_config, DoctorConfig),
 }
 """As the jobs read their flags."""
 

@@ -1,6 +1,7 @@
 """What a cluster does to a job: it is stopped, a node's power goes. Scores and rows are those of a run that nothing befell."""
 
 import io
+import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,16 @@ def checkpoints(output: str) -> int:
     """How many checkpoints Ray Train has been told of, in all: their numbers stand in their names' order."""
     uri = f"{output}/train/checkpoint_manager_snapshot.json"
     return len(set(re.findall(rb"checkpoint_[0-9_.-]+", storage.read_bytes(uri)))) if storage.exists(uri) else 0
+
+
+def count_lots(output: str) -> int:
+    """Lots that are done; 96 images are six."""
+    uri = f"{output}/regions"
+    return len(list(storage.walk_files(uri))) if storage.exists(uri) else 0
+
+
+def leases(output: str) -> list[str]:
+    return [name for name, _ in storage.list_files(f"{output}/leases") if name.isdigit()]
 
 
 def test_training_that_is_stopped_and_then_loses_a_node_learns_the_same(dataset_uri: str, s3: str, nodes: Nodes) -> None:
@@ -55,8 +66,10 @@ def test_training_that_is_stopped_and_then_loses_a_node_learns_the_same(dataset_
     assert line["best"]["f1"] == whole["best"]["f1"]
 
 
-def test_segmenting_that_loses_a_node_finishes_with_the_same_rows(bundle_uri: str, s3: str, nodes: Nodes) -> None:
-    """An actor on each of two nodes, one of which goes after the first lot is done."""
+def test_segmenting_that_is_stopped_and_then_loses_a_node_finishes_with_the_same_rows(
+    bundle_uri: str, s3: str, nodes: Nodes
+) -> None:
+    """An actor on each of two nodes. `ray job stop` after the first lot; then the same command, and a node's end."""
     rng = np.random.default_rng(0)
     for number in range(96):
         storage.write_bytes(f"{s3}/noise/{number}.png", encode_png(rng.integers(0, 256, (150, 170, 3), dtype=np.uint8)))
@@ -64,12 +77,21 @@ def test_segmenting_that_loses_a_node_finishes_with_the_same_rows(bundle_uri: st
     flags += ["--cpus-per-actor", "2"]
     code, line, shown = nodes.submit("segment", *flags, "--output", f"{s3}/rows-whole")
     assert (code, line["images"]) == (0, {"ok": 96}), shown
+    broken = [*flags, "--output", f"{s3}/rows-broken"]
+    nodes.submit("segment", *broken, flags=("--no-wait", "--submission-id", "halted"))
+    nodes.wait_until(lambda: count_lots(f"{s3}/rows-broken") > 0, what="a lot")
+    nodes.run("ray", "job", "stop", "halted")
+    (lease,) = [json.loads(storage.read_bytes(f"{s3}/rows-broken/leases/{name}")) for name in leases(f"{s3}/rows-broken")]
+    assert lease["released"], nodes.run("ray", "job", "logs", "halted").stdout
+    before = count_lots(f"{s3}/rows-broken")
+    assert before < 6, "it was over before it was stopped"
     with ThreadPoolExecutor() as background:
-        going_on = background.submit(nodes.submit, "segment", *flags, "--output", f"{s3}/rows-broken")
-        nodes.wait_until(lambda: storage.exists(f"{s3}/rows-broken/regions"), what="a lot")
+        going_on = background.submit(nodes.submit, "segment", *broken)
+        nodes.wait_until(lambda: count_lots(f"{s3}/rows-broken") > before, what="a lot more")
         nodes.kill_worker(holding="Segmenter")
         code, line, shown = going_on.result()
     assert (code, line["images"]) == (0, {"ok": 96}), shown
+    assert f"{before} of 6 lots are done" in shown, shown
     columns = ["image_uri", "mask", "num_instances", "confidence_sum", "status"]
     one, other = (
         read_output(f"{s3}/{name}", "regions", columns=columns).sort_values("image_uri", ignore_index=True)

@@ -6,7 +6,7 @@ from resunet_ray.config.checks import ANY, TINY, require, require_range
 from resunet_ray.config.segment import SegmentConfig
 from resunet_ray.config.train import TrainConfig
 
-_MOST_SECONDS = 52  # with Python's own start and the end of what hangs, a minute
+_MOST_SECONDS = 50  # with Python's own start and the end of what hangs, a minute
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ def examine_training(config: DoctorConfig, nodes: Sequence[Node]) -> Finding:
     workers, cpus = config.workers, config.cpus_per_worker
     batch = -(-TrainConfig.batch_size // workers) * workers
     training = TrainConfig(data=".", output=".", workers=workers, cpus_per_worker=cpus, batch_size=batch)
-    asked = f"{workers} training workers of {cpus} CPUs, with one CPU left for Ray Data"
+    asked = f"{count(workers, 'training worker')} of {count(cpus, 'CPU')}, with one CPU left for Ray Data"
     fix = "Give jobs/train.py fewer --workers or --cpus-per-worker, or add nodes"
     try:
         require_fit(training, wait=False)
@@ -39,7 +39,10 @@ def examine_training(config: DoctorConfig, nodes: Sequence[Node]) -> Finding:
     places = sum(_count_places(node, cpus=cpus, gpu=count_gpus() > 0) for node in nodes)
     if places < workers:
         return failed(
-            "training", f"the nodes have room for {places} such workers, none of which may be split", expected=asked, fix=fix
+            "training",
+            f"the nodes have room for {count(places, 'such worker')}, none of which may be split",
+            expected=asked,
+            fix=fix,
         )
     return _judge_free("training", asked, needed=workers * cpus + 1)
 
@@ -51,7 +54,7 @@ def _count_places(node: Node, *, cpus: int, gpu: bool) -> int:
 def examine_segmentation() -> Finding:
     """Whether a segmentation with default settings fits."""
     cpus = SegmentConfig.cpus_per_actor
-    asked = f"a segmenting actor of {cpus} CPUs, with one CPU left for Ray Data"
+    asked = f"a segmenting actor of {count(cpus, 'CPU')}, with one CPU left for Ray Data"
     try:
         require_resources([{"CPU": cpus}, {"CPU": 1}], what=asked, wait=False)
     except ResourceError as error:
@@ -70,7 +73,7 @@ def _judge_small(check: str, found: str, *, expected: str, fix: str) -> Finding:
 def _judge_free(check: str, asked: str, *, needed: float) -> Finding:
     free, total = ray.available_resources().get("CPU", 0.0), ray.cluster_resources().get("CPU", 0.0)
     if free >= needed:
-        return ok(check, f"{asked}: they fit; {free:g} of {total:g} CPUs are free")
+        return ok(check, f"there is room for {asked}; {free:g} of {total:g} CPUs are free")
     return warning(
         check,
         f"{free:g} of {total:g} CPUs are free now, {needed:g} are needed",

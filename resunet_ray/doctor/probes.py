@@ -80,7 +80,7 @@ def judge_sharing(answers: Answers, wrote: Sequence[Node]) -> Finding:
     return judge(
         "shared storage",
         complaints,
-        otherwise="there is one node" if len(wrote) == 1 else f"each of {len(wrote)} nodes sees what the others write",
+        otherwise="only one node wrote there" if len(wrote) == 1 else f"each of {len(wrote)} nodes sees what the others write",
         expected="one storage, which every node sees",
         fix="Give a location that all nodes share: s3://…, gs://…, or a folder of a network file system that is mounted at this "
         "path on every node",

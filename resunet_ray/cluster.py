@@ -119,8 +119,8 @@ def require_resources(
         bundles: CPUs and GPUs of each process, as Ray calls them, with those left for Ray Data; each fits one node.
         what: the work, for the error.
         memory_gib: memory of its processes and of the object store beside them.
-        nodes_seconds: how long to wait where the cluster is too small. None: half an hour if it has an autoscaler.
-        busy_seconds: how long to wait where it is large enough, for what other jobs hold.
+        nodes_seconds: how long to wait for nodes. None: half an hour if the cluster has an autoscaler, else not at all.
+        busy_seconds: how long to wait for what other jobs hold, at least.
         wait: False: only say whether it is large enough.
 
     Raises:
@@ -128,27 +128,30 @@ def require_resources(
     """
     lacking = _lacking(bundles, memory_gib=memory_gib)
     if nodes_seconds is None:
-        nodes_seconds = _AUTOSCALER_SECONDS if lacking and has_autoscaler() else 0
+        nodes_seconds = _AUTOSCALER_SECONDS if has_autoscaler() else 0
     if lacking and not (wait and nodes_seconds):
-        raise ResourceError(f"the Ray cluster is too small for {what}: {'; '.join(lacking)}. Ask for less, or add nodes")
+        raise ResourceError(
+            f"the Ray cluster is too small for {what}: {'; '.join(lacking)}. Ask for less, add nodes, or, where something adds "
+            "them in time, say --nodes-seconds"
+        )
     if not wait:
         return
     share = int(memory_gib * 2**30 / len(bundles))
     group = placement_group([{**bundle, "memory": share} if share else dict(bundle) for bundle in bundles])
     try:
-        _wait_for(group, what=what, lacking=lacking, seconds=nodes_seconds if lacking else busy_seconds)
+        _wait_for(group, what=what, lacking=lacking, seconds=max(nodes_seconds, busy_seconds))
     finally:
         remove_placement_group(group)
 
 
 def _wait_for(group: PlacementGroup, *, what: str, lacking: list[str], seconds: float) -> None:
     """Returns when the cluster has room for a placement group."""
-    why = "; ".join(lacking) or "other jobs hold what it needs"
+    why = "; ".join(lacking) or "other jobs hold what it needs, or no one node has so much"
     begun = time.monotonic()
     if not group.wait(_SOON_SECONDS):
         logger.info("waiting up to %g s for %s: %s", seconds, what, why)
     while not group.wait(_SOON_SECONDS):
-        if _is_infeasible(group):
+        if _is_infeasible(group) and _is_idle():  # else only what others hold is lacking
             raise ResourceError(f"the Ray cluster's autoscaler may not add what {what} take: {why}. Ask for less, or allow more")
         if time.monotonic() - begun > seconds:
             raise ResourceError(f"the Ray cluster had no room for {what} in {seconds:g} s: {why}. Ask for less, or later")
@@ -159,6 +162,12 @@ def _is_infeasible(group: PlacementGroup) -> bool:
     reply = GetClusterStatusReply()
     reply.ParseFromString(GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=_DASHBOARD_SECONDS))
     return any(group.id.hex() in request.details for request in reply.autoscaling_state.infeasible_gang_resource_requests)
+
+
+def _is_idle() -> bool:
+    """Whether nobody holds CPUs or GPUs."""
+    free, total = ray.available_resources(), ray.cluster_resources()
+    return all(free.get(name, 0) == total.get(name, 0) for name in ("CPU", "GPU"))
 
 
 def _lacking(bundles: Sequence[Mapping[str, float]], *, memory_gib: float) -> list[str]:

@@ -38,13 +38,9 @@ def examine_training(config: DoctorConfig, nodes: Sequence[Node]) -> Finding:
         return _judge_small("training", str(error), expected=asked, fix=fix)
     places = sum(_count_places(node, cpus=cpus, gpu=count_gpus() > 0) for node in nodes)
     if places < workers:
-        return failed(
-            "training",
-            f"the nodes have room for {count(places, 'such worker')}, none of which may be split",
-            expected=asked,
-            fix=fix,
-        )
-    return _judge_free("training", asked, needed=workers * cpus + 1)
+        room = f"the nodes have room for {count(places, 'such worker')}, none of which may be split"
+        return _judge_small("training", room, expected=asked, fix=fix)
+    return _judge_free("training", asked, needed={"CPU": workers * cpus + 1, "GPU": workers if count_gpus() else 0})
 
 
 def _count_places(node: Node, *, cpus: int, gpu: bool) -> int:
@@ -60,7 +56,7 @@ def examine_segmentation() -> Finding:
     except ResourceError as error:
         fix = "Add nodes, or start them with --num-cpus as many as they have"
         return _judge_small("segmentation", str(error), expected=asked, fix=fix)
-    return _judge_free("segmentation", asked, needed=cpus + 1)
+    return _judge_free("segmentation", asked, needed={"CPU": cpus + 1, "GPU": 1 if count_gpus() else 0})
 
 
 def _judge_small(check: str, found: str, *, expected: str, fix: str) -> Finding:
@@ -70,13 +66,15 @@ def _judge_small(check: str, found: str, *, expected: str, fix: str) -> Finding:
     return failed(check, found, expected=expected, fix=fix)
 
 
-def _judge_free(check: str, asked: str, *, needed: float) -> Finding:
-    free, total = ray.available_resources().get("CPU", 0.0), ray.cluster_resources().get("CPU", 0.0)
-    if free >= needed:
-        return ok(check, f"there is room for {asked}; {free:g} of {total:g} CPUs are free")
+def _judge_free(check: str, asked: str, *, needed: Mapping[str, float]) -> Finding:
+    free, total = ray.available_resources(), ray.cluster_resources()
+    shown = {name: f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}s are free" for name in needed}
+    short = [name for name, amount in needed.items() if free.get(name, 0) < amount]
+    if not short:
+        return ok(check, f"there is room for {asked}; {shown['CPU']}")
     return warning(
         check,
-        f"{free:g} of {total:g} CPUs are free now, {needed:g} are needed",
+        "; ".join(f"{shown[name]} now, {needed[name]:g} are needed" for name in short),
         expected=asked,
         fix="Wait for what runs (on the head, `ray status` and `ray list actors` say what), or remove what ended jobs hold",
     )

@@ -26,6 +26,13 @@ print(ray.cluster_resources().get("GPU", 0))
 worker = {"CPU": 2, "GPU": 1}
 require_resources([worker, worker, {"CPU": 1}], what="two workers")
 print(ray.cluster_resources()["GPU"])
+held = ray.util.placement_group([worker])
+ray.get(held.ready())
+try:
+    require_resources([worker, worker], what="two more", nodes_seconds=8, busy_seconds=8)
+except ResourceError as error:
+    print(error)
+ray.util.remove_placement_group(held)
 try:
     require_resources([worker] * 3, what="three workers")
 except ResourceError as error:
@@ -96,8 +103,9 @@ def test_an_autoscaler_is_asked_for_what_is_missing_and_only_what_it_can_never_a
     done = subprocess.run([sys.executable, "-c", ASK], env=autoscaled, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "waiting up to 1800 s for two workers: 5 CPUs needed, 1 there; 2 GPUs needed, 0 there" in done.stderr
-    before, after, refused = [line for line in done.stdout.splitlines() if "(autoscaler" not in line]
+    before, after, busy, refused = [line for line in done.stdout.splitlines() if "(autoscaler" not in line]
     assert (before, after) == ("0", "2.0")
+    assert "had no room for two more in 8 s: other jobs hold what it needs" in busy
     assert refused == (
         "the Ray cluster's autoscaler may not add what three workers take: 6 CPUs needed, 5 there; 3 GPUs needed, 2 there. "
         "Ask for less, or allow more"

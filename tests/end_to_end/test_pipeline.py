@@ -36,14 +36,14 @@ class Pipeline:
 def pipeline(s3: str, generated: Path, nodes: Nodes) -> Pipeline:
     for path in sorted(generated.rglob("*")):
         if path.is_file():
-            storage.write_bytes(f"{s3}/raw/{path.relative_to(generated)}", path.read_bytes())
-    data, scores = f"{s3}/prepared", f"{s3}/scores"
-    flags = ["--metadata", f"{s3}/raw/metadata.csv", "--rows-per-group", "2"]
-    code, line, shown = nodes.submit("prepare", "--input", f"{s3}/raw", "--output", data, *flags)
+            storage.write_bytes(f"{s3}/pipeline/raw/{path.relative_to(generated)}", path.read_bytes())
+    data, scores = f"{s3}/pipeline/data", f"{s3}/pipeline/scores"
+    flags = ["--metadata", f"{s3}/pipeline/raw/metadata.csv", "--rows-per-group", "2"]
+    code, line, shown = nodes.submit("prepare", "--input", f"{s3}/pipeline/raw", "--output", data, *flags)
     assert (code, line["images"], line["splits"]) == (0, 20, {"test": 4, "train": 12, "val": 4}), shown
     flags = ["--learning-rate", "1e-2", "--ema-decay", "0.9", "--epochs", "12", "--warmup-epochs", "0"]
     flags += ["--validation-interval", "6", "--workers", "2"]
-    code, trained, shown = nodes.submit("train", "--data", data, "--output", f"{s3}/run", *SMALL, *flags)
+    code, trained, shown = nodes.submit("train", "--data", data, "--output", f"{s3}/pipeline/run", *SMALL, *flags)
     assert (code, trained["epochs"]) == (0, 12), shown
     bundle = str(trained["bundle"])
     code, line, shown = nodes.submit("evaluate", "--bundle", bundle, "--data", data, "--output", scores)
@@ -55,8 +55,8 @@ def pipeline(s3: str, generated: Path, nodes: Nodes) -> Pipeline:
 def test_what_runs_on_the_nodes_is_what_was_submitted(pipeline: Pipeline, nodes: Nodes, s3: str) -> None:
     """The driver's version is in the bundle, the actors' in each row: both are the clone's."""
     assert read_bundle_info(pipeline.bundle)[0].provenance["versions"]["resunet_ray"] == TRAVELLED
-    output = f"{s3}/segmented"
-    command = ["--bundle", pipeline.bundle, "--input", f"{s3}/raw/images", "--output", output]
+    output = f"{s3}/pipeline/segmented"
+    command = ["--bundle", pipeline.bundle, "--input", f"{s3}/pipeline/raw/images", "--output", output]
     code, line, shown = nodes.submit("segment", *command)
     assert (code, line["status"], line["images"]) == (0, "done", {"ok": 20}), shown
     rows = read_output(output, "images")
@@ -67,15 +67,15 @@ def test_what_runs_on_the_nodes_is_what_was_submitted(pipeline: Pipeline, nodes:
 def test_a_sweep_is_submitted_as_any_job(pipeline: Pipeline, nodes: Nodes, s3: str) -> None:
     flags = [*SMALL, "--epochs", "2", "--trials", "2", "--concurrent", "2", "--scheduler", "none"]
     flags += ["--space", "learning_rate=choice:1e-2,1e-3"]
-    code, line, shown = nodes.submit("tune", "--data", pipeline.data, "--output", f"{s3}/sweep-submitted", *flags)
+    code, line, shown = nodes.submit("tune", "--data", pipeline.data, "--output", f"{s3}/pipeline/sweep", *flags)
     assert code == 0, shown
-    trials = pd.read_parquet(io.BytesIO(storage.read_bytes(f"{s3}/sweep-submitted/trials.parquet")))
+    trials = pd.read_parquet(io.BytesIO(storage.read_bytes(f"{s3}/pipeline/sweep/trials.parquet")))
     assert trials["status"].tolist() == ["completed", "completed"], shown
     assert storage.exists(f"{line['bundle']}/bundle.json")
 
 
 def test_who_submits_sees_the_last_line_and_the_exit_code(nodes: Nodes, s3: str) -> None:
-    code, line, shown = nodes.submit("train", "--data", f"{s3}/nowhere", "--output", f"{s3}/none")
+    code, line, shown = nodes.submit("train", "--data", f"{s3}/nowhere", "--output", f"{s3}/pipeline/none")
     assert (code, line["status"], line["error"]) == (1, "failed", "InputError")
     assert "exit code 2" in shown
 
@@ -119,7 +119,7 @@ def test_the_report_opens_in_a_browser_and_shows_what_was_measured(pipeline: Pip
 
 
 def test_scores_do_not_depend_on_the_number_of_actors(pipeline: Pipeline, nodes: Nodes, s3: str) -> None:
-    command = ["--bundle", pipeline.bundle, "--data", pipeline.data, "--output", f"{s3}/scores-2"]
+    command = ["--bundle", pipeline.bundle, "--data", pipeline.data, "--output", f"{s3}/pipeline/scores-2"]
     code, line, shown = nodes.submit("evaluate", *command, "--actors", "2")
     assert code == 0, shown
     assert [line[name] for name in ("f1", "pooled", "instance")] == [
@@ -128,7 +128,7 @@ def test_scores_do_not_depend_on_the_number_of_actors(pipeline: Pipeline, nodes:
 
 
 def test_the_report_s_protocol_scores_at_its_size(pipeline: Pipeline, nodes: Nodes, s3: str) -> None:
-    output = f"{s3}/scores-report"
+    output = f"{s3}/pipeline/scores-report"
     command = ["--bundle", pipeline.bundle, "--data", pipeline.data, "--output", output]
     code, line, shown = nodes.submit("evaluate", *command, "--protocol", "report")
     assert (code, line["instance"]) == (0, None), shown

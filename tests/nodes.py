@@ -118,7 +118,7 @@ class Nodes:
         """Power loss of the node on which an actor of the given class stands: all of its processes at once."""
         ids = {actor["node_id"] for actor in self.ask("actors") if actor["state"] == "ALIVE" and holding in actor["class_name"]}
         assert ids, f"no {holding} anywhere"
-        for node in self.processes[1:]:
+        for node in [node for node in self.processes[1:] if node.poll() is None]:
             raylets = [process for process in node.children(recursive=True) if process.name() == "raylet"]
             if any(f"--node_id={name}" in " ".join(raylet.cmdline()) for raylet in raylets for name in ids):
                 _kill(node)

@@ -3,9 +3,11 @@
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,9 +43,9 @@ except ResourceError as error:
 
 
 @pytest.fixture
-def autoscaled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def autoscaled() -> Iterator[dict[str, str]]:
     """A cluster whose autoscaler may add two nodes with a GPU each: processes of this machine. Gives what it takes to join it."""
-    folder = tmp_path_factory.mktemp("r")  # short: sockets lie below it
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: sockets lie below it
     port = free_port()
     empty: dict[str, Any] = {f"{name}commands": [] for name in ("initialization_", "setup_", "head_setup_", "worker_setup_")}
     config = {
@@ -87,6 +89,7 @@ def autoscaled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, s
             head.terminate()
             head.wait(timeout=60)
             kill_what_names(folder)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def kill_what_names(folder: Path) -> None:

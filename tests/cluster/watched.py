@@ -6,6 +6,7 @@ Prints a line of JSON when Ray is there, and one when the work is done.
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,15 @@ from resunet_ray.segment.run import Segmented, segment
 from resunet_ray.segment.segmenter import Segmenter
 from resunet_ray.train.trainer import train
 
+_SLOW_SECONDS = 4  # some reports of its actor
+
 
 class DiesOnce(Segmenter):
-    """Dies over one image at the first sight of it, as a node that is taken away does."""
+    """Dies over one image at the first sight of it, as a node that is taken away does, and gets another slowly."""
 
     def _read(self, planned: dict[str, Any]) -> Any:
+        if planned["image_uri"].endswith("slow.png"):
+            time.sleep(_SLOW_SECONDS)
         marker = Path(planned["image_uri"]).with_suffix(".mortal")
         if marker.exists():
             marker.unlink()
@@ -50,8 +55,8 @@ def _main(bundle: str, folder: Path) -> None:
             crop=64,
             batch_size=4,
             precision="fp32",
-            epochs=4,
-            validation_interval=2,
+            epochs=60,
+            validation_interval=20,
         )
     )
     print(json.dumps(segmented), flush=True)

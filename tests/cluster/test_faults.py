@@ -101,6 +101,10 @@ def test_segmenting_that_is_stopped_and_then_loses_a_node_finishes_with_the_same
     assert read_output(f"{s3}/rows-broken", "images")["image_id"].is_unique
 
 
+def has_pending_group(nodes: Nodes) -> bool:
+    return any(group["state"] == "PENDING" for group in nodes.ask("placement_groups"))
+
+
 def test_a_job_waits_for_the_nodes_that_it_was_promised(bundle_uri: str, generated: Path, s3: str, nodes: Nodes) -> None:
     """What no cluster of this size has room for begins when a larger node has joined, as an autoscaler would have it."""
     storage.write_bytes(f"{s3}/one/one.png", next((generated / "images").iterdir()).read_bytes())
@@ -111,8 +115,7 @@ def test_a_job_waits_for_the_nodes_that_it_was_promised(bundle_uri: str, generat
     assert "--nodes-seconds" in line["message"]
     with ThreadPoolExecutor() as background:
         waiting = background.submit(nodes.submit, "segment", *flags, "--nodes-seconds", "120")
-        nodes.wait_until(lambda: waiting.done() or any(nodes.ask("placement_groups")), what="its wish for room")
+        nodes.wait_until(lambda: waiting.done() or has_pending_group(nodes), what="its wish for room")
         nodes.add(cpus=8)
         code, line, shown = waiting.result()
-    assert (code, line["images"]) == (0, {"ok": 1}), shown
-    assert "waiting up to 120 s" in shown
+    assert (code, line.get("images")) == (0, {"ok": 1}), shown

@@ -117,14 +117,14 @@ def show_lots(run: Run, left: Callable[[], int]) -> Iterator[None]:
         stop()
 
 
-def show_waiting(run: Run, waiting: Mapping[str, Callable[[], int]]) -> None:
-    """Shows what waits for each stage, as long as this process lives.
+def show_waiting(run: Run, waiting: Mapping[str, Callable[[], int]]) -> Callable[[], None]:
+    """Shows what waits for each stage, as long as this process lives, or until what is returned is called.
 
     Args:
         run: that the process works for.
         waiting: counts it, by stage.
     """
-    _show(run, lambda: [(_WAITING, (stage,), count()) for stage, count in waiting.items()])
+    return _show(run, lambda: [(_WAITING, (stage,), count()) for stage, count in waiting.items()])
 
 
 @contextmanager

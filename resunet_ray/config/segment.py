@@ -60,7 +60,8 @@ class SegmentConfig:
     dry_run: bool = False
     """Only say what there is to do."""
     actors: int | None = None
-    """Most model processes. None: one for each GPU, or one for each node, which computes on all of its cores."""
+    """Most model processes. None: one for each GPU, or one for each node, which computes on all of its cores. 0: all is done in
+    this process, without Ray: for a debugger, or a few images."""
     gpu: bool | None = None
     """A GPU for each model process. None: if the cluster has them when the work begins."""
     cpus_per_actor: int = 1
@@ -84,9 +85,9 @@ class SegmentConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.input), "--input names nothing: expected at least one location")
-        require_range(self, 1, ANY, "actors", "cpus_per_actor", "readers", "batch_size", "max_pixels")
+        require_range(self, 0, ANY, "actors", "nodes_seconds")
+        require_range(self, 1, ANY, "cpus_per_actor", "readers", "batch_size", "max_pixels")
         require_range(self, 0, 1, "max_error_fraction")
-        require_range(self, 0, ANY, "nodes_seconds")
         require_range(self, TINY, 1 - TINY, "threshold")
         require_range(self, TINY, ANY, "mpp")
         require_range(self, 5, ANY, "lease_seconds")

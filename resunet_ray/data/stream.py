@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
+import ray
 import ray.data
 
 from resunet_ray.data.dataset import Dataset, Row, Span, read_span
@@ -85,7 +86,9 @@ def _portions(spans: Iterable[Span], *, rows: int) -> Iterator[list[Span]]:
 
 
 def run_tasks(task: Callable[[int], pa.Table], *, count: int, total: int, what: str) -> pa.Table:
-    """Runs a function on the numbers 0 … `count` − 1 on the cluster's CPUs and puts the rows together, in no order.
+    """Runs a function on the numbers 0 … `count` − 1 and puts the rows together, in no order.
+
+    Where Ray was joined, on the cluster's CPUs; else one after the other in this process.
 
     Args:
         task: number → rows.
@@ -93,6 +96,8 @@ def run_tasks(task: Callable[[int], pa.Table], *, count: int, total: int, what: 
         total: rows to expect in all, for the log.
         what: they are, for the log.
     """
+    if not ray.is_initialized():
+        return pa.concat_tables([task(number) for number in range(count)])
     return collect(_map_numbers(task, count), total=total, what=what)
 
 

@@ -3,11 +3,17 @@
 import json
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import ray.data
+import torch
 
 from resunet_ray.cluster import MODEL_ENVIRONMENT, count_cpu_nodes, count_gpus, has_autoscaler, require_resources
+from resunet_ray.config import SegmentConfig
 from resunet_ray.data.stream import count_up
 from resunet_ray.monitoring import count_lot, show_lots
 from resunet_ray.segment.job import Job
@@ -21,8 +27,15 @@ logger = logging.getLogger(__name__)
 _PROGRESS_SECONDS = 5
 
 
+def uses_gpu(config: SegmentConfig) -> bool:
+    """Whether each model process has a GPU."""
+    if config.gpu is not None:
+        return config.gpu
+    return torch.cuda.is_available() if config.actors == 0 else count_gpus() > 0
+
+
 def segment_lots(job: Job, *, unit: str, lease: Lease | None) -> Progress:
-    """Runs the lots of a job on the cluster, and says how far it is.
+    """Runs the lots of a job, on the cluster or with `--actors 0` in this process, and says how far it is.
 
     Args:
         job: what to do.
@@ -33,14 +46,15 @@ def segment_lots(job: Job, *, unit: str, lease: Lease | None) -> Progress:
         ResourceError: the cluster cannot take the actors.
         RunError: the lease was lost.
     """
-    actors = max(1, min(job.config.actors or (count_gpus() if job.gpu else count_cpu_nodes()), len(job.lots)))
+    here = job.config.actors == 0
+    actors = 1 if here else max(1, min(job.config.actors or (count_gpus() if job.gpu else count_cpu_nodes()), len(job.lots)))
     progress = Progress(total=count_regions(job.folder, job.lots), unit=unit, actors=actors)
     if not job.lots:
         return progress
-    data = _map_lots(job, actors=actors)
+    batches = _map_lots_here(job) if here else _map_lots(job, actors=actors)
     shown = time.monotonic()
     with show_lots(job.watched, lambda: len(job.lots) - progress.lots):
-        for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for batch in batches:
             for lot in batch.to_pylist():
                 _note({**lot, "outcomes": json.loads(lot["outcomes"])}, job=job, progress=progress)
             if lease is not None:
@@ -51,8 +65,15 @@ def segment_lots(job: Job, *, unit: str, lease: Lease | None) -> Progress:
     return progress
 
 
-def _map_lots(job: Job, *, actors: int) -> ray.data.Dataset:
-    """What becomes of each lot, lazily."""
+def _map_lots_here(job: Job) -> Iterator[pa.Table]:
+    """What becomes of each lot, lazily, one after the other."""
+    with closing(Segmenter(job)) as segmenter:
+        for number in range(len(job.lots)):
+            yield segmenter({"id": np.array([number])})
+
+
+def _map_lots(job: Job, *, actors: int) -> Iterator[pa.Table]:
+    """What becomes of each lot, lazily, as they come in from the cluster's actors."""
     config = job.config
     each = {"CPU": config.cpus_per_actor, **({"GPU": 1} if job.gpu else {})}
     require_resources(
@@ -61,7 +82,7 @@ def _map_lots(job: Job, *, actors: int) -> ray.data.Dataset:
         nodes_seconds=config.nodes_seconds,
     )
     logger.info("%d actors, each on %s", actors, "a GPU" if job.gpu else f"{job.threads or 'all'} CPU cores: there is no GPU")
-    return count_up(len(job.lots)).map_batches(
+    data = count_up(len(job.lots)).map_batches(
         Segmenter,
         fn_constructor_args=(job,),
         compute=ray.data.ActorPoolStrategy(
@@ -72,6 +93,8 @@ def _map_lots(job: Job, *, actors: int) -> ray.data.Dataset:
         num_gpus=1 if job.gpu else 0,
         batch_size=None,
     )
+    batches: Iterator[pa.Table] = data.iter_batches(batch_size=None, batch_format="pyarrow")
+    return batches
 
 
 def _note(lot: dict[str, Any], *, job: Job, progress: Progress) -> None:

@@ -20,14 +20,14 @@ import pyarrow as pa
 
 from resunet_ray import storage
 from resunet_ray.bundle import BundleInfo, read_bundle_info, versions
-from resunet_ray.cluster import connect, count_gpus
+from resunet_ray.cluster import connect
 from resunet_ray.config import SegmentConfig, load_config
 from resunet_ray.data.stream import run_tasks
 from resunet_ray.errors import InputError
 from resunet_ray.monitoring import count_images
 from resunet_ray.schema import PLAN
 from resunet_ray.segment import attempts
-from resunet_ray.segment.actors import segment_lots
+from resunet_ray.segment.actors import segment_lots, uses_gpu
 from resunet_ray.segment.commit import commit_run
 from resunet_ray.segment.job import Job
 from resunet_ray.segment.ledger import read_ledger
@@ -170,7 +170,10 @@ def _plan(
 
 
 def _survey(surveyor: Surveyor, rows: list[Row]) -> Iterator[list[Row]]:
-    """Looks at files that may be slides, on the cluster; gives the rows of each."""
+    """Looks at files that may be slides, on the cluster if there is to be one; gives the rows of each."""
+    if surveyor.config.actors == 0:
+        yield from map(surveyor, rows)
+        return
     connect()
     size = max(1, len(rows) // _SURVEY_TASKS)
     slices = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -202,7 +205,8 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
             f"{record['bundle_digest'][:12]}): put the old one back, or give the run up by deleting {folder} and "
             f"{storage.join(config.output, REGIONS_FOLDER, run_id)}"
         )
-    connect()
+    if own.actors != 0:
+        connect()
     begun = time.perf_counter()
     todo = sorted(set(range(plan.lots)) - _lots_done(config.output, run_id))
     if len(todo) < plan.lots:
@@ -214,8 +218,8 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
         config=own,
         bundle_digest=digest,
         lots=tuple(todo),
-        gpu=bool(own.gpu or (own.gpu is None and count_gpus())),
-        threads=None if own.actors in (None, 1) else own.cpus_per_actor,
+        gpu=uses_gpu(own),
+        threads=None if own.actors in (None, 0, 1) else own.cpus_per_actor,
     )
     unit = "images" if plan.images == plan.regions else "regions"
     progress = segment_lots(job, unit=unit, lease=lease)

@@ -79,7 +79,13 @@ class Segmenter:
         self._post = ThreadPoolExecutor(_POST_THREADS, thread_name_prefix="post")
         self._calls, self._wary = threading.Semaphore(CALLS), threading.Lock()
         pools = {"model": self._model, "post": self._post}  # they do not say in public how much waits for them
-        monitoring.show_waiting(job.watched, {stage: pool._work_queue.qsize for stage, pool in pools.items()})
+        self._shown = monitoring.show_waiting(job.watched, {stage: pool._work_queue.qsize for stage, pool in pools.items()})
+
+    def close(self) -> None:
+        """Ends its threads. An actor's end with its process."""
+        self._shown()
+        for pool in (self._readers, self._model, self._post):
+            pool.shutdown()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
         """Segments lots, and returns one row for each: what is in its file, and how long it took."""

@@ -163,9 +163,10 @@ def require_means(config: TrainConfig) -> None:
 def _fit(
     config: TrainConfig, dataset: Dataset, callbacks: Sequence[UserCallback]
 ) -> tuple[ray.train.Checkpoint, dict[str, float]]:
-    # Ray Train reads both from the driver's environment when it starts the run.
+    # Ray Train reads these from the driver's environment when it starts the run.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.start_timeout_seconds)
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "1800")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # until a checkpoint counts, and the end is noticed
     failure = storage.join(run_folder(config), FAILURE_FILE)
     storage.delete_file(failure)
     gpu = uses_gpu(config)

@@ -20,6 +20,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import boto3
 import numpy as np
@@ -29,6 +30,7 @@ import torch
 from botocore.exceptions import ClientError
 from nodes import Nodes
 from support import REAL_DATA
+from xdist.scheduler import LoadFileScheduling
 
 from resunet_ray.bundle import BundleInfo, build_network, save_bundle
 from resunet_ray.cluster import connect
@@ -37,6 +39,33 @@ from resunet_ray.data.prepare import prepare
 from resunet_ray.data.synthetic import generate_image, write_images
 
 S3_KEY, S3_SECRET = "tester", "only-on-loopback"
+
+
+class Sharing(LoadFileScheduling):
+    """Two processes share the tests file by file, so that what a file's tests share is made once.
+
+    All that needs the cluster of several nodes is one file's worth: there is one such cluster.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "end_to_end" if "end_to_end/" in nodeid else str(super()._split_scope(nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Sharing:
+    return Sharing(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files with the most to start come first, so that neither process is left alone with a long one."""
+
+    def rank(item: pytest.Item) -> int:
+        fixtures = getattr(item, "fixturenames", ())
+        return 0 if "nodes" in fixtures else 1 if item.get_closest_marker("campaign") else 2 if "cluster" in fixtures else 3
+
+    ranks: dict[Path, int] = {}
+    for item in items:
+        ranks[item.path] = min(rank(item), ranks.get(item.path, 3))
+    items.sort(key=lambda item: ranks[item.path])
 
 
 @pytest.fixture(scope="session")
@@ -96,12 +125,15 @@ def real_data() -> Path:
     return REAL_DATA
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def nodes(s3: str) -> Iterator[Nodes]:
-    """A cluster of a head and two workers, whose processes have the keys of S3 from their nodes."""
+    """A cluster of a head and two workers, whose processes have the keys of S3 from their nodes.
+
+    A test that takes nodes away or adds some leaves it as it was: see `Nodes.restore`.
+    """
     cluster = Nodes(Path(tempfile.mkdtemp(prefix="ray-")))
     try:
-        cluster.start(workers=2, cpus=3)
+        cluster.start()
         yield cluster
     finally:
         cluster.end()

@@ -19,6 +19,8 @@ BIN = Path(sys.executable).parent
 TRAVELLED = "0.0.0+travelled"
 """The version that the clone has: nothing but what travelled with a job can write it."""
 
+WORKER_CPUS = 3
+_WORKERS = 2
 _START_SECONDS = 60
 _END_SECONDS = 5
 _JOB_SECONDS = 240
@@ -35,14 +37,15 @@ class Nodes:
     processes: list[psutil.Popen] = field(default_factory=list)
     """One a node, the head first: `ray start --block`, which holds the node's other processes."""
     address: str = ""
+    _usual: list[psutil.Popen] = field(default_factory=list)
 
     @property
     def clone(self) -> Path:
         """Where jobs are submitted from."""
         return self.folder / "clone"
 
-    def start(self, *, workers: int, cpus: int) -> None:
-        """A head that takes no work, and so many workers; each has joined before the next one starts."""
+    def start(self) -> None:
+        """A head that takes no work, and the workers; each has joined before the next one starts."""
         _copy_tracked(self.clone)
         (self.folder / "token").write_text(secrets.token_hex(32))
         self.address = f"127.0.0.1:{free_port()}"
@@ -55,35 +58,48 @@ class Nodes:
         }
         head = ["--head", f"--port={self.address.rpartition(':')[2]}", f"--dashboard-port={dashboard}", "--num-cpus=0"]
         self._add(*head, f"--ray-client-server-port={free_port()}", f"--temp-dir={self.folder / 'ray'}")
-        for _ in range(workers):
-            self.add(cpus=cpus)
+        self.restore()
 
-    def add(self, *, cpus: int) -> None:
+    @property
+    def workers(self) -> list[psutil.Popen]:
+        """Those that are alive, in the order in which they joined."""
+        return [node for node in self.processes[1:] if node.poll() is None]
+
+    def restore(self) -> None:
+        """Two workers again, whatever became of them."""
+        for node in self.workers:
+            if node not in self._usual:
+                _kill(node)
+        while len(self.workers) < _WORKERS:
+            self._usual.append(self.add(cpus=WORKER_CPUS))
+
+    def add(self, *, cpus: int) -> psutil.Popen:
         """One worker more."""
         # The nodes share one folder of logs, which the head's monitor reads already.
-        self._add(f"--address={self.address}", f"--num-cpus={cpus}", "--include-log-monitor=false")
+        return self._add(f"--address={self.address}", f"--num-cpus={cpus}", "--include-log-monitor=false")
 
-    def _add(self, *flags: str) -> None:
+    def _add(self, *flags: str) -> psutil.Popen:
         ports = [f"--{name}={free_port()}" for name in ("dashboard-agent-listen-port", "metrics-export-port")]
         common = ["--block", "--disable-usage-stats", f"--object-store-memory={200 * 2**20}"]
-        before = self.count()
+        before = self.list_alive()
         log = self.folder / f"node-{len(self.processes)}.log"
         with log.open("wb") as file:
             command = [str(BIN / "ray"), "start", *common, *ports, *flags]
             node = psutil.Popen(command, cwd=self.folder, env=self.environment, stdout=file, stderr=subprocess.STDOUT)
         self.processes.append(node)
         deadline = time.monotonic() + _START_SECONDS
-        while self.count() <= before:
+        while not self.list_alive() - before:
             assert node.poll() is None, f"the node ended: {log.read_text()[-2000:]}"
             assert time.monotonic() < deadline, f"the node did not join within {_START_SECONDS} s: {log.read_text()[-2000:]}"
             time.sleep(0.2)
+        return node
 
-    def count(self) -> int:
-        """Nodes that the cluster takes for alive; 0 where nobody answers yet."""
+    def list_alive(self) -> set[str]:
+        """Ids of the nodes that the cluster takes for alive; none where nobody answers yet."""
         try:
-            return sum(node["state"] == "ALIVE" for node in self.ask("nodes"))
+            return {str(node["node_id"]) for node in self.ask("nodes") if node["state"] == "ALIVE"}
         except OSError:
-            return 0
+            return set()
 
     def ask(self, what: str) -> list[dict[str, Any]]:
         """What the cluster says of its nodes, actors ..., through its dashboard."""
@@ -118,7 +134,7 @@ class Nodes:
         """Power loss of the node on which an actor of the given class stands: all of its processes at once."""
         ids = {actor["node_id"] for actor in self.ask("actors") if actor["state"] == "ALIVE" and holding in actor["class_name"]}
         assert ids, f"no {holding} anywhere"
-        for node in [node for node in self.processes[1:] if node.poll() is None]:
+        for node in self.workers:
             raylets = [process for process in node.children(recursive=True) if process.name() == "raylet"]
             if any(f"--node_id={name}" in " ".join(raylet.cmdline()) for raylet in raylets for name in ids):
                 _kill(node)

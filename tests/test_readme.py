@@ -69,6 +69,7 @@ def write_kaggle_zip(path: Path, *, masks: bool) -> None:
                 packed.writestr(f"{number:04d}/masks/{instance:03d}.png", encode_png(mask))
 
 
+@pytest.mark.campaign
 def test_its_commands_on_real_data_run(tmp_path: Path, cluster: str) -> None:
     """As they are shown, with a small archive of the same layout and, for the training, flags that make it short."""
     write_kaggle_zip(tmp_path / "stage1_train.zip", masks=True)
@@ -104,7 +105,7 @@ def end_once_served(command: list[str], *, folder: Path) -> None:
     assert server.returncode == 0
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint"])
+@pytest.mark.parametrize("target", ["demo", "test", "campaign", "lint"])
 def test_make_knows_its_targets(target: str) -> None:
     done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

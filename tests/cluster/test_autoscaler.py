@@ -42,6 +42,9 @@ except ResourceError as error:
 """
 
 
+pytestmark = pytest.mark.campaign
+
+
 @pytest.fixture
 def autoscaled() -> Iterator[dict[str, str]]:
     """A cluster whose autoscaler may add two nodes with a GPU each: processes of this machine. Gives what it takes to join it."""

@@ -44,10 +44,13 @@ NOT_HERE = {
 _WORDS = "and or unless by on without ignoring offset bool group_left group_right"
 _FAST = {"RAY_ADDRESS": "local", "RAY_metrics_report_interval_ms": "1000", "REPORTER_UPDATE_INTERVAL_MS": "1000"}
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("prometheus") is None or shutil.which("promtool") is None,
-    reason="no prometheus here: neither metrics nor dashboard nor alerts were tried",
-)
+pytestmark = [
+    pytest.mark.campaign,
+    pytest.mark.skipif(
+        shutil.which("prometheus") is None or shutil.which("promtool") is None,
+        reason="no prometheus here: neither metrics nor dashboard nor alerts were tried",
+    ),
+]
 
 
 @dataclass(frozen=True)

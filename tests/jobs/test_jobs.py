@@ -3,26 +3,22 @@
 import json
 import subprocess
 import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from _job import read_config
-from _memory import PeakMemory
-from support import ROOT, run_job
+from support import ROOT, call_job, run_job
 
 from resunet_ray.config import ModelConfig, TrainConfig
 
 
 @pytest.mark.parametrize("name", ["prepare", "train", "tune", "dashboard", "evaluate", "segment", "demo", "benchmark", "doctor"])
 def test_help_says_what_the_job_does(name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / f"{name}.py"), "--help"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert ("--config FILE" in done.stdout) == (name in ("prepare", "train", "tune", "evaluate", "segment"))
-    assert ("--recipe default|report" in done.stdout) == (name in ("train", "tune"))
+    code, _, shown = call_job(name, "--help")
+    assert code == 0, shown
+    assert ("--config FILE" in shown) == (name in ("prepare", "train", "tune", "evaluate", "segment"))
+    assert ("--recipe default|report" in shown) == (name in ("train", "tune"))
 
 
 @pytest.mark.parametrize(
@@ -51,9 +47,11 @@ def test_help_says_what_the_job_does(name: str) -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_one_sentence_and_exit_code_2(name: str, flags: list[str], message: str, tmp_path: Path) -> None:
+def test_what_is_wrong_is_one_sentence_and_exit_code_2(
+    name: str, flags: list[str], message: str, tmp_path: Path, cluster: str
+) -> None:
     places = {"MISSING": str(tmp_path / "MISSING"), "OUT": str(tmp_path / "out")}
-    code, line, errors = run_job(name, *[places.get(flag, flag) for flag in flags])
+    code, line, errors = call_job(name, *[places.get(flag, flag) for flag in flags])
     assert (code, line["job"], line["status"]) == (2, name, "failed"), errors
     assert message in line["message"]
     assert "Traceback" not in errors
@@ -99,9 +97,15 @@ def test_a_benchmark_takes_no_earlier_run_for_its_own(tmp_path: Path) -> None:
 
 
 def test_peak_memory_counts_every_process_below_this_one() -> None:
-    with PeakMemory() as before:
-        time.sleep(1.2)
-    child = "import time; held = bytearray(2**28); held[::4096] = bytes([1]) * len(held[::4096]); time.sleep(3)"
-    with PeakMemory() as peak:
-        subprocess.run([sys.executable, "-c", child], check=True)
-    assert 0.2 < peak.gib - before.gib < 0.4
+    code = """
+import subprocess, sys, time
+from _memory import PeakMemory
+with PeakMemory() as before:
+    time.sleep(1.2)
+child = "import time; held = bytearray(2**28); held[::4096] = bytes([1]) * len(held[::4096]); time.sleep(3)"
+with PeakMemory() as peak:
+    subprocess.run([sys.executable, "-c", child], check=True)
+print(peak.gib - before.gib)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "jobs", capture_output=True, text=True, check=True)
+    assert 0.2 < float(done.stdout) < 0.4

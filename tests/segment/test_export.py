@@ -27,11 +27,13 @@ KINDS: tuple[ExportKind, ...] = ("geojson", "ome-zarr", "ome-tiff")
 
 
 @pytest.fixture(scope="module")
-def exported(picture: np.ndarray, dark_bundle: str, tmp_path_factory: pytest.TempPathFactory, cluster: str) -> Path:
+def exported(picture: np.ndarray, dark_bundle: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A slide of several regions, at twice the bundle's resolution, and all that is exported of it."""
     folder = tmp_path_factory.mktemp("exported")
     write_pyramid(folder / "slide.tiff", picture, mpp=0.25)
-    segment(SegmentConfig(bundle=dark_bundle, input=(str(folder / "slide.tiff"),), output=str(folder / "out"), region=256))
+    segment(
+        SegmentConfig(bundle=dark_bundle, input=(str(folder / "slide.tiff"),), output=str(folder / "out"), region=256, actors=0)
+    )
     assert export_runs(str(folder / "out"), kinds=KINDS) == 3
     return folder / "out"
 
@@ -113,9 +115,10 @@ def test_ome_tiff_is_a_pyramid_of_the_mask(exported: Path) -> None:
     np.testing.assert_array_equal(levels[0], whole_mask(exported, height=350, width=450))
 
 
-def test_exports_of_plain_images_go_to_object_storage(dark_bundle: str, generated: Path, s3: str, cluster: str) -> None:
-    config = SegmentConfig(bundle=dark_bundle, input=(str(generated / "images"),), output=f"{s3}/exported")
+def test_exports_of_plain_images_go_to_object_storage(dark_bundle: str, generated: Path, s3: str) -> None:
+    config = SegmentConfig(bundle=dark_bundle, input=(str(generated / "images"),), output=f"{s3}/exported", actors=0)
     (result,) = segment(config)
+    assert result.images == {"ok": 20}, read_output(config.output, "images")["error_message"].tolist()
     assert export_runs(config.output, kinds=["geojson", "ome-zarr"]) == 2 * result.images["ok"] == 40
     names = [name for name, _ in storage.list_files(f"{config.output}/exports/geojson/{result.run_id}")]
     assert len(names) == 20

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import ray
-from support import ROOT, read_output, run_job
+from support import ROOT, call_job, read_output, run_job
 
 from resunet_ray import storage
 from resunet_ray.config import SegmentConfig
@@ -64,7 +64,7 @@ def test_damaged_files_among_good_ones(bundle_uri: str, generated: Path, tmp_pat
         name = sorted(kinds)[number % 12]
         (tmp_path / "in" / f"{number}-{name}").write_bytes(kinds[name][0])
     flags = ["--bundle", bundle_uri, "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
-    code, line, errors = run_job("segment", *flags, address=cluster)
+    code, line, errors = call_job("segment", *flags)
     assert code == 3, errors
     assert line["images"] == {"ok": 50, "failed": 240}
     rows = read_output(str(tmp_path / "out"), "images")
@@ -96,8 +96,9 @@ def test_killed_it_ends_with_the_same_rows(bundle_uri: str, tmp_path: Path, clus
     for number in range(96):
         (tmp_path / "in" / f"{number}.png").write_bytes(encode_png(rng.integers(0, 256, (60, 70, 3), dtype=np.uint8)))
     command = ["--bundle", bundle_uri, "--input", str(tmp_path / "in"), "--precision", "fp32", "--readers", "1"]
-    kill_after_a_lot([*command, "--output", str(tmp_path / "killed")], tmp_path / "killed" / "regions", tmp_path / "log")
-    code, line, errors = run_job("segment", *command, "--output", str(tmp_path / "killed"))
+    killed = [*command, "--output", str(tmp_path / "killed")]
+    kill_after_a_lot(killed, tmp_path / "killed" / "regions", log=tmp_path / "log", address=cluster)
+    code, line, errors = run_job("segment", *killed, address=cluster)
     assert (code, line["status"], line["images"]) == (0, "done", {"ok": 96}), errors
     whole = SegmentConfig(bundle=bundle_uri, input=(str(tmp_path / "in"),), output=str(tmp_path / "whole"), precision="fp32")
     assert [result.images for result in segment(whole)] == [{"ok": 96}]
@@ -115,18 +116,16 @@ def test_killed_it_ends_with_the_same_rows(bundle_uri: str, tmp_path: Path, clus
     assert sorted(images["image_id"]) == sorted(one["image_id"])
 
 
-def kill_after_a_lot(flags: list[str], regions: Path, log: Path) -> None:
+def kill_after_a_lot(flags: list[str], regions: Path, *, log: Path, address: str) -> None:
     before = count_files(regions)
     with log.open("ab") as file:
-        driver = subprocess.Popen(
-            [sys.executable, str(ROOT / "jobs" / "segment.py"), *flags, "--lease-seconds", "5"], stdout=file, stderr=file
-        )
+        command = [sys.executable, str(ROOT / "jobs" / "segment.py"), *flags]
+        driver = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, "RAY_ADDRESS": address})
     while driver.poll() is None and count_files(regions) <= before:
         time.sleep(0.02)
     assert driver.poll() is None, log.read_text()
     driver.kill()
     driver.wait()
-    time.sleep(7)  # its lease runs out
 
 
 def count_files(folder: Path) -> int:
@@ -175,13 +174,14 @@ def watch(condition: Callable[[], bool], *, then: Callable[[], Any]) -> Any:
 def test_a_second_run_over_the_same_output_leaves_it_alone(bundle_uri: str, generated: Path, tmp_path: Path) -> None:
     flags = ["--bundle", bundle_uri, "--input", str(generated / "images"), "--output", str(tmp_path)]
     with storage.hold_lease(str(tmp_path), seconds=30) as lease:
-        code, line, errors = run_job("segment", *flags)
+        code, line, errors = call_job("segment", *flags)
     assert (code, line["status"]) == (0, "leased"), errors
     assert lease.holder in line["message"]
-    code, line, errors = run_job("segment", *flags, "--dry-run")
+    code, line, errors = call_job("segment", *flags, "--dry-run")
     assert (code, line["status"], line["images"]) == (0, "planned", {"planned": 20}), errors
 
 
+@pytest.mark.campaign
 def test_a_store_that_is_away_costs_time_and_nothing_else(
     bundle_uri: str, s3: str, s3_server: subprocess.Popen[bytes], cluster: str, caplog: pytest.LogCaptureFixture
 ) -> None:

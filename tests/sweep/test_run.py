@@ -24,6 +24,8 @@ from resunet_ray.sweep.trials import list_trials
 
 EPOCHS = 8
 
+pytestmark = pytest.mark.campaign
+
 
 @dataclass
 class Swept:

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from nodes import Nodes
+import pytest
+from nodes import WORKER_CPUS, Nodes
 from support import SMALL, read_output
 
 from resunet_ray import storage
 from resunet_ray.data.images import encode_png
 
-EPOCHS = 10
-"""Long enough to be ended in the middle: Ray Train looks for new checkpoints every two seconds."""
+EPOCHS = 8
+"""Long enough to be ended in the middle: Ray Train looks for new checkpoints twice a second."""
+
+pytestmark = pytest.mark.campaign
 
 
 def read_history(output: str) -> pd.DataFrame:
@@ -40,6 +43,7 @@ def leases(output: str) -> list[str]:
 
 def test_training_that_is_stopped_and_then_loses_a_node_learns_the_same(dataset_uri: str, s3: str, nodes: Nodes) -> None:
     """Two workers on two nodes. `ray job stop` after a checkpoint; then the same command, a node's end, and another node."""
+    nodes.restore()
     flags = [*SMALL, "--data", dataset_uri, "--epochs", str(EPOCHS), "--validation-interval", "2", "--warmup-epochs", "0"]
     flags += ["--ema-decay", "0.9", "--workers", "2", "--cpus-per-worker", "2", "--keep-checkpoints", "9"]
     code, whole, shown = nodes.submit("train", *flags, "--output", f"{s3}/whole")
@@ -57,7 +61,7 @@ def test_training_that_is_stopped_and_then_loses_a_node_learns_the_same(dataset_
         going_on = background.submit(nodes.submit, "train", *broken)
         nodes.wait_until(lambda: checkpoints(f"{s3}/broken") > before, what="one checkpoint more")
         nodes.kill_worker(holding="RayTrainWorker")
-        nodes.add(cpus=3)
+        nodes.add(cpus=WORKER_CPUS)
         code, line, shown = going_on.result()
     assert code == 0, shown
     assert len(re.findall(r"resumed after epoch \d+", shown)) >= 2, shown
@@ -70,6 +74,7 @@ def test_segmenting_that_is_stopped_and_then_loses_a_node_finishes_with_the_same
     bundle_uri: str, s3: str, nodes: Nodes
 ) -> None:
     """An actor on each of two nodes. `ray job stop` after the first lot; then the same command, and a node's end."""
+    nodes.restore()
     rng = np.random.default_rng(0)
     for number in range(96):
         storage.write_bytes(f"{s3}/noise/{number}.png", encode_png(rng.integers(0, 256, (150, 170, 3), dtype=np.uint8)))
@@ -107,6 +112,7 @@ def has_pending_group(nodes: Nodes) -> bool:
 
 def test_a_job_waits_for_the_nodes_that_it_was_promised(bundle_uri: str, generated: Path, s3: str, nodes: Nodes) -> None:
     """What no cluster of this size has room for begins when a larger node has joined, as an autoscaler would have it."""
+    nodes.restore()
     storage.write_bytes(f"{s3}/one/one.png", next((generated / "images").iterdir()).read_bytes())
     flags = ["--bundle", bundle_uri, "--input", f"{s3}/one", "--output", f"{s3}/one-out", "--cpus-per-actor", "7"]
     code, line, shown = nodes.submit("segment", *flags)

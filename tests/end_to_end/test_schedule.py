@@ -96,8 +96,10 @@ def planned(output: str) -> bool:
     )
 
 
+@pytest.mark.campaign
 def test_three_nights_one_of_which_meets_the_former(nodes: Nodes, s3: str, bundle_uri: str) -> None:
     """New images come in between; the second run starts while the first one still runs, and leaves all to it and to the third."""
+    nodes.restore()
     write_settings(nodes, s3, bundle_uri)
     scans, output = f"{s3}/nightly/scans", f"{s3}/nightly/segmented"
     write_scans(scans, *range(12))

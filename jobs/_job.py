@@ -1,22 +1,33 @@
 """What every job does alike: read its configuration, run, print one JSON line, exit with the code that the design gives."""
 
 import argparse
+import io
 import json
 import logging
+import os
+import shutil
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from contextlib import redirect_stdout
+from typing import Any, TextIO, TypeVar
 
 import tyro
 
 from resunet_ray import storage
-from resunet_ray.cluster import disconnect
+from resunet_ray.cluster import disconnect, log_folder
 from resunet_ray.config import load_config
 from resunet_ray.errors import ConfigError, ResUNetRayError
+from resunet_ray.progress import LogHandler, is_verbose, set_verbose
+
+logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
 
+_VERBOSE = "--verbose"
+_NATIVE_LEVEL = "RAY_BACKEND_LOG_LEVEL"  # Ray's own: which lines its part in C++ writes
+_NATIVE_LINE = r"^\[[-0-9 :,]* [DIWE] [0-9 ]*\] [a-z_]*\.cc:"
 _BAD_USAGE = 2  # tyro's and argparse's own exit code
 _RAY_ADVICE = "\nFailed to apply UDF transform"  # what Ray Data adds to the text of an exception of ours
 
@@ -30,7 +41,7 @@ def read_config(
     saved: str | None = None,
     arguments: Sequence[str] | None = None,
 ) -> Config:
-    """The configuration on the command line, over a recipe's or a saved file's.
+    """The configuration on the command line, over a recipe's or a saved file's. `--verbose` is none of it: see `run_job`.
 
     Args:
         kind: the configuration's class.
@@ -41,6 +52,7 @@ def read_config(
         arguments: the command line; the process's own by default.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument(_VERBOSE, action="store_true")
     if saved:
         first.add_argument("--config")
     if recipes:
@@ -56,6 +68,7 @@ def read_config(
         start = recipes[known.recipe](**dict.fromkeys(required, tyro.MISSING))
     extra = f"--config FILE starts from what an earlier run saved in {saved}." if saved else ""
     extra += f" --recipe {'|'.join(sorted(recipes))} chooses the defaults." if recipes else ""
+    extra += "\n\n--verbose shows all that Ray and its libraries say."
     result: Config = tyro.cli(kind, args=rest, default=start, description=f"{description}\n\n{extra}")  # type: ignore[assignment]
     return result
 
@@ -67,9 +80,16 @@ def run_job(name: str, work: Callable[[], dict[str, Any]]) -> None:
         name: of the job.
         work: does it, and returns what the last line says; `exit_code` among it is taken out.
     """
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[LogHandler()])
+    if _VERBOSE in sys.argv[1:]:
+        set_verbose()
+    else:
+        _hide_native_lines()
+    if not sys.stderr.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # Ray colours what it passes on, even in a file
     try:
-        result = work()
+        with redirect_stdout(_Printed(sys.stdout)):
+            result = work()
         code = int(result.pop("exit_code", 0))
         line = {"job": name, "status": "done" if code == 0 else "failed", **result}
     except SystemExit as leaving:  # help, or a flag that is none
@@ -87,12 +107,62 @@ def run_job(name: str, work: Callable[[], dict[str, Any]]) -> None:
         message = str(cause).partition(_RAY_ADVICE)[0]
         line = {"job": name, "status": "failed", "error": type(cause).__name__, "message": message}
         print(f"{name}: {message}", file=sys.stderr)
+        if code == 1:
+            _point_to_log()
     except Exception as error:  # noqa: BLE001 (whoever waits for the last line gets one, and the traceback with it)
         code = 1
         lines = storage.mask_credentials(str(error)).strip().splitlines()
         line = {"job": name, "status": "failed", "error": type(error).__name__, "message": lines[-1] if lines else ""}
         traceback.print_exc()
+        _point_to_log()
     disconnect()  # what Ray still has to say comes before the last line
     sys.stderr.flush()
     print(json.dumps(line), flush=True)
     sys.exit(code)
+
+
+def _hide_native_lines() -> None:
+    """Keeps the lines of Ray's part in C++ from standard error, unless somebody set which ones it writes.
+
+    It calls errors what are remarks, as on every actor of Ray Data, and has no setting but a level, which it announces itself by
+    another line. A process of its own takes them out, so that a crash still says what it has to say. Python goes around it.
+    """
+    grep = shutil.which("grep")
+    if grep is None or _NATIVE_LEVEL in os.environ:
+        return
+    sys.stderr.flush()
+    stderr = os.dup(sys.stderr.fileno())
+    command = [grep, "--line-buffered", "--invert-match", "--extended-regexp", _NATIVE_LINE]
+    # In a session of its own, it outlives an interrupt from the keyboard, and ends with the last process that can write to it.
+    rest = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stderr, stderr=stderr, start_new_session=True)
+    assert rest.stdin is not None, "it is a pipe"
+    sys.stderr = os.fdopen(stderr, "w", buffering=1, encoding=sys.stderr.encoding, errors=sys.stderr.errors)
+    os.dup2(rest.stdin.fileno(), 2)
+    rest.stdin.close()
+
+
+class _Printed(io.TextIOBase):
+    """Standard output while a job works: once Ray is there it belongs to the last line, and what Ray prints goes to the log."""
+
+    def __init__(self, stdout: TextIO) -> None:
+        self._stdout = stdout
+
+    def isatty(self) -> bool:
+        return log_folder() is None and self._stdout.isatty()
+
+    def fileno(self) -> int:
+        return self._stdout.fileno()
+
+    def write(self, text: str) -> int:
+        if log_folder() is None:  # help
+            return self._stdout.write(text)
+        for line in filter(str.strip, text.splitlines()):
+            if is_verbose() or ("(raylet)" in line and "WARNING" not in line):  # a process that died
+                logger.warning("%s", line)
+        return len(text)
+
+
+def _point_to_log() -> None:
+    """Says where to look for more than the cause of an error."""
+    if (folder := log_folder()) is not None and not is_verbose():
+        print(f"More is in Ray's log, {folder} on each node; --verbose shows it as it comes", file=sys.stderr)

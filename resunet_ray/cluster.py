@@ -17,10 +17,12 @@ from ray.util.state import list_nodes
 from ray.util.state.exception import RayStateApiException
 
 from resunet_ray.errors import ResourceError
+from resunet_ray.progress import is_verbose
 
 logger = logging.getLogger(__name__)
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # Linux, control groups version 2: microseconds of CPU time, and in how many
+_FORWARD = "RAY_LOG_TO_DRIVER"  # Ray's own: whether what workers say is shown here
 _NOWHERE = "http://127.0.0.1:1"  # a port that nobody listens on
 _DASHBOARD_SECONDS = 20
 _SOON_SECONDS = 3  # that free CPUs take to be given
@@ -35,6 +37,9 @@ MODEL_ENVIRONMENT = {"env_vars": {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "
 would hand each large one back to the kernel and fault it in anew. Measured on two cores, batch 8 of 256×256 in bf16:
 training 4.3 → 8.9 images/s, inference 19 → 35. It must stand in the environment before the process starts: Ray runs its work in
 threads, whose own arenas no later call can change."""
+
+
+_session: dict[str, Any] = {}  # what Ray said of itself when it was joined
 
 
 def connect(*, dashboard: bool = False) -> None:
@@ -56,9 +61,16 @@ def connect(*, dashboard: bool = False) -> None:
 
 
 def _start_or_join(*, dashboard: bool) -> None:
+    level = logging.INFO if is_verbose() else logging.WARNING
     # Ray Data takes its level from the environment of each process, this one among them.
-    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "WARNING")
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", logging.getLevelName(level))
     environment: dict[str, Any] = {"env_vars": {"RAY_DATA_LOG_LEVEL": os.environ["RAY_DATA_LOG_LEVEL"]}}
+    shown: dict[str, Any] = {"logging_level": level}
+    if _FORWARD not in os.environ:  # else Ray does as it says
+        shown["log_to_driver"] = is_verbose()
+    if not is_verbose():
+        for name in ("ray._private.authentication", "ray.data._internal.progress"):  # a local Ray has a token; bars are off
+            logging.getLogger(name).setLevel(logging.ERROR)
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one more process; nobody takes this machine away
@@ -66,18 +78,23 @@ def _start_or_join(*, dashboard: bool) -> None:
             address="local",
             num_cpus=max(_LEAST_LOCAL_CPUS, count_cores()),
             include_dashboard=dashboard,
-            logging_level=logging.WARNING,
-            log_to_driver=not dashboard,
+            **shown,
             runtime_env={**environment, "worker_process_setup_hook": _prepare_worker if dashboard else _prepare_quiet_worker},
         )
         if dashboard:
             logger.info("Ray's dashboard: http://%s", context.dashboard_url)
     else:
         try:
-            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=not dashboard, runtime_env=environment)
+            context = ray.init(address=address, **shown, runtime_env=environment)
         except ConnectionError as error:
             raise ResourceError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from None
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    _session.update(context.address_info)
+    logging.getLogger("ray.data").setLevel(os.environ["RAY_DATA_LOG_LEVEL"])
+
+
+def log_folder() -> str | None:
+    """Where each node keeps what Ray's processes say; None where Ray was not joined."""
+    return str(Path(_session["session_dir"]) / "logs") if _session else None
 
 
 def disconnect() -> None:

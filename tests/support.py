@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import runpy
 import shutil
 import socket
@@ -141,3 +142,29 @@ def run_job(name: str, *arguments: str, timeout: float = 240, address: str = "lo
     )
     lines = done.stdout.strip().splitlines()
     return done.returncode, json.loads(lines[-1]) if lines else {}, done.stderr
+
+
+def read_screen(terminal: int) -> tuple[str, list[str]]:
+    """All that is written to a pseudo-terminal until it is closed: as it came, and the lines that a person sees in the end."""
+    written = b""
+    with os.fdopen(terminal, "rb", buffering=0) as file:
+        while True:
+            try:
+                part = file.read(65536)
+            except OSError:  # Linux says so where nobody writes any more
+                break
+            if not part:
+                break
+            written += part
+    text = written.decode()
+    lines, row = [""], 0
+    for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", text):
+        if part == "\n":
+            row += 1
+            lines += [""] * (row == len(lines))
+        elif part.startswith("\x1b"):
+            row -= int(part[2:-1] or 1) if part.endswith("A") else 0
+            lines[row] = "" if part.endswith("K") else lines[row]
+        elif part != "\r":
+            lines[row] += part
+    return text, [line for line in lines if line]

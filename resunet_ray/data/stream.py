@@ -1,7 +1,5 @@
 """Rows as a stream: Ray Data's tasks read and transform them on the CPUs, ahead of whoever consumes them."""
 
-import logging
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,10 +12,8 @@ import ray
 import ray.data
 
 from resunet_ray.data.dataset import Dataset, Row, Span, read_span
+from resunet_ray.progress import is_verbose, show_progress
 
-logger = logging.getLogger(__name__)
-
-_PROGRESS_SECONDS = 5
 _FIRST_PORTION = 1 / 8  # of the others
 
 
@@ -93,8 +89,8 @@ def run_tasks(task: Callable[[int], pa.Table], *, count: int, total: int, what: 
     Args:
         task: number → rows.
         count: how many.
-        total: rows to expect in all, for the log.
-        what: they are, for the log.
+        total: rows to expect in all; 0: nobody knows.
+        what: they are, and what becomes of them: "images checked".
     """
     if not ray.is_initialized():
         return pa.concat_tables([task(number) for number in range(count)])
@@ -104,7 +100,7 @@ def run_tasks(task: Callable[[int], pa.Table], *, count: int, total: int, what: 
 def count_up(count: int) -> ray.data.Dataset:
     """The numbers 0 … `count` − 1 in a column `id`, one block each, to be mapped to work."""
     data = ray.data.range(count, override_num_blocks=count)
-    data.context.enable_progress_bars = False
+    data.context.enable_progress_bars = is_verbose()
     return data
 
 
@@ -117,20 +113,18 @@ def _map_numbers(task: Callable[[int], Any], count: int) -> ray.data.Dataset:
 
 
 def collect(data: ray.data.Dataset, *, total: int, what: str) -> pa.Table:
-    """All rows of a lazy Ray Data set; how far it has come is logged every few seconds.
+    """All rows of a lazy Ray Data set, which shows how far it is.
 
     Args:
         data: whose rows fit into this process.
-        total: rows to expect.
-        what: they are, for the log.
+        total: rows to expect; 0: nobody knows.
+        what: they are, and what becomes of them: "images scored".
     """
-    parts, done, shown = [], 0, time.monotonic()
-    for part in data.iter_batches(batch_size=None, batch_format="pyarrow"):
-        parts.append(part)
-        done += len(part)
-        if time.monotonic() - shown > _PROGRESS_SECONDS or done == total:
-            shown = time.monotonic()
-            logger.info("%d of %d %s", done, total, what)
+    parts = []
+    with show_progress(what, total=total) as line:
+        for part in data.iter_batches(batch_size=None, batch_format="pyarrow"):
+            parts.append(part)
+            line.advance(len(part))
     return pa.concat_tables(parts)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -16,15 +15,15 @@ from resunet_ray.cluster import MODEL_ENVIRONMENT, count_cpu_nodes, count_gpus, 
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.stream import count_up
 from resunet_ray.monitoring import count_lot, show_lots
+from resunet_ray.progress import show_progress
 from resunet_ray.segment.job import Job
 from resunet_ray.segment.plan import count_regions
-from resunet_ray.segment.progress import Progress
 from resunet_ray.segment.segmenter import CALLS, Segmenter
+from resunet_ray.segment.sums import LotSums
 from resunet_ray.storage import Lease
 
 logger = logging.getLogger(__name__)
 
-_PROGRESS_SECONDS = 5
 
 
 def uses_gpu(config: SegmentConfig) -> bool:
@@ -34,12 +33,12 @@ def uses_gpu(config: SegmentConfig) -> bool:
     return torch.cuda.is_available() if config.actors == 0 else count_gpus() > 0
 
 
-def segment_lots(job: Job, *, unit: str, lease: Lease | None) -> Progress:
-    """Runs the lots of a job, on the cluster or with `--actors 0` in this process, and says how far it is.
+def segment_lots(job: Job, *, unit: str, lease: Lease | None) -> LotSums:
+    """Runs the lots of a job, on the cluster or with `--actors 0` in this process, and shows how far it is.
 
     Args:
         job: what to do.
-        unit: what regions are, for the log.
+        unit: what regions are called.
         lease: of the output.
 
     Raises:
@@ -48,21 +47,22 @@ def segment_lots(job: Job, *, unit: str, lease: Lease | None) -> Progress:
     """
     here = job.config.actors == 0
     actors = 1 if here else max(1, min(job.config.actors or (count_gpus() if job.gpu else count_cpu_nodes()), len(job.lots)))
-    progress = Progress(total=count_regions(job.folder, job.lots), unit=unit, actors=actors)
+    sums = LotSums(actors=actors)
     if not job.lots:
-        return progress
+        return sums
     batches = _map_lots_here(job) if here else _map_lots(job, actors=actors)
-    shown = time.monotonic()
-    with show_lots(job.watched, lambda: len(job.lots) - progress.lots):
+    with (
+        show_lots(job.watched, lambda: len(job.lots) - sums.lots),
+        show_progress(f"{unit} segmented", total=count_regions(job.folder, job.lots)) as line,
+    ):
         for batch in batches:
+            before = sums.regions
             for lot in batch.to_pylist():
-                _note({**lot, "outcomes": json.loads(lot["outcomes"])}, job=job, progress=progress)
+                _note({**lot, "outcomes": json.loads(lot["outcomes"])}, job=job, sums=sums)
+            line.advance(sums.regions - before, note=f"{sums.failed} failed")
             if lease is not None:
                 lease.check()
-            if time.monotonic() - shown > _PROGRESS_SECONDS or progress.regions == progress.total:
-                shown = time.monotonic()
-                logger.info("%s", progress)
-    return progress
+    return sums
 
 
 def _map_lots_here(job: Job) -> Iterator[pa.Table]:
@@ -97,14 +97,14 @@ def _map_lots(job: Job, *, actors: int) -> Iterator[pa.Table]:
     return batches
 
 
-def _note(lot: dict[str, Any], *, job: Job, progress: Progress) -> None:
+def _note(lot: dict[str, Any], *, job: Job, sums: LotSums) -> None:
     """Counts a lot that is done, for the log and for Prometheus."""
-    before = progress.network_seconds
-    progress.add(lot)
+    before = sums.network_seconds
+    sums.add(lot)
     count_lot(
         job.watched,
         outcomes=lot["outcomes"],
         pixels=lot["pixels"],
-        seconds={stage: lot[f"{stage}_seconds"] for stage in progress.stages},
-        network_seconds=progress.network_seconds - before,
+        seconds={stage: lot[f"{stage}_seconds"] for stage in sums.stages},
+        network_seconds=sums.network_seconds - before,
     )

@@ -222,7 +222,7 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
         threads=None if own.actors in (None, 0, 1) else own.cpus_per_actor,
     )
     unit = "images" if plan.images == plan.regions else "regions"
-    progress = segment_lots(job, unit=unit, lease=lease)
+    sums = segment_lots(job, unit=unit, lease=lease)
     segmented = time.perf_counter()
     if lease is not None:
         lease.check()
@@ -235,7 +235,7 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
     )
     if lease is not None:
         lease.check()
-    seconds = {"segment": segmented - begun, "commit": time.perf_counter() - segmented, **progress.stages}
+    seconds = {"segment": segmented - begun, "commit": time.perf_counter() - segmented, **sums.stages}
     result = Segmented(
         run_id=run_id,
         images=dict(statuses),
@@ -243,9 +243,9 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
         done_before=plan.done,
         failed_before=plan.failed_before,
         repeated=plan.repeated,
-        megapixels_per_second=round(progress.pixels / 1e6 / progress.seconds, 3),
-        images_per_second=round(progress.regions * plan.images / plan.regions / progress.seconds, 3),
-        model_busy_fraction=round(progress.stages["model"] / progress.network_seconds, 4),
+        megapixels_per_second=round(sums.pixels / 1e6 / sums.seconds, 3),
+        images_per_second=round(sums.regions * plan.images / plan.regions / sums.seconds, 3),
+        model_busy_fraction=round(sums.stages["model"] / sums.network_seconds, 4),
         seconds={name: round(value, 3) for name, value in seconds.items()},
     )
     attempts.forget(folder)

@@ -20,7 +20,7 @@ from resunet_ray.config import SweepConfig, TrainConfig
 from resunet_ray.data.dataset import open_dataset
 from resunet_ray.data.splits import TRAIN, VAL
 from resunet_ray.errors import ResUNetRayError, RunError
-from resunet_ray.sweep.progress import Progress
+from resunet_ray.sweep.progress import TrialTable
 from resunet_ray.sweep.scheduling import NUMBER, build_scheduler
 from resunet_ray.sweep.space import Parameters, Space, apply, parse_space
 from resunet_ray.sweep.study import Study, count_trials
@@ -148,10 +148,10 @@ class _Sweep:
         self._waiting = deque(trial.number for trial in trials if trial.status == "unfinished")
         self._begun = time.monotonic()
         self.scheduler = build_scheduler(config, trials)
-        self.progress = Progress(config, total=self._most)
+        self.table = TrialTable(config, total=self._most, trials=self.trials)
         for trial in trials:
             for row in read_validations(self._output, trial).to_dict("records"):
-                self.progress.note(trial.number, epoch=int(row["epoch"]), score=row[config.training.monitor])
+                self.table.note(trial.number, epoch=int(row["epoch"]), score=row[config.training.monitor])
 
     @property
     def left(self) -> int:
@@ -180,7 +180,7 @@ class _Sweep:
         score = result[self._config.training.monitor]
         self._study.report(number, epoch=result["epoch"], score=score)
         self._study.save()
-        self.progress.report(self.trials, number, epoch=result["epoch"], score=score)
+        self.table.report(number, epoch=result["epoch"], score=score)
 
     def end(self, number: int, *, error: str | None = None) -> None:
         """A trial has ended: as its own files, its scheduler or Tune say. Where none does, it goes on next time."""
@@ -198,7 +198,7 @@ class _Sweep:
             return
         self.trials[number] = ended
         self._study.end(ended)
-        self.progress.end(self.trials, ended)
+        self.table.end(ended)
 
     def require_progress(self) -> None:
         """Says what is left, and raises RunError where that is not because the time was up."""
@@ -272,7 +272,7 @@ def _tune(config: SweepConfig, state: _Sweep) -> None:
             verbose=0,
         ),
     )
-    with state.progress:
+    with state.table.show():
         tuner.fit()
 
 

@@ -22,6 +22,7 @@ from resunet_ray.errors import RunError
 from resunet_ray.model.preprocess import preprocess
 from resunet_ray.train.batches import Batch, draw_weights, epoch_size, stream_batches
 from resunet_ray.train.checkpoint import average, save_checkpoint
+from resunet_ray.train.relay import Reporter
 from resunet_ray.train.session import Session, build_session
 from resunet_ray.train.tracking import Tracker, run_folder
 from resunet_ray.train.validation import validate
@@ -34,17 +35,21 @@ _LEAST_COSINE = 0.01  # the learning rate at the end of the cosine, as a share o
 
 
 def train_worker(settings: dict[str, object]) -> None:
-    """The loop of one Ray Train worker; `settings` holds `config` and `dataset`."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # else each report comes with all of its figures
+    """The loop of one Ray Train worker; `settings` holds `config`, `dataset` and `board`."""
     config, dataset = settings["config"], settings["dataset"]
     assert isinstance(config, TrainConfig), "train() hands it over"
     assert isinstance(dataset, Dataset), "train() hands it over"
+    with Reporter(settings["board"], rank=ray.train.get_context().get_world_rank()) as reporter:
+        _train(_begin(config, dataset), reporter)
+
+
+def _begin(config: TrainConfig, dataset: Dataset) -> Session:
+    """What this worker holds: new, or from the run's last checkpoint."""
     context = ray.train.get_context()
     torch.set_num_threads(config.threads or max(1, count_cores() // context.get_local_world_size()))
     checkpoint = ray.train.get_checkpoint()
     with checkpoint.as_directory() if checkpoint is not None else nullcontext() as folder:
-        session = build_session(
+        return build_session(
             config,
             dataset,
             rank=context.get_world_rank(),
@@ -52,16 +57,22 @@ def train_worker(settings: dict[str, object]) -> None:
             device=ray.train.torch.get_device(),
             resume_from=None if folder is None else Path(folder),
         )
+
+
+def _train(session: Session, reporter: Reporter) -> None:
+    """Trains to the end, or to the error that all workers meet alike."""
+    config = session.config
     with (
         Tracker(config, epoch=session.progress.epoch) if session.rank == 0 else nullcontext() as tracker,
         closing(_stream(session)) as stream,
     ):
+        _note_step(reporter, session, epoch=min(session.progress.epoch + 1, config.epochs))
         while not _finished(session):
             start = session.progress.epoch
             stop = min(start + config.validation_interval - start % config.validation_interval, config.epochs)
             rows = []
             try:
-                for row in _train_epochs(session, range(start, stop), stream):
+                for row in _train_epochs(session, range(start, stop), stream, reporter):
                     rows.append(row)
                     if tracker is not None:
                         tracker.note(row)
@@ -70,8 +81,10 @@ def train_worker(settings: dict[str, object]) -> None:
                     storage.write_bytes(storage.join(run_folder(config), FAILURE_FILE), str(error).encode())
                     tracker.status = "FAILED"
                 return
+            reporter.note(validating=True)
             scores = _validate(session)
             _note_scores(session, scores, rows)
+            reporter.note(validating=False, score=scores[config.monitor])
             if tracker is not None:
                 tracker.write(session.progress.history or [], new=len(rows))
             _report(session, scores)
@@ -103,7 +116,13 @@ def _stream(session: Session) -> Generator[tuple[int, Batch]]:
     )
 
 
-def _train_epochs(session: Session, epochs: range, stream: Iterator[tuple[int, Batch]]) -> Iterator[dict[str, float]]:
+def _note_step(reporter: Reporter, session: Session, *, epoch: int, **loss: float) -> None:
+    reporter.note(step=session.progress.step, epoch=epoch, validating=False, **loss)
+
+
+def _train_epochs(
+    session: Session, epochs: range, stream: Iterator[tuple[int, Batch]], reporter: Reporter
+) -> Iterator[dict[str, float]]:
     """Trains, and gives a row of the history after each epoch."""
     config, progress = session.config, session.progress
     steps = epoch_size(session.dataset, config) // config.batch_size
@@ -113,12 +132,14 @@ def _train_epochs(session: Session, epochs: range, stream: Iterator[tuple[int, B
     for epoch in epochs:
         losses = torch.zeros((), device=session.device)
         session.network.train()
-        for _ in range(steps):
+        for number in range(1, steps + 1):
             of_epoch, (image, mask) = next(stream)
             assert of_epoch == epoch, f"a crop of epoch {of_epoch} came in epoch {epoch}"
             if config.schedule == "cosine":
                 _set_learning_rate(session, learning_rate(config, step=progress.step, steps_per_epoch=steps))
             losses += train_step(session, torch.from_numpy(image), torch.from_numpy(mask))
+            if reporter.due:  # a GPU is waited for where the loss is read
+                _note_step(reporter, session, epoch=epoch + 1, loss=float(losses) / number)
         seconds = time.perf_counter() - start
         start += seconds
         if session.workers > 1:
@@ -127,6 +148,7 @@ def _train_epochs(session: Session, epochs: range, stream: Iterator[tuple[int, B
         if not math.isfinite(mean_loss):
             raise RunError(f"the training loss of epoch {epoch + 1} is {mean_loss}: lower --learning-rate or --clip-norm")
         progress.epoch += 1
+        _note_step(reporter, session, epoch=epoch + 1, loss=mean_loss)
         yield {
             "epoch": epoch + 1,
             "learning_rate": session.optimizer.param_groups[0]["lr"],

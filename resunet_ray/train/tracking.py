@@ -72,7 +72,7 @@ class Tracker:
     def __init__(self, config: TrainConfig, *, epoch: int) -> None:
         """Prepares the places; `epoch` is how many are done."""
         self.status = "FINISHED"
-        self._uri = run_folder(config)
+        self._uri, self._epochs = run_folder(config), config.epochs
         self._latest: dict[str, float] = {"epoch": epoch}
         self._shown = show_training(Run(output=config.output, name=config.name), self._latest)
         self._mlflow = _MLflow(config) if config.mlflow is not None else None
@@ -88,7 +88,9 @@ class Tracker:
 
     def note(self, row: Mapping[str, float]) -> None:
         """Shows an epoch that is done, before it is validated."""
-        logger.info("epoch %(epoch)d: loss %(train_loss).4f, %(images_per_second).1f images/s", row)
+        logger.info(
+            "epoch %d of %d: loss %.4f, %.1f images/s", row["epoch"], self._epochs, row["train_loss"], row["images_per_second"]
+        )
         self._latest.update(row)
 
     def write(self, history: Sequence[Mapping[str, float]], *, new: int) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
@@ -31,11 +32,13 @@ from resunet_ray.data.prepare import prepare
 from resunet_ray.data.splits import TRAIN, VAL
 from resunet_ray.errors import InputError, RunError
 from resunet_ray.model.metrics import SCORES
-from resunet_ray.train.batches import draw_weights
+from resunet_ray.progress import is_verbose
+from resunet_ray.train.batches import draw_weights, epoch_size
 from resunet_ray.train.calibration import choose_instances
 from resunet_ray.train.checkpoint import load_weights
 from resunet_ray.train.fit import require_fit, uses_gpu
 from resunet_ray.train.loop import FAILURE_FILE, train_worker
+from resunet_ray.train.relay import FailureTeller, cause, show_training
 from resunet_ray.train.session import start_from
 from resunet_ray.train.settings import require_same_settings
 from resunet_ray.train.tracking import HISTORY_FILE, import_mlflow, read_history, run_folder
@@ -169,11 +172,28 @@ def _fit(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # until a checkpoint counts, and the end is noticed
     failure = storage.join(run_folder(config), FAILURE_FILE)
     storage.delete_file(failure)
+    with show_training(config, images=config.epochs * epoch_size(dataset, config)) as board:
+        told = [FailureTeller(board)] if board is not None else []
+        trainer = _build_trainer(config, dataset, callbacks=[*callbacks, *told], board=board)
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            inner = next(iter(getattr(error, "worker_failures", {}).values()), error)
+            raise RunError(f"training failed: {storage.mask_credentials(cause(inner))}") from error
+        if storage.exists(failure):
+            raise RunError(f"training failed: {storage.read_bytes(failure).decode()}")
+    best = result.get_best_checkpoint(config.monitor, "min" if lower_is_better(config.monitor) else "max")
+    assert best is not None, "every run reports a checkpoint after its last epoch"
+    scores = next(metrics for checkpoint, metrics in result.best_checkpoints or [] if checkpoint == best)
+    return best, scores
+
+
+def _build_trainer(config: TrainConfig, dataset: Dataset, *, callbacks: list[UserCallback], board: Any) -> TorchTrainer:
     gpu = uses_gpu(config)
     elastic = config.min_workers is not None and config.min_workers < config.workers
-    trainer = TorchTrainer(
+    return TorchTrainer(
         train_worker,
-        train_loop_config={"config": config, "dataset": dataset},
+        train_loop_config={"config": config, "dataset": dataset, "board": board},
         scaling_config=ScalingConfig(
             num_workers=(config.min_workers or config.workers, config.workers) if elastic else config.workers,
             use_gpu=gpu,
@@ -182,9 +202,9 @@ def _fit(
         run_config=RunConfig(
             name=config.name,
             storage_path=config.output,
-            callbacks=list(callbacks),
+            callbacks=callbacks,
             worker_runtime_env=MODEL_ENVIRONMENT,
-            logging_config=LoggingConfig(log_level="WARNING"),
+            logging_config=LoggingConfig(log_level="INFO" if is_verbose() else "WARNING"),
             failure_config=FailureConfig(max_failures=config.max_failures, controller_failure_limit=config.max_failures),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=config.keep_checkpoints,
@@ -193,23 +213,6 @@ def _fit(
             ),
         ),
     )
-    try:
-        result = trainer.fit()
-    except TrainingFailedError as error:
-        raise RunError(f"training failed: {storage.mask_credentials(_cause(error))}") from error
-    if storage.exists(failure):
-        raise RunError(f"training failed: {storage.read_bytes(failure).decode()}")
-    best = result.get_best_checkpoint(config.monitor, "min" if lower_is_better(config.monitor) else "max")
-    assert best is not None, "every run reports a checkpoint after its last epoch"
-    scores = next(metrics for checkpoint, metrics in result.best_checkpoints or [] if checkpoint == best)
-    return best, scores
-
-
-def _cause(error: Exception) -> str:
-    """The last line, which says what happened, below Ray's own wrapping."""
-    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    inner = next(iter(failures.values()), error)
-    return str(getattr(inner, "_base_exc", inner)).strip().splitlines()[-1]
 
 
 def _save_bundle(

@@ -1,4 +1,4 @@
-"""How far a run is: what its lots came to so far, and how long they took."""
+"""What the lots of a run came to so far, and how long they took."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -6,13 +6,9 @@ from typing import Any
 
 
 @dataclass
-class Progress:
+class LotSums:
     """Sums over the lots that are done, and the time between the first one's beginning and the last one's end."""
 
-    total: int
-    """Regions to expect."""
-    unit: str
-    """What they are, for the log."""
     actors: int
     networks: int = 1
     """How many images an actor computes at the same time."""
@@ -44,8 +40,3 @@ class Progress:
     def network_seconds(self) -> float:
         """For how long networks were there in all, at work or not."""
         return self.seconds * self.actors * self.networks
-
-    def __str__(self) -> str:
-        rate = self.regions / self.seconds
-        left = (self.total - self.regions) / rate if rate else 0.0
-        return f"{self.regions} of {self.total} {self.unit}, {rate:.1f}/s, {left:.0f} s left, {self.failed} failed"

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any, TextIO, TypeVar
 
 import tyro
 
-from resunet_ray import storage
+from resunet_ray import errors, storage
 from resunet_ray.cluster import disconnect, log_folder
 from resunet_ray.config import load_config
 from resunet_ray.errors import ConfigError, ResUNetRayError
@@ -26,9 +27,11 @@ logger = logging.getLogger(__name__)
 Config = TypeVar("Config")
 
 _VERBOSE = "--verbose"
+_DEATH = re.compile(r"\(raylet\).*\b(died|killed|memory)\b")  # of one of Ray's processes
 _NATIVE_LEVEL = "RAY_BACKEND_LOG_LEVEL"  # Ray's own: which lines its part in C++ writes
 _NATIVE_LINE = r"^\[[-0-9 :,]* [DIWE] [0-9 ]*\] [a-z_]*\.cc:"
 _BAD_USAGE = 2  # tyro's and argparse's own exit code
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # in the text of Ray's exceptions, wherever they are shown
 _RAY_ADVICE = "\nFailed to apply UDF transform"  # what Ray Data adds to the text of an exception of ours
 
 
@@ -100,25 +103,31 @@ def run_job(name: str, work: Callable[[], dict[str, Any]]) -> None:
         else:  # Ray turns SIGTERM into an exit with its number
             message = f"ended from without (exit code {leaving.code}): the same command goes on"
             code, line = 1, {"job": name, "status": "failed", "error": "RunError", "message": message}
-    except ResUNetRayError as error:
-        # From one of Ray's processes it comes wrapped, with a traceback for its text.
-        cause = getattr(error, "cause", error)
-        code = error.exit_code
-        message = str(cause).partition(_RAY_ADVICE)[0]
-        line = {"job": name, "status": "failed", "error": type(cause).__name__, "message": message}
+    except Exception as error:  # noqa: BLE001 (whoever waits for the last line gets one)
+        kind, message = _find_own(error) or (None, "")
+        if kind is None:
+            print(_COLOUR.sub("", storage.mask_credentials(traceback.format_exc())), file=sys.stderr)
+            lines = _COLOUR.sub("", storage.mask_credentials(str(error))).strip().splitlines()
+            message = lines[-1] if lines else ""
+        code = 1 if kind is None else kind.exit_code
+        line = {"job": name, "status": "failed", "error": (kind or type(error)).__name__, "message": message}
         print(f"{name}: {message}", file=sys.stderr)
-        if code == 1:
-            _point_to_log()
-    except Exception as error:  # noqa: BLE001 (whoever waits for the last line gets one, and the traceback with it)
-        code = 1
-        lines = storage.mask_credentials(str(error)).strip().splitlines()
-        line = {"job": name, "status": "failed", "error": type(error).__name__, "message": lines[-1] if lines else ""}
-        traceback.print_exc()
-        _point_to_log()
+        if code == 1 and (folder := log_folder()) is not None and not is_verbose():
+            print(f"More is in Ray's log, {folder} on each node; --verbose shows it as it comes", file=sys.stderr)
     disconnect()  # what Ray still has to say comes before the last line
     sys.stderr.flush()
     print(json.dumps(line), flush=True)
     sys.exit(code)
+
+
+def _find_own(error: Exception) -> tuple[type[ResUNetRayError], str] | None:
+    """Kind and message of an error of ours, however Ray has wrapped it; None: it is none."""
+    if isinstance(error, ResUNetRayError):
+        cause = getattr(error, "cause", error)  # from a task it comes with a traceback for its text
+        return type(cause), str(cause).partition(_RAY_ADVICE)[0]
+    last = str(error).rpartition(f"\n{errors.__name__}.")[2]  # from an actor that could not start, it ends a traceback
+    kind, _, message = last.partition(": ")
+    return (getattr(errors, kind), message.strip()) if hasattr(errors, kind) else None
 
 
 def _hide_native_lines() -> None:
@@ -157,12 +166,6 @@ class _Printed(io.TextIOBase):
         if log_folder() is None:  # help
             return self._stdout.write(text)
         for line in filter(str.strip, text.splitlines()):
-            if is_verbose() or ("(raylet)" in line and "WARNING" not in line):  # a process that died
+            if is_verbose() or _DEATH.search(line):
                 logger.warning("%s", line)
         return len(text)
-
-
-def _point_to_log() -> None:
-    """Says where to look for more than the cause of an error."""
-    if (folder := log_folder()) is not None and not is_verbose():
-        print(f"More is in Ray's log, {folder} on each node; --verbose shows it as it comes", file=sys.stderr)

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # Linux, control groups version 2: microseconds of CPU time, and in how many
 _FORWARD = "RAY_LOG_TO_DRIVER"  # Ray's own: whether what workers say is shown here
+_REMARKS = ("ray._private.authentication", "ray.data._internal.progress", "ray.data.exceptions")
+"""Loggers of Ray that say what everybody knows: a local Ray has a token, bars are off, and what is in the exception as well."""
 _NOWHERE = "http://127.0.0.1:1"  # a port that nobody listens on
 _DASHBOARD_SECONDS = 20
 _SOON_SECONDS = 3  # that free CPUs take to be given
@@ -69,8 +71,8 @@ def _start_or_join(*, dashboard: bool) -> None:
     if _FORWARD not in os.environ:  # else Ray does as it says
         shown["log_to_driver"] = is_verbose()
     if not is_verbose():
-        for name in ("ray._private.authentication", "ray.data._internal.progress"):  # a local Ray has a token; bars are off
-            logging.getLogger(name).setLevel(logging.ERROR)
+        for name in _REMARKS:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one more process; nobody takes this machine away

@@ -162,9 +162,11 @@ class ProgressLine:
         return row
 
     def _describe(self, what: str) -> str:
-        rate = self._pace.rate(time.monotonic())
+        now = time.monotonic()
+        rate = self._pace.rate(now)
         left = max(0, self._total - self._pace.done)
-        parts = [f"{self._count()} {what}".strip(), _speed(rate), f"{_duration(left / rate)} left" if left and rate else ""]
+        speed = _speed(rate) or f"{_duration(now - self._begun)} so far"
+        parts = [f"{self._count()} {what}".strip(), speed, f"{_duration(left / rate)} left" if left and rate else ""]
         return ", ".join(filter(None, [*parts, self._note]))
 
     def _count(self) -> str:
@@ -190,7 +192,13 @@ def show_progress(
         return line.draw() if above is None else Group(above(), line.draw())
 
     with (
-        Live(console=_console(), get_renderable=draw, refresh_per_second=_DRAWN_PER_SECOND, transient=True)
+        Live(
+            console=_console(),
+            get_renderable=draw,
+            refresh_per_second=_DRAWN_PER_SECOND,
+            transient=True,
+            redirect_stdout=False,  # what is printed there is the job's to care for
+        )
         if live
         else nullcontext()
     ):
@@ -205,7 +213,7 @@ def _speed(rate: float) -> str:
     for seconds, unit in ((1, "s"), (60, "min"), (3600, "h")):
         if rate * seconds >= 1:
             return f"{rate * seconds:.1f}/{unit}"
-    return ""
+    return ""  # not even one an hour, or nothing yet
 
 
 def _duration(seconds: float) -> str:

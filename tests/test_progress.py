@@ -6,11 +6,11 @@ import pty
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from support import ROOT, read_screen
 
-from resunet_ray import progress
 from resunet_ray.progress import Pace, show_progress
 
 
@@ -49,7 +49,7 @@ def test_work_that_is_done_again_after_a_failure_counts_from_where_it_goes_on(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("resunet_ray.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
     with caplog.at_level(logging.INFO), show_progress("images trained on", total=1000) as line:
         line.move_to(500)
         for done in (600, 700, 650, 660):  # the third says that a checkpoint was gone back to
@@ -69,7 +69,7 @@ def test_work_that_is_done_again_after_a_failure_counts_from_where_it_goes_on(
 )
 def test_units_suit_the_speed(total: int, seconds: float, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("resunet_ray.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
     with show_progress("things", total=total) as line:
         now[0] = seconds
         line.advance(5)

@@ -55,8 +55,9 @@ class TrialTable:
 
     def end(self, trial: Trial) -> None:
         """A trial has ended."""
-        event = f"{trial.name}: {trial.status}{f' {trial.reason}' if trial.reason else ''}"
-        self._tell(event, always=trial.status == "failed")  # the table has no room for the reason
+        failed = trial.status == "failed"
+        words = [trial.name + ":", *([] if failed else [trial.status]), trial.reason or ""]
+        self._tell(" ".join(words).strip(), always=failed)  # the table has no room for the reason
 
     def _tell(self, event: str, *, always: bool = False) -> None:
         """In a file an event is a line; on a terminal the table shows it."""

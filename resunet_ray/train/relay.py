@@ -70,8 +70,8 @@ class Reporter(logging.Handler):
 
     def __exit__(self, *_: object) -> None:
         logging.getLogger(_PACKAGE).removeHandler(self)
-        for _ in range(2):  # what is under way, then what is left
-            self._tell(patience=_LAST_SECONDS)
+        self._tell(patience=_LAST_SECONDS)  # once what is under way has arrived
+        self._tell(patience=_LAST_SECONDS)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Tells a line."""
@@ -104,7 +104,7 @@ class Reporter(logging.Handler):
                 self._lines, self._values = [], {}
 
 
-class FailureTeller(UserCallback):
+class FailureTeller(UserCallback):  # type: ignore[misc]
     """In Ray Train's controller: tells the board why workers failed, since the training may go on without a word."""
 
     def __init__(self, board: Any) -> None:
@@ -136,7 +136,7 @@ def show_training(config: TrainConfig, *, images: int) -> Iterator[Any]:
         yield None
         return
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
     ended = threading.Event()
     with show_progress("images trained on", total=images) as line:
         thread = threading.Thread(target=_follow, args=(board, ended, line, config), name="progress", daemon=True)

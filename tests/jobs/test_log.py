@@ -143,7 +143,7 @@ def test_a_worker_waits_for_nobody_and_what_it_said_meanwhile_comes_together(clu
         def told(self) -> list[list[str]]:
             return self.calls
 
-    board = ray.remote(SlowBoard).options(num_cpus=0).remote()  # type: ignore[attr-defined]
+    board = ray.remote(SlowBoard).options(num_cpus=0).remote()
     ray.get(board.told.remote())
     with Reporter(board, rank=0) as reporter:
         begun = time.monotonic()

@@ -25,7 +25,6 @@ from resunet_ray.storage import Lease
 logger = logging.getLogger(__name__)
 
 
-
 def uses_gpu(config: SegmentConfig) -> bool:
     """Whether each model process has a GPU."""
     if config.gpu is not None:

@@ -29,6 +29,7 @@ import ray
 import torch
 from botocore.exceptions import ClientError
 from nodes import Nodes
+from pipeline import Pipeline, submit_pipeline
 from support import REAL_DATA
 from xdist.scheduler import LoadFileScheduling
 
@@ -41,7 +42,7 @@ from resunet_ray.data.synthetic import generate_image, write_images
 S3_KEY, S3_SECRET = "tester", "only-on-loopback"
 
 
-class Sharing(LoadFileScheduling):
+class Sharing(LoadFileScheduling):  # type: ignore[misc]
     """Two processes share the tests file by file, so that what a file's tests share is made once.
 
     All that needs the cluster of several nodes is one file's worth: there is one such cluster.
@@ -137,6 +138,12 @@ def nodes(s3: str) -> Iterator[Nodes]:
         yield cluster
     finally:
         cluster.end()
+
+
+@pytest.fixture(scope="session")
+def pipeline(s3: str, generated: Path, nodes: Nodes) -> Pipeline:
+    """The generated pairs, prepared, trained on and scored by jobs that were submitted to that cluster."""
+    return submit_pipeline(s3, images=generated, nodes=nodes)
 
 
 @pytest.fixture(scope="session")

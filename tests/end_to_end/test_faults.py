@@ -10,13 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from nodes import WORKER_CPUS, Nodes
-from support import SMALL, read_output
+from pipeline import Pipeline
+from support import read_output
 
 from resunet_ray import storage
 from resunet_ray.data.images import encode_png
-
-EPOCHS = 8
-"""Long enough to be ended in the middle: Ray Train looks for new checkpoints twice a second."""
 
 pytestmark = pytest.mark.campaign
 
@@ -41,14 +39,10 @@ def leases(output: str) -> list[str]:
     return [name for name, _ in storage.list_files(f"{output}/leases") if name.isdigit()]
 
 
-def test_training_that_is_stopped_and_then_loses_a_node_learns_the_same(dataset_uri: str, s3: str, nodes: Nodes) -> None:
+def test_training_that_is_stopped_and_then_loses_a_node_learns_the_same(pipeline: Pipeline, s3: str, nodes: Nodes) -> None:
     """Two workers on two nodes. `ray job stop` after a checkpoint; then the same command, a node's end, and another node."""
     nodes.restore()
-    flags = [*SMALL, "--data", dataset_uri, "--epochs", str(EPOCHS), "--validation-interval", "2", "--warmup-epochs", "0"]
-    flags += ["--ema-decay", "0.9", "--workers", "2", "--cpus-per-worker", "2", "--keep-checkpoints", "9"]
-    code, whole, shown = nodes.submit("train", *flags, "--output", f"{s3}/whole")
-    assert code == 0, shown
-    broken = [*flags, "--output", f"{s3}/broken"]
+    broken = [*pipeline.training, "--output", f"{s3}/broken"]
     code, _, shown = nodes.submit("train", *broken, flags=("--no-wait", "--submission-id", "stopped"))
     assert code == 0, shown
     nodes.wait_until(lambda: checkpoints(f"{s3}/broken") > 0, what="a checkpoint")
@@ -56,7 +50,7 @@ def test_training_that_is_stopped_and_then_loses_a_node_learns_the_same(dataset_
     log = nodes.run("ray", "job", "logs", "stopped").stdout
     assert re.search(r'^{"job": "train", "status": "failed", .*the same command goes on"}$', log, re.MULTILINE), log
     before = checkpoints(f"{s3}/broken")
-    assert before < EPOCHS / 2, "it was over before it was stopped"
+    assert before < pipeline.trained["epochs"] / 2, "it was over before it was stopped"
     with ThreadPoolExecutor() as background:
         going_on = background.submit(nodes.submit, "train", *broken)
         nodes.wait_until(lambda: checkpoints(f"{s3}/broken") > before, what="one checkpoint more")
@@ -66,8 +60,8 @@ def test_training_that_is_stopped_and_then_loses_a_node_learns_the_same(dataset_
     assert code == 0, shown
     assert len(re.findall(r"resumed after epoch \d+", shown)) >= 2, shown
     columns = ["epoch", "train_loss", "val_loss", "val_f1"]
-    pd.testing.assert_frame_equal(read_history(f"{s3}/whole")[columns], read_history(f"{s3}/broken")[columns], atol=1e-6)
-    assert line["best"]["f1"] == whole["best"]["f1"]
+    pd.testing.assert_frame_equal(read_history(pipeline.output)[columns], read_history(f"{s3}/broken")[columns], atol=1e-6)
+    assert line["best"]["f1"] == pipeline.trained["best"]["f1"]
 
 
 def test_segmenting_that_is_stopped_and_then_loses_a_node_finishes_with_the_same_rows(

@@ -1,51 +1,17 @@
 """From images to scores: every job submitted to a cluster of several nodes, everything in object storage."""
 
 import io
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 from nodes import TRAVELLED, Nodes
+from pipeline import Pipeline
 from support import SMALL, read_output
 
 from resunet_ray import storage
 from resunet_ray.bundle import read_bundle_info
 
 pytestmark = pytest.mark.campaign
-
-
-@dataclass
-class Pipeline:
-    """What went through a cluster, each job submitted from a clean clone, every location in object storage."""
-
-    data: str
-    bundle: str
-    scores: str
-    evaluated: dict[str, Any]
-    """The last line of the evaluation."""
-
-
-@pytest.fixture(scope="module")
-def pipeline(s3: str, generated: Path, nodes: Nodes) -> Pipeline:
-    nodes.restore()
-    for path in sorted(generated.rglob("*")):
-        if path.is_file():
-            storage.write_bytes(f"{s3}/pipeline/raw/{path.relative_to(generated)}", path.read_bytes())
-    data, scores = f"{s3}/pipeline/data", f"{s3}/pipeline/scores"
-    flags = ["--metadata", f"{s3}/pipeline/raw/metadata.csv", "--rows-per-group", "2"]
-    code, line, shown = nodes.submit("prepare", "--input", f"{s3}/pipeline/raw", "--output", data, *flags)
-    assert (code, line["images"], line["splits"]) == (0, 20, {"test": 4, "train": 12, "val": 4}), shown
-    flags = ["--learning-rate", "1e-2", "--ema-decay", "0.9", "--epochs", "12", "--warmup-epochs", "0"]
-    flags += ["--validation-interval", "6", "--workers", "2"]
-    code, trained, shown = nodes.submit("train", "--data", data, "--output", f"{s3}/pipeline/run", *SMALL, *flags)
-    assert (code, trained["epochs"]) == (0, 12), shown
-    bundle = str(trained["bundle"])
-    code, line, shown = nodes.submit("evaluate", "--bundle", bundle, "--data", data, "--output", scores)
-    assert code == 0, shown
-    assert "only-on-loopback" not in shown
-    return Pipeline(data, bundle, scores, line)
 
 
 def test_what_runs_on_the_nodes_is_what_was_submitted(pipeline: Pipeline, nodes: Nodes, s3: str) -> None:
@@ -61,7 +27,7 @@ def test_what_runs_on_the_nodes_is_what_was_submitted(pipeline: Pipeline, nodes:
 
 
 def test_a_sweep_is_submitted_as_any_job(pipeline: Pipeline, nodes: Nodes, s3: str) -> None:
-    flags = [*SMALL, "--epochs", "2", "--trials", "2", "--concurrent", "2", "--scheduler", "none"]
+    flags = [*SMALL, "--epochs", "1", "--trials", "2", "--concurrent", "2", "--scheduler", "none"]
     flags += ["--space", "learning_rate=choice:1e-2,1e-3"]
     code, line, shown = nodes.submit("tune", "--data", pipeline.data, "--output", f"{s3}/pipeline/sweep", *flags)
     assert code == 0, shown

@@ -46,7 +46,8 @@ def is_shown() -> bool:
 
 def _is_terminal() -> bool:
     """Whether standard error is a terminal that can draw a line anew. Nothing in the environment makes one of a file."""
-    return sys.stderr.isatty() and _console().is_interactive
+    stderr = getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # what stands in for it beside a live line is none
+    return bool(stderr.isatty()) and _console().is_interactive
 
 
 @cache
@@ -119,8 +120,17 @@ class ProgressLine:
         self._shown = -_LINE_SECONDS
         self._note = ""
 
-    def advance(self, count: int, *, note: str | None = None) -> None:
-        """So much more is done; a `note` replaces the one before."""
+    def advance(self, count: int, *, note: str | None = None, begun: float | None = None) -> None:
+        """So much more is done.
+
+        Args:
+            count: how much.
+            note: is shown instead of the one before.
+            begun: when its processes were ready and the work itself began, in seconds since the epoch, if that is known.
+        """
+        if begun is not None:
+            now = time.monotonic()
+            self._pace.begun = min(now, max(self._begun, now - (time.time() - begun)))  # clocks of nodes differ
         self._arrive(self._pace.done + count, note)
 
     def move_to(self, done: int, *, note: str | None = None) -> None:

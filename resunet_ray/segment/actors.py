@@ -58,7 +58,7 @@ def segment_lots(job: Job, *, unit: str, lease: Lease | None) -> LotSums:
             before = sums.regions
             for lot in batch.to_pylist():
                 _note({**lot, "outcomes": json.loads(lot["outcomes"])}, job=job, sums=sums)
-            line.advance(sums.regions - before, note=f"{sums.failed} failed")
+            line.advance(sums.regions - before, note=f"{sums.failed} failed", begun=sums.begun)
             if lease is not None:
                 lease.check()
     return sums
@@ -80,7 +80,8 @@ def _map_lots(job: Job, *, actors: int) -> Iterator[pa.Table]:
         what=f"{actors} segmenting actors of {config.cpus_per_actor} CPUs, with one CPU left for Ray Data",
         nodes_seconds=config.nodes_seconds,
     )
-    logger.info("%d actors, each on %s", actors, "a GPU" if job.gpu else f"{job.threads or 'all'} CPU cores: there is no GPU")
+    where = "a GPU" if job.gpu else f"{job.threads or 'all'} CPU cores: there is no GPU"
+    logger.info("%d actor%s, each on %s", actors, "s" if actors > 1 else "", where)
     data = count_up(len(job.lots)).map_batches(
         Segmenter,
         fn_constructor_args=(job,),

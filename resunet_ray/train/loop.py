@@ -66,7 +66,6 @@ def _train(session: Session, reporter: Reporter) -> None:
         Tracker(config, epoch=session.progress.epoch) if session.rank == 0 else nullcontext() as tracker,
         closing(_stream(session)) as stream,
     ):
-        _note_step(reporter, session, epoch=min(session.progress.epoch + 1, config.epochs))
         while not _finished(session):
             start = session.progress.epoch
             stop = min(start + config.validation_interval - start % config.validation_interval, config.epochs)
@@ -129,6 +128,7 @@ def _train_epochs(
     start = time.perf_counter()
     stream = itertools.chain([next(stream)], stream)  # where it begins, the tasks start
     wait = time.perf_counter() - start
+    _note_step(reporter, session, epoch=epochs.start + 1)  # from here on it counts how fast it is
     for epoch in epochs:
         losses = torch.zeros((), device=session.device)
         session.network.train()

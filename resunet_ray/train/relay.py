@@ -146,7 +146,8 @@ def show_training(config: TrainConfig, *, images: int) -> Iterator[Any]:
         finally:
             ended.set()
             thread.join()
-            ray.kill(board)
+            with suppress(RayError):
+                ray.kill(board)
 
 
 def _follow(board: Any, ended: threading.Event, line: ProgressLine, config: TrainConfig) -> None:

@@ -26,6 +26,9 @@ ROOT = Path(__file__).resolve().parents[1]
 REAL_DATA = ROOT.parent / "shared" / "data" / "dsb2018"
 REAL_SLIDES = ROOT.parent / "shared" / "data" / "slides"
 
+RAYS_OWN = re.compile(r"pid=\d+|Reporting training result|core_worker|authentication|\tINFO |\tWARNING |ray\.init")
+"""What Ray says of itself, which a job keeps to itself unless it is asked for."""
+
 SMALL = ["--model.widths", "16", "32", "--crop", "64", "--batch-size", "4", "--precision", "fp32"]
 """Flags of a training run that takes seconds."""
 

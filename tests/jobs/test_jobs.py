@@ -1,6 +1,7 @@
 """A job's outside: help, exit codes, one sentence for what is wrong, one JSON line last."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from _job import read_config
-from support import ROOT, call_job, run_job
+from support import RAYS_OWN, ROOT, call_job, run_job
 
 from resunet_ray.config import ModelConfig, TrainConfig
 
@@ -86,6 +87,9 @@ def test_the_demo_runs_to_its_report(tmp_path: Path) -> None:
     assert code == 0, errors
     assert Path(line["report"]).exists()
     assert f"Open {line['report']}" in errors
+    assert not RAYS_OWN.search(errors), errors
+    for done in ("12 of 12 images checked", "images trained on", "2 of 2 images scored", "12 of 12 images segmented"):
+        assert re.search(rf"^.*{done} in \d+ s", errors, re.MULTILINE), errors
     assert 0 <= line["f1"] <= 1
 
 

@@ -18,13 +18,12 @@ import pandas as pd
 import pytest
 import ray
 from _job import read_config
-from support import ROOT, SMALL, read_screen, run_job
+from support import RAYS_OWN, ROOT, SMALL, read_screen, run_job
 
 from resunet_ray.config import TrainConfig, load_config
 from resunet_ray.train import trainer
 from resunet_ray.train.relay import Reporter, show_training
 
-RAYS_OWN = re.compile(r"pid=\d+|Reporting training result|core_worker|authentication|\tINFO |\tWARNING |ray\.init")
 FLAGS = [*SMALL, "--epochs", "3", "--validation-interval", "2", "--warmup-epochs", "0"]
 
 
@@ -55,6 +54,7 @@ def logged(dataset_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Logged
     return Logged(output, done.stdout, done.stderr)
 
 
+@pytest.mark.campaign
 def test_a_file_has_no_colours_and_none_of_rays_lines(logged: Logged) -> None:
     assert "\x1b" not in logged.stdout + logged.stderr
     assert not RAYS_OWN.search(logged.stderr), logged.stderr
@@ -62,6 +62,7 @@ def test_a_file_has_no_colours_and_none_of_rays_lines(logged: Logged) -> None:
     assert json.loads(line)["status"] == "done"
 
 
+@pytest.mark.campaign
 def test_a_training_says_how_fast_it_is_how_long_it_takes_and_what_each_epoch_came_to(logged: Logged) -> None:
     for epoch, loss in logged.history[["epoch", "train_loss"]].itertuples(index=False):
         assert re.search(rf"^epoch {epoch} of 3: loss {loss:.4f}, \d+\.\d images/s$", logged.stderr, re.MULTILINE), logged.stderr
@@ -73,6 +74,7 @@ def test_a_training_says_how_fast_it_is_how_long_it_takes_and_what_each_epoch_ca
     assert re.search(r"^4 of 4 validation images matched in \d+ s$", logged.stderr, re.MULTILINE)
 
 
+@pytest.mark.campaign
 def test_verbose_brings_rays_lines_back_and_decides_nothing(
     logged: Logged, dataset_uri: str, tmp_path: Path, cluster: str
 ) -> None:
@@ -91,6 +93,7 @@ def test_verbose_is_no_setting() -> None:
     assert read_config(TrainConfig, description="", arguments=["--data", "a", "--verbose", "--output", "b"]) == plain
 
 
+@pytest.mark.campaign
 def test_a_training_whose_log_is_lost_goes_on_to_the_same_end(
     logged: Logged, tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -41,6 +41,8 @@ from resunet_ray.data.synthetic import generate_image, write_images
 
 S3_KEY, S3_SECRET = "tester", "only-on-loopback"
 
+_COSTLY = ("nodes", "campaign", "ray")  # markers, most first
+
 
 class Sharing(LoadFileScheduling):  # type: ignore[misc]
     """Two processes share the tests file by file, so that what a file's tests share is made once.
@@ -58,14 +60,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Sharing:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files with the most to start come first, so that neither process is left alone with a long one."""
+    for item in items:
+        for fixtures, marker in ((("nodes",), "nodes"), (("cluster", "s3"), "ray")):
+            if set(fixtures) & set(item.fixturenames):  # type: ignore[attr-defined]
+                item.add_marker(marker)
 
     def rank(item: pytest.Item) -> int:
-        fixtures = getattr(item, "fixturenames", ())
-        return 0 if "nodes" in fixtures else 1 if item.get_closest_marker("campaign") else 2 if "cluster" in fixtures else 3
+        return next((number for number, name in enumerate(_COSTLY) if item.get_closest_marker(name)), len(_COSTLY))
 
     ranks: dict[Path, int] = {}
     for item in items:
-        ranks[item.path] = min(rank(item), ranks.get(item.path, 3))
+        ranks[item.path] = min(rank(item), ranks.get(item.path, len(_COSTLY)))
     items.sort(key=lambda item: ranks[item.path])
 
 

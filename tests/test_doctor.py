@@ -402,6 +402,7 @@ def test_it_says_when_nobody_is_there(nobody: Doctor) -> None:
     said.expect("storage", "failed", found="does not answer", fix="AWS_ENDPOINT_URL")
 
 
+@pytest.mark.ray
 def test_a_local_ray_that_asks_nobody_for_a_token_and_little_room() -> None:
     said = Doctor("--disk-gib", "1e6", "--memory-fraction", "0", "--cache-gib", "1e6", RAY_AUTH_MODE="disabled").read()
     assert said.code == 1

@@ -82,6 +82,7 @@ def test_a_saved_configuration_is_where_the_next_run_starts(tmp_path: Path) -> N
     assert found == replace(first, output="d", model=ModelConfig(widths=(16, 48)))
 
 
+@pytest.mark.ray
 def test_the_demo_runs_to_its_report(tmp_path: Path) -> None:
     code, line, errors = run_job("demo", "--output", str(tmp_path), "--images", "12", "--epochs", "1")
     assert code == 0, errors
@@ -93,6 +94,7 @@ def test_the_demo_runs_to_its_report(tmp_path: Path) -> None:
     assert 0 <= line["f1"] <= 1
 
 
+@pytest.mark.ray
 def test_a_benchmark_takes_no_earlier_run_for_its_own(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     code, line, errors = run_job("benchmark", "train", "--output", str(tmp_path))

@@ -1,4 +1,7 @@
-"""Serve TensorBoard and optuna-dashboard over a sweep, wherever it is stored, while it runs and after. Ctrl-C ends it."""
+"""Serve TensorBoard and optuna-dashboard over a sweep, wherever it is stored, while it runs and after. Ctrl-C ends it.
+
+Both come with the extra `dashboard`.
+"""
 
 import logging
 import signal

@@ -77,7 +77,7 @@ def test_a_slide_that_was_cut_short_is_refused(picture: np.ndarray, tmp_path: Pa
         content = (tmp_path / name).read_bytes()
         Slide(str(tmp_path / name), name=name).close()
         (tmp_path / name).write_bytes(content[: int(kept * len(content))])
-        reason = "cut short|not a TIFF file: header=b''|Short read|corrupted IFD"
+        reason = "cut short|not a TIFF file|Short read|Can't read|corrupted IFD"
         with pytest.raises(ImageError, match=rf"{name} cannot be opened as a slide: .*({reason})"):
             Slide(str(tmp_path / name), name=name)
 

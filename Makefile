@@ -3,14 +3,17 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+LOWEST := $(VENV)/lowest
 # Unpacked rather than installed: Debian's package would start a server.
 PROMETHEUS := $(abspath $(VENV))/prometheus/usr/bin
 
-PYTEST := -m pytest --numprocesses 2 --dist loadfile
+PYTEST := -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 QUICK := not campaign
+# What runs with the lowest versions: all quick tests that start no Ray.
+WITHOUT_RAY := $(QUICK) and not ray
 
 export PATH := $(PATH):$(PROMETHEUS)
-.PHONY: demo test campaign lint clean
+.PHONY: demo test campaign lowest lint clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.demo
@@ -19,7 +22,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/python $(PYTEST) -m "$(QUICK)"
 
-campaign: $(VENV)/.test
+campaign: $(VENV)/.test lowest
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 		&& apt-get -qq update && apt-get -qq install --yes --no-install-recommends chromium >/dev/null; } \
 		|| echo "no chromium here: the tests that open a report in a browser will be skipped"
@@ -28,6 +31,11 @@ campaign: $(VENV)/.test
 		&& dpkg --extract prometheus_*.deb prometheus; } \
 		|| echo "no prometheus here: the tests of metrics, dashboard and alerts will be skipped"
 	$(BIN)/python $(PYTEST) -m campaign
+
+lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python $(PYTEST) -W ignore::DeprecationWarning -m "$(WITHOUT_RAY)"
+	rm -rf out/lowest
+	$(LOWEST)/bin/python jobs/demo.py --output out/lowest --images 12 --epochs 1
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check
@@ -44,6 +52,17 @@ $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$*]'
 	touch $(VENV)/.demo $@
+
+# Each direct dependency at the lowest version that pyproject.toml admits, with the newest of what those need in turn. But torch
+# is the pinned one, from wherever pip takes it: on Linux each version of PyPI's brings gigabytes of CUDA along.
+$(LOWEST)/.installed: pyproject.toml
+	rm -rf $(LOWEST)
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --constraint constraints.txt torch uv
+	sed -E '/^requires/!s/>=([0-9.]+)/==\1.*/g; s/"torch=.*"/"torch"/' pyproject.toml > $(LOWEST)/pyproject.toml
+	$(LOWEST)/bin/uv pip install --quiet --compile-bytecode --python $(LOWEST) --resolution lowest-direct \
+		--requirements $(LOWEST)/pyproject.toml --extra test --editable .
+	touch $@
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

@@ -122,8 +122,9 @@ def call_job(name: str, *arguments: str) -> tuple[int, dict[str, Any], str]:
     output, errors = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(errors):
         patch.setattr("sys.argv", [f"{name}.py", *arguments])
-        for done_to_the_process in ("_job.disconnect", "_job._hide_native_lines"):
-            patch.setattr(done_to_the_process, lambda: None)
+        patch.setattr("_job.disconnect", lambda: None)
+        patch.setattr("_job._hide_native_lines", lambda: None)
+        patch.setattr("_job._Printed", lambda stdout: stdout)
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(ROOT / "jobs" / f"{name}.py"), run_name="__main__")
     lines = output.getvalue().strip().splitlines()

@@ -62,8 +62,10 @@ def test_pictures_show_image_mask_and_prediction(scored: tuple[str, Evaluated], 
 def test_the_report_opens_in_a_browser_and_shows_what_was_measured(scored: tuple[str, Evaluated], tmp_path: Path) -> None:
     uri, found = scored
     history = tmp_path / "history.csv"
-    scores = dict.fromkeys(("val_accuracy", "val_f1", "val_jaccard", "val_recall", "val_precision"), [0.5, 0.6])
-    curves = pd.DataFrame({"epoch": [1, 2], "train_loss": [0.7, 0.5], "val_loss": [0.6, 0.4], **scores})
+    scores = {f"val_{name}": [0.5, 0.6] for name in ("accuracy", "f1", "jaccard", "recall", "precision")}
+    curves = pd.DataFrame(
+        {"epoch": [1, 2], "learning_rate": [1e-3, 1e-4], "train_loss": [0.7, 0.5], "val_loss": [0.6, 0.4], **scores}
+    )
     curves.to_csv(history, index=False)
     page = storage.read_bytes(write_evaluation_report(uri, history=str(history)))
     assert not re.search(rb"(src|href)=\"(?!data:|#)", page), "nothing is fetched from elsewhere"

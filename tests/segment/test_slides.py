@@ -171,7 +171,7 @@ def test_bad_slides_are_rows(dark_bundle: str, tmp_path: Path, picture: np.ndarr
     reasons = {
         **dict.fromkeys(("middle.svs", "cut.tiff"), "cut short"),
         "header.svs": "corrupted IFD structure",
-        "end.svs": "Short read",
+        "end.svs": "Short read|Can't read from",  # OpenSlide 4.0.1, 4.0.0
         "huge.tiff": "names 1: its header is damaged",
         "narrow.tiff": "claims 500 x 0 pixels",
         "alone.mrxs": "put it beside the file",
@@ -183,7 +183,7 @@ def test_bad_slides_are_rows(dark_bundle: str, tmp_path: Path, picture: np.ndarr
         row = rows.loc[name]
         assert (row["status"], row["error_stage"]) == ("failed", "decode" if name == "stack.ome.tiff" else "open"), name
         assert name in row["error_message"], row["error_message"]
-        assert reason in row["error_message"], row["error_message"]
+        assert re.search(reason, row["error_message"]), row["error_message"]
 
 
 @pytest.fixture(scope="module")

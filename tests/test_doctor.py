@@ -277,7 +277,7 @@ def standing_still(*processes: int) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("check", "status", "found", "fix"),
     [
-        ("packages", "failed", "numpy 1.26.4 where >=2.0 is asked for, numpy 1.26.4 where", "pip install -c constraints.txt ."),
+        ("packages", "failed", "numpy 1.26.4 where >=2.1 is asked for, numpy 1.26.4 where", "pip install -c constraints.txt ."),
         ("clocks", "failed", "s ahead of this process's clock (measured to", "timedatectl set-ntp true"),
         ("gpus", "failed", "Ray gives away 1 GPUs, torch", "nvidia-smi"),
         ("training", "failed", "10 CPUs needed, 4 there", "fewer --workers"),

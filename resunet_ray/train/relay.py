@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayError
 from ray.train import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -135,7 +135,7 @@ def show_training(config: TrainConfig, *, images: int) -> Iterator[Any]:
     if not is_shown():
         yield None
         return
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
     ended = threading.Event()
     with show_progress("images trained on", total=images) as line:
@@ -158,9 +158,10 @@ def _follow(board: Any, ended: threading.Event, line: ProgressLine, config: Trai
             last = ended.wait(_LOOK_SECONDS)
             asked = asked or board.fetch.remote()
             if ray.wait([asked], timeout=_LAST_SECONDS)[0]:
-                lines, values = ray.get(asked)
-                asked = None
-                _show(line, lines, values, config=config)
+                answer, asked = asked, None
+                with suppress(ActorUnavailableError):  # it may come back
+                    lines, values = ray.get(answer)
+                    _show(line, lines, values, config=config)
     except RayError as error:
         logger.warning("the training goes on, but how far it is cannot be shown any more: %s", cause(error))
 

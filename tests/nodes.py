@@ -19,8 +19,7 @@ BIN = Path(sys.executable).parent
 TRAVELLED = "0.0.0+travelled"
 """The version that the clone has: nothing but what travelled with a job can write it."""
 
-WORKER_CPUS = 3
-_WORKERS = 2
+_WORKERS, _WORKER_CPUS = 2, 3
 _START_SECONDS = 60
 _END_SECONDS = 5
 _JOB_SECONDS = 240
@@ -71,7 +70,7 @@ class Nodes:
             if node not in self._usual:
                 _kill(node)
         while len(self.workers) < _WORKERS:
-            self._usual.append(self.add(cpus=WORKER_CPUS))
+            self._usual.append(self.add(cpus=_WORKER_CPUS))
 
     def add(self, *, cpus: int) -> psutil.Popen:
         """One worker more."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from nodes import WORKER_CPUS, Nodes
+from nodes import Nodes
 from pipeline import Pipeline
 from support import read_output
 
@@ -55,7 +55,7 @@ def test_training_that_is_stopped_and_then_loses_a_node_learns_the_same(pipeline
         going_on = background.submit(nodes.submit, "train", *broken)
         nodes.wait_until(lambda: checkpoints(f"{s3}/broken") > before, what="one checkpoint more")
         nodes.kill_worker(holding="RayTrainWorker")
-        nodes.add(cpus=WORKER_CPUS)
+        nodes.restore()
         code, line, shown = going_on.result()
     assert code == 0, shown
     assert len(re.findall(r"resumed after epoch \d+", shown)) >= 2, shown

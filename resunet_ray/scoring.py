@@ -56,7 +56,7 @@ def score_split(
         runtime_env=MODEL_ENVIRONMENT,
         num_cpus=1,
         num_gpus=1 if gpus else 0,
-        batch_size=None,
+        batch_size=1,  # of one number: with GPUs Ray Data refuses None
     )
 
 

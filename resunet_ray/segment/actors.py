@@ -91,7 +91,7 @@ def _map_lots(job: Job, *, actors: int) -> Iterator[pa.Table]:
         runtime_env=MODEL_ENVIRONMENT,
         num_cpus=config.cpus_per_actor,
         num_gpus=1 if job.gpu else 0,
-        batch_size=None,
+        batch_size=1,  # of one number: with GPUs Ray Data refuses None
     )
     batches: Iterator[pa.Table] = data.iter_batches(batch_size=None, batch_format="pyarrow")
     return batches

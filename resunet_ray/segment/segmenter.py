@@ -61,6 +61,7 @@ class Segmenter:
         """Loads the bundle and runs its self-test.
 
         Raises:
+            ResourceError: a GPU is expected, and torch finds none.
             RunError: the network gives another output here than where it was saved.
         """
         cv2.setNumThreads(1)  # the threads below are enough
@@ -240,6 +241,11 @@ class Segmenter:
 
 
 def _load(job: Job, *, device: torch.device) -> Bundle:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ResourceError(
+            "Ray gives the segmenting actor a GPU and torch finds none: install a torch with CUDA on that node, "
+            "or segment on CPUs (--gpu False)"
+        )
     bundle = load_bundle(job.config.bundle, device=device)
     if bundle.digest != job.bundle_digest:
         raise RunError(f"the bundle {job.config.bundle} was replaced while the run went on: run it again")

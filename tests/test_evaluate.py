@@ -90,7 +90,7 @@ def test_the_report_s_protocol_scores_at_its_size(bundle_uri: str, dataset_uri: 
 
 
 @pytest.mark.campaign
-def test_real_images_go_through_with_the_report_s_recipe(real_data: Path, tmp_path: Path) -> None:
+def test_real_images_go_through_with_the_report_s_recipe(real_data: Path, tmp_path: Path, cluster: str) -> None:
     """24 real images of every modality and size, a folder of pairs given to training directly, one epoch."""
     names = sorted(path.name for path in (real_data / "images").iterdir())[::28][:24]
     for folder in ("images", "masks", "instances"):
@@ -98,12 +98,12 @@ def test_real_images_go_through_with_the_report_s_recipe(real_data: Path, tmp_pa
         for name in names:
             shutil.copy(real_data / folder / name, tmp_path / "raw" / folder / name)
     flags = ["--recipe", "report", "--epochs", "1", "--model.widths", "16", "32"]
-    code, line, errors = run_job("train", "--data", str(tmp_path / "raw"), "--output", str(tmp_path / "run"), *flags)
+    training = ["--data", str(tmp_path / "raw"), "--output", str(tmp_path / "run"), *flags]
+    code, line, errors = run_job("train", *training, address=cluster)
     assert code == 0, errors
     data = tmp_path / "run" / "train" / "data"
     rows = pd.concat([pd.read_parquet(path) for path in sorted(data.glob("*-*.parquet"))])
     assert dict(zip(rows["image_id"], rows["split"], strict=True)) == split_as_report([Path(name).stem for name in names])
-    code, line, errors = run_job(
-        "evaluate", "--bundle", str(line["bundle"]), "--data", str(data), "--output", str(tmp_path / "scores")
-    )
+    scoring = ["--bundle", str(line["bundle"]), "--data", str(data), "--output", str(tmp_path / "scores")]
+    code, line, errors = run_job("evaluate", *scoring, address=cluster)
     assert (code, line["images"]) == (0, 5), errors

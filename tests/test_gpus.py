@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,26 +16,33 @@ from resunet_ray.data.synthetic import generate_image
 _WITH_A_GPU = """
 import runpy, sys
 import ray
-ray.init(num_cpus=2, num_gpus=1, include_dashboard=False)
-sys.path.insert(0, sys.argv[1].rpartition("/")[0])
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+from resunet_ray.config import EvaluateConfig
+from resunet_ray.evaluate import evaluate
+ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False)
+job, bundle, data, scores, *rest = sys.argv[1:]
+print(evaluate(EvaluateConfig(bundle=bundle, data=data, output=scores)).images)
+sys.argv = [job, "--bundle", bundle, *rest]
+sys.path.insert(0, job.rpartition("/")[0])
+runpy.run_path(job, run_name="__main__")
 """
+"""Evaluates, then runs a job, in a process whose Ray believes that this machine has one GPU."""
 
 
 @pytest.mark.campaign
 def test_actors_take_the_gpus_that_ray_has(bundle_uri: str, dataset_uri: str, generated: Path, tmp_path: Path) -> None:
     """Where torch finds none, scores come from the CPU, and segmenting says what is wrong."""
-    code, scored = _run("evaluate", "--bundle", bundle_uri, "--data", dataset_uri, "--output", str(tmp_path / "scores"))
-    assert (code, scored["images"]) == (0, 4), scored
-    inputs = ["--input", str(generated / "images"), "--output", str(tmp_path / "segmented")]
-    code, segmented = _run("segment", "--bundle", bundle_uri, *inputs)
+    job = [str(ROOT / "jobs" / "segment.py"), bundle_uri, dataset_uri, str(tmp_path / "scores")]
+    job += ["--input", str(generated / "images"), "--output", str(tmp_path / "segmented")]
+    done = subprocess.run([sys.executable, "-c", _WITH_A_GPU, *job], capture_output=True, text=True, timeout=240, check=False)
+    scored, *_, segmented = done.stdout.splitlines() or ["", ""]
+    assert scored == "4", done.stderr[-3000:]
+    line = json.loads(segmented)
     if torch.cuda.is_available():
-        assert (code, segmented["images"]) == (0, {"ok": 20}), segmented
+        assert (done.returncode, line["images"]) == (0, {"ok": 20}), done.stderr[-3000:]
     else:
-        assert (code, segmented["error"]) == (2, "ResourceError"), segmented
-        assert "torch finds none" in segmented["message"]
-        assert "--gpu False" in segmented["message"]
+        assert (done.returncode, line["error"]) == (2, "ResourceError"), done.stderr[-3000:]
+        assert "torch finds none" in line["message"]
+        assert "--gpu False" in line["message"]
 
 
 def test_a_gpu_finds_what_a_cpu_finds(bundle_uri: str) -> None:
@@ -49,11 +55,3 @@ def test_a_gpu_finds_what_a_cpu_finds(bundle_uri: str) -> None:
         found, expected = (bundle.predict(images, batch_size=2, precision=precision) for bundle in (there, here))
         for first, second in zip(found, expected, strict=True):
             np.testing.assert_allclose(first, second, atol=tolerance)
-
-
-def _run(job: str, *arguments: str) -> tuple[int, dict[str, Any]]:
-    """A job in a process whose Ray believes that this machine has one GPU: exit code and last line."""
-    command = [sys.executable, "-c", _WITH_A_GPU, str(ROOT / "jobs" / f"{job}.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert done.stdout, done.stderr[-3000:]
-    return done.returncode, json.loads(done.stdout.splitlines()[-1])

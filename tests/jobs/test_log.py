@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 import ray
 from _job import read_config
-from support import RAYS_OWN, ROOT, SMALL, read_screen, run_job
+from support import RAYS_OWN, ROOT, SMALL, read_screen
 
 from resunet_ray.config import TrainConfig, load_config
 from resunet_ray.train import trainer
@@ -72,20 +72,6 @@ def test_a_training_says_how_fast_it_is_how_long_it_takes_and_what_each_epoch_ca
         r"^36 of 36 images trained on in \d+ s, epoch 3 of 3, loss \d\.\d+, f1 \d\.\d+$", logged.stderr, re.MULTILINE
     )
     assert re.search(r"^4 of 4 validation images matched in \d+ s$", logged.stderr, re.MULTILINE)
-
-
-@pytest.mark.campaign
-def test_verbose_brings_rays_lines_back_and_decides_nothing(
-    logged: Logged, dataset_uri: str, tmp_path: Path, cluster: str
-) -> None:
-    command = ["--verbose", *FLAGS, "--data", dataset_uri, "--output", str(tmp_path)]
-    code, line, errors = run_job("train", *command, address=cluster)
-    assert (code, line["epochs"]) == (0, 3), errors
-    assert "\x1b" not in errors
-    assert re.search(r"\(RayTrainWorker pid=\d+.*\) .*Reporting training result", errors), errors
-    pd.testing.assert_frame_equal(read_history(tmp_path), logged.history)
-    saved = [json.loads((folder / "train" / "train.json").read_text())["config"] for folder in (tmp_path, logged.output)]
-    assert saved[0] | {"output": ""} == saved[1] | {"output": ""}
 
 
 def test_verbose_is_no_setting() -> None:

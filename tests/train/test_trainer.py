@@ -125,7 +125,10 @@ def test_what_two_workers_validate_is_what_is_saved(dataset_uri: str, tmp_path: 
 def test_killed_and_started_again_it_ends_where_the_uninterrupted_run_ends(
     run: tuple[TrainConfig, Trained], dataset_uri: str, tmp_path: Path
 ) -> None:
-    """SIGKILL to the driver after the first checkpoint; the same command then resumes, in a new Ray."""
+    """SIGKILL to the driver after the first checkpoint; the same command then resumes, in a new Ray.
+
+    That it shows all that Ray says now is no other setting, and decides nothing.
+    """
     flags = [*SMALL, "--epochs", str(EPOCHS), "--validation-interval", "2", "--warmup-epochs", "0", "--learning-rate", "1e-2"]
     flags += ["--ema-decay", "0.9", "--data", dataset_uri, "--output", str(tmp_path)]
     snapshot = tmp_path / "train" / "checkpoint_manager_snapshot.json"  # what Ray Train knows that it can go on from
@@ -135,9 +138,11 @@ def test_killed_and_started_again_it_ends_where_the_uninterrupted_run_ends(
         assert driver.poll() is None, "it ended before it could be killed"
         driver.kill()
     assert not (tmp_path / "train" / "bundle").exists()
-    code, line, errors = run_job("train", *flags)
+    code, line, errors = run_job("train", "--verbose", *flags)
     assert code == 0, errors
     assert re.search(r"resumed after epoch \d+", errors), errors
+    assert re.search(r"\(RayTrainWorker pid=\d+.*\) .*Reporting training result", errors), errors
+    assert "\x1b" not in errors
     chosen, trained = run
     columns = ["epoch", "train_loss", "val_loss", "val_f1"]
     pd.testing.assert_frame_equal(history(chosen.output)[columns], history(str(tmp_path))[columns], atol=1e-6)

@@ -34,8 +34,6 @@ campaign: $(VENV)/.test lowest
 
 lowest: $(LOWEST)/.installed
 	$(LOWEST)/bin/python $(PYTEST) -W ignore::DeprecationWarning -m "$(WITHOUT_RAY)"
-	rm -rf out/lowest
-	$(LOWEST)/bin/python jobs/demo.py --output out/lowest --images 12 --epochs 1
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check

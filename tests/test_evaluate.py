@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from support import open_in_browser, read_picture, run_job
+from support import call_job, open_in_browser, read_picture
 
 from resunet_ray import storage
 from resunet_ray.config import EvaluateConfig
@@ -99,11 +99,11 @@ def test_real_images_go_through_with_the_report_s_recipe(real_data: Path, tmp_pa
             shutil.copy(real_data / folder / name, tmp_path / "raw" / folder / name)
     flags = ["--recipe", "report", "--epochs", "1", "--model.widths", "16", "32"]
     training = ["--data", str(tmp_path / "raw"), "--output", str(tmp_path / "run"), *flags]
-    code, line, errors = run_job("train", *training, address=cluster)
+    code, line, errors = call_job("train", *training)
     assert code == 0, errors
     data = tmp_path / "run" / "train" / "data"
     rows = pd.concat([pd.read_parquet(path) for path in sorted(data.glob("*-*.parquet"))])
     assert dict(zip(rows["image_id"], rows["split"], strict=True)) == split_as_report([Path(name).stem for name in names])
     scoring = ["--bundle", str(line["bundle"]), "--data", str(data), "--output", str(tmp_path / "scores")]
-    code, line, errors = run_job("evaluate", *scoring, address=cluster)
+    code, line, errors = call_job("evaluate", *scoring)
     assert (code, line["images"]) == (0, 5), errors

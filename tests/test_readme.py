@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from support import ROOT, SMALL, free_port
+from support import RAYS_OWN, ROOT, SMALL, free_port
 
 from resunet_ray.data.images import encode_png
 from resunet_ray.data.synthetic import generate_image
@@ -71,14 +71,17 @@ def write_kaggle_zip(path: Path, *, masks: bool) -> None:
 
 @pytest.mark.campaign
 def test_its_commands_on_real_data_run(tmp_path: Path, cluster: str) -> None:
-    """As they are shown, with a small archive of the same layout and, for the training, flags that make it short."""
+    """As they are shown, with a small archive of the same layout and, for the training, flags that make it short.
+
+    Standard error is a file: it has no colours, and of Ray's own lines none.
+    """
     write_kaggle_zip(tmp_path / "stage1_train.zip", masks=True)
     write_kaggle_zip(tmp_path / "stage1_test.zip", masks=False)
     shown = [block.replace("\\\n", "") for block in blocks("bash")]
     lines = [shlex.split(line) for block in shown for line in block.splitlines() if line.startswith(".venv/bin/python")]
     assert [Path(line[1]).stem for line in lines] == ["prepare", "train", "evaluate", "tune", "dashboard", "segment"]
     short = {"train": [*SMALL, "--epochs", "1"], "tune": [*SMALL, "--epochs", "1", "--trials", "1", "--scheduler", "none"]}
-    joined = {**os.environ, "RAY_ADDRESS": cluster}
+    joined = {**os.environ, "RAY_ADDRESS": cluster, "FORCE_COLOR": "1"}
     for line in lines:
         job = Path(line[1]).stem
         command = [sys.executable, str(ROOT / line[1]), *line[2:], *short.get(job, [])]
@@ -87,6 +90,8 @@ def test_its_commands_on_real_data_run(tmp_path: Path, cluster: str) -> None:
             continue
         done = subprocess.run(command, cwd=tmp_path, env=joined, capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == 0, done.stderr
+        assert not RAYS_OWN.search(done.stderr), done.stderr
+        assert "\x1b" not in done.stdout + done.stderr
     assert (tmp_path / "runs/first/evaluation/report.html").exists()
     assert (tmp_path / "runs/first/train/bundle/bundle.json").exists()
     assert len(list((tmp_path / "segmented/images").glob("*/*.parquet"))) == 1

@@ -1,26 +1,27 @@
 """A run ends with a bundle that does what it says; killed, it goes on; its scores do not depend on the number of workers."""
 
+import logging
+import os
 import re
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
-from support import ROOT, SMALL, run_job
+import ray
+from support import RAYS_OWN, ROOT, SMALL, run_job
 
 from resunet_ray.bundle import load_bundle
 from resunet_ray.config import ModelConfig, TrainConfig
-from resunet_ray.data.dataset import open_dataset, plan_once
-from resunet_ray.data.labelled import read_images
-from resunet_ray.data.splits import VAL
-from resunet_ray.errors import ConfigError, InputError, ResourceError, RunError
-from resunet_ray.model.instances import threshold_mask
-from resunet_ray.model.metrics import count_pixels, score_counts
+from resunet_ray.errors import ConfigError, InputError, ResourceError
+from resunet_ray.train import trainer
+from resunet_ray.train.relay import show_training
 from resunet_ray.train.trainer import Trained, train
 
 EPOCHS = 8
@@ -108,45 +109,92 @@ def test_two_workers_score_as_one_does(run: tuple[TrainConfig, Trained], dataset
     assert [done.best[name] for name in names] == pytest.approx([trained.best[name] for name in names], abs=1e-6)
 
 
-@pytest.mark.campaign
-def test_what_two_workers_validate_is_what_is_saved(dataset_uri: str, tmp_path: Path, cluster: str) -> None:
-    """The workers' statistics of normalisation differ; the bundle, used by itself, has the scores that were reported."""
-    trained = train(config(dataset_uri, tmp_path, workers=2, epochs=3, validation_interval=3))
-    bundle, dataset = load_bundle(trained.bundle), open_dataset(dataset_uri)
-    scores = []
-    for image in read_images(dataset, plan_once(dataset, VAL)):
-        (probability,) = bundle.predict([image.image], batch_size=1, precision="fp32")
-        found = threshold_mask(probability, threshold=bundle.info.instances.threshold)
-        scores.append(float(score_counts(count_pixels(found, image.mask))["f1"]))
-    assert np.mean(scores) == pytest.approx(trained.best["f1"], abs=1e-6)
+@dataclass
+class Resumed:
+    """A training whose driver was killed, and that the same command finished in a new Ray."""
+
+    output: Path
+    killed: str
+    """Standard error of the first driver, a file."""
+    line: dict[str, Any]
+    errors: str
+    """Standard error of the second, which was asked for all that Ray says."""
 
 
-@pytest.mark.campaign
-def test_killed_and_started_again_it_ends_where_the_uninterrupted_run_ends(
-    run: tuple[TrainConfig, Trained], dataset_uri: str, tmp_path: Path
-) -> None:
-    """SIGKILL to the driver after the first checkpoint; the same command then resumes, in a new Ray.
-
-    That it shows all that Ray says now is no other setting, and decides nothing.
-    """
+@pytest.fixture(scope="module")
+def resumed(dataset_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Resumed:
+    """SIGKILL after the first checkpoint that Ray Train knows of."""
+    output = tmp_path_factory.mktemp("resumed")
     flags = [*SMALL, "--epochs", str(EPOCHS), "--validation-interval", "2", "--warmup-epochs", "0", "--learning-rate", "1e-2"]
-    flags += ["--ema-decay", "0.9", "--data", dataset_uri, "--output", str(tmp_path)]
-    snapshot = tmp_path / "train" / "checkpoint_manager_snapshot.json"  # what Ray Train knows that it can go on from
-    with subprocess.Popen([sys.executable, str(ROOT / "jobs" / "train.py"), *flags], stdout=subprocess.DEVNULL) as driver:
+    flags += ["--ema-decay", "0.9", "--data", dataset_uri, "--output", str(output)]
+    snapshot = output / "train" / "checkpoint_manager_snapshot.json"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"FORCE_COLOR": "1"}
+    command = [sys.executable, str(ROOT / "jobs" / "train.py"), *flags]
+    with (
+        (output / "log").open("wb") as log,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, env=environment) as driver,
+    ):
         while driver.poll() is None and not (snapshot.exists() and "checkpoint_" in snapshot.read_text()):
             time.sleep(0.05)
         assert driver.poll() is None, "it ended before it could be killed"
         driver.kill()
-    assert not (tmp_path / "train" / "bundle").exists()
+    assert not (output / "train" / "bundle").exists()
     code, line, errors = run_job("train", "--verbose", *flags)
     assert code == 0, errors
-    assert re.search(r"resumed after epoch \d+", errors), errors
-    assert re.search(r"\(RayTrainWorker pid=\d+.*\) .*Reporting training result", errors), errors
-    assert "\x1b" not in errors
+    return Resumed(output, (output / "log").read_text(), line, errors)
+
+
+@pytest.mark.campaign
+def test_killed_and_started_again_it_ends_where_the_uninterrupted_run_ends(
+    run: tuple[TrainConfig, Trained], resumed: Resumed
+) -> None:
+    """That it shows all that Ray says now is no other setting, and decides nothing."""
+    assert re.search(r"resumed after epoch \d+", resumed.errors), resumed.errors
     chosen, trained = run
     columns = ["epoch", "train_loss", "val_loss", "val_f1"]
-    pd.testing.assert_frame_equal(history(chosen.output)[columns], history(str(tmp_path))[columns], atol=1e-6)
-    assert line["best"]["f1"] == pytest.approx(trained.best["f1"], abs=1e-6)
+    pd.testing.assert_frame_equal(history(chosen.output)[columns], history(str(resumed.output))[columns], atol=1e-6)
+    assert resumed.line["best"]["f1"] == pytest.approx(trained.best["f1"], abs=1e-6)
+
+
+@pytest.mark.campaign
+def test_its_log_says_what_each_epoch_came_to_and_of_ray_only_what_was_asked_for(resumed: Resumed) -> None:
+    assert not RAYS_OWN.search(resumed.killed), resumed.killed
+    assert re.search(r"\(RayTrainWorker pid=\d+.*\) .*Reporting training result", resumed.errors), resumed.errors
+    assert "\x1b" not in resumed.killed + resumed.errors
+    assert re.search(r"^epoch 1 of 8: loss \d\.\d+, \d+\.\d images/s$", resumed.killed, re.MULTILINE), resumed.killed
+    (first,) = {int(epoch) for epoch in re.findall(r"resumed after epoch (\d+)", resumed.errors)}
+    for epoch, loss in history(str(resumed.output))[["epoch", "train_loss"]].iloc[first:].itertuples(index=False):
+        line = rf"epoch {epoch} of 8: loss {loss:.4f}, \d+\.\d images/s"
+        assert re.search(f"^{line}$", resumed.errors, re.MULTILINE), resumed.errors
+    for line in (
+        r"epoch 8 of 8: validation loss \d\.\d+, .* f1 \d\.\d+, .*",
+        r"96 of 96 images trained on in \d+ s, epoch 8 of 8, loss \d\.\d+, f1 \d\.\d+",
+        r"4 of 4 validation images matched in \d+ s",
+    ):
+        assert re.search(f"^{line}$", resumed.errors, re.MULTILINE), resumed.errors
+
+
+@pytest.mark.campaign
+def test_a_training_whose_log_is_lost_goes_on_to_the_same_end(
+    run: tuple[TrainConfig, Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The actor that carries it dies before anybody has told it anything."""
+
+    @contextmanager
+    def lose_it(*arguments: Any, **named: Any) -> Iterator[Any]:
+        with show_training(*arguments, **named) as board:
+            ray.kill(board)
+            yield board
+
+    monkeypatch.setattr(trainer, "show_training", lose_it)
+    chosen, trained = run
+    with caplog.at_level(logging.INFO):
+        done = train(replace(chosen, output=str(tmp_path), mlflow=None))
+    assert "how far it is cannot be shown any more" in caplog.text
+    assert "epoch 1 of 8" not in caplog.text
+    assert done.best == trained.best
+    columns = ["epoch", "learning_rate", "train_loss", "val_loss", "val_f1"]
+    pd.testing.assert_frame_equal(history(str(tmp_path))[columns], history(chosen.output)[columns])
 
 
 def test_a_damaged_list_of_checkpoints_is_named(dataset_uri: str, tmp_path: Path, cluster: str) -> None:
@@ -165,9 +213,3 @@ def test_what_cannot_work_is_refused_before_it_starts(dataset_uri: str, tmp_path
         train(config(str(tmp_path), tmp_path / "c"))
     with pytest.raises(InputError, match="holds no bundle.json"):
         train(config(dataset_uri, tmp_path / "d", init=str(tmp_path)))
-
-
-@pytest.mark.campaign
-def test_a_loss_that_is_no_number_ends_the_run_with_its_cause(dataset_uri: str, tmp_path: Path, cluster: str) -> None:
-    with pytest.raises(RunError, match=r"the training loss of epoch \d is (nan|inf): lower --learning-rate"):
-        train(config(dataset_uri, tmp_path, learning_rate=1e30, clip_norm=None, optimizer="adam", weight_decay=0.0))

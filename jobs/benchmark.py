@@ -28,7 +28,7 @@ from _job import read_config, run_job
 from _memory import PeakMemory
 from _scale import measure_scale
 
-from resunet_ray import storage
+from resunet_ray import bundles, storage
 from resunet_ray.cluster import MODEL_ENVIRONMENT, connect
 from resunet_ray.config import ModelConfig, PrepareConfig, SegmentConfig, SweepConfig, TrainConfig, save_config
 from resunet_ray.data.dataset import DATASET_FILE
@@ -228,7 +228,7 @@ def _time_training(training: TrainConfig) -> float:
 def _require_bundle(config: BenchmarkConfig) -> str:
     if config.bundle is None:
         raise InputError(f"{config.what} needs --bundle: an untrained network finds no nuclei to measure")
-    return storage.absolute(config.bundle)
+    return bundles.absolute(config.bundle)
 
 
 def _write_slide(path: Path, *, side: int) -> None:

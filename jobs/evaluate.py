@@ -4,7 +4,7 @@ from typing import Any
 
 from _job import read_config, run_job
 
-from resunet_ray import storage
+from resunet_ray import bundles, storage
 from resunet_ray.config import EvaluateConfig
 from resunet_ray.errors import InputError
 from resunet_ray.evaluate import evaluate
@@ -17,7 +17,7 @@ def _work() -> dict[str, Any]:
     if config.history is not None and not storage.exists(config.history):
         raise InputError(f"--history {config.history} is not there: leave it out to use the one beside the bundle")
     result = evaluate(config)
-    history = config.history or storage.join(storage.parent(config.bundle), HISTORY_FILE)
+    history = config.history or storage.join(storage.parent(bundles.locate(config.bundle)), HISTORY_FILE)
     report = write_evaluation_report(storage.absolute(config.output), history=history if storage.exists(history) else None)
     return {
         "images": result.images,

@@ -21,10 +21,11 @@ import torch
 from jaxtyping import Float32, UInt8
 from pydantic import TypeAdapter, ValidationError
 
-from resunet_ray import __version__, storage
+from resunet_ray import __version__, bundles, storage
 from resunet_ray.config import InstanceConfig, ModelConfig, PreprocessConfig
 from resunet_ray.data.images import decode_stored, encode_png
 from resunet_ray.errors import InputError, RunError
+from resunet_ray.intensity import Range
 from resunet_ray.model.inference import autocast_dtype, predict
 from resunet_ray.model.resunet import ResUNet
 
@@ -63,7 +64,13 @@ class Bundle:
     device: torch.device
 
     def predict(
-        self, images: Sequence[UInt8[np.ndarray, "_h _w 3"]], *, batch_size: int, flips: bool = False, precision: str = "auto"
+        self,
+        images: Sequence[UInt8[np.ndarray, "_h _w 3"]],
+        *,
+        batch_size: int,
+        flips: bool = False,
+        precision: str = "auto",
+        ranges: Sequence[Range | None] | None = None,
     ) -> list[Float32[np.ndarray, "_h _w"]]:
         """The probability of each pixel of each image to be nucleus (see `inference.predict`)."""
         return predict(
@@ -75,6 +82,7 @@ class Bundle:
             dtype=autocast_dtype(self.device, precision),
             batch_size=batch_size,
             flips=flips,
+            ranges=ranges,
         )
 
     def self_test(self) -> None:
@@ -149,9 +157,10 @@ def read_bundle_info(uri: str) -> tuple[BundleInfo, str]:
     Raises:
         InputError: there is no bundle, or its bundle.json is not one.
     """
-    location = storage.join(storage.absolute(uri), BUNDLE_FILE)
+    location = storage.join(bundles.locate(uri), BUNDLE_FILE)
     if not storage.exists(location):
-        raise InputError(f"{uri} holds no {BUNDLE_FILE}: expected a bundle that jobs/train.py wrote")
+        names = ", ".join(bundles.list_names())
+        raise InputError(f"{uri} holds no {BUNDLE_FILE}: expected a bundle that jobs/train.py wrote, or the name of one: {names}")
     content = storage.read_bytes(location)
     try:
         info = TypeAdapter(BundleInfo).validate_json(content)
@@ -172,7 +181,7 @@ def load_bundle(uri: str, *, device: torch.device | None = None) -> Bundle:
     Raises:
         InputError: it is missing, damaged, or not of this version.
     """
-    uri = storage.absolute(uri)
+    uri = bundles.locate(uri)
     info, digest = read_bundle_info(uri)
     for name, expected in info.sha256.items():
         found = hashlib.sha256(storage.read_bytes(storage.join(uri, name))).hexdigest()

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float32, UInt8
 
-from resunet_ray import storage
+from resunet_ray import bundles, storage
 from resunet_ray.bundle import Bundle, read_bundle_info
 from resunet_ray.config import EvaluateConfig, PreprocessConfig
 from resunet_ray.data.dataset import Row, open_dataset
@@ -59,7 +59,7 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
     rows = score_split(
         dataset,
         config.split,
-        bundle=storage.absolute(config.bundle),
+        bundle=bundles.absolute(config.bundle),
         score=_build_score(config, output),
         schema=SCORES,
         predict=_build_predict(config),
@@ -133,7 +133,7 @@ def _build_predict(config: EvaluateConfig) -> Callable[[Bundle, list[Labelled]],
         return predict(
             bundle.network,
             [_to_report_size(image.image) for image in images],
-            config=PreprocessConfig(tile=_REPORT_SIDE),
+            config=PreprocessConfig(tile=_REPORT_SIDE, intensity=bundle.info.preprocess.intensity),
             channels=bundle.info.model.in_channels,
             device=bundle.device,
             dtype=None,

@@ -99,6 +99,8 @@ _PLACE: list[tuple[str, pa.DataType]] = [
     ("slide_height", pa.int64()),  # level-0 pixels; null: no slide
     ("slide_width", pa.int64()),
     ("format", pa.string()),
+    ("level_low", pa.float64()),  # the levels of the whole image between which the network sees it; null: all
+    ("level_high", pa.float64()),
     ("tissue_fraction", pa.float64()),
     ("warnings", pa.list_(pa.string())),  # mpp_not_believed, mpp_missing, no_tissue, view_unreadable, fluorescence
 ]

@@ -1,16 +1,23 @@
 """A bundle gives the same output wherever it is loaded, or says that it is damaged."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from resunet_ray import bundles
 from resunet_ray.bundle import Bundle, BundleInfo, build_network, load_bundle, read_bundle_info, save_bundle
 from resunet_ray.config import InstanceConfig, ModelConfig, PreprocessConfig
+from resunet_ray.data.images import decode_image, decode_labels
 from resunet_ray.data.synthetic import generate_image
 from resunet_ray.errors import InputError, RunError
+from resunet_ray.intensity import measure_range
+from resunet_ray.model.instances import threshold_mask
+from resunet_ray.model.metrics import count_pixels, score_counts
 
 SMALL = ModelConfig(widths=(16, 32))
 
@@ -62,3 +69,55 @@ def test_what_is_no_bundle_is_said_to_be_none(tmp_path: Path) -> None:
     (tmp_path / "bundle.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"is not a bundle of this version: \('model', 'widths'"):
         read_bundle_info(str(tmp_path))
+
+
+def test_an_image_and_its_parts_are_seen_at_the_intensities_of_the_whole(tmp_path: Path) -> None:
+    bundle = saved(tmp_path)
+    info = replace(bundle.info, preprocess=PreprocessConfig(tile=64, context=8, intensity="percentiles"), sha256={})
+    sample = np.zeros((48, 40, 3), np.uint8)
+    bundle = save_bundle(str(tmp_path / "scaled"), weights=bundle.network.state_dict(), info=info, sample=sample)
+    image = generate_image(64, 64, modality="fluorescence", num_nuclei=6, rng=np.random.default_rng(0))[0]
+    whole, dim, part = (
+        bundle.predict([pixels], batch_size=1, precision="fp32", ranges=ranges)[0]
+        for pixels, ranges in ((image, None), (image // 4 + 9, None), (image[:32], [measure_range(image)]))
+    )
+    assert np.abs(whole - dim).mean() < 0.01
+    np.testing.assert_allclose(part[:16], whole[:16], atol=0.02)  # what is near the cut sees another neighbourhood
+
+
+def test_the_bundle_that_ships_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    bundle = load_bundle("nuclei")
+    bundle.self_test()
+    assert sum(path.stat().st_size for path in Path(bundle.uri).iterdir()) <= 10e6
+    assert bundles.absolute("nuclei") == "nuclei"
+    assert bundles.absolute("other") == str(tmp_path / "other")
+    assert bundles.absolute("./nuclei") == str(tmp_path / "nuclei")
+    with pytest.raises(InputError, match=r"nucleus holds no bundle.json: expected .*, or the name of one: nuclei"):
+        load_bundle("nucleus")
+
+
+def test_its_card_says_what_its_bundle_says() -> None:
+    bundle = load_bundle("nuclei")
+    scores = bundle.info.provenance["scores"]
+    rows = [scores["test"], scores["validation"], *scores["validation"]["by_modality"].values()]
+    columns = ("f1", "jaccard", "ap50", "ap75", "pq")
+    expected = [[str(row["images"]), *(f"{row[name]:.3f}" for name in columns)] for row in rows]
+    table = re.findall(r"^\| [^|]+ \| (\d+.*) \|$", (Path(bundle.uri) / "README.md").read_text(), flags=re.MULTILINE)
+    assert [row.split(" | ") for row in table] == expected
+    assert scores["validation"]["f1"] == round(bundle.info.scores["f1"], 3)
+
+
+def test_the_bundle_that_ships_finds_the_nuclei_of_images_that_it_was_not_trained_on(real_data: Path) -> None:
+    """Dim ones as well: a quarter of the levels."""
+    bundle = load_bundle("nuclei")
+    names = json.loads((real_data / "split-stardist.json").read_text())["test"][:10]
+    for divisor in (1, 4):
+        scores = []
+        for name in names:
+            image = decode_image((real_data / "images" / f"{name}.png").read_bytes(), name=name) // np.uint8(divisor)
+            truth = decode_labels((real_data / "masks" / f"{name}.png").read_bytes(), name=name) > 0
+            (probability,) = bundle.predict([image], batch_size=1)
+            found = threshold_mask(probability, threshold=bundle.info.instances.threshold)
+            scores.append(float(score_counts(count_pixels(found, truth.astype(np.uint8)))["f1"]))
+        assert np.mean(scores) > 0.9, (divisor, scores)

@@ -10,8 +10,8 @@ from resunet_ray.config.checks import ANY, require_range
 class EvaluateConfig:
     """How a bundle is scored against labelled images."""
 
-    bundle: str
-    """The bundle that `jobs/train.py` wrote."""
+    bundle: str = "nuclei"
+    """The bundle that `jobs/train.py` wrote, or the name of one that comes with the package."""
     data: str
     """What `jobs/prepare.py` wrote."""
     output: str

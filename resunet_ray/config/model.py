@@ -36,6 +36,9 @@ class PreprocessConfig:
 
     resize: Annotated[int | None, tyro.conf.arg(aliases=["--resize"])] = None
     """None: native resolution, in tiles. A number: the whole image resized to a square of that side, as in the report."""
+    intensity: Literal["stored", "percentiles"] = "stored"
+    """stored: levels as they are. percentiles: each image stretched between its 1st and its 99.8th percentile, so that a dim one
+    looks like a bright one."""
     tile: int = 512
     """Side of a tile, pixels; an image that is not larger is taken whole."""
     context: int = 32

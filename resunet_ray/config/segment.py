@@ -22,8 +22,8 @@ _DECISIVE = (
 class SegmentConfig:
     """One run over an archive. The same command again does only what is new, and finishes first what was interrupted."""
 
-    bundle: str
-    """The bundle that `jobs/train.py` wrote."""
+    bundle: str = "nuclei"
+    """The bundle that `jobs/train.py` wrote, or the name of one that comes with the package."""
     input: tuple[str, ...]
     """What to segment, mixed as you like: folders or prefixes, globs, single images, zip or tar, manifests (Parquet or CSV with a
     column `uri`, and where known `member`, `mask_uri`, `mpp`)."""

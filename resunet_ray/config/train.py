@@ -39,7 +39,7 @@ class TrainConfig:
     """Threads that the model uses in a CPU worker. None: the cores of the node over the workers on it; Ray Data's decoding
     takes little of them."""
     init: str | None = None
-    """Bundle whose weights are the start."""
+    """Bundle whose weights are the start; `nuclei` is the one that comes with the package."""
     model: ModelConfig = field(default_factory=ModelConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from resunet_ray import storage
+from resunet_ray import bundles
 from resunet_ray.config import DoctorConfig
 from resunet_ray.doctor import store
 from resunet_ray.doctor.finding import Check, Finding, count, judge, not_asked
@@ -31,7 +31,7 @@ def start_probes(config: DoctorConfig, devices: Mapping[Node, int], *, until: fl
         written = {node: ask(node, f"{_PACKAGE}.store", "probe", folder, node.id) for node in devices}
         checks.append(("node storage", lambda: _examine_storage(wait(written), folder, config, wait)))
     if config.bundle is not None:
-        bundle = storage.absolute(config.bundle)
+        bundle = bundles.absolute(config.bundle)
         loaded = {node: ask(node, f"{_PACKAGE}.weights", "probe", bundle) for node in devices}
         checks.append(("node bundle", lambda: [judge_bundle(wait(loaded))]))
     return checks

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from resunet_ray import storage
+from resunet_ray import bundles
 from resunet_ray.bundle import load_bundle
 from resunet_ray.config import DoctorConfig
 from resunet_ray.doctor.finding import Finding, describe, failed, ok
@@ -27,7 +27,7 @@ def examine(config: DoctorConfig) -> Iterator[Finding]:
     """What this process makes of the bundle."""
     assert config.bundle is not None
     try:
-        digest = probe(storage.absolute(config.bundle))
+        digest = probe(bundles.absolute(config.bundle))
     except (ResUNetRayError, OSError) as error:
         fix = _OTHER if isinstance(error, RunError) else _DAMAGED
         yield failed(

@@ -10,6 +10,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
 from resunet_ray.config import PreprocessConfig
+from resunet_ray.intensity import Range, measure_range, stretch
 from resunet_ray.model.preprocess import preprocess
 from resunet_ray.model.tiling import Tile, blend_weight, plan_tiles
 
@@ -36,6 +37,7 @@ def predict(
     dtype: torch.dtype | None,
     batch_size: int,
     flips: bool = False,
+    ranges: Sequence[Range | None] | None = None,
 ) -> list[Float32[np.ndarray, "_h _w"]]:
     """The probability of each pixel of each image to be nucleus, at the image's own size.
 
@@ -48,12 +50,16 @@ def predict(
         dtype: of autocast; None for full precision.
         batch_size: tiles that go through the network at once.
         flips: average over the four mirror images.
+        ranges: of the wholes that the images are parts of, where the network's intensity scale asks for them. None: an image is
+            the whole.
     """
+    inputs = list(images)
+    if config.intensity == "percentiles":
+        known = ranges or [None] * len(inputs)
+        inputs = [stretch(image, levels or measure_range(image)) for image, levels in zip(inputs, known, strict=True)]
     if config.resize is not None:
         side = config.resize
-        inputs = [cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR) for image in images]
-    else:
-        inputs = list(images)
+        inputs = [cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR) for image in inputs]
     summed = [np.zeros(image.shape[:2], np.float32) for image in inputs]
     for places in _batches(inputs, config=config, batch_size=batch_size):
         stack = np.stack([inputs[index][tile.window] for index, tile in places])

@@ -33,7 +33,7 @@ class Job:
     def begin_row(self, planned: Row) -> Row:
         """The row of REGIONS of a planned region, with what is known before it is read."""
         row: Row = dict.fromkeys(REGIONS.names)
-        row |= {name: planned[name] for name in PLAN.names if name in row}
+        row |= {name: planned[name] for name in PLAN.names if name in row and name in planned}
         return row | {
             "region_id": f"{planned['image_id']}-{planned['region_index']}",
             "status": "failed" if planned["error_type"] else "empty" if planned["num_regions"] == 0 else None,

@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from resunet_ray import storage
+from resunet_ray import bundles, storage
 from resunet_ray.bundle import BundleInfo, read_bundle_info, versions
 from resunet_ray.cluster import connect
 from resunet_ray.config import SegmentConfig, load_config
@@ -103,7 +103,7 @@ def _hold_lease(config: SegmentConfig) -> Any:
 def _resolve(config: SegmentConfig) -> SegmentConfig:
     return replace(
         config,
-        bundle=storage.absolute(config.bundle),
+        bundle=bundles.absolute(config.bundle),
         input=tuple(storage.absolute(uri) for uri in config.input),
         output=storage.absolute(config.output).rstrip("/"),
         masks=None if config.masks is None else storage.absolute(config.masks),

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from resunet_ray import storage
+from resunet_ray.intensity import Range
 from resunet_ray.model.tiling import Tile
 from resunet_ray.segment.region import Row
 
@@ -20,6 +21,8 @@ class Sample:
     tile: Tile | None = None
     """Where it lies on its slide, at the scale of the network; None: it is an image."""
     image: UInt8[np.ndarray, "h w 3"] | None = None
+    levels: Range | None = None
+    """Range of the whole image, where the network's intensity scale asks for it."""
     truth: UInt8[np.ndarray, "h w"] | None = None
     probability: Float32[np.ndarray, "h w"] | None = field(default=None, repr=False)
 

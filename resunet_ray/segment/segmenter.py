@@ -35,6 +35,7 @@ from resunet_ray.data.archives import Entry
 from resunet_ray.data.images import decode_image, decode_labels, name_format
 from resunet_ray.data.slides import Slide
 from resunet_ray.errors import ImageError, InputError, ResourceError, RunError
+from resunet_ray.intensity import measure_range
 from resunet_ray.model.tiling import Tile
 from resunet_ray.schema import REGIONS
 from resunet_ray.segment import attempts
@@ -43,7 +44,7 @@ from resunet_ray.segment.plan import read_lot
 from resunet_ray.segment.region import Row, describe_image, lot_uri
 from resunet_ray.segment.sample import Sample, fail, group_samples
 from resunet_ray.segment.slide_lot import Held, SlideLot
-from resunet_ray.segment.survey import stage_slide
+from resunet_ray.segment.survey import LEVELS, stage_slide
 
 logger = logging.getLogger(__name__)
 
@@ -188,6 +189,9 @@ class Segmenter:
                 stage = "mask"
                 sample.truth = _read_truth(planned["mask_uri"], shape=image.shape[:2])
                 sample.image = image
+                if self._bundle.info.preprocess.intensity == "percentiles":
+                    sample.levels = measure_range(image)
+                    sample.row |= dict(zip(LEVELS, sample.levels, strict=True))
         except ResourceError:
             raise  # the storage is away, which is not this image's fault: the run ends here, and goes on when it is back
         except Exception as error:  # noqa: BLE001 (decoders raise what they like)
@@ -207,6 +211,7 @@ class Segmenter:
                 batch_size=self._batch_size,
                 flips=self._job.config.flips,
                 precision=self._job.config.precision,
+                ranges=[sample.levels for sample in good],
             )
         except (RuntimeError, MemoryError) as error:
             if self._bundle.device.type == "cuda" and not isinstance(error, torch.OutOfMemoryError):
@@ -256,7 +261,7 @@ def _load(job: Job, *, device: torch.device) -> Bundle:
 def _read_tile(slide: Slide, lot: SlideLot, tile: Tile) -> Sample:
     row = {"status": None, "read_seconds": 0.0, "model_seconds": 0.0}
     start = time.perf_counter()
-    sample = Sample(row, tile=tile)
+    sample = Sample(row, tile=tile, levels=lot.levels)
     try:
         sample.image = slide.read(tile.top, tile.left, *tile.shape, scale=lot.scale)
     except (ImageError, MemoryError) as error:

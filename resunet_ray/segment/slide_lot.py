@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from resunet_ray.config import InstanceConfig, PreprocessConfig, SegmentConfig
 from resunet_ray.data.slides import Slide
+from resunet_ray.intensity import Range
 from resunet_ray.model.tiling import Tile
 from resunet_ray.segment.mosaic import LARGEST_MARGIN, MARGIN, Grid, find_objects
 from resunet_ray.segment.region import Row, describe_region
 from resunet_ray.segment.sample import Sample
-from resunet_ray.segment.survey import region_window
+from resunet_ray.segment.survey import LEVELS, region_window
 
 Held = dict[Tile, Sample]
 
@@ -23,6 +24,8 @@ class SlideLot:
     scale: float
     """Side of a pixel of the grid, in pixels of the slide."""
     regions: Sequence[Tile]
+    levels: Range | None = None
+    """The slide's range of intensities, where the network asks for it."""
 
     @classmethod
     def of(cls, rows: Sequence[Row], slide: Slide, *, preprocess: PreprocessConfig, side: int) -> "SlideLot":
@@ -36,7 +39,9 @@ class SlideLot:
         """
         scale = rows[0]["scale_to_level0"]
         grid = Grid(*slide.size_at(scale), tile=preprocess.tile, context=preprocess.context)
-        return cls(grid, scale, [region_window(row, height=grid.height, width=grid.width, side=side) for row in rows])
+        low, high = (rows[0][name] for name in LEVELS)
+        windows = [region_window(row, height=grid.height, width=grid.width, side=side) for row in rows]
+        return cls(grid, scale, windows, levels=None if low is None else (low, high))
 
     def tiles(self) -> Iterator[Tile]:
         """Those that the regions need, each once, in the order in which they are needed."""

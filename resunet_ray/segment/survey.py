@@ -10,6 +10,9 @@ import logging
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import UInt8
+
 from resunet_ray import storage
 from resunet_ray.bundle import BundleInfo
 from resunet_ray.config import SegmentConfig
@@ -18,12 +21,16 @@ from resunet_ray.data.slides import SUFFIXES, TIFF_SUFFIXES, Slide, companions
 from resunet_ray.data.tiff import is_slide
 from resunet_ray.data.tissue import Tissue, find_tissue, read_view
 from resunet_ray.errors import ImageError, InputError, ResourceError
+from resunet_ray.intensity import measure_range
 from resunet_ray.model.tiling import Tile
 from resunet_ray.segment.mosaic import Grid
 from resunet_ray.segment.region import Row
 from resunet_ray.segment.sample import fail
 
 logger = logging.getLogger(__name__)
+
+LEVELS = "level_low", "level_high"
+"""The columns of an image's range of intensities."""
 
 _SAME_SCALE = 0.01  # a slide whose pixels are so nearly the bundle's is not resampled
 
@@ -39,15 +46,24 @@ class Surveyor:
     context: int
     resizes: bool
     """The bundle's network sees whole images, resized."""
+    stretches: bool
+    """The bundle's network sees each image between two of its percentiles."""
     known_mpp: dict[str, float]
     """What the sidecar says, by location or name."""
 
     @classmethod
     def of(cls, config: SegmentConfig, info: BundleInfo) -> "Surveyor":
         """That of one run."""
-        tiles = info.preprocess
-        known = read_known_mpp(config.mpp_csv)
-        return cls(config, info.mpp, tiles.tile, tiles.context, resizes=tiles.resize is not None, known_mpp=known)
+        seen = info.preprocess
+        return cls(
+            config,
+            info.mpp,
+            seen.tile,
+            seen.context,
+            resizes=seen.resize is not None,
+            stretches=seen.intensity == "percentiles",
+            known_mpp=read_known_mpp(config.mpp_csv),
+        )
 
     def __call__(self, planned: Row) -> list[Row]:
         """The rows of one file that may be a slide; of a plain image the one that it had."""
@@ -91,7 +107,8 @@ class Surveyor:
         scale = self.scale(mpp)
         height, width = slide.size_at(scale)
         windows = Grid(height, width, self.tile, self.context).regions(self.config.region)
-        tissue = self._look(slide, warnings)
+        view = self._view(slide, warnings)
+        tissue = self._find_tissue(view, slide, warnings)
         if tissue is not None:
             edges = ((w, w.top / height, w.left / width, w.bottom / height, w.right / width) for w in windows)
             windows = [window for window, *place in edges if tissue.covers(*place)]
@@ -100,17 +117,24 @@ class Surveyor:
             logger.warning("%s: no tissue found, nothing of it is read (--tissue off reads all)", planned["image_uri"])
             return [base | _no_regions([*warnings, "no_tissue"], tissue=fraction)]
         base |= {"tissue_fraction": fraction, "warnings": warnings, "num_regions": len(windows), "scale_to_level0": scale}
+        if self.stretches and view is not None:
+            base |= dict(zip(LEVELS, measure_range(view), strict=True))
         return [base | place_region(window, scale=scale) | {"region_index": index} for index, window in enumerate(windows)]
 
-    def _look(self, slide: Slide, warnings: list[str]) -> Tissue | None:
-        """Where there is tissue; None: all of the slide is read."""
-        if self.config.tissue == "off":
+    def _view(self, slide: Slide, warnings: list[str]) -> UInt8[np.ndarray, "h w 3"] | None:
+        """The whole slide, small; None: nobody asks for it, or it cannot be read."""
+        if self.config.tissue == "off" and not self.stretches:
             return None
         try:
-            view = read_view(slide)
+            return read_view(slide)
         except ImageError as error:  # its regions will say which of them are damaged
             logger.warning("%s: all of it is read, since there is no low-power view", error)
             warnings.append("view_unreadable")
+            return None
+
+    def _find_tissue(self, view: UInt8[np.ndarray, "h w 3"] | None, slide: Slide, warnings: list[str]) -> Tissue | None:
+        """Where there is tissue; None: all of the slide is read."""
+        if self.config.tissue == "off" or view is None:
             return None
         tissue = find_tissue(view, scale=slide.info.height / view.shape[0])
         warnings += ["fluorescence"] if tissue.fluorescence else []

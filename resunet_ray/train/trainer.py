@@ -13,7 +13,7 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from resunet_ray import storage
+from resunet_ray import bundles, storage
 from resunet_ray.bundle import (
     BUNDLE_FILE,
     Bundle,
@@ -111,7 +111,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         config,
         data=storage.absolute(config.data).rstrip("/"),
         output=storage.absolute(config.output).rstrip("/"),
-        init=None if config.init is None else storage.absolute(config.init),
+        init=None if config.init is None else bundles.absolute(config.init),
     )
 
 

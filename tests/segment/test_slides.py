@@ -17,6 +17,7 @@ from resunet_ray import storage
 from resunet_ray.bundle import load_bundle, save_bundle
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.images import decode_stored
+from resunet_ray.intensity import measure_range
 from resunet_ray.report.segmentation import write_segmentation_report
 from resunet_ray.segment.run import Segmented, segment
 
@@ -52,6 +53,32 @@ def test_the_same_nuclei_come_out_however_the_slide_is_cut(picture: np.ndarray, 
         assert image.foreground_fraction == pytest.approx(
             read_output(str(tmp_path / "plain"), "images")["foreground_fraction"][0]
         )
+
+
+@pytest.mark.parametrize("tissue", ["auto", "off"])
+def test_a_faded_slide_is_seen_at_the_intensities_of_the_whole(
+    picture: np.ndarray, dark_bundle: str, tmp_path: Path, tissue: str
+) -> None:
+    """Each region alone would be stretched otherwise, the empty ones most of all."""
+    bundle = load_bundle(dark_bundle)
+    info = replace(bundle.info, preprocess=replace(bundle.info.preprocess, intensity="percentiles"), sha256={})
+    stretching, sample = str(tmp_path / "stretching"), np.zeros((48, 40, 3), np.uint8)
+    save_bundle(stretching, weights=bundle.network.state_dict(), info=info, sample=sample)
+    faded = (150 + picture.astype(np.float32) / 4).astype(np.uint8)
+    write_pyramid(tmp_path / "slide.tiff", faded)
+    cv2.imwrite(str(tmp_path / "slide.png"), cv2.cvtColor(faded, cv2.COLOR_RGB2BGR))
+    run(tmp_path / "slide.png", tmp_path / "dim", dark_bundle)
+    assert len(nuclei(tmp_path / "dim")) == 0, "nothing of it is dark"
+    run(tmp_path / "slide.png", tmp_path / "plain", stretching)
+    expected = nuclei(tmp_path / "plain")
+    assert len(expected) > 100
+    levels = {tuple(row) for row in read_output(str(tmp_path / "plain"), "regions")[["level_low", "level_high"]].to_numpy()}
+    assert levels == {measure_range(faded)}
+    for region in (256, 512):
+        run(tmp_path / "slide.tiff", tmp_path / str(region), stretching, region=region, tissue=tissue)
+        pd.testing.assert_frame_equal(nuclei(tmp_path / str(region))[["geometry", "area_px"]], expected[["geometry", "area_px"]])
+        rows = read_output(str(tmp_path / str(region)), "regions")
+        assert {tuple(row) for row in rows[["level_low", "level_high"]].to_numpy()} == levels
 
 
 def test_a_slide_is_read_at_the_scale_of_the_bundle(picture: np.ndarray, dark_bundle: str, tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ class Nodes:
             **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))},
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "RAY_AUTH_MODE": "token",
+            "RAY_JOB_STOP_WAIT_TIME_S": "30",  # as in the image
             "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
             "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{(dashboard := free_port())}",
         }

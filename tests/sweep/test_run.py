@@ -36,6 +36,10 @@ class Swept:
     line: dict[str, Any]
     before: dict[str, pd.DataFrame]
     """When it was killed, the epochs of each trial that a checkpoint held."""
+    verbose: str
+    """Standard error of the one that was killed, with `--verbose`."""
+    errors: str
+    """Standard error of the other."""
 
 
 def read_history(output: str, name: str) -> pd.DataFrame:
@@ -55,29 +59,25 @@ def saved_epochs(output: str) -> dict[str, pd.DataFrame]:
 
 
 @pytest.fixture(scope="module")
-def swept(dataset_uri: str, s3: str) -> Swept:
+def swept(dataset_uri: str, s3: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     output = f"{s3}/sweep"
     flags = [*SMALL, "--precision", "auto", "--data", dataset_uri, "--output", output, "--epochs", str(EPOCHS)]
     flags += ["--warmup-epochs", "0", "--ema-decay", "0.9", "--search", "grid", "--space", "learning_rate=choice:1e-2,1e-3,1e30"]
     flags += ["--validation-interval", "2", "--grace-epochs", "2", "--trials", "3", "--concurrent", "2"]
     environment = {**os.environ, "RAY_ADDRESS": "local"}
-    with subprocess.Popen(
-        [sys.executable, str(ROOT / "jobs" / "tune.py"), *flags],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=environment,
-    ) as driver:
+    log = tmp_path_factory.mktemp("swept") / "log"
+    command = [sys.executable, str(ROOT / "jobs" / "tune.py"), "--verbose", *flags]
+    with log.open("wb") as file, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, env=environment) as driver:
         deadline = time.monotonic() + 180
         while driver.poll() is None and not saved_epochs(output) and time.monotonic() < deadline:
             time.sleep(0.2)
-        assert driver.poll() is None, f"it ended before it could be killed: {driver.communicate()}"
+        assert driver.poll() is None, f"it ended before it could be killed: {log.read_text()}"
         driver.send_signal(signal.SIGKILL)
     time.sleep(3)  # its Ray ends with it
     before = saved_epochs(output)
     code, line, error = run_job("tune", *flags)
     assert code == 0, error
-    assert not RAYS_OWN.search(error), error
-    return Swept(output, flags, line, before)
+    return Swept(output, flags, line, before, log.read_text(), error)
 
 
 def test_every_trial_ends_once_and_none_stops_the_others(swept: Swept) -> None:
@@ -89,6 +89,12 @@ def test_every_trial_ends_once_and_none_stops_the_others(swept: Swept) -> None:
     assert re.search(r"the training loss of epoch \d is (nan|inf): lower --learning-rate", str(failed.reason)), failed.reason
     assert {trial.status for trial in trials} <= {"completed", "stopped", "failed"}
     assert sum(swept.line["trials"].values()) == 3
+
+
+def test_what_ray_says_is_shown_where_it_is_asked_for_and_is_no_setting(swept: Swept) -> None:
+    assert not RAYS_OWN.search(swept.errors), swept.errors
+    assert re.search(r"^\(TrainController pid=\d+.*\) Started training worker group", swept.verbose, re.MULTILINE), swept.verbose
+    assert "\x1b" not in swept.verbose + swept.errors
 
 
 def test_a_trial_that_had_a_checkpoint_goes_on_from_it(swept: Swept) -> None:

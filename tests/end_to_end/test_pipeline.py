@@ -37,11 +37,10 @@ def test_a_sweep_is_submitted_as_any_job(pipeline: Pipeline, nodes: Nodes, s3: s
 
 def test_who_submits_sees_the_last_line_and_the_exit_code(pipeline: Pipeline, nodes: Nodes, s3: str) -> None:
     """Of a job that no cluster of this size has room for."""
-    flags = ["--input", f"{s3}/pipeline/raw/images", "--output", f"{s3}/pipeline/none", "--cpus-per-actor", "7"]
-    nodes.restore()
+    flags = ["--input", f"{s3}/pipeline/raw/images", "--output", f"{s3}/pipeline/none", "--cpus-per-actor", "99"]
     code, line, shown = nodes.submit("segment", "--bundle", pipeline.bundle, "--actors", "1", *flags)
     assert (code, line["status"], line["error"]) == (1, "failed", "ResourceError"), shown
-    assert "8 CPUs needed" in line["message"]
+    assert "100 CPUs needed" in line["message"]
     assert "--nodes-seconds" in line["message"]
     assert "exit code 2" in shown
 

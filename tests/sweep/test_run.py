@@ -93,7 +93,7 @@ def test_every_trial_ends_once_and_none_stops_the_others(swept: Swept) -> None:
 
 def test_what_ray_says_is_shown_where_it_is_asked_for_and_is_no_setting(swept: Swept) -> None:
     assert not RAYS_OWN.search(swept.errors), swept.errors
-    assert re.search(r"^\(TrainController pid=\d+.*\) Started training worker group", swept.verbose, re.MULTILINE), swept.verbose
+    assert re.search(r"^\(RayTrainWorker pid=\d+.*\) Reporting training result 1", swept.verbose, re.MULTILINE), swept.verbose
     assert "\x1b" not in swept.verbose + swept.errors
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import tempfile
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -72,10 +71,10 @@ class SegmentConfig:
     """Threads of an actor that read and decode ahead of the model."""
     batch_size: int | None = None
     """Tiles of a model batch. None: 16 on a GPU, 1 on CPUs, where more is slower."""
-    cache: str = os.path.join(tempfile.gettempdir(), "resunet_ray")  # noqa: PTH118
-    """Folder on each node's disk where slides from object storage are staged."""
+    cache: str = tempfile.gettempdir()
+    """Folder on each node's disk: slides from object storage are staged in one of this user's own below it."""
     cache_gib: float = 50.0
-    """What that folder may hold; what was not used for longest leaves it."""
+    """What that one may hold; what was not used for longest leaves it."""
     lease: bool = True
     """Off: nothing keeps two runs over one output apart (for storage without conditional writes)."""
     lease_seconds: float = 60.0

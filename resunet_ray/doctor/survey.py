@@ -21,6 +21,8 @@ from typing import Any, TypedDict
 import ray
 from ray._private.utils import get_system_memory, get_used_memory
 
+from resunet_ray import storage
+
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where Ray keeps its objects, on Linux)
 _DEVICES = Path("/dev")
 
@@ -88,8 +90,8 @@ def take_survey(packages: Sequence[str], *, cache: str, session: str) -> Survey:
         shared_memory=shutil.disk_usage(_SHARED_MEMORY).total if _SHARED_MEMORY.is_dir() else None,
         session=_disk(session),
         cache=_disk(cache),
-        cache_held=_count_bytes(Path(cache)),
-        cache_writable=os.access(_existing(cache), os.W_OK),
+        cache_held=_count_bytes(storage.cache_folder(cache)),
+        cache_writable=os.access(_existing(str(storage.cache_folder(cache))), os.W_OK),
         memory=get_system_memory(),
         memory_used=get_used_memory(),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],

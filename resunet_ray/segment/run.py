@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 RUNS_FOLDER, RUN_FILE = "runs", "run.json"
 
-_HOW = ("output", "actors", "gpu", "cpus_per_actor", "nodes_seconds", "readers", "batch_size")
+_HOW = ("output", "actors", "gpu", "cpus_per_actor", "nodes_seconds", "readers", "batch_size", "cache", "cache_gib")
 _SURVEY_TASKS = 64  # that look at files which may be slides, at a time
 
 

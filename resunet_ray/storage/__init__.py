@@ -23,7 +23,7 @@ from resunet_ray.storage.files import (
 )
 from resunet_ray.storage.lease import Lease, hold_lease
 from resunet_ray.storage.reader import Reader
-from resunet_ray.storage.staging import stage
+from resunet_ray.storage.staging import cache_folder, stage
 from resunet_ray.storage.walk import FileStatus, walk_files
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Reader",
     "absolute",
     "attempt",
+    "cache_folder",
     "check_writable",
     "delete",
     "delete_file",

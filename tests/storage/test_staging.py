@@ -1,6 +1,11 @@
 """The staging cache: each file is brought once, is never seen in part, and the cache keeps to its size."""
 
+import os
+import resource
+import stat
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -8,7 +13,7 @@ from typing import Any
 import pytest
 
 from resunet_ray import storage
-from resunet_ray.errors import InputError
+from resunet_ray.errors import InputError, ResourceError
 from resunet_ray.storage import staging
 
 
@@ -19,7 +24,7 @@ def put(s3: str, name: str, size: int = 1000) -> str:
 
 
 def staged(folder: Path) -> set[str]:
-    return {path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
+    return {path.name for path in folder.glob("resunet_ray-*/*/files/**/*") if path.is_file()}
 
 
 def stage(uri: str, folder: Path, *, max_bytes: int = 2500, companions: tuple[str, ...] = ()) -> bytes:
@@ -74,8 +79,9 @@ def test_a_crash_leaves_no_half_file(s3: str, tmp_path: Path, monkeypatch: pytes
         patch.setattr("shutil.copyfileobj", die)
         with pytest.raises(KeyboardInterrupt):
             stage(uri, tmp_path)
-    (tmp_path / "dead.1234.part").mkdir()
-    (tmp_path / "dead.1234.part" / "half.svs").write_bytes(b"h")
+    dead = storage.cache_folder(str(tmp_path)) / f"{'0' * 32}.{'1' * 32}.part" / "files"
+    dead.mkdir(parents=True)
+    (dead / "half.svs").write_bytes(b"h")
     monkeypatch.setattr(staging, "_STALE_SECONDS", 0.0)
     assert stage(uri, tmp_path) == b"h" * 1000
     assert staged(tmp_path) == {"half.svs"}
@@ -102,3 +108,91 @@ def test_what_belongs_to_a_slide_comes_with_it(s3: str, tmp_path: Path) -> None:
     local.write_bytes(b"on this disk")
     with storage.stage(str(local), fingerprint="1", companions=(), folder=str(tmp_path / "cache"), max_bytes=1) as path:
         assert path == str(local)
+
+
+def test_nothing_else_in_the_folder_is_touched(s3: str, tmp_path: Path) -> None:
+    own = storage.cache_folder(str(tmp_path))
+    others = [tmp_path / "my_thesis", tmp_path / ("a" * 32), own / "kept"]
+    stage(put(s3, "first.svs"), tmp_path)
+    for folder in others:
+        folder.mkdir()
+        (folder / "chapter").write_bytes(b"x" * 5000)
+    (own / ("b" * 32)).symlink_to(tmp_path / "my_thesis")
+    for name in "cde":
+        stage(put(s3, f"{name}.svs", 2000), tmp_path)
+    assert staged(tmp_path) == {"e.svs"}
+    assert all((folder / "chapter").read_bytes() == b"x" * 5000 for folder in others)
+    assert (own / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
+
+
+@pytest.mark.parametrize("kind", ["open", "link", "foreign", "file", "unmarked"])
+def test_a_folder_that_is_not_this_user_s_alone_is_refused(s3: str, tmp_path: Path, kind: str) -> None:
+    own = storage.cache_folder(str(tmp_path))
+    if kind == "link":
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
+        own.symlink_to(tmp_path / "elsewhere")
+    elif kind == "file":
+        own.touch(mode=0o600)
+    else:
+        own.mkdir(mode=0o700)
+        if kind == "open":
+            own.chmod(0o755)
+        elif kind == "unmarked":
+            (own / "mine").touch()
+        elif os.geteuid() == 0:
+            os.chown(own, 12345, -1)
+        else:
+            pytest.skip("only root can give a folder away")
+    with pytest.raises(ResourceError, match=f"{own} is no.*give --cache another folder"):
+        stage(put(s3, "one.svs"), tmp_path)
+    assert staged(tmp_path) == set()
+
+
+def test_nobody_else_can_read_it(s3: str, tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        stage(put(s3, "one.svs"), tmp_path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(storage.cache_folder(str(tmp_path)).stat().st_mode) == 0o700
+
+
+def test_what_has_changed_on_the_disk_is_brought_again(s3: str, tmp_path: Path) -> None:
+    uri = put(s3, "one.svs")
+    stage(uri, tmp_path)
+    (file,) = storage.cache_folder(str(tmp_path)).glob("*/files/one.svs")
+    file.write_bytes(b"short")
+    assert stage(uri, tmp_path) == b"o" * 1000
+    file.unlink()
+    assert stage(uri, tmp_path) == b"o" * 1000
+
+
+def test_those_who_stage_at_a_time_keep_to_the_size_together(s3: str, tmp_path: Path) -> None:
+    """A second waits until the first lets go of what it reads."""
+    uris = [put(s3, f"{name}.svs", 1500) for name in "abcd"]
+    most: list[int] = []
+
+    def read(uri: str) -> None:
+        with storage.stage(uri, fingerprint="1", companions=(), folder=str(tmp_path), max_bytes=2500) as path:
+            time.sleep(0.1)
+            most.append(sum(file.stat().st_size for file in storage.cache_folder(str(tmp_path)).glob("*/files/*")))
+            assert Path(path).stat().st_size == 1500
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read, uris))
+    assert len(most) == 4
+    assert max(most) <= 2500
+
+
+def test_a_full_disk_is_no_fault_of_the_slide(s3: str, tmp_path: Path) -> None:
+    uri = put(s3, "one.svs", 5000)
+    stage(put(s3, "none.svs", 10), tmp_path, max_bytes=9000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(ResourceError, match=r"one.svs cannot be staged in .*: .*Make room there"):
+            stage(uri, tmp_path, max_bytes=9000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert staged(tmp_path) == {"none.svs"}
+    assert stage(uri, tmp_path, max_bytes=9000) == b"o" * 5000

@@ -122,7 +122,9 @@ def _instance_means(table: pd.DataFrame) -> dict[str, float] | None:
 def _score_csv(table: pd.DataFrame) -> str:
     """The report's own table."""
     names = {"image_id": "Image", **{name: name.capitalize() for name in metrics.SCORES}}
-    return str(table[list(names)].rename(columns=names).to_csv(index=False))
+    return str(
+        table[list(names)].assign(image_id=table["image_id"].map(storage.csv_cell)).rename(columns=names).to_csv(index=False)
+    )
 
 
 def _build_predict(config: EvaluateConfig) -> Callable[[Bundle, list[Labelled]], list[Float32[np.ndarray, "_h _w"]]]:
@@ -172,7 +174,7 @@ def _build_score(config: EvaluateConfig, output: str) -> Callable[[Bundle, Label
             matched = score_instances(count_overlaps(labels, instances))
             row |= {"num_true": matched.num_true, "num_found": matched.num_found}
             row |= {"ap": list(matched.ap), "pq": matched.pq, "aji": matched.aji}
-        picture = storage.join(output, PICTURES, f"{image.image_id}.png")
+        picture = storage.join(output, PICTURES, f"{storage.file_name(image.image_id)}.png")
         storage.write_bytes(picture, encode_png(side_by_side(pixels, mask, found)))
         return row
 

@@ -60,6 +60,15 @@ def test_damaged_weights_are_refused_and_a_changed_network_fails_its_self_test(t
         load_bundle(str(tmp_path))
 
 
+def test_a_bundle_names_no_files_but_its_own(tmp_path: Path) -> None:
+    saved(tmp_path / "bundle")
+    content = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    content["sha256"]["../../secret"] = "0" * 64
+    (tmp_path / "bundle" / "bundle.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"lists ../../secret, expected.png, .*: expected model.safetensors, sample.png and"):
+        load_bundle(str(tmp_path / "bundle"))
+
+
 def test_what_is_no_bundle_is_said_to_be_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no bundle.json: expected a bundle that jobs/train.py wrote"):
         load_bundle(str(tmp_path))

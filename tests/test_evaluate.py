@@ -89,6 +89,27 @@ def test_the_report_s_protocol_scores_at_its_size(bundle_uri: str, dataset_uri: 
     assert (rows["tp"] + rows["fp"] + rows["fn"] + rows["tn"] == 256 * 256).all()
 
 
+def test_names_of_a_foreign_data_set_are_only_names(bundle_uri: str, dataset_uri: str, tmp_path: Path, cluster: str) -> None:
+    shutil.copytree(dataset_uri, tmp_path / "data")
+    (path,) = (tmp_path / "data").glob("test-*.parquet")
+    table = pq.read_table(path)
+    names = ["../../../escaped", "=HYPERLINK(1)", "x" * 300, "$\\foo$"]
+    table = table.set_column(table.schema.get_field_index("image_id"), "image_id", [names])
+    table = table.set_column(table.schema.get_field_index("modality"), "modality", [[r"$\foo$", "_b", "<i>c</i>", ""]])
+    pq.write_table(table, path, row_group_size=3)
+    output = str(tmp_path / "a" / "b" / "c" / "out")
+    before = {file for file in tmp_path.rglob("*") if file.is_file()}
+    evaluate(EvaluateConfig(bundle=bundle_uri, data=str(tmp_path / "data"), output=output))
+    report = Path(write_evaluation_report(output, history=None)).read_text()
+    written = {file for file in tmp_path.rglob("*") if file.is_file()} - before
+    assert all(file.is_relative_to(output) for file in written), written
+    assert len([file for file in written if file.parent.name == "pictures"]) == 4
+    assert r"$\foo$" in report
+    assert "<i>c</i>" not in report
+    images = pd.read_csv(f"{output}/score.csv")["Image"].tolist()
+    assert sorted(images) == sorted(["../../../escaped", "'=HYPERLINK(1)", "x" * 300, "$\\foo$"])
+
+
 @pytest.mark.campaign
 def test_real_images_go_through_with_the_report_s_recipe(real_data: Path, tmp_path: Path, cluster: str) -> None:
     """24 real images of every modality and size, a folder of pairs given to training directly, one epoch."""

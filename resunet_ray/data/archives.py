@@ -42,7 +42,8 @@ class Entry:
     uri: str
     member: str | None = None
     offset: int | None = None
-    """First byte within a tar, before compression: a reader goes straight there."""
+    """Where it begins within the archive, before compression: a tar is read from there, and a zip's members of one name told
+    apart. None, of a zip's member: the only one of its name."""
     size: int = 0
     crc: int | None = None
     """CRC-32 of the content, where the archive holds one (zip)."""
@@ -73,6 +74,7 @@ class _Archive:
         self._file = storage.Reader(uri)
         self._lock = threading.Lock()
         self._zip = zipfile.ZipFile(_buffered(self._file)) if uri.endswith(".zip") else None
+        self._zipped = {} if self._zip is None else {info.header_offset: info for info in self._zip.infolist()}
         expand = next((_EXPAND[suffix] for suffix in _EXPAND if uri.endswith(suffix)), None)
         self._expanded = None if expand is None else _expand(expand(_buffered(self._file)))
 
@@ -80,7 +82,7 @@ class _Archive:
         if self._zip is not None:
             assert entry.member is not None, f"{entry.name} is no member"
             with self._lock:
-                return self._zip.read(entry.member)
+                return self._zip.read(entry.member if entry.offset is None else self._zipped[entry.offset])
         assert entry.offset is not None, f"{entry.name} was listed without its place"
         if self._expanded is None:
             content = self._file.read_at(entry.size, entry.offset)
@@ -139,7 +141,7 @@ def _members(uri: str, file: IO[bytes]) -> Iterator[Entry]:
     if uri.endswith(".zip"):
         for found in zipfile.ZipFile(file).infolist():
             if not found.is_dir():
-                yield Entry(uri, found.filename, size=found.file_size, crc=found.CRC)
+                yield Entry(uri, found.filename, offset=found.header_offset, size=found.file_size, crc=found.CRC)
         return
     with tarfile.open(fileobj=file) as archive:
         for info in archive:

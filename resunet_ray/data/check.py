@@ -51,15 +51,19 @@ def _read_pair(source: Source, *, max_pixels: int) -> dict[str, Any]:
     except InputError as error:
         raise _RejectedError("unreadable", str(error)) from None
     mask, labels = _read_truth(source, shape=image.shape[:2], max_pixels=max_pixels)
-    digest = hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
     return {
         "image": content if images.is_stored_form(content) else images.encode_png(image, deflate=False),
         "mask": images.encode_png(mask * np.uint8(255), deflate=False),
         "labels": None if labels is None else images.encode_labels(labels, name=source.name),
         "height": image.shape[0],
         "width": image.shape[1],
-        "digest": digest,
+        "digest": _digest(image),
+        "truth_digest": _digest(mask) + ("" if labels is None else _digest(labels)),
     }
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(str(array.shape).encode() + array.tobytes()).hexdigest()
 
 
 def _read_truth(

@@ -39,6 +39,7 @@ _CHECKED = pa.schema(
     [
         *DATASET.remove(DATASET.get_field_index("split")),
         ("digest", pa.string()),
+        ("truth_digest", pa.string()),
         ("reason", pa.string()),
         ("message", pa.string()),
     ]
@@ -227,7 +228,8 @@ def _write_shards(accepted: pd.DataFrame, *, config: PrepareConfig, staging: str
 
 
 def _commit(accepted: pd.DataFrame, *, shards: dict[str, list[int]], counts: dict[str, int], config: PrepareConfig) -> None:
-    rows = accepted.sort_values("image_id")[["image_id", "split", "digest"]].to_csv(index=False)
+    decisive = ["image_id", "split", "digest", "truth_digest", "mpp", "modality"]  # all that a training learns from
+    rows = accepted.sort_values("image_id")[decisive].to_csv(index=False)
     mpp = accepted["mpp"].dropna().unique()
     content = {
         "digest": hashlib.sha256(rows.encode()).hexdigest(),

@@ -47,7 +47,7 @@ def write_evaluation_report(output: str, *, history: str | None) -> str:
 def _shown_images(rows: pd.DataFrame, output: str) -> list[dict[Any, Any]]:
     shown: list[dict[Any, Any]] = rows.fillna({"modality": "unknown"}).to_dict("records")
     for row in shown:
-        picture = storage.read_bytes(storage.join(output, PICTURES, f"{row['image_id']}.png"))
+        picture = storage.read_bytes(storage.join(output, PICTURES, f"{storage.file_name(row['image_id'])}.png"))
         row["picture"] = base64.b64encode(picture).decode()
     return shown
 

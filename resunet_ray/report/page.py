@@ -6,6 +6,7 @@ from typing import Any
 import jinja2
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from resunet_ray import storage
 
@@ -29,6 +30,8 @@ def write_page(uri: str, *, template: str, **values: Any) -> str:
 def to_svg(figure: Figure) -> str:
     """The figure as an element to stand in a page."""
     text = StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
+    for label in figure.findobj(Text):  # what it says may be a name, in which a dollar is no formula
+        label.set_parse_math(False)
+    with mpl.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "text.parse_math": False}):
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]

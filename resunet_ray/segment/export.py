@@ -89,7 +89,7 @@ def _images(output: str, run_id: str, lots: range) -> Iterator[Iterator[Row]]:
 
 def _name(row: Row) -> str:
     source = (row["member"] or row["image_uri"]).rstrip("/").rsplit("/", 1)[-1]
-    return f"{source.rsplit('.', 1)[0]}.{row['image_id'][:8]}"
+    return storage.file_name(f"{source.rsplit('.', 1)[0]}.{row['image_id'][:8]}")
 
 
 def _export_png(folder: str, regions: Iterable[Row]) -> int:

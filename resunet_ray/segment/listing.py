@@ -175,7 +175,7 @@ def _index_masks(uri: str | None) -> dict[str, str]:
 def _read_manifest(uri: str) -> Iterator[tuple[str, Found]]:
     """The images that a CSV or Parquet file lists; each is looked up, so that a change is seen."""
     rows = _parquet_rows(uri) if uri.endswith(".parquet") else _csv_rows(uri)
-    archives: dict[str, dict[str, Found]] = {}
+    archives: dict[str, dict[str, list[Found]]] = {}
     lock = threading.Lock()  # an archive is listed once
 
     def look_up(row: dict[str, Any]) -> tuple[str, Found]:
@@ -192,7 +192,8 @@ def _read_manifest(uri: str) -> Iterator[tuple[str, Found]]:
             source = None if mpp is None else "manifest"
             found = replace(found, mask_uri=mask and storage.absolute(mask), mpp=mpp, mpp_source=source)
         except (InputError, ConfigError, OSError, ValueError) as error:
-            message = f"{location} is listed in {uri} and cannot be used: {error}"
+            location = storage.mask_credentials(location)
+            message = f"{location} is listed in {uri} and cannot be used: {storage.mask_credentials(str(error))}"
             found = Found(location, "absent", member=member, error=InputError(message))
         return location.rsplit("/", 1)[-1], found
 
@@ -209,13 +210,17 @@ def _parse_mpp(value: Any) -> float | None:
     return mpp
 
 
-def _find_member(location: str, member: str, archives: dict[str, dict[str, Found]]) -> Found:
+def _find_member(location: str, member: str, archives: dict[str, dict[str, list[Found]]]) -> Found:
     if location not in archives:
         (file,) = storage.walk_files(location)
-        archives[location] = {str(item.member): item for _, item in _list_archive(location, file)}
-    if member not in archives[location]:
-        raise InputError(f"it has no member {member}")
-    return archives[location][member]
+        named: dict[str, list[Found]] = {}
+        for _, item in _list_archive(location, file):
+            named.setdefault(str(item.member), []).append(item)
+        archives[location] = named
+    found = archives[location].get(member, [])
+    if len(found) != 1:
+        raise InputError(f"it has {len(found) or 'no'} member{'s' if len(found) > 1 else ''} {member}: expected one")
+    return found[0]
 
 
 def _parquet_rows(uri: str) -> Iterator[dict[str, Any]]:

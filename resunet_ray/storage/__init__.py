@@ -22,6 +22,7 @@ from resunet_ray.storage.files import (
     write_table,
 )
 from resunet_ray.storage.lease import Lease, hold_lease
+from resunet_ray.storage.names import csv_cell, file_name
 from resunet_ray.storage.reader import Reader
 from resunet_ray.storage.staging import cache_folder, stage
 from resunet_ray.storage.walk import FileStatus, walk_files
@@ -34,9 +35,11 @@ __all__ = [
     "attempt",
     "cache_folder",
     "check_writable",
+    "csv_cell",
     "delete",
     "delete_file",
     "exists",
+    "file_name",
     "hold_lease",
     "is_file",
     "join",

@@ -31,6 +31,9 @@ _AWAY = re.compile("NETWORK_CONNECTION|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|
 """What pyarrow's errors call a store that may be back soon."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
+_SECRET = re.compile(r"([?&][^=&\s]*(?:key|secret|token|signature|credential|password|sig)[^=&\s]*=)[^&\s]+", re.IGNORECASE)
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_REMOTE = ("s3", "gs", "gcs")
 _SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://")
 
 
@@ -49,17 +52,24 @@ def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
             f"the location {mask_credentials(uri)} carries credentials: give them through the standard chain "
             "(environment, profile or role), not in the URI"
         )
+    if scheme == "file" and not authority:
+        return fs.LocalFileSystem(), f"/{path}"
+    # pyarrow's parser would take more of a bucket's name than its name, another host to send the credentials to for instance.
+    if scheme not in _REMOTE or not _BUCKET.fullmatch(authority):
+        raise ConfigError(
+            f"the location {mask_credentials(uri)} is not understood: expected a path, s3://BUCKET/KEY, gs://BUCKET/KEY "
+            "or file:///PATH, the bucket by its name alone"
+        )
     try:
-        # Only the first part goes through pyarrow's parser, which takes no spaces and no letters beyond ASCII.
         filesystem, root = fs.FileSystem.from_uri(f"{scheme}://{authority}/")
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ConfigError(f"the location {uri} is not understood: {error}. Expected a path, s3://, gs:// or file://") from None
-    return filesystem, "/".join(part for part in (root.rstrip("/"), path) if part) if authority else f"/{path}"
+        raise ConfigError(f"the location {uri} is not understood: {error}") from None
+    return filesystem, "/".join(part for part in (root.rstrip("/"), path) if part)
 
 
 def mask_credentials(text: str) -> str:
-    """The text with whatever stands between `://` and `@` hidden."""
-    return re.sub(r"://([^/@\s]*:[^@\s]*|[^/@\s]+)@", "://***@", text)
+    """The text with whatever stands between `://` and `@` hidden, and what a query says of keys, tokens and signatures."""
+    return _SECRET.sub(r"\1***", re.sub(r"://([^/@\s]*:[^@\s]*|[^/@\s]+)@", "://***@", text))
 
 
 def absolute(uri: str) -> str:

@@ -14,7 +14,7 @@ from support import read_picture
 
 from resunet_ray.config import PrepareConfig
 from resunet_ray.data.dataset import open_dataset, plan_once
-from resunet_ray.data.images import decode_stored, encode_png
+from resunet_ray.data.images import decode_stored, encode_labels, encode_png
 from resunet_ray.data.labelled import read_images
 from resunet_ray.data.prepare import prepare
 from resunet_ray.data.splits import split_as_report
@@ -145,3 +145,32 @@ def test_rows_come_back_as_arrays_whatever_the_share_of_the_work(dataset_uri: st
         assert image.image.shape == (96, 112, 3)
         np.testing.assert_array_equal(image.mask, image.labels > 0)
         assert image.modality in ("fluorescence", "stained")
+
+
+def test_the_digest_is_of_all_that_is_learnt_from(generated: Path, tmp_path: Path) -> None:
+    """A data set with one mask, one instance, one pixel size or one modality corrected is another."""
+
+    def digest(name: str, *, metadata: str = "id,mpp,modality\n") -> str:
+        (tmp_path / "metadata.csv").write_text(metadata)
+        output = str(tmp_path / f"out-{name}")
+        prepare(PrepareConfig(input=(str(tmp_path / "raw"),), output=output, metadata=str(tmp_path / "metadata.csv")))
+        return open_dataset(output).digest
+
+    for folder in ("images", "masks", "instances"):
+        shutil.copytree(generated / folder, tmp_path / "raw" / folder)
+    first = sorted((tmp_path / "raw" / "instances").iterdir())[0]
+    plain = f"id,mpp,modality\n{first.stem},0.5,stained\n"
+    found = [digest("same", metadata=plain)]
+    found.append(digest("mpp", metadata=plain.replace("0.5", "0.25")))
+    found.append(digest("modality", metadata=plain.replace("stained", "other")))
+    labels = read_picture(first)
+    labels[labels == labels.max()] = 1
+    first.write_bytes(encode_labels(labels.astype(np.int32), name="labels"))
+    found.append(digest("instances", metadata=plain))
+    mask = tmp_path / "raw" / "masks" / first.name
+    labels[0, 0] = 0 if labels[0, 0] else 1
+    first.write_bytes(encode_labels(labels.astype(np.int32), name="labels"))
+    mask.write_bytes(encode_png(np.where(labels > 0, 255, 0).astype(np.uint8)))
+    found.append(digest("mask", metadata=plain))
+    assert len(set(found)) == 5
+    assert digest("again", metadata=plain) == found[-1]

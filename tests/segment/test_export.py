@@ -3,6 +3,7 @@
 import gzip
 import json
 import uuid
+import zipfile
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -129,3 +130,17 @@ def test_exports_of_plain_images_go_to_object_storage(dark_bundle: str, generate
         for name in names
     )
     assert total == len(read_output(config.output, "instances")) > 20
+
+
+def test_names_that_an_archive_chose_are_only_names(dark_bundle: str, generated: Path, tmp_path: Path) -> None:
+    content = next((generated / "images").iterdir()).read_bytes()
+    names = ["x" * 300, "../../../../up", "/etc/root", "a\nb", "con", "ü" * 100]
+    with zipfile.ZipFile(tmp_path / "names.zip", "w") as packed:
+        for number, name in enumerate(names):
+            packed.writestr(f"{name}.png", content[:-12] + bytes([number]) + content[-12:])
+    output = tmp_path / "a" / "b" / "out"
+    segment(SegmentConfig(bundle=dark_bundle, input=(str(tmp_path / "names.zip"),), output=str(output), actors=0))
+    assert export_runs(str(output), kinds=("png", "geojson")) == 2 * len(names)
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "names.zip"]
+    assert all(path.is_relative_to(output) for path in written)
+    assert len([path for path in written if path.suffix == ".png"]) == len(names)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from resunet_ray.data.archives import Entry
 from resunet_ray.errors import InputError
 from resunet_ray.segment.listing import Found, Listing
 
@@ -132,3 +133,24 @@ def test_what_cannot_be_looked_at_is_an_error_of_its_own(folder: Path) -> None:
     assert "No such file" in str(found[str(folder / "deep" / "nowhere.png")].error)
     assert "its name is not valid UTF-8" in str(found[f"{folder}/bad\\xff.png"].error)
     assert len(found) == len(NAMES) + 2
+
+
+def test_members_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "twice.zip", "w") as packed:
+        packed.writestr("a.png", b"first")
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            packed.writestr("a.png", b"second")
+    found = list(Listing([str(tmp_path / "twice.zip")]))
+    assert len({image.image_id for image in found}) == 2
+    entries = [Entry(image.uri, image.member, image.offset, image.size or 0) for image in found]
+    assert [entry.read() for entry in entries] == [b"first", b"second"]
+    (tmp_path / "list.csv").write_text(f"uri,member\n{tmp_path / 'twice.zip'},a.png\n")
+    (row,) = Listing([str(tmp_path / "list.csv")])
+    assert "it has 2 members a.png: expected one" in str(row.error)
+
+
+def test_what_a_manifest_says_of_secrets_is_not_repeated(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("uri\ns3://key:hidden@bucket/a.png\ns3://bucket?secret_key=hidden&x=1/a.png\n")
+    for image in Listing([str(tmp_path / "list.csv")]):
+        assert image.error is not None
+        assert "hidden" not in image.uri + str(image.error)

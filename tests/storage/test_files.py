@@ -70,3 +70,36 @@ def test_credentials_in_a_uri_are_refused_without_repeating_them(secret: str) ->
     assert storage.mask_credentials("s3://lab/a@b.png") == "s3://lab/a@b.png"
     with pytest.raises(ConfigError, match="is not understood"):
         storage.open_filesystem("floppy://a/b")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket?scheme=http&endpoint_override=127.0.0.1:1/key",
+        "s3://bucket:9000/key",
+        "s3://other@bucket/key",
+        "s3://buck%65t/key",
+        "s3:///key",
+        "gs://bucket#x/key",
+        "hdfs://host:8020/key",
+        "file://host/key",
+        "http://host/key",
+    ],
+)
+def test_a_location_is_a_bucket_and_a_key_and_no_more(uri: str) -> None:
+    """Pyarrow's own parser would send the credentials where such a location says."""
+    with pytest.raises(ConfigError, match=r"is not understood: expected a path, s3://BUCKET/KEY|carries credentials"):
+        storage.open_filesystem(uri)
+
+
+def test_a_key_may_hold_what_a_location_may_not(s3: str) -> None:
+    uri = f"{s3}/odd/a?b=c&d=1:2@x#y %41.bin"
+    storage.write_bytes(uri, b"odd")
+    assert storage.read_bytes(uri) == b"odd"
+    assert [name for name, _ in storage.list_files(f"{s3}/odd")] == ["a?b=c&d=1:2@x#y %41.bin"]
+
+
+def test_secrets_of_a_query_are_not_repeated() -> None:
+    text = storage.mask_credentials("see https://x/a?X-Amz-Signature=very-secret&part=7&access_key=very-secret and more")
+    assert "very-secret" not in text
+    assert "part=7" in text

@@ -10,11 +10,9 @@ from resunet_ray.config.checks import ANY, TINY, require, require_range
 
 ExportKind = Literal["png", "geojson", "ome-zarr", "ome-tiff"]
 
-_DECISIVE = (
-    *("threshold", "flips", "precision", "labels", "probabilities", "max_pixels", "mpp", "masks"),
-    *("mpp_csv", "missing_mpp", "tissue"),
-)
-"""Fields that decide what is written about an image: another value is new work."""
+_DECISIVE = (*("threshold", "flips", "precision", "labels", "probabilities", "max_pixels", "mpp", "missing_mpp", "tissue"),)
+"""Fields that decide what is written about an image: another value is new work. Masks and pixel sizes that are files' own count
+by what they say of each image, in its name."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,14 +48,21 @@ class Found:
     etag: str | None = None
     mtime: datetime | None = None
     mask_uri: str | None = None
+    mask_fingerprint: str | None = None
     mpp: float | None = None
     mpp_source: str | None = None
     error: Exception | None = None
 
     @property
     def image_id(self) -> bytes:
-        """Its name in every table: 16 bytes that differ when place or content do."""
-        key = "\0".join((self.uri, self.member or "", self.fingerprint))
+        """Its name in every table: 16 bytes that differ when place, content, true mask or pixel size do.
+
+        But for a pixel size that the command line gives to all images: it is a setting.
+        """
+        parts = [self.uri, self.member or "", self.fingerprint]
+        parts += [] if self.mask_fingerprint is None else [f"mask {self.mask_fingerprint}"]
+        parts += [] if self.mpp is None or self.mpp_source == "argument" else [f"mpp {self.mpp!r}"]
+        key = "\0".join(parts)
         return hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
@@ -67,18 +74,26 @@ class Listing:
     masks: str | None = None
     """Folder of true masks, each with its image's path below the input, whatever its suffix."""
     mpp: float | None = None
+    mpp_csv: str | None = None
+    """Pixel sizes of some images, by location or name, where no manifest says."""
     exclude: str | None = None
     """Location whose files are no input: the output, where it lies among them."""
     ignored: Counter[str] = field(default_factory=Counter)
     """Files that are no images by their names, by suffix."""
 
     def __iter__(self) -> Iterator[Found]:
-        masks = _index_masks(self.masks)
+        masks, known = _index_masks(self.masks), _read_known_mpp(self.mpp_csv)
         for uri in self.inputs:
             for path, found in self._expand(storage.absolute(uri)):
-                mask = masks.get(_stem(path)) or found.mask_uri
-                mpp, source = (self.mpp, "argument") if self.mpp is not None else (found.mpp, found.mpp_source)
-                yield replace(found, mask_uri=mask, mpp=mpp, mpp_source=source)
+                if mask := masks.get(_stem(path)):
+                    found = replace(found, mask_uri=mask[0], mask_fingerprint=mask[1])
+                mpp, source = found.mpp, found.mpp_source
+                if self.mpp is not None:
+                    mpp, source = self.mpp, "argument"
+                elif mpp is None and found.member is None:
+                    mpp = known.get(found.uri, known.get(found.uri.rsplit("/", 1)[-1]))
+                    source = None if mpp is None else "sidecar"
+                yield replace(found, mpp=mpp, mpp_source=source)
         if self.ignored:
             total = sum(self.ignored.values())
             kinds = ", ".join(f"{suffix or 'no suffix'} ({count})" for suffix, count in self.ignored.most_common(_SHOWN))
@@ -165,11 +180,35 @@ def _stem(path: str) -> str:
     return f"{folder}{slash}{name.rsplit('.', 1)[0]}"
 
 
-def _index_masks(uri: str | None) -> dict[str, str]:
+def _index_masks(uri: str | None) -> dict[str, tuple[str, str]]:
+    """Location and fingerprint of each mask, by its path without the suffix."""
     if uri is None:
         return {}
     uri = storage.absolute(uri)
-    return {_stem(file.path): storage.join(uri, file.path) for file in storage.walk_files(uri) if not _is_hidden(file.path)}
+    files = (file for file in storage.walk_files(uri) if not _is_hidden(file.path))
+    return {_stem(file.path): (storage.join(uri, file.path), file.fingerprint) for file in files}
+
+
+def _read_known_mpp(uri: str | None) -> dict[str, float]:
+    """A sidecar's pixel sizes: CSV with the columns `name` (a file's name or location) and `mpp`.
+
+    Raises:
+        InputError: it is missing, or is not that.
+    """
+    if uri is None:
+        return {}
+    rows = list(csv.DictReader(io.StringIO(Entry(storage.absolute(uri)).read().decode("utf-8-sig"))))
+    if not rows or not {"name", "mpp"} <= set(rows[0]):
+        raise InputError(
+            f"{uri} is no table of pixel sizes: expected CSV with the columns `name` and `mpp`, and a row for each slide"
+        )
+    try:
+        known = {row["name"]: float(row["mpp"]) for row in rows}
+    except ValueError as error:
+        raise InputError(f"{uri}: {error}: expected microns per pixel") from None
+    if bad := [name for name, mpp in known.items() if not mpp > 0]:
+        raise InputError(f"{uri}: mpp of {bad[0]} is {known[bad[0]]}: expected microns per pixel")
+    return known
 
 
 def _read_manifest(uri: str) -> Iterator[tuple[str, Found]]:
@@ -189,8 +228,11 @@ def _read_manifest(uri: str) -> Iterator[tuple[str, Found]]:
             else:
                 with lock:
                     found = _find_member(location, member, archives)
-            source = None if mpp is None else "manifest"
-            found = replace(found, mask_uri=mask and storage.absolute(mask), mpp=mpp, mpp_source=source)
+            found = replace(found, mpp=mpp, mpp_source=None if mpp is None else "manifest")
+            if mask is not None:
+                mask = storage.absolute(mask)
+                (file,) = storage.walk_files(mask)
+                found = replace(found, mask_uri=mask, mask_fingerprint=file.fingerprint)
         except (InputError, ConfigError, OSError, ValueError) as error:
             location = storage.mask_credentials(location)
             message = f"{location} is listed in {uri} and cannot be used: {storage.mask_credentials(str(error))}"

@@ -4,7 +4,6 @@ A slide becomes one row of the plan for each region with tissue; a slide without
 says so.
 """
 
-import csv
 import io
 import logging
 from contextlib import AbstractContextManager, closing
@@ -16,7 +15,6 @@ from jaxtyping import UInt8
 from resunet_ray import storage
 from resunet_ray.bundle import BundleInfo
 from resunet_ray.config import SegmentConfig
-from resunet_ray.data.archives import Entry
 from resunet_ray.data.slides import SUFFIXES, TIFF_SUFFIXES, Slide, companions
 from resunet_ray.data.tiff import is_slide
 from resunet_ray.data.tissue import Tissue, find_tissue, read_view
@@ -48,8 +46,6 @@ class Surveyor:
     """The bundle's network sees whole images, resized."""
     stretches: bool
     """The bundle's network sees each image between two of its percentiles."""
-    known_mpp: dict[str, float]
-    """What the sidecar says, by location or name."""
 
     @classmethod
     def of(cls, config: SegmentConfig, info: BundleInfo) -> "Surveyor":
@@ -62,7 +58,6 @@ class Surveyor:
             seen.context,
             resizes=seen.resize is not None,
             stretches=seen.intensity == "percentiles",
-            known_mpp=read_known_mpp(config.mpp_csv),
         )
 
     def __call__(self, planned: Row) -> list[Row]:
@@ -148,13 +143,9 @@ class Surveyor:
         return 1.0 if abs(scale - 1) < _SAME_SCALE else scale
 
     def _choose_mpp(self, planned: Row, slide: Slide) -> tuple[float | None, str | None]:
-        """From the command line or a manifest, from the sidecar, from the file: the first that is known."""
+        """From the command line, a manifest or the sidecar, from the file: the first that is known."""
         if planned["mpp"] is not None:
             return planned["mpp"], planned["mpp_source"]
-        uri = planned["image_uri"]
-        for key in (uri, uri.rsplit("/", 1)[-1]):
-            if key in self.known_mpp:
-                return self.known_mpp[key], "sidecar"
         return slide.info.mpp, None if slide.info.mpp is None else "metadata"
 
 
@@ -194,28 +185,6 @@ def stage_slide(row: Row, *, config: SegmentConfig) -> AbstractContextManager[st
     fingerprint = f"{row['source_etag']}-{row['source_bytes']}-{row['source_mtime']}"
     limit = int(config.cache_gib * 2**30)
     return storage.stage(uri, fingerprint=fingerprint, companions=companions(uri), folder=config.cache, max_bytes=limit)
-
-
-def read_known_mpp(uri: str | None) -> dict[str, float]:
-    """A sidecar's pixel sizes: CSV with the columns `name` (a file's name or location) and `mpp`.
-
-    Raises:
-        InputError: it is missing, or is not that.
-    """
-    if uri is None:
-        return {}
-    rows = list(csv.DictReader(io.StringIO(Entry(storage.absolute(uri)).read().decode("utf-8-sig"))))
-    if not rows or not {"name", "mpp"} <= set(rows[0]):
-        raise InputError(
-            f"{uri} is no table of pixel sizes: expected CSV with the columns `name` and `mpp`, and a row for each slide"
-        )
-    try:
-        known = {row["name"]: float(row["mpp"]) for row in rows}
-    except ValueError as error:
-        raise InputError(f"{uri}: {error}: expected microns per pixel") from None
-    if bad := [name for name, mpp in known.items() if not mpp > 0]:
-        raise InputError(f"{uri}: mpp of {bad[0]} is {known[bad[0]]}: expected microns per pixel")
-    return known
 
 
 def _no_regions(warnings: list[str], *, tissue: float | None) -> Row:

@@ -4,11 +4,13 @@ import io
 import os
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from resunet_ray.config import SegmentConfig
 from resunet_ray.data.archives import Entry
 from resunet_ray.errors import InputError
 from resunet_ray.segment.listing import Found, Listing
@@ -154,3 +156,53 @@ def test_what_a_manifest_says_of_secrets_is_not_repeated(tmp_path: Path) -> None
     for image in Listing([str(tmp_path / "list.csv")]):
         assert image.error is not None
         assert "hidden" not in image.uri + str(image.error)
+
+
+def ids(*inputs: str | Path, **options: object) -> dict[str, bytes]:
+    return {Path(name).name: found.image_id for name, found in listed(*inputs, **options).items()}
+
+
+def changed(one: dict[str, bytes], other: dict[str, bytes]) -> set[str]:
+    assert one.keys() == other.keys()
+    return {name for name in one if one[name] != other[name]}
+
+
+def test_a_corrected_pixel_size_makes_its_image_new_and_no_other(folder: Path, tmp_path: Path) -> None:
+    def manifest(*sizes: str) -> dict[str, bytes]:
+        rows = [f"{folder / name},{size}" for name, size in zip(NAMES, sizes, strict=True)]
+        (tmp_path / "list.csv").write_text("\n".join(["uri,mpp", *rows]))
+        return ids(tmp_path / "list.csv")
+
+    def sidecar(size: str, *, name: str) -> dict[str, bytes]:
+        (tmp_path / name).write_text(f"name,mpp\na.png,{size}\n")
+        return ids(folder, mpp_csv=str(tmp_path / name))
+
+    assert manifest("", "", "") == ids(folder)
+    first = manifest("0.5", "0.5", "")
+    assert changed(first, manifest("0.25", "0.5", "")) == {"a.png"}
+    assert changed(first, manifest("0.5", "0.5", "0.5")) == {"ü.jpg"}
+    assert manifest("0.50", "0.5", "") == first
+    assert changed(ids(folder), sidecar("0.5", name="sizes.csv")) == {"a.png"}
+    assert changed(sidecar("0.5", name="sizes.csv"), sidecar("0.25", name="sizes.csv")) == {"a.png"}
+    assert sidecar("0.5", name="sizes.csv") == sidecar("0.5", name="moved.csv")
+    assert ids(folder, mpp=0.5) == ids(folder), "a setting: it is no part of any name"
+
+
+def test_corrected_truth_makes_its_image_new_however_its_place_is_spelled(folder: Path, tmp_path: Path) -> None:
+    masks = tmp_path / "masks"
+    for name in NAMES:
+        mask = (masks / name).with_suffix(".png")
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        mask.write_bytes(b"truth")
+    first = ids(folder, masks=str(masks))
+    assert changed(first, ids(folder)) == {Path(name).name for name in NAMES}
+    (tmp_path / "link").symlink_to(masks)
+    assert ids(folder, masks=str(tmp_path / "link")) == ids(folder, masks=f"{tmp_path}/./masks") == first
+    (tmp_path / "list.csv").write_text(f"uri,mask_uri\n{folder / 'a.png'},{masks / 'a.png'}\n")
+    assert ids(tmp_path / "list.csv")["a.png"] == first["a.png"]
+    (masks / "a.png").write_bytes(b"better truth")
+    assert changed(first, ids(folder, masks=str(masks))) == {"a.png"}
+    assert ids(tmp_path / "list.csv")["a.png"] != first["a.png"]
+    plain = SegmentConfig(input=("in",), output="out")
+    assert plain.digest == replace(plain, masks="masks", mpp_csv="sizes.csv").digest
+    assert plain.digest != replace(plain, mpp=0.5).digest

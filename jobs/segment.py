@@ -1,6 +1,6 @@
 """Segment archives of images into Parquet: masks, nuclei and scores. The same command again does only what is new.
 
-`export` as the first word writes files for other programs from an earlier output.
+`export` as the first word writes files for other programs from an earlier output, `give-up` removes all that a run wrote.
 """
 
 import sys
@@ -10,10 +10,11 @@ from _job import read_config, run_job
 
 from resunet_ray import storage
 from resunet_ray.cluster import connect
-from resunet_ray.config import ExportConfig, SegmentConfig
+from resunet_ray.config import ExportConfig, GiveUpConfig, SegmentConfig
 from resunet_ray.errors import LeaseError
 from resunet_ray.report.segmentation import find_unreported, write_segmentation_report
 from resunet_ray.segment.export import export_runs
+from resunet_ray.segment.give_up import give_up
 from resunet_ray.segment.run import segment
 
 
@@ -21,6 +22,12 @@ def _export() -> dict[str, Any]:
     config = read_config(ExportConfig, description=ExportConfig.__doc__ or "", arguments=sys.argv[2:])
     connect()
     return {"files": export_runs(storage.absolute(config.output), kinds=config.format, run_ids=config.run)}
+
+
+def _give_up() -> dict[str, Any]:
+    config = read_config(GiveUpConfig, description=GiveUpConfig.__doc__ or "", arguments=sys.argv[2:])
+    give_up(config)
+    return {"run": config.run}
 
 
 def _work() -> dict[str, Any]:
@@ -46,4 +53,4 @@ def _work() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_job("segment", _export if sys.argv[1:2] == ["export"] else _work)
+    run_job("segment", {"export": _export, "give-up": _give_up}.get("".join(sys.argv[1:2]), _work))

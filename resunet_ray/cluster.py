@@ -245,3 +245,13 @@ def count_gpus() -> int:
 def count_cpu_nodes() -> int:
     """Nodes that have CPUs for work."""
     return sum(bool(node["Alive"] and node["Resources"].get("CPU")) for node in ray.nodes())
+
+
+def this_node() -> str:
+    """Id of the node that this process is on; empty without Ray."""
+    return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
+
+
+def is_lost(node: str) -> bool:
+    """Whether a node of that id, once `this_node` of a process there, has left the cluster."""
+    return bool(node) and ray.is_initialized() and not any(found["NodeID"] == node and found["Alive"] for found in ray.nodes())

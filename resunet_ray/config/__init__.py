@@ -5,7 +5,7 @@ from resunet_ray.config.evaluate import EvaluateConfig
 from resunet_ray.config.files import load_config, save_config
 from resunet_ray.config.model import AugmentConfig, InstanceConfig, ModelConfig, PreprocessConfig
 from resunet_ray.config.prepare import PrepareConfig
-from resunet_ray.config.segment import ExportConfig, SegmentConfig
+from resunet_ray.config.segment import ExportConfig, GiveUpConfig, SegmentConfig
 from resunet_ray.config.sweep import DashboardConfig, SweepConfig
 from resunet_ray.config.train import Metric, TrainConfig, lower_is_better, report_recipe
 
@@ -15,6 +15,7 @@ __all__ = [
     "DoctorConfig",
     "EvaluateConfig",
     "ExportConfig",
+    "GiveUpConfig",
     "InstanceConfig",
     "Metric",
     "ModelConfig",

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tempfile
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -10,9 +11,13 @@ from resunet_ray.config.checks import ANY, TINY, require, require_range
 
 ExportKind = Literal["png", "geojson", "ome-zarr", "ome-tiff"]
 
-_DECISIVE = (*("threshold", "flips", "precision", "labels", "probabilities", "max_pixels", "mpp", "missing_mpp", "tissue"),)
-"""Fields that decide what is written about an image: another value is new work. Masks and pixel sizes that are files' own count
-by what they say of each image, in its name."""
+_DECISIVE = (
+    *("threshold", "flips", "precision", "labels", "probabilities", "max_pixels", "mpp", "masks"),
+    *("mpp_csv", "missing_mpp", "tissue"),
+)
+"""Fields that decide what is written about an image: another value is new work."""
+_OF_EACH = ("masks", "mpp_csv")
+"""Those among them that say something of each image, and count as a part of its name: see `Found.image_id`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +99,26 @@ class SegmentConfig:
     @property
     def digest(self) -> str:
         """Names what this configuration decides; it stands in every row."""
-        values = asdict(self)
+        values = asdict(self) | dict.fromkeys(_OF_EACH)
         return hashlib.sha256(json.dumps({name: values[name] for name in _DECISIVE}).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GiveUpConfig:
+    """Gives a run up: all that it wrote is removed, and its images are new again."""
+
+    output: str
+    """The output of `jobs/segment.py`."""
+    run: str
+    """The run: a folder's name in OUTPUT/runs/."""
+    lease: bool = True
+    """Off: nothing keeps another run away meanwhile (for storage without conditional writes)."""
+    lease_seconds: float = 60.0
+    """A run that shows no sign of life for so long counts as dead."""
+
+    def __post_init__(self) -> None:
+        require(re.fullmatch(r"[\w.-]+", self.run) is not None, f"--run {self.run!r}: expected the name of one folder")
+        require_range(self, TINY, ANY, "lease_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,10 @@ _EXPAND: dict[str, Any] = {
     ".tar.xz": lzma.open,
     ".txz": lzma.open,
 }
+MAX_BYTES = 2**30
+"""What is read of one file or member. An image of `max_pixels` has less; slides are read in parts."""
+_MAX_HEADER = 2**20  # bytes of a tar's extended header: a path, and some attributes
+_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _CHUNK = 2**20  # bytes: the headers of a tar of small files come many at a time
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, KeyError, RuntimeError, ValueError, OSError, zlib.error, lzma.LZMAError)
 """What reading bad bytes raises, or a file that may not be read."""
@@ -57,11 +61,13 @@ class Entry:
         """All of its bytes.
 
         Raises:
-            InputError: it is gone or the archive is damaged there.
+            InputError: it is gone, has more than `MAX_BYTES`, or the archive is damaged there.
         """
+        if self.size > MAX_BYTES:
+            raise InputError(f"{self.name} has {self.size} bytes: expected at most {MAX_BYTES} of one image")
         try:
             if self.member is None:
-                return storage.read_bytes(self.uri)
+                return storage.read_bytes(self.uri, max_bytes=MAX_BYTES)
             return _open_archive(self.uri).read(self)
         except BROKEN as error:
             raise InputError(f"{self.name} cannot be read: {error}") from None
@@ -143,11 +149,20 @@ def _members(uri: str, file: IO[bytes]) -> Iterator[Entry]:
             if not found.is_dir():
                 yield Entry(uri, found.filename, offset=found.header_offset, size=found.file_size, crc=found.CRC)
         return
-    with tarfile.open(fileobj=file) as archive:
+    with tarfile.open(fileobj=file, tarinfo=_Member) as archive:
         for info in archive:
             if info.isfile():
                 yield Entry(uri, info.name, offset=info.offset_data, size=info.size)
             archive.members = []  # type: ignore[attr-defined]  # it would keep them all
+
+
+class _Member(tarfile.TarInfo):
+    """A header of a tar, which claims no more than there is reason for: what it claims is read into memory."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:
+        if self.type in _HEADERS and self.size > _MAX_HEADER:
+            raise tarfile.ReadError(f"a header of it claims {self.size} bytes: expected at most {_MAX_HEADER}")
+        return super()._proc_member(archive)  # type: ignore[misc]
 
 
 def _buffered(file: storage.Reader) -> IO[bytes]:

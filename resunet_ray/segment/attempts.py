@@ -1,12 +1,16 @@
 """Notes of what was begun, so that an image over which the process dies is found, and not begun for ever.
 
-runs/RUN/attempts/LOT/lot/*        one for each time that the lot was begun
-runs/RUN/attempts/LOT/IMAGE/*      one for each time that the image was begun alone, gone when it was done
+runs/RUN/attempts/LOT/lot/SESSION.NODE.*        one for each time that the lot was begun
+runs/RUN/attempts/LOT/IMAGE/SESSION.NODE.*      one for each time that the image was begun alone, gone when it was done
+
+Only what began in this session, on a node that is still there, was ended by a death of its process: a job that was stopped, an
+outage and a node that was taken away leave notes as well, and are no image's fault.
 """
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from resunet_ray import storage
 
@@ -18,36 +22,42 @@ BLAMED = 2
 _FOLDER = "attempts"
 
 
-def note_lot(folder: str, lot: int) -> int:
-    """Notes that a lot is begun; how often it was before.
+@dataclass(frozen=True)
+class Notes:
+    """The notes of one run, as one process takes them."""
 
-    Args:
-        folder: of the run.
-        lot: its number.
-    """
-    return _note(storage.join(folder, _FOLDER, f"{lot:06d}", "lot"))
+    folder: str
+    """The run's."""
+    session: str
+    """Names the driver that is at work, the same in all of its actors."""
+    node: str
+    """Where this process is; empty: no node that could be lost."""
+    is_lost: Callable[[str], bool]
+    """Whether a node is gone."""
 
+    def note_lot(self, lot: int) -> int:
+        """Notes that a lot is begun; how often the process died over it before."""
+        return self._note(storage.join(self.folder, _FOLDER, f"{lot:06d}", "lot"))
 
-@contextmanager
-def note_image(folder: str, lot: int, number: int) -> Iterator[int]:
-    """Notes an image while it is worked on alone; gives how often it was begun before and not done.
+    @contextmanager
+    def note_image(self, lot: int, number: int) -> Iterator[int]:
+        """Notes an image while it is worked on alone; gives how often the process died over it before.
 
-    Args:
-        folder: of the run.
-        lot: number of the lot.
-        number: of the image within the lot.
-    """
-    place = storage.join(folder, _FOLDER, f"{lot:06d}", str(number))
-    yield _note(place)
-    storage.delete(place)
+        Args:
+            lot: number of the lot.
+            number: of the image within the lot.
+        """
+        place = storage.join(self.folder, _FOLDER, f"{lot:06d}", str(number))
+        yield self._note(place)
+        storage.delete(place)
+
+    def _note(self, place: str) -> int:
+        names = [name for name, _ in storage.list_files(place)] if storage.exists(place) else []
+        nodes = [node for session, node, *_ in (name.split(".") for name in names) if session == self.session]
+        storage.write_bytes(storage.join(place, f"{self.session}.{self.node}.{uuid.uuid4().hex}"), b"")
+        return sum(not self.is_lost(node) for node in nodes)
 
 
 def forget(folder: str) -> None:
     """Deletes the notes of a run that is done."""
     storage.delete(storage.join(folder, _FOLDER))
-
-
-def _note(place: str) -> int:
-    before = len(list(storage.list_files(place))) if storage.exists(place) else 0
-    storage.write_bytes(storage.join(place, uuid.uuid4().hex), b"")
-    return before

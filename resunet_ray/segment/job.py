@@ -13,6 +13,8 @@ class Job:
     """A run as its actors know it."""
 
     run_id: str
+    session: str
+    """Names the driver."""
     folder: str
     """The run's own, with its plan."""
     output: str

@@ -10,6 +10,7 @@ import logging
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 RUNS_FOLDER, RUN_FILE = "runs", "run.json"
 
 _HOW = ("output", "actors", "gpu", "cpus_per_actor", "nodes_seconds", "readers", "batch_size", "cache", "cache_gib")
+_LOOK_THREADS = 16
 _SURVEY_TASKS = 64  # that look at files which may be slides, at a time
 
 
@@ -121,15 +123,18 @@ def _run_folder(output: str, run_id: str) -> str:
 
 
 def _unfinished(output: str) -> list[str]:
-    """Runs that were planned and not finished: the newest at most, since each run looks for one first."""
+    """Runs that were planned and not finished. All are looked at: a clock that was wrong gives names that sort anywhere."""
     folder = storage.join(output, RUNS_FOLDER)
-    for run_id in reversed(storage.list_folders(folder)):
+
+    def look(run_id: str) -> str | None:
         uri = storage.join(folder, run_id, RUN_FILE)
         if not storage.exists(uri):  # it ended while it was planned, and did nothing
             storage.delete(storage.join(folder, run_id))
-            continue
-        return [run_id] if json.loads(storage.read_bytes(uri))["status"] == "planned" else []
-    return []
+            return None
+        return run_id if json.loads(storage.read_bytes(uri))["status"] == "planned" else None
+
+    with ThreadPoolExecutor(_LOOK_THREADS) as pool:
+        return [run_id for run_id in pool.map(look, storage.list_folders(folder)) if run_id is not None]
 
 
 def _plan(
@@ -202,8 +207,8 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
     if digest != record["bundle_digest"]:
         raise InputError(
             f"the run {run_id} is unfinished, and its bundle {own.bundle} has changed since (digest {digest[:12]}, then "
-            f"{record['bundle_digest'][:12]}): put the old one back, or give the run up by deleting {folder} and "
-            f"{storage.join(config.output, REGIONS_FOLDER, run_id)}"
+            f"{record['bundle_digest'][:12]}): put the old one back, or give the run up: "
+            f"jobs/segment.py give-up --output {config.output} --run {run_id}"
         )
     if own.actors != 0:
         connect()
@@ -213,6 +218,7 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
         logger.info("resuming run %s: %d of %d lots are done", run_id, plan.lots - len(todo), plan.lots)
     job = Job(
         run_id=run_id,
+        session=uuid.uuid4().hex[:12],
         folder=folder,
         output=own.output,
         config=own,

@@ -29,7 +29,7 @@ from jaxtyping import UInt8
 
 from resunet_ray import monitoring, storage
 from resunet_ray.bundle import Bundle, load_bundle
-from resunet_ray.cluster import count_cores
+from resunet_ray.cluster import count_cores, is_lost, this_node
 from resunet_ray.data.ahead import map_ahead
 from resunet_ray.data.archives import Entry
 from resunet_ray.data.images import decode_image, decode_labels, name_format
@@ -67,6 +67,7 @@ class Segmenter:
         """
         cv2.setNumThreads(1)  # the threads below are enough
         self._job = job
+        self._notes = attempts.Notes(job.folder, job.session, node=this_node(), is_lost=is_lost)
         if not job.gpu:
             # Each core its own image. Cores that share one meet after every layer, and there the slowest, which was just reading
             # or writing, keeps the others waiting.
@@ -97,7 +98,7 @@ class Segmenter:
         """Segments one lot and writes its file."""
         start = time.time()
         planned = read_lot(self._job.folder, lot).to_pylist()
-        if attempts.note_lot(self._job.folder, lot) < attempts.TRUSTED:
+        if self._notes.note_lot(lot) < attempts.TRUSTED:
             with self._calls:
                 rows = self._segment(planned)
         else:
@@ -165,7 +166,7 @@ class Segmenter:
 
     def _segment_warily(self, planned: Row, *, lot: int, number: int) -> Row:
         """Alone, and with a note of it: an image over which the process dies is not begun again."""
-        with attempts.note_image(self._job.folder, lot, number) as deaths:
+        with self._notes.note_image(lot, number) as deaths:
             if deaths < attempts.BLAMED:
                 (row,) = self._segment([planned])
             else:

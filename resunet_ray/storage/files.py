@@ -157,18 +157,21 @@ def list_folders(uri: str) -> list[str]:
     return sorted(entry.base_name for entry in found if entry.type == fs.FileType.Directory)
 
 
-def read_bytes(uri: str, *, pauses: Sequence[float] = _PAUSES) -> bytes:
+def read_bytes(uri: str, *, pauses: Sequence[float] = _PAUSES, max_bytes: int | None = None) -> bytes:
     """The whole content of a file; `pauses` as in `attempt`.
 
     Raises:
-        InputError: it is not there.
+        InputError: it is not there, or has more than `max_bytes`.
     """
 
     def read(filesystem: fs.FileSystem, path: str) -> bytes:
         with filesystem.open_input_stream(path, compression=None) as stream:
-            return bytes(stream.read())
+            return bytes(stream.read() if max_bytes is None else stream.read(max_bytes + 1))
 
-    return attempt(uri, read, pauses=pauses)
+    content = attempt(uri, read, pauses=pauses)
+    if max_bytes is not None and len(content) > max_bytes:
+        raise InputError(f"{uri} has more than {max_bytes} bytes, the most that are read of one image")
+    return content
 
 
 def write_bytes(uri: str, content: bytes, *, pauses: Sequence[float] = _PAUSES) -> None:

@@ -1,5 +1,6 @@
 """Every kind of input becomes the same stream of images; what is wrong with one travels with it."""
 
+import gzip
 import io
 import os
 import tarfile
@@ -206,3 +207,30 @@ def test_corrected_truth_makes_its_image_new_however_its_place_is_spelled(folder
     plain = SegmentConfig(input=("in",), output="out")
     assert plain.digest == replace(plain, masks="masks", mpp_csv="sizes.csv").digest
     assert plain.digest != replace(plain, mpp=0.5).digest
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_that_claims_gigabytes_is_refused_before_it_is_read(tmp_path: Path, kind: bytes) -> None:
+    header = tarfile.TarInfo("header")
+    header.type, header.size = kind, 2**33
+    with gzip.open(tmp_path / "huge.tar.gz", "wb") as packed:
+        packed.write(header.tobuf(tarfile.GNU_FORMAT) + bytes(2**21))
+    (found,) = Listing([str(tmp_path / "huge.tar.gz")])
+    assert "a header of it claims 8589934592 bytes" in str(found.error)
+
+
+def test_a_member_or_a_file_of_more_bytes_than_an_image_has_is_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resunet_ray.data.archives.MAX_BYTES", 1000)
+    (tmp_path / "large.png").write_bytes(bytes(1001))
+    with zipfile.ZipFile(tmp_path / "large.zip", "w") as packed:
+        packed.writestr("large.png", bytes(1001))
+    with tarfile.open(tmp_path / "large.tar", "w") as tar:
+        tar.add(tmp_path / "large.png", "large.png")
+    for image in Listing([str(tmp_path)]):
+        entry = Entry(image.uri, image.member, image.offset, image.size or 0)
+        with pytest.raises(InputError, match=r"large.png has 1001 bytes: expected at most 1000 of one image"):
+            entry.read()
+    with pytest.raises(InputError, match=r"large.png has more than 1000 bytes"):
+        Entry(str(tmp_path / "large.png")).read()

@@ -1,0 +1,33 @@
+"""Only a death of the process that worked on it is an image's fault."""
+
+from pathlib import Path
+
+from resunet_ray.segment.attempts import Notes, forget
+
+
+def notes(folder: Path, *, session: str = "tonight", node: str = "n1", lost: tuple[str, ...] = ()) -> Notes:
+    return Notes(str(folder), session, node, lambda name: name in lost)
+
+
+def test_deaths_are_counted_until_the_image_is_done(tmp_path: Path) -> None:
+    assert [notes(tmp_path).note_lot(3) for _ in range(3)] == [0, 1, 2]
+    assert notes(tmp_path).note_lot(4) == 0
+    for deaths in range(2):
+        image = notes(tmp_path).note_image(3, 7)
+        assert image.__enter__() == deaths  # and never left: the process died
+    with notes(tmp_path).note_image(3, 7) as deaths:
+        assert deaths == 2
+    with notes(tmp_path).note_image(3, 7) as deaths:
+        assert deaths == 0
+    forget(str(tmp_path))
+    assert notes(tmp_path).note_lot(3) == 0
+
+
+def test_what_was_stopped_or_lost_its_node_is_no_death(tmp_path: Path) -> None:
+    for session in ("monday", "tuesday"):
+        for _ in range(3):
+            notes(tmp_path, session=session).note_lot(3)
+    assert notes(tmp_path, node="n2").note_lot(3) == 0
+    assert notes(tmp_path, node="n1", lost=("n2",)).note_lot(3) == 0
+    assert notes(tmp_path, node="n3", lost=("n2",)).note_lot(3) == 1
+    assert notes(tmp_path, node="").note_lot(3) == 3

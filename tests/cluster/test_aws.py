@@ -1,20 +1,32 @@
 """`cluster/aws.yaml` is what `ray up` and AWS expect of it, as far as that can be known without an account."""
 
 import copy
+import inspect
 import json
+import os
 import re
+import socket
+import socketserver
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import botocore.session
 import jsonschema
+import pyarrow as pa
+import pytest
 import ray.autoscaler
 import yaml
 from botocore.validate import ParamValidator
 from manifests import list_fields, misspell
+from ray.autoscaler._private.aws import node_provider
 from ray.autoscaler._private.util import prepare_config, validate_config
 from support import ROOT
+
+from resunet_ray import storage
 
 CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "cluster" / "aws.yaml").read_text())
 TYPES = CONFIG["available_node_types"]
@@ -96,3 +108,85 @@ def test_workers_have_disk_for_what_the_object_store_spills() -> None:
         (disk,) = TYPES[name]["node_config"]["BlockDeviceMappings"]
         assert disk["Ebs"]["VolumeSize"] >= 200  # GB
         assert disk["Ebs"]["DeleteOnTermination"] is True
+
+
+def allowed(name: str, service: str) -> set[str]:
+    """The actions of one service that a policy allows, each by its own name."""
+    policy = json.loads((ROOT / "cluster" / "policies" / f"{name}.json").read_text())
+    actions = [
+        action
+        for part in policy["Statement"]
+        for action in ([part["Action"]] if isinstance(part["Action"], str) else part["Action"])
+    ]
+    assert not any("*" in action for action in actions)
+    assert {part["Effect"] for part in policy["Statement"]} == {"Allow"}
+    return {action.partition(":")[2] for action in actions if action.startswith(f"{service}:")}
+
+
+def test_the_head_may_do_what_ray_s_provider_of_machines_calls_and_no_more() -> None:
+    source = inspect.getsource(node_provider)
+    calls = set(re.findall(r"\.client\.([a-z]+_[a-z_]+)\b", source)) | set(re.findall(r"fail_fast\.([a-z]+_[a-z_]+)\(", source))
+    assert ".instances.filter(" in source
+    names = {"create_instances": "RunInstances"}
+    needed = {names.get(call, "".join(word.title() for word in call.split("_"))) for call in calls} | {"DescribeInstances"}
+    assert CONFIG["provider"]["cache_stopped_nodes"] is False
+    assert allowed("head", "ec2") == needed - {"StartInstances", "StopInstances"}
+    assert CONFIG["cluster_name"] in (ROOT / "cluster" / "policies" / "head.json").read_text()
+
+
+def action(method: str, target: str) -> str:
+    """What a request to S3 needs its caller to be allowed."""
+    path, _, query = target.partition("?")
+    if path.count("/") == 1 or path.endswith("/lab/"):
+        return "DeleteObject" if "delete" in query else "ListBucket"
+    if method == "DELETE":
+        return "AbortMultipartUpload" if "uploadId" in query else "DeleteObject"
+    return "GetObject" if method in ("GET", "HEAD") else "PutObject"
+
+
+def test_every_node_may_do_in_the_bucket_what_the_code_does_and_no_more(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with listening(os.environ["AWS_ENDPOINT_URL"]) as (endpoint, requests):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        place = f"{s3}/policies"
+        storage.check_writable(place)
+        storage.write_bytes(f"{place}/large", bytes(12 * 2**20))
+        storage.write_table(f"{place}/deep/table.parquet", pa.table({"a": [1]}))
+        assert storage.read_table(f"{place}/deep/table.parquet").num_rows == 1
+        assert storage.Reader(f"{place}/large").read_at(3, 7) == bytes(3)
+        assert {file.path for file in storage.walk_files(place)} == {"large", "deep/table.parquet"}
+        assert storage.list_folders(place) == ["deep"]
+        with storage.hold_lease(place, seconds=30) as lease:
+            lease.check()
+        storage.delete(place)
+        assert not storage.exists(place)
+    used = {action(*request) for request in requests}
+    assert allowed("bucket", "s3") == used | {"AbortMultipartUpload"}  # of a write that fails
+
+
+@contextmanager
+def listening(behind: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """A relay before the storage, and what it was asked for: methods and targets."""
+    host, _, port = behind.removeprefix("http://").partition(":")
+    asked: list[tuple[str, str]] = []
+
+    class Relay(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.create_connection((host, int(port))) as onward:
+                threading.Thread(target=pour, args=(onward, self.request), daemon=True).start()
+                with suppress(OSError):
+                    while request := self.request.recv(2**16):
+                        found = re.findall(rb"(?:^|\r\n)(GET|HEAD|PUT|POST|DELETE) (\S+) HTTP/1.1\r\n", request)
+                        asked.extend((method.decode(), target.decode()) for method, target in found)
+                        onward.sendall(request)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Relay) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        server.shutdown()
+
+
+def pour(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while answer := source.recv(2**16):
+            sink.sendall(answer)

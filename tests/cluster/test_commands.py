@@ -139,11 +139,11 @@ def test_the_commands_of_the_nodes_are_those_of_ray() -> None:
     parse_ray([*container["command"], *container["args"]])
 
 
-def test_the_documents_of_the_page_s_policies_are_json() -> None:
-    text = (ROOT / "cluster" / "README.md").read_text()
-    policies = re.findall(r"'(\{\"Version\".*\})'", text)
-    assert len(policies) == 3
-    assert all(json.loads(policy)["Statement"][0]["Effect"] == "Allow" for policy in policies)
+def test_the_page_uses_every_policy_and_none_that_is_not_there() -> None:
+    used = re.findall(r"file://(cluster/policies/\S+)", (ROOT / "cluster" / "README.md").read_text())
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "cluster" / "policies").iterdir()} == set(used)
+    for path in used:
+        assert json.loads((ROOT / path).read_text())["Version"] == "2012-10-17"
 
 
 def test_the_page_names_every_folder_and_none_that_is_not_there() -> None:

@@ -7,10 +7,13 @@ import re
 import runpy
 import shutil
 import socket
+import socketserver
 import struct
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +176,35 @@ def read_screen(terminal: int) -> tuple[str, list[str]]:
         elif part != "\r":
             lines[row] += part
     return text, [line for line in lines if line]
+
+
+@contextmanager
+def relayed(behind: str, seen: Callable[[bytes], None]) -> Iterator[str]:
+    """A relay before a server on loopback, which shows what it is asked before it asks; gives its address.
+
+    Args:
+        behind: the server's address.
+        seen: takes each piece of a request, as it comes.
+    """
+    host, _, port = behind.removeprefix("http://").partition(":")
+
+    class Relay(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.create_connection((host, int(port))) as onward:
+                threading.Thread(target=_pour, args=(onward, self.request), daemon=True).start()
+                with suppress(OSError):
+                    while request := self.request.recv(2**16):
+                        seen(request)
+                        onward.sendall(request)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Relay) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def _pour(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while answer := source.recv(2**16):
+            sink.sendall(answer)

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import socket
-import socketserver
 import subprocess
 import sys
 import threading
@@ -21,7 +20,7 @@ from tempfile import TemporaryDirectory
 import boto3
 import cv2
 import pytest
-from support import ROOT, free_port, read_picture
+from support import ROOT, free_port, read_picture, relayed
 
 from resunet_ray.config import DoctorConfig
 from resunet_ray.doctor.machines import judge_clocks
@@ -370,29 +369,14 @@ def test_it_says_when_a_submitter_has_no_token_and_the_storage_knows_no_conditio
 def careless_storage() -> Iterator[str]:
     """The storage behind a relay that leaves If-None-Match nothing to refuse: what is there already is removed first."""
     behind = os.environ["AWS_ENDPOINT_URL"]
-    host, _, port = behind.removeprefix("http://").partition(":")
 
-    class Relay(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            with socket.create_connection((host, int(port))) as onward:
-                threading.Thread(target=pour, args=(onward, self.request), daemon=True).start()
-                while request := self.request.recv(2**16):
-                    if b"If-None-Match" in request:
-                        bucket, _, key = request.split()[1].decode().lstrip("/").partition("/")
-                        boto3.client("s3", endpoint_url=behind).delete_object(Bucket=bucket, Key=key)
-                    onward.sendall(request)
+    def remove(request: bytes) -> None:
+        if b"If-None-Match" in request:
+            bucket, _, key = request.split()[1].decode().lstrip("/").partition("/")
+            boto3.client("s3", endpoint_url=behind).delete_object(Bucket=bucket, Key=key)
 
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Relay) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-
-
-def pour(source: socket.socket, sink: socket.socket) -> None:
-    with suppress(OSError):
-        while answer := source.recv(2**16):
-            sink.sendall(answer)
+    with relayed(behind, remove) as endpoint:
+        yield endpoint
 
 
 @pytest.mark.campaign

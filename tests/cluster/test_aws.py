@@ -5,11 +5,6 @@ import inspect
 import json
 import os
 import re
-import socket
-import socketserver
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +19,7 @@ from botocore.validate import ParamValidator
 from manifests import list_fields, misspell
 from ray.autoscaler._private.aws import node_provider
 from ray.autoscaler._private.util import prepare_config, validate_config
-from support import ROOT
+from support import ROOT, relayed
 
 from resunet_ray import storage
 
@@ -145,7 +140,12 @@ def action(method: str, target: str) -> str:
 
 
 def test_every_node_may_do_in_the_bucket_what_the_code_does_and_no_more(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with listening(os.environ["AWS_ENDPOINT_URL"]) as (endpoint, requests):
+    requests: list[tuple[bytes, bytes]] = []
+
+    def note(request: bytes) -> None:
+        requests.extend(re.findall(rb"(?:^|\r\n)(GET|HEAD|PUT|POST|DELETE) (\S+) HTTP/1.1\r\n", request))
+
+    with relayed(os.environ["AWS_ENDPOINT_URL"], note) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         place = f"{s3}/policies"
         storage.check_writable(place)
@@ -159,34 +159,5 @@ def test_every_node_may_do_in_the_bucket_what_the_code_does_and_no_more(s3: str,
             lease.check()
         storage.delete(place)
         assert not storage.exists(place)
-    used = {action(*request) for request in requests}
+    used = {action(method.decode(), target.decode()) for method, target in requests}
     assert allowed("bucket", "s3") == used | {"AbortMultipartUpload"}  # of a write that fails
-
-
-@contextmanager
-def listening(behind: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """A relay before the storage, and what it was asked for: methods and targets."""
-    host, _, port = behind.removeprefix("http://").partition(":")
-    asked: list[tuple[str, str]] = []
-
-    class Relay(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            with socket.create_connection((host, int(port))) as onward:
-                threading.Thread(target=pour, args=(onward, self.request), daemon=True).start()
-                with suppress(OSError):
-                    while request := self.request.recv(2**16):
-                        found = re.findall(rb"(?:^|\r\n)(GET|HEAD|PUT|POST|DELETE) (\S+) HTTP/1.1\r\n", request)
-                        asked.extend((method.decode(), target.decode()) for method, target in found)
-                        onward.sendall(request)
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Relay) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
-        server.shutdown()
-
-
-def pour(source: socket.socket, sink: socket.socket) -> None:
-    with suppress(OSError):
-        while answer := source.recv(2**16):
-            sink.sendall(answer)

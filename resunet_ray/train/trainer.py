@@ -30,7 +30,7 @@ from resunet_ray.data.dataset import DATASET_FILE, Dataset, open_dataset, plan_o
 from resunet_ray.data.labelled import read_images
 from resunet_ray.data.prepare import prepare
 from resunet_ray.data.splits import TRAIN, VAL
-from resunet_ray.errors import InputError, RunError
+from resunet_ray.errors import ConfigError, InputError, RunError
 from resunet_ray.model.metrics import SCORES
 from resunet_ray.progress import is_verbose
 from resunet_ray.train.batches import draw_weights, epoch_size
@@ -154,11 +154,17 @@ def require_means(config: TrainConfig) -> None:
     """Refuses a bundle to start from that does not fit, and records that cannot be kept.
 
     Raises:
-        ConfigError: MLflow is asked for and not installed.
+        ConfigError: MLflow is asked for and not installed, or the bundle saw images at another intensity scale.
         InputError: the bundle is missing, damaged, or of another network.
     """
     if config.init is not None:
-        start_from(build_network(config.model), load_bundle(config.init).network.state_dict())
+        start = load_bundle(config.init)
+        start_from(build_network(config.model), start.network.state_dict())
+        if (seen := start.info.preprocess.intensity) != config.preprocess.intensity:
+            raise ConfigError(
+                f"--init {config.init} learnt from images at the intensity scale {seen!r}, and this run sees them at "
+                f"{config.preprocess.intensity!r}: give --preprocess.intensity {seen}"
+            )
     if config.mlflow is not None:
         import_mlflow()
 

@@ -205,3 +205,5 @@ def test_what_cannot_work_is_refused_before_it_starts(dataset_uri: str, tmp_path
         train(config(str(tmp_path), tmp_path / "c"))
     with pytest.raises(InputError, match="holds no bundle.json"):
         train(config(dataset_uri, tmp_path / "d", init=str(tmp_path)))
+    with pytest.raises(ConfigError, match=r"at the intensity scale 'percentiles', .*: give --preprocess.intensity percentiles"):
+        train(config(dataset_uri, tmp_path / "e", init="nuclei", model=ModelConfig()))

@@ -168,6 +168,8 @@ def read_bundle_info(uri: str) -> tuple[BundleInfo, str]:
         raise InputError(
             f"{location} is not a bundle of this version: {error.errors()[0]['loc']} {error.errors()[0]['msg']}"
         ) from None
+    if info.sha256.keys() != {_WEIGHTS, _SAMPLE, _EXPECTED}:
+        raise InputError(f"{uri} lists {', '.join(sorted(info.sha256))}: expected {_WEIGHTS}, {_SAMPLE} and {_EXPECTED}")
     return info, hashlib.sha256(content).hexdigest()
 
 
@@ -183,8 +185,6 @@ def load_bundle(uri: str, *, device: torch.device | None = None) -> Bundle:
     """
     uri = bundles.locate(uri)
     info, digest = read_bundle_info(uri)
-    if info.sha256.keys() != {_WEIGHTS, _SAMPLE, _EXPECTED}:
-        raise InputError(f"{uri} lists {', '.join(sorted(info.sha256))}: expected {_WEIGHTS}, {_SAMPLE} and {_EXPECTED}")
     for name, expected in info.sha256.items():
         found = hashlib.sha256(storage.read_bytes(storage.join(uri, name))).hexdigest()
         if found != expected:

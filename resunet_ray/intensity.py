@@ -18,13 +18,13 @@ def measure_range(image: UInt8[np.ndarray, "h w c"]) -> Range:
     return low, max(high, low + _LEAST_EXTENT)
 
 
-def stretch(image: UInt8[np.ndarray, "h w c"], levels: Range) -> UInt8[np.ndarray, "h w c"]:
+def stretch(image: UInt8[np.ndarray, "h w c"], levels: Range | None = None) -> UInt8[np.ndarray, "h w c"]:
     """The image with its range spread over 0 to 255; what lies beyond is cut off.
 
     Args:
         image: or any part of it.
-        levels: of the whole image.
+        levels: of the whole image; None: this is all of it.
     """
-    low, high = levels
+    low, high = levels or measure_range(image)
     table = np.clip(np.rint((np.arange(256) - low) * (255 / (high - low))), 0, 255).astype(np.uint8)
     return cv2.LUT(np.ascontiguousarray(image), table).reshape(image.shape)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
 from resunet_ray.config import PreprocessConfig
-from resunet_ray.intensity import Range, measure_range, stretch
+from resunet_ray.intensity import Range, stretch
 from resunet_ray.model.preprocess import preprocess
 from resunet_ray.model.tiling import Tile, blend_weight, plan_tiles
 
@@ -56,7 +56,7 @@ def predict(
     inputs = list(images)
     if config.intensity == "percentiles":
         known = ranges or [None] * len(inputs)
-        inputs = [stretch(image, levels or measure_range(image)) for image, levels in zip(inputs, known, strict=True)]
+        inputs = [stretch(image, levels) for image, levels in zip(inputs, known, strict=True)]
     if config.resize is not None:
         side = config.resize
         inputs = [cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR) for image in inputs]

@@ -1,6 +1,6 @@
 """Giving a run up: all that it wrote goes."""
 
-from contextlib import nullcontext
+from dataclasses import replace
 
 from resunet_ray import storage
 from resunet_ray.config import GiveUpConfig
@@ -9,7 +9,7 @@ from resunet_ray.segment.commit import INSTANCES_FOLDER
 from resunet_ray.segment.export import EXPORTS_FOLDER
 from resunet_ray.segment.ledger import IMAGES_FOLDER
 from resunet_ray.segment.region import REGIONS_FOLDER
-from resunet_ray.segment.run import RUNS_FOLDER
+from resunet_ray.segment.run import RUNS_FOLDER, hold_lease
 
 
 def give_up(config: GiveUpConfig) -> None:
@@ -24,7 +24,7 @@ def give_up(config: GiveUpConfig) -> None:
     output = storage.absolute(config.output).rstrip("/")
     if config.run not in storage.list_folders(storage.join(output, RUNS_FOLDER)):
         raise InputError(f"{output} has no run {config.run}: expected the name of a folder in {RUNS_FOLDER}/")
-    with storage.hold_lease(output, seconds=config.lease_seconds) if config.lease else nullcontext():
+    with hold_lease(replace(config, output=output)):
         kinds = [storage.join(EXPORTS_FOLDER, kind) for kind in storage.list_folders(storage.join(output, EXPORTS_FOLDER))]
         for folder in (IMAGES_FOLDER, INSTANCES_FOLDER, *kinds, REGIONS_FOLDER, RUNS_FOLDER):
             storage.delete(storage.join(output, folder, config.run))

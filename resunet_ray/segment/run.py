@@ -22,7 +22,7 @@ import pyarrow as pa
 from resunet_ray import bundles, storage
 from resunet_ray.bundle import BundleInfo, read_bundle_info, versions
 from resunet_ray.cluster import connect
-from resunet_ray.config import SegmentConfig, load_config
+from resunet_ray.config import GiveUpConfig, SegmentConfig, load_config
 from resunet_ray.data.stream import run_tasks
 from resunet_ray.errors import InputError
 from resunet_ray.monitoring import count_images
@@ -87,7 +87,7 @@ def segment(config: SegmentConfig) -> list[Segmented]:
     storage.check_writable(config.output)
     if config.dry_run:
         return [_plan(config, info=info, digest=digest, run_id=None, lease=None)[1]]
-    lease = _hold_lease(config)
+    lease = hold_lease(config)
     with lease as held:
         results = [_finish(run_id, config=config, lease=held) for run_id in _unfinished(config.output)]
         run_id, planned = _plan(config, info=info, digest=digest, run_id=_new_run_id(), lease=held)
@@ -95,7 +95,7 @@ def segment(config: SegmentConfig) -> list[Segmented]:
     return results
 
 
-def _hold_lease(config: SegmentConfig) -> Any:
+def hold_lease(config: SegmentConfig | GiveUpConfig) -> Any:
     """The lease of the output as a context; one that does nothing where it is switched off."""
     if not config.lease:
         return nullcontext(None)

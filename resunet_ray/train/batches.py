@@ -13,7 +13,7 @@ from resunet_ray.data.images import decode_stored
 from resunet_ray.data.splits import TRAIN
 from resunet_ray.data.stream import stream_spans
 from resunet_ray.errors import InputError
-from resunet_ray.intensity import measure_range, stretch
+from resunet_ray.intensity import stretch
 
 _FIRST_BUFFER = 64.0  # crops to wait for before the first is drawn
 _BUFFER_GROWTH = 0.5  # crops that the buffer gains with each draw
@@ -98,7 +98,7 @@ class Crop:
         cv2.setNumThreads(1)  # Ray runs one task on each CPU
         image, mask = decode_stored(row["image"]), decode_stored(row["mask"]) // 255
         if self.intensity == "percentiles":
-            image = stretch(image, measure_range(image))
+            image = stretch(image)
         if self.resize is not None:
             image = cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
             mask = (cv2.resize(mask.astype(np.float32), (self.size, self.size), interpolation=cv2.INTER_LINEAR) > 0.5).astype(

@@ -188,7 +188,6 @@ def refused(head: Head, s3: str, bundle_uri: str, tmp_path_factory: pytest.TempP
     )
 
 
-@pytest.mark.campaign
 def test_where_nothing_is_wrong_it_says_so(head: Head, s3: str, bundle_uri: str) -> None:
     """Submitted as a job, with the code travelling along. No other run goes on meanwhile: it would take the time of this one."""
     flags = [*ROOMY, *PATIENT, "--storage", f"{s3}/healthy", "--bundle", bundle_uri]
@@ -272,7 +271,6 @@ def standing_still(*processes: int) -> Iterator[None]:
             os.kill(process, signal.SIGCONT)
 
 
-@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("check", "status", "found", "fix"),
     [
@@ -297,7 +295,6 @@ def test_it_finds_what_is_wrong_with_one_node(ill: dict[str, Said], check: str, 
     said.expect(check, status, found=found, fix=fix)
 
 
-@pytest.mark.campaign
 def test_a_busy_cluster_answers_and_what_is_in_order_is_ok(ill: dict[str, Said]) -> None:
     """All CPUs are taken, by the living and the dead."""
     said = ill["ill"]
@@ -306,7 +303,6 @@ def test_a_busy_cluster_answers_and_what_is_in_order_is_ok(ill: dict[str, Said])
     }
 
 
-@pytest.mark.campaign
 def test_a_node_that_stands_still_is_told_from_a_busy_one(ill: dict[str, Said]) -> None:
     """So is a dashboard; and the fix of before has freed what the ended job held."""
     said = ill["stopped"]
@@ -330,7 +326,6 @@ def test_gpus_that_nobody_told_ray_about_are_a_warning() -> None:
     assert "--num-gpus" in found.fix
 
 
-@pytest.mark.campaign
 def test_it_says_when_it_is_not_let_in(refused: Doctor) -> None:
     said = refused.read()
     assert said.code == 1
@@ -342,7 +337,6 @@ def test_it_says_when_it_is_not_let_in(refused: Doctor) -> None:
     assert said.list_wrong() == {"token", "ray", "storage", "bundle"}
 
 
-@pytest.mark.campaign
 def test_it_says_when_a_submitter_has_no_token_and_the_storage_knows_no_conditions(
     head: Head, s3: str, bundle_uri: str, tmp_path: Path
 ) -> None:
@@ -379,7 +373,6 @@ def careless_storage() -> Iterator[str]:
         yield endpoint
 
 
-@pytest.mark.campaign
 def test_it_says_when_nobody_is_there(nobody: Doctor) -> None:
     said = nobody.read()
     said.expect("dashboard", "failed", found="nothing that is Ray's answers at http://127.0.0.1", fix="--include-dashboard true")
@@ -396,7 +389,6 @@ def test_a_local_ray_that_asks_nobody_for_a_token_and_little_room() -> None:
     assert said.checks["dashboard"]["found"] == "a local Ray has none, and needs none"
 
 
-@pytest.mark.campaign
 def test_it_ends_within_a_minute_whatever_hangs(hanging: Doctor) -> None:
     said = hanging.read()
     assert said.seconds < 60

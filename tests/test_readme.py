@@ -69,7 +69,6 @@ def write_kaggle_zip(path: Path, *, masks: bool) -> None:
                 packed.writestr(f"{number:04d}/masks/{instance:03d}.png", encode_png(mask))
 
 
-@pytest.mark.campaign
 def test_its_commands_on_real_data_run(tmp_path: Path, cluster: str) -> None:
     """As they are shown, with a small archive of the same layout and, for the training, flags that make it short.
 

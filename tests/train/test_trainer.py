@@ -137,7 +137,6 @@ def resumed(dataset_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Resum
     return Resumed(output, line, errors)
 
 
-@pytest.mark.campaign
 def test_killed_and_started_again_it_ends_where_the_uninterrupted_run_ends(
     run: tuple[TrainConfig, Trained], resumed: Resumed
 ) -> None:
@@ -148,7 +147,6 @@ def test_killed_and_started_again_it_ends_where_the_uninterrupted_run_ends(
     assert resumed.line["best"]["f1"] == pytest.approx(trained.best["f1"], abs=1e-6)
 
 
-@pytest.mark.campaign
 def test_its_log_says_what_each_epoch_came_to_and_nothing_of_rays(resumed: Resumed) -> None:
     assert not RAYS_OWN.search(resumed.errors), resumed.errors
     assert "\x1b" not in resumed.errors

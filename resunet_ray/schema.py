@@ -105,7 +105,7 @@ _PLACE: list[tuple[str, pa.DataType]] = [
     ("warnings", pa.list_(pa.string())),  # mpp_not_believed, mpp_missing, no_tissue, view_unreadable, fluorescence
 ]
 
-PLAN = _versioned([*_SOURCE, *_PLACE, ("attempt", pa.int32()), *_ERROR])
+PLAN = _versioned([*_SOURCE, *_PLACE, ("tissue", pa.binary()), ("attempt", pa.int32()), *_ERROR])
 """One region to segment a row; a row group is a lot: what one task takes. An error was found while planning."""
 
 INSTANCE = pa.struct(

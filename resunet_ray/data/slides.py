@@ -106,8 +106,11 @@ class Slide:
         level, factor_y, factor_x = self._best_level(scale)
         rows, columns = self._reader.levels[level]
         box = left * factor_x, top * factor_y, min((left + width) * factor_x, columns), min((top + height) * factor_y, rows)
-        first_x, first_y = math.floor(box[0]), math.floor(box[1])
-        window = first_y, first_x, math.ceil(box[3]) - first_y, math.ceil(box[2]) - first_x
+        # What is averaged lies a little beyond the window, too: so a pixel is the same in every window.
+        beyond_x, beyond_y = (0 if factor == 1 else math.ceil(max(factor, 1)) for factor in (factor_x, factor_y))
+        first_x, first_y = max(0, math.floor(box[0]) - beyond_x), max(0, math.floor(box[1]) - beyond_y)
+        last_x, last_y = min(columns, math.ceil(box[2]) + beyond_x), min(rows, math.ceil(box[3]) + beyond_y)
+        window = first_y, first_x, last_y - first_y, last_x - first_x
         if window[2] * window[3] > _READ_PIXELS and max(height, width) > 1:  # a slide without small levels is read as well
             return self._read_halves(top, left, height, width, scale=scale)
         with self._lock, self._naming("read"):
@@ -144,7 +147,7 @@ class Slide:
             if height / rows <= scale * 1.01:
                 best = level
         rows, columns = self._reader.levels[best]
-        return best, _snap(scale * rows / height), _snap(scale * columns / width)
+        return best, _snap(scale * rows / height, rows), _snap(scale * columns / width, columns)
 
     @contextmanager
     def _naming(self, done: str) -> Iterator[None]:
@@ -157,9 +160,10 @@ class Slide:
             raise ImageError(f"{self._name} cannot be {done} as a slide: {str(error) or type(error).__name__}") from None
 
 
-def _snap(factor: float) -> float:
-    """The nearest whole number where it is that but for a level's rounded size."""
-    return float(round(factor)) if abs(factor - round(factor)) < 0.005 * factor else factor
+def _snap(factor: float, length: int) -> float:
+    """The nearest whole number where it is that but for the level's rounded size: over its whole length, less than a pixel."""
+    whole = float(max(1, round(factor)))
+    return whole if abs(factor - whole) * length < factor else factor
 
 
 def _open_reader(path: str) -> _Reader:

@@ -31,11 +31,27 @@ class Tissue:
     """Share of the slide."""
     view: UInt8[np.ndarray, "h w 3"]
 
-    def covers(self, top: float, left: float, bottom: float, right: float) -> bool:
-        """Whether there is tissue in a window, given in fractions of the slide's height and width."""
-        height, width = self.mask.shape
-        rows = slice(int(top * height), int(np.ceil(bottom * height)))
-        return bool(self.mask[rows, int(left * width) : int(np.ceil(right * width))].any())
+    def cells(self, height: int, width: int, *, side: int) -> Bool[np.ndarray, "rows columns"]:
+        """Whether there is tissue in each square cell of the slide.
+
+        Args:
+            height: of the slide, in pixels of any size.
+            width: of the slide.
+            side: of a cell, in the same pixels.
+        """
+        sums = np.pad(self.mask.cumsum(axis=0, dtype=np.int64).cumsum(axis=1), ((1, 0), (1, 0)))
+        (top, bottom), (left, right) = (
+            (
+                (starts * have / of).astype(int),
+                np.ceil(np.minimum(starts + side, of) * have / of).astype(int),
+            )
+            for starts, have, of in (
+                (np.arange(0, height, side), self.mask.shape[0], height),
+                (np.arange(0, width, side), self.mask.shape[1], width),
+            )
+        )
+        inside = sums[bottom][:, right] - sums[top][:, right] - sums[bottom][:, left] + sums[top][:, left]
+        return inside > 0  # type: ignore[no-any-return]
 
 
 def read_view(slide: Slide, *, side: int = _VIEW_SIDE) -> UInt8[np.ndarray, "h w 3"]:

@@ -8,6 +8,8 @@ from skimage.segmentation import watershed
 
 from resunet_ray.config import InstanceConfig
 
+_STEPS = 64  # of a distance, to a pixel
+
 
 def find_instances(probability: Float32[np.ndarray, "h w"], *, config: InstanceConfig) -> Int32[np.ndarray, "h w"]:
     """The instances that a bundle's own parameters find, numbered from 1."""
@@ -41,15 +43,24 @@ def label_watershed(mask: UInt8[np.ndarray, "h w"], *, min_distance: int, min_ar
         min_distance: two peaks are at least so far apart, pixels; about the radius of a small nucleus.
         min_area: instances of fewer pixels are dropped.
     """
-    _, components = cv2.connectedComponents(mask, connectivity=4, ltype=cv2.CV_32S)
+    count, components, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=4, ltype=cv2.CV_32S)
     # The image's own border is no background: a nucleus that is cut there keeps its distance.
-    distance = cv2.GaussianBlur(cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE), (0, 0), 1.0)
+    # In whole numbers, so that what is equal stays so wherever it lies: OpenCV's rounding of floats depends on the column.
+    steps = cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) * _STEPS
+    distance = cv2.GaussianBlur(np.minimum(steps, 2**16 - 1).astype(np.uint16), (0, 0), 1.0).astype(np.int32)
     peaks = peak_local_max(distance, min_distance=min_distance, labels=components, exclude_border=False)
-    markers = np.zeros(mask.shape, np.int32)
-    markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
-    labels = watershed(-distance, markers, mask=mask.astype(bool)).astype(np.int32)
-    missed = (labels == 0) & (mask > 0)  # a component without a peak stays whole
-    labels[missed] = components[missed] + len(peaks)
+    owners = components[tuple(peaks.T)]
+    labels = components.copy()
+    # One component at a time: the order in which equal peaks are flooded depends on all of those that are given together.
+    for number in np.flatnonzero(np.bincount(owners, minlength=count) > 1):
+        left, top, width, height = statistics[number, : cv2.CC_STAT_AREA]
+        window = slice(top, top + height), slice(left, left + width)
+        inside = components[window] == number
+        own = peaks[owners == number] - (top, left)
+        markers = np.zeros(inside.shape, np.int32)
+        markers[tuple(own.T)] = np.arange(count, count + len(own))
+        labels[window][inside] = watershed(-distance[window], markers, mask=inside)[inside]
+        count += len(own)
     return _drop_small(labels, np.bincount(labels.ravel(), minlength=1), min_area=min_area)
 
 

@@ -12,6 +12,7 @@ import itertools
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -54,29 +55,30 @@ def export_runs(output: str, *, kinds: Sequence[ExportKind], run_ids: Sequence[s
     if not there:
         raise InputError(f"{output} holds no run that is done: expected the output of jobs/segment.py")
     parts = [
-        (run_id, kind, part, lots)
+        (run_id, kind, part, lots, side)
         for run_id in run_ids or there
         for kind in kinds
-        for part, lots in enumerate(_parts(storage.join(runs, run_id, RUN_FILE)))
+        for part, (lots, side) in enumerate(_parts(storage.join(runs, run_id, RUN_FILE)))
     ]
 
     def export(number: int) -> pa.Table:
-        run_id, kind, part, lots = parts[number]
+        run_id, kind, part, lots, side = parts[number]
         folder = storage.join(output, EXPORTS_FOLDER, kind, run_id)
         if kind == "geojson":
             count = _export_geojson(folder, output, run_id=run_id, part=part)
         else:
-            count = sum(_EXPORTS[kind](folder, rows) for rows in _images(output, run_id, lots))
+            count = sum(_EXPORTS[kind](folder, rows, side) for rows in _images(output, run_id, lots))
         return pa.table({"files": [count]})
 
     done = run_tasks(export, count=len(parts), total=len(parts), what="parts exported")
     return int(sum(done["files"].to_pylist()))
 
 
-def _parts(record: str) -> list[range]:
-    """The lots that were committed together, which hold whole images."""
-    plan = json.loads(storage.read_bytes(record))["plan"]
-    return [range(start, end) for start, end in itertools.pairwise([*plan["parts"], plan["lots"]])]
+def _parts(uri: str) -> list[tuple[range, int]]:
+    """The lots that were committed together, which hold whole images; and the side of their regions, pixels."""
+    record = json.loads(storage.read_bytes(uri))
+    plan, side = record["plan"], record["config"]["region"]
+    return [(range(start, end), side) for start, end in itertools.pairwise([*plan["parts"], plan["lots"]])]
 
 
 def _images(output: str, run_id: str, lots: range) -> Iterator[Iterator[Row]]:
@@ -92,7 +94,7 @@ def _name(row: Row) -> str:
     return storage.file_name(f"{source.rsplit('.', 1)[0]}.{row['image_id'][:8]}")
 
 
-def _export_png(folder: str, regions: Iterable[Row]) -> int:
+def _export_png(folder: str, regions: Iterable[Row], _side: int) -> int:
     count = 0
     for row in regions:
         place = f".y{row['y']}-x{row['x']}" if row["slide_height"] is not None else ""
@@ -115,12 +117,12 @@ def _export_pyramid(folder: str, regions: Iterator[Row], *, write: Callable[...,
     return 1
 
 
-def _export_ome_zarr(folder: str, regions: Iterator[Row]) -> int:
+def _export_ome_zarr(folder: str, regions: Iterator[Row], _side: int) -> int:
     return _export_pyramid(folder, regions, write=write_label_zarr, suffix=".ome.zarr")
 
 
-def _export_ome_tiff(folder: str, regions: Iterator[Row]) -> int:
-    return _export_pyramid(folder, regions, write=write_mask_tiff, suffix=".ome.tiff")
+def _export_ome_tiff(folder: str, regions: Iterator[Row], side: int) -> int:
+    return _export_pyramid(folder, regions, write=partial(write_mask_tiff, side=side), suffix=".ome.tiff")
 
 
 def _export_geojson(folder: str, output: str, *, run_id: str, part: int) -> int:
@@ -146,7 +148,7 @@ def _upload_features(folder: str, name: str, nuclei: Iterable[Row]) -> int:
     return len(paths)
 
 
-_EXPORTS: dict[str, Callable[[str, Iterator[Row]], int]] = {
+_EXPORTS: dict[str, Callable[[str, Iterator[Row], int], int]] = {
     "png": _export_png,
     "ome-zarr": _export_ome_zarr,
     "ome-tiff": _export_ome_tiff,

@@ -1,27 +1,31 @@
 """A slide in regions: one grid of tiles for all of them, and one region that each object belongs to.
 
 A pixel's probability comes from tiles whose place depends on the slide alone. A region looks at its own window and a margin
-around it, as wide as its objects need: an object is measured whole, by the region that holds its centroid. So however a slide is
-cut, the same objects come out.
+around it, as wide as the components of the mask that reach into it: an object is measured whole, by the region that holds its
+centroid. A component longer than `LONGEST` (dense tissue, a fold, a pen mark) would need too wide a margin: its objects are found
+in each cell of a fixed grid with a halo around it, and belong to the cell that holds their centroid; one that is longer than the
+halo is cut along the cells. So however a slide is cut, the same objects come out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, UInt8
+from skimage.measure import regionprops
 
 from resunet_ray.config import InstanceConfig
 from resunet_ray.model.instances import find_instances
 from resunet_ray.model.tiling import Tile, blend_weight, plan_tiles
+from resunet_ray.segment.gate import CELL, REACH, Gate
 
 MARGIN = 64
-"""Pixels around its window that a region looks at, at first; doubled while an object reaches beyond."""
-LARGEST_MARGIN = 1024
-"""An object that reaches still further is no nucleus: each region keeps the piece in its own window."""
-
-
+"""Pixels around its window that a region looks at, at first; doubled while a component reaches beyond."""
+LONGEST = REACH
+"""Pixels in rows or columns: a longer component is looked at cell by cell. No margin is wider."""
+HALO = 256
+"""Pixels around a cell in which its objects are looked for; in a long component, a longer object is cut along the cells."""
 BLOCK = 8192
 """Side of a block, pixels: its regions are segmented together, so that few tiles are computed for two of them."""
 
@@ -48,6 +52,14 @@ class Grid:
             for left in range(0, self.width, side)
         ]
         return sorted(windows, key=lambda window: (block_of(window.top, window.left), window.top, window.left))
+
+    def cells(self, window: Tile) -> list[Tile]:
+        """Those of the fixed grid that a window lies in, row by row."""
+        return [
+            Tile(top, min(top + CELL, self.height), left, min(left + CELL, self.width))
+            for top in range(window.top // CELL * CELL, window.bottom, CELL)
+            for left in range(window.left // CELL * CELL, window.right, CELL)
+        ]
 
     def widen(self, window: Tile, margin: int) -> Tile:
         """A window with so many pixels more on each side, as far as the slide goes."""
@@ -91,109 +103,177 @@ def _overlap(tile: Tile, window: Tile) -> tuple[Window, Window]:
     return inside, place
 
 
+Points = Float64[np.ndarray, "n 2"]
+"""Places y and x in pixels of the slide; the centre of its first pixel is 0.5."""
+Look = Callable[[Tile], Float32[np.ndarray, "h w"]]
+"""A window of the slide → the probability of its pixels."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Some objects, whole, in a window of the slide."""
+
+    window: Tile
+    labels: Int32[np.ndarray, "h w"]
+    """Numbered from 1."""
+    probability: Float32[np.ndarray, "h w"]
+
+
 @dataclass(frozen=True)
 class Objects:
-    """What a region finds in its window and the margin around it."""
+    """What a region finds."""
 
     labels: Int32[np.ndarray, "h w"]
-    """All of it."""
-    own: Int32[np.ndarray, "h w"]
-    """What belongs to the region, numbered from 1."""
-    neighbours: Float64[np.ndarray, "n 2"]
-    """Centroids, y and x in pixels of the slide, of what lies in the margin and belongs to other regions, seen whole."""
+    """All that lies in its window, whomever it belongs to."""
+    probability: Float32[np.ndarray, "h w"]
+    """Of its window."""
+    own: Sequence[Found]
+    """What belongs to the region."""
+    neighbours: Points
+    """Centroids of what lies in the margin and belongs to other regions, seen whole."""
 
 
-def find_objects(
-    probability: Float32[np.ndarray, "h w"], *, seen: Tile, region: Tile, grid: Grid, config: InstanceConfig, last: bool
-) -> Objects | None:
+@dataclass(frozen=True)
+class _View(Found):
+    """A window and all objects in it."""
+
+    close: Bool[np.ndarray, "h w"]
+    """The mask's components that reach beyond the window or nearly: what is not seen there may decide how they are parted."""
+    long: Bool[np.ndarray, "h w"]
+    """Those that reach beyond it, or are longer than `LONGEST`."""
+
+    def among(self, labels: Int32[np.ndarray, "*shape"]) -> Bool[np.ndarray, " n"]:
+        """For each object of the view, and for the background, whether its number is among some labels; the background is not."""
+        there = np.zeros(int(self.labels.max(initial=0)) + 1, bool)
+        there[labels.ravel()] = True
+        there[0] = False
+        return there
+
+
+def find_objects(look: Look, *, region: Tile, grid: Grid, config: InstanceConfig, gate: Gate | None = None) -> Objects:
     """Finds instances, and which of them belong to a region.
 
     Args:
-        probability: of what the region sees.
-        seen: its window and the margin.
+        look: gives the probability of any window.
         region: its window.
         grid: of the slide.
         config: threshold and instances.
-        last: the margin will not be widened any more: what reaches beyond it is cut at the window.
-
-    Returns:
-        None: something that the window holds reaches beyond the margin.
+        gate: where objects count, by their centroids; None: everywhere.
     """
+    margin = MARGIN
+    while True:
+        view = _view(look, grid.widen(region, margin), grid=grid, config=config)
+        inside = _overlap(view.window, region)[0]
+        points = _centroids(view)
+        near = view.among(view.labels[inside]) | _contains(region, points)
+        if margin >= LONGEST or not (near & view.among(view.labels[view.close])).any():
+            break
+        margin *= 2
+    long = view.among(view.labels[view.long])
+    counted = ~long & _let_in(points, gate)
+    shown = np.where(counted[view.labels[inside]], view.labels[inside], 0)
+    here = _contains(region, points)
+    own, neighbours = [_keep(view, counted & here)], [points[counted & ~here]]
+    if (near & long).any():
+        for cell in grid.cells(region):
+            if not view.long[_overlap(view.window, grid.widen(cell, HALO))[0]].any():
+                continue
+            found = _find_in_cell(look, cell, view=view, grid=grid, config=config)
+            points = _centroids(found)
+            counted, here = _let_in(points, gate), _contains(region, points)
+            own.append(_keep(found, counted & here & _contains(cell, points)))
+            neighbours.append(points[counted & ~here])
+            part = _intersect(cell, region)
+            labels = found.labels[_overlap(found.window, part)[0]]
+            new = counted[labels] & view.long[_overlap(view.window, part)[0]]
+            place = _overlap(region, part)[0]
+            shown[place] = np.where(new, labels + shown.max(initial=0), shown[place])
+    seen = np.concatenate(neighbours)
+    return Objects(shown, view.probability[inside], own, seen[_contains(grid.widen(region, MARGIN), seen)])
+
+
+def _view(look: Look, window: Tile, *, grid: Grid, config: InstanceConfig) -> _View:
+    probability = look(window)
+    mask = (probability >= config.threshold).astype(np.uint8)
+    _, components, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=4, ltype=cv2.CV_32S)
+    left, top = statistics[:, cv2.CC_STAT_LEFT], statistics[:, cv2.CC_STAT_TOP]
+    width, height = statistics[:, cv2.CC_STAT_WIDTH], statistics[:, cv2.CC_STAT_HEIGHT]
+    # From each component to the nearest border beyond which the slide goes on.
+    room = np.full(len(statistics), LONGEST)
+    for free, goes_on in (
+        (top, window.top > 0),
+        (left, window.left > 0),
+        (probability.shape[0] - top - height, window.bottom < grid.height),
+        (probability.shape[1] - left - width, window.right < grid.width),
+    ):
+        room = np.minimum(room, free) if goes_on else room
+    is_long = (room == 0) | (width > LONGEST) | (height > LONGEST)
+    is_close = room < MARGIN // 4
+    is_close[0] = is_long[0] = False
     labels = find_instances(probability, config=config)
-    window = _overlap(seen, region)[0]
-    cut = _cut_instances(labels, probability >= config.threshold, seen=seen, grid=grid)
-    centroids = _centroids(labels) + np.array([seen.top, seen.left])
-    inside = _contains(region, centroids)
-    inside[0] = False
-    here = np.bincount(labels[window].ravel(), minlength=len(inside)) > 0
-    here[0] = False
-    if (cut & (here | inside)).any() and not last:
-        return None
-    own = np.where((inside & ~cut)[labels], labels, 0)
-    _keep_pieces(own, labels, np.flatnonzero(cut & here), window=window)
-    seen_whole = ~cut & ~inside
-    seen_whole[0] = False
-    seen_whole &= _contains(grid.widen(region, MARGIN), centroids)
-    return Objects(labels, _renumber(own), centroids[seen_whole])
+    return _View(window, labels, probability, is_close[components], is_long[components])
 
 
-def _cut_instances(labels: Int32[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"], *, seen: Tile, grid: Grid) -> np.ndarray:
-    """For each instance whether its component reaches what is not seen, so that it may continue there."""
-    _, components = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4, ltype=cv2.CV_32S)
-    borders = [
-        line
-        for line, ends in (
-            (components[0], seen.top > 0),
-            (components[-1], seen.bottom < grid.height),
-            (components[:, 0], seen.left > 0),
-            (components[:, -1], seen.right < grid.width),
-        )
-        if ends
-    ]
-    open_components = np.zeros(components.max(initial=0) + 1, bool)
-    for line in borders:
-        open_components[line] = True
-    open_components[0] = False
-    cut = np.zeros(int(labels.max(initial=0)) + 1, bool)
-    if open_components.any():
-        cut = np.bincount(labels[open_components[components]], minlength=len(cut)) > 0
-    cut[0] = False
-    return cut
+def _find_in_cell(look: Look, cell: Tile, *, view: _View, grid: Grid, config: InstanceConfig) -> Found:
+    """The objects of long components in a cell and its halo; one that is longer than the halo only in the cell, piece by piece.
+
+    It is found in a window that the grid alone decides, so that all regions of the cell find the same.
+    """
+    window = grid.widen(cell, HALO)
+    probability = look(window)
+    labels = find_instances(probability, config=config)
+    place, known = _overlap(window, view.window)
+    kept = np.zeros(int(labels.max(initial=0)) + 1, bool)
+    kept[labels[place][view.long[known]]] = True
+    kept[0] = False
+    pieces = np.zeros_like(labels)
+    inside, last = _overlap(window, cell)[0], len(kept) - 1
+    for region in regionprops(labels):
+        if kept[region.label] and max(region.bbox[2] - region.bbox[0], region.bbox[3] - region.bbox[1]) > HALO:
+            kept[region.label] = False
+            count, parts = cv2.connectedComponents((labels[inside] == region.label).astype(np.uint8), connectivity=4)
+            pieces[inside][parts > 0] = last + parts[parts > 0]
+            last += count - 1
+    return Found(window, np.where(kept[labels], labels, pieces), probability)
 
 
-def _keep_pieces(own: Int32[np.ndarray, "h w"], labels: Int32[np.ndarray, "h w"], numbers: np.ndarray, *, window: Window) -> None:
-    """Adds to a region's own what of some instances lies in its window; what falls apart there is counted apart."""
-    new = int(labels.max(initial=0)) + 1
-    for number in numbers:
-        count, pieces = cv2.connectedComponents((labels[window] == number).astype(np.uint8), connectivity=4, ltype=cv2.CV_32S)
-        own[window][pieces > 0] = new + pieces[pieces > 0]
-        new += count
+def _keep(found: Found, wanted: Bool[np.ndarray, " n"]) -> Found:
+    """Some of the objects, numbered anew from 1."""
+    there = wanted & (np.bincount(found.labels.ravel(), minlength=len(wanted)) > 0)
+    there[0] = False
+    numbers = np.zeros(len(there), np.int32)
+    numbers[there] = np.arange(1, there.sum() + 1)
+    return Found(found.window, numbers[found.labels], found.probability)
 
 
-def _centroids(labels: Int32[np.ndarray, "h w"]) -> Float64[np.ndarray, "n 2"]:
-    """Of each label, that of the background among them, y and x; the centre of the first pixel is 0.5."""
+def _centroids(found: Found) -> Points:
+    """Of each label, that of the background among them, which is no place."""
+    labels = found.labels
     count = int(labels.max(initial=0)) + 1
     rows, columns = np.nonzero(labels)
     numbers = labels[rows, columns]
     area = np.maximum(np.bincount(numbers, minlength=count), 1)
     y = np.bincount(numbers, weights=rows + 0.5, minlength=count) / area
     x = np.bincount(numbers, weights=columns + 0.5, minlength=count) / area
-    return np.stack([y, x], axis=1)
+    points = np.stack([y, x], axis=1) + np.array([found.window.top, found.window.left])
+    points[np.bincount(numbers, minlength=count) == 0] = -1  # beyond every window
+    return points
 
 
-def _contains(window: Tile, points: Float64[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
+def _let_in(points: Points, gate: Gate | None) -> Bool[np.ndarray, " n"]:
+    """Which objects count; the background never does."""
+    counted: Bool[np.ndarray, " n"] = np.ones(len(points), bool) if gate is None else gate.lets_in(points)
+    counted[0] = False
+    return counted
+
+
+def _contains(window: Tile, points: Points) -> Bool[np.ndarray, " n"]:
     y, x = points.T
     return (y >= window.top) & (y < window.bottom) & (x >= window.left) & (x < window.right)  # type: ignore[no-any-return]
 
 
-def _renumber(labels: Int32[np.ndarray, "h w"]) -> Int32[np.ndarray, "h w"]:
-    """From 1, without gaps."""
-    numbers = np.zeros(int(labels.max(initial=0)) + 1, np.int32)
-    there = np.flatnonzero(np.bincount(labels.ravel()))
-    there = there[there > 0]
-    numbers[there] = np.arange(1, len(there) + 1)
-    renumbered: Int32[np.ndarray, "h w"] = numbers[labels]
-    return renumbered
+def _intersect(one: Tile, other: Tile) -> Tile:
+    return Tile(max(one.top, other.top), min(one.bottom, other.bottom), max(one.left, other.left), min(one.right, other.right))
 
 
 def seam_disagreement(own: Float64[np.ndarray, "n 2"], neighbours: Float64[np.ndarray, "m 2"]) -> float:

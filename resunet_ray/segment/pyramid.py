@@ -14,7 +14,7 @@ import zarr
 from jaxtyping import Int32
 
 from resunet_ray.data.images import decode_stored
-from resunet_ray.segment.region import Row
+from resunet_ray.segment.region import Row, region_window
 
 Array = zarr.Array[Any]
 
@@ -52,7 +52,9 @@ def write_label_zarr(path: Path, regions: Iterable[Row], *, height: int, width: 
     root["labels"].attrs["ome"] = {"version": "0.5", "labels": ["nuclei"]}
 
 
-def write_mask_tiff(path: Path, regions: Iterable[Row], *, height: int, width: int, scale: float, mpp: float | None) -> None:
+def write_mask_tiff(
+    path: Path, regions: Iterable[Row], *, height: int, width: int, side: int, scale: float, mpp: float | None
+) -> None:
     """Writes a mask, 0 or 255, as a pyramidal tiled OME-TIFF.
 
     Args:
@@ -60,15 +62,14 @@ def write_mask_tiff(path: Path, regions: Iterable[Row], *, height: int, width: i
         regions: rows with `mask`.
         height: of the image, in pixels of the network.
         width: of the image.
+        side: of its regions.
         scale: side of such a pixel, in level-0 pixels.
         mpp: microns per level-0 pixel, or None.
     """
     levels = _create_levels(zarr.open_group(f"{path}.levels", mode="w"), height=height, width=width, dtype="uint8")
     for region in regions:
         if region["mask"] is not None:
-            mask = decode_stored(region["mask"])
-            top, left = (round(region[name] / scale) for name in "yx")
-            levels[0][top : top + mask.shape[0], left : left + mask.shape[1]] = mask
+            levels[0][region_window(region, height=height, width=width, side=side).window] = decode_stored(region["mask"])
     _fill_levels(levels)
     metadata: dict[str, Any] = {"axes": "YX"}
     if mpp is not None:

@@ -16,7 +16,7 @@ from resunet_ray.data.images import encode_labels, encode_png
 from resunet_ray.model.instances import find_instances
 from resunet_ray.model.metrics import count_pixels
 from resunet_ray.model.tiling import Tile
-from resunet_ray.segment.mosaic import Objects
+from resunet_ray.segment.mosaic import Found, Objects
 
 warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)  # an image has no place on Earth
 
@@ -51,21 +51,18 @@ def describe_image(
     """
     found = find_instances(probability, config=config)
     whole = Tile(0, found.shape[0], 0, found.shape[1])
-    objects = Objects(found, found, np.empty((0, 2)))
+    objects = Objects(found, probability, [Found(whole, found, probability)], np.empty((0, 2)))
     keep = {"labels": labels, "probabilities": probabilities}
-    row = describe_region(probability, image, objects, seen=whole, region=whole, bounds=found.shape, scale=1.0, name=name, **keep)
+    row = describe_region(objects, image, bounds=found.shape, scale=1.0, name=name, **keep)
     if truth is not None:
         row |= {count: int(value) for count, value in count_pixels((found > 0).astype(np.uint8), truth)._asdict().items()}
     return row
 
 
 def describe_region(
-    probability: Float32[np.ndarray, "h w"],
-    image: UInt8[np.ndarray, "i j 3"],
     objects: Objects,
+    image: UInt8[np.ndarray, "h w 3"],
     *,
-    seen: Tile,
-    region: Tile,
     bounds: tuple[int, int],
     scale: float,
     name: str,
@@ -75,11 +72,8 @@ def describe_region(
     """The columns of REGIONS that the pixels decide.
 
     Args:
-        probability: of each pixel that the region sees to be nucleus.
-        image: the region's own window.
-        objects: what was found in it.
-        seen: the window that it sees, pixels of the image at its scale.
-        region: its own window.
+        objects: what was found in the region.
+        image: its window.
         bounds: height and width of the whole image.
         scale: side of a pixel, in level-0 pixels.
         name: what errors call the image.
@@ -89,19 +83,24 @@ def describe_region(
     Raises:
         ImageError: more instances than a label image can number.
     """
-    inside = slice(region.top - seen.top, region.bottom - seen.top), slice(region.left - seen.left, region.right - seen.left)
-    mask = (objects.labels[inside] > 0).astype(np.uint8)
-    instances = measure_instances(objects.own, probability, corner=(seen.top, seen.left), bounds=bounds, scale=scale)
+    mask = (objects.labels > 0).astype(np.uint8)
+    instances = [
+        instance
+        for found in objects.own
+        for instance in measure_instances(
+            found.labels, found.probability, corner=(found.window.top, found.window.left), bounds=bounds, scale=scale
+        )
+    ]
     return {
         "mask": encode_png(mask * np.uint8(255)),
-        "labels": encode_labels(objects.labels[inside], name=name) if labels else None,
-        "probability": encode_png(np.rint(probability[inside] * 255).astype(np.uint8)) if probabilities else None,
+        "labels": encode_labels(objects.labels, name=name) if labels else None,
+        "probability": encode_png(np.rint(objects.probability * 255).astype(np.uint8)) if probabilities else None,
         "instances": instances,
         "num_instances": len(instances),
         "neighbours": (objects.neighbours * scale).tolist(),
         "pixels": mask.size,
         "foreground_pixels": int(mask.sum()),
-        **_sum_certainty(probability[inside]),
+        **_sum_certainty(objects.probability),
         **_sum_sharpness(image),
     }
 
@@ -210,6 +209,27 @@ def _sum_sharpness(image: UInt8[np.ndarray, "h w 3"]) -> Row:
         "grey_square_sum": float(np.square(grey, dtype=np.float64).sum()),
         "laplacian_square_sum": float(np.square(laplacian, dtype=np.float64).sum()),
     }
+
+
+def place_region(window: Tile, *, scale: float) -> Row:
+    """Where a window lies, in pixels of the slide."""
+    top, left = round(window.top * scale), round(window.left * scale)
+    height, width = round(window.bottom * scale) - top, round(window.right * scale) - left
+    return {"y": top, "x": left, "height": height, "width": width}
+
+
+def region_window(row: Row, *, height: int, width: int, side: int) -> Tile:
+    """The window that `place_region` placed, among those of the grid.
+
+    Args:
+        row: of the plan.
+        height: of the slide at the row's scale.
+        width: of the slide.
+        side: of a region.
+    """
+    scale = row["scale_to_level0"]
+    top, left = (round(row[name] / scale / side) * side for name in "yx")
+    return Tile(top, min(top + side, height), left, min(left + side, width))
 
 
 def lot_uri(output: str, run_id: str, lot: int) -> str:

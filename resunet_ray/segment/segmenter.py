@@ -138,7 +138,7 @@ class Segmenter:
                 stage_slide(planned[0], config=self._job.config) as path,
                 closing(Slide(path, name=rows[0]["image_uri"])) as slide,
             ):
-                lot = SlideLot.of(rows, slide, preprocess=self._bundle.info.preprocess, side=self._job.config.region)
+                lot = SlideLot.of(planned, slide, preprocess=self._bundle.info.preprocess, side=self._job.config.region)
                 tiles = map_ahead(self._readers, partial(_read_tile, slide, lot), lot.tiles(), depth=2 * self._job.config.readers)
                 describe = partial(self._describe_region, slide, lot, rows)
                 return list(map_ahead(self._post, describe, lot.gather(self._compute(tiles)), depth=_POST_THREADS))

@@ -4,16 +4,28 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import Float32
+
 from resunet_ray.config import InstanceConfig, PreprocessConfig, SegmentConfig
 from resunet_ray.data.slides import Slide
 from resunet_ray.intensity import Range
 from resunet_ray.model.tiling import Tile
-from resunet_ray.segment.mosaic import LARGEST_MARGIN, MARGIN, Grid, find_objects
-from resunet_ray.segment.region import Row, describe_region
+from resunet_ray.segment.gate import Gate
+from resunet_ray.segment.mosaic import MARGIN, Grid, find_objects
+from resunet_ray.segment.region import Row, describe_region, region_window
 from resunet_ray.segment.sample import Sample
-from resunet_ray.segment.survey import LEVELS, region_window
+from resunet_ray.segment.survey import LEVELS
 
 Held = dict[Tile, Sample]
+
+
+class _DamagedError(Exception):
+    """A tile that a region needs cannot be read."""
+
+    def __init__(self, row: Row) -> None:
+        super().__init__()
+        self.row = row
 
 
 @dataclass(frozen=True)
@@ -24,6 +36,8 @@ class SlideLot:
     scale: float
     """Side of a pixel of the grid, in pixels of the slide."""
     regions: Sequence[Tile]
+    gates: Sequence[Gate | None]
+    """Where there is tissue around each region; None: everywhere."""
     levels: Range | None = None
     """The slide's range of intensities, where the network asks for it."""
 
@@ -41,7 +55,12 @@ class SlideLot:
         grid = Grid(*slide.size_at(scale), tile=preprocess.tile, context=preprocess.context)
         low, high = (rows[0][name] for name in LEVELS)
         windows = [region_window(row, height=grid.height, width=grid.width, side=side) for row in rows]
-        return cls(grid, scale, windows, levels=None if low is None else (low, high))
+        size = {"height": grid.height, "width": grid.width}
+        gates = [
+            None if row.get("tissue") is None else Gate.unpack(row["tissue"], region=window, **size)
+            for row, window in zip(rows, windows, strict=True)
+        ]
+        return cls(grid, scale, windows, gates, levels=None if low is None else (low, high))
 
     def tiles(self) -> Iterator[Tile]:
         """Those that the regions need, each once, in the order in which they are needed."""
@@ -89,28 +108,25 @@ class SlideLot:
             compute: gives further tiles.
             keep: says whether label images and probabilities are kept as well.
         """
-        region, margin = self.regions[number], MARGIN
-        while True:
-            seen = self.grid.widen(region, margin)
-            held |= compute([tile for tile in self.grid.tiles(seen) if tile not in held])
-            if bad := next((sample for sample in held.values() if sample.row["status"] == "failed"), None):
-                row |= {name: bad.row[name] for name in ("status", "error_stage", "error_type", "error_message")}
-                return
+        region = self.regions[number]
+
+        def look(window: Tile) -> Float32[np.ndarray, "h w"]:
+            held.update(compute([tile for tile in self.grid.tiles(window) if tile not in held]))
+            for sample in held.values():
+                if sample.row["status"] == "failed":
+                    raise _DamagedError(sample.row)
             probabilities = {tile: sample.probability for tile, sample in held.items() if sample.probability is not None}
-            probability = self.grid.blend(seen, probabilities)
-            found = find_objects(
-                probability, seen=seen, region=region, grid=self.grid, config=config, last=margin >= LARGEST_MARGIN
-            )
-            if found is not None:
-                break
-            margin *= 2
+            return self.grid.blend(window, probabilities)
+
+        try:
+            found = find_objects(look, region=region, grid=self.grid, config=config, gate=self.gates[number])
+        except _DamagedError as damage:
+            row |= {name: damage.row[name] for name in ("status", "error_stage", "error_type", "error_message")}
+            return
         images = {tile: sample.image for tile, sample in held.items() if sample.image is not None}
         row |= describe_region(
-            probability,
-            self.grid.paste(region, images),
             found,
-            seen=seen,
-            region=region,
+            self.grid.paste(region, images),
             bounds=(self.grid.height, self.grid.width),
             scale=self.scale,
             name=row["image_uri"],

@@ -20,9 +20,9 @@ from resunet_ray.data.tiff import is_slide
 from resunet_ray.data.tissue import Tissue, find_tissue, read_view
 from resunet_ray.errors import ImageError, InputError, ResourceError
 from resunet_ray.intensity import measure_range
-from resunet_ray.model.tiling import Tile
+from resunet_ray.segment.gate import CELL, Gate, cells_of
 from resunet_ray.segment.mosaic import Grid
-from resunet_ray.segment.region import Row
+from resunet_ray.segment.region import Row, place_region
 from resunet_ray.segment.sample import fail
 
 logger = logging.getLogger(__name__)
@@ -104,9 +104,11 @@ class Surveyor:
         windows = Grid(height, width, self.tile, self.context).regions(self.config.region)
         view = self._view(slide, warnings)
         tissue = self._find_tissue(view, slide, warnings)
+        gates: list[bytes | None] = [None] * len(windows)
         if tissue is not None:
-            edges = ((w, w.top / height, w.left / width, w.bottom / height, w.right / width) for w in windows)
-            windows = [window for window, *place in edges if tissue.covers(*place)]
+            cells = tissue.cells(height, width, side=CELL)
+            windows = [window for window in windows if cells[cells_of(window)].any()]
+            gates = [Gate.of(cells, region=window).pack() for window in windows]
         fraction = None if tissue is None else tissue.fraction
         if not windows:
             logger.warning("%s: no tissue found, nothing of it is read (--tissue off reads all)", planned["image_uri"])
@@ -114,7 +116,10 @@ class Surveyor:
         base |= {"tissue_fraction": fraction, "warnings": warnings, "num_regions": len(windows), "scale_to_level0": scale}
         if self.stretches and view is not None:
             base |= dict(zip(LEVELS, measure_range(view), strict=True))
-        return [base | place_region(window, scale=scale) | {"region_index": index} for index, window in enumerate(windows)]
+        return [
+            base | place_region(window, scale=scale) | {"region_index": index, "tissue": gate}
+            for index, (window, gate) in enumerate(zip(windows, gates, strict=True))
+        ]
 
     def _view(self, slide: Slide, warnings: list[str]) -> UInt8[np.ndarray, "h w 3"] | None:
         """The whole slide, small; None: nobody asks for it, or it cannot be read."""
@@ -156,27 +161,6 @@ def may_be_slide(planned: Row) -> bool:
         and planned["error_type"] is None
         and planned["image_uri"].lower().endswith(SUFFIXES + TIFF_SUFFIXES)
     )
-
-
-def place_region(window: Tile, *, scale: float) -> Row:
-    """Where a window lies, in pixels of the slide."""
-    top, left = round(window.top * scale), round(window.left * scale)
-    height, width = round(window.bottom * scale) - top, round(window.right * scale) - left
-    return {"y": top, "x": left, "height": height, "width": width}
-
-
-def region_window(row: Row, *, height: int, width: int, side: int) -> Tile:
-    """The window that `place_region` placed, among those of the grid.
-
-    Args:
-        row: of the plan.
-        height: of the slide at the row's scale.
-        width: of the slide.
-        side: of a region.
-    """
-    scale = row["scale_to_level0"]
-    top, left = (round(row[name] / scale / side) * side for name in "yx")
-    return Tile(top, min(top + side, height), left, min(left + side, width))
 
 
 def stage_slide(row: Row, *, config: SegmentConfig) -> AbstractContextManager[str]:

@@ -32,8 +32,11 @@ def test_tissue_is_found_in_every_stain(stain: str) -> None:
     assert found.fluorescence == ("fluorescence" in stain)
     assert found.mask[truth].all()
     assert found.fraction == pytest.approx(truth.mean(), rel=0.25)
-    assert found.covers(200 / 500, 300 / 800, 210 / 500, 310 / 800)
-    assert not found.covers(0.8, 0.8, 0.95, 0.95)
+    cells = found.cells(5000, 8000, side=700)  # of the slide, of which a pixel of the view is ten
+    assert cells.shape == (8, 12)
+    for (row, column), has_tissue in np.ndenumerate(cells):
+        part = slice(70 * row, 70 * (row + 1)), slice(70 * column, 70 * (column + 1))
+        assert has_tissue == found.mask[part].any()
 
 
 def test_dust_beside_tissue_is_left_out_and_single_cells_are_not() -> None:

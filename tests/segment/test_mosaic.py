@@ -1,53 +1,152 @@
-"""Each object of a slide belongs to one region, however far it reaches."""
+"""Each object of a slide is one, belongs to one region, and is the same however the slide is cut."""
 
+from collections.abc import Iterator
+
+import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from resunet_ray.config import InstanceConfig
 from resunet_ray.model.tiling import Tile
-from resunet_ray.segment.mosaic import BLOCK, MARGIN, Grid, find_objects, seam_disagreement
+from resunet_ray.segment import gate, mosaic
+from resunet_ray.segment.gate import Gate
+from resunet_ray.segment.mosaic import BLOCK, Grid, find_objects, seam_disagreement
+from resunet_ray.segment.region import measure_instances
 
 GRID = Grid(height=900, width=1300, tile=192, context=16)
-CONFIG = InstanceConfig(threshold=0.5)
+COMPONENTS = InstanceConfig(threshold=0.5, method="components")
+WATERSHED = InstanceConfig(threshold=0.5, method="watershed", min_distance=5)
+SIDES = (32, 64, 125, 256, 1024)
 
 
-def paint(*boxes: tuple[int, int, int, int]) -> np.ndarray:
+@pytest.fixture(scope="module", autouse=True)
+def small_cells() -> Iterator[None]:
+    """An eighth of each length that counts: the same properties, in a 64th of the pixels."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, value in ((mosaic, "MARGIN", 8), (mosaic, "LONGEST", 128), (mosaic, "HALO", 32), (gate, "REACH", 128)):
+            assert getattr(module, name) == 8 * value
+            patch.setattr(module, name, value)
+        for module in (mosaic, gate):
+            patch.setattr(module, "CELL", 64)
+        yield
+
+
+def paint(*boxes: tuple[int, int, int, int], height: int = 900, width: int = 1300) -> np.ndarray:
     """A probability of 1 in boxes (top, bottom, left, right), else 0."""
-    probability = np.zeros((GRID.height, GRID.width), np.float32)
+    probability = np.zeros((height, width), np.float32)
     for top, bottom, left, right in boxes:
         probability[top:bottom, left:right] = 1
     return probability
 
 
-def areas(probability: np.ndarray, *, side: int, margin: int, last: bool) -> list[list[int] | None]:
-    """The areas of what each region has as its own; None where it wants to see more."""
-    found: list[list[int] | None] = []
-    for region in GRID.regions(side):
-        seen = GRID.widen(region, margin)
-        objects = find_objects(probability[seen.window], seen=seen, region=region, grid=GRID, config=CONFIG, last=last)
-        found.append(None if objects is None else np.bincount(objects.own.ravel())[1:].tolist())
-    return found
+def cut(
+    probability: np.ndarray, *, side: int, config: InstanceConfig = COMPONENTS, cells: np.ndarray | None = None
+) -> tuple[list[tuple[float, float, float]], np.ndarray]:
+    """Area and centroid of what all regions of a slide have as their own, sorted; and their masks put together."""
+    height, width = probability.shape
+    grid = Grid(height, width, tile=192, context=16)
+    found, mask = [], np.zeros(probability.shape, bool)
+    for region in grid.regions(side):
+        let_in = None if cells is None else Gate.of(cells, region=region)
+        objects = find_objects(lambda window: probability[window.window], region=region, grid=grid, config=config, gate=let_in)
+        mask[region.window] = objects.labels > 0
+        for own in objects.own:
+            rows = measure_instances(own.labels, own.probability, corner=(own.window.top, own.window.left))
+            found += [(row["area_px"], round(row["centroid_y"], 6), round(row["centroid_x"], 6)) for row in rows]
+    return sorted(found), mask
 
 
 def test_an_object_on_a_border_is_measured_whole_by_one_region() -> None:
-    probability = paint((250, 270, 240, 300), (255, 257, 600, 640), (10, 20, 10, 30))
-    owned = [area for region in areas(probability, side=256, margin=MARGIN, last=False) for area in region or ()]
-    assert sorted(owned) == [80, 200, 1200]
+    probability = paint((58, 78, 40, 100), (63, 65, 110, 150), (10, 20, 10, 30))
+    found, mask = cut(probability, side=64)
+    assert [area for area, *_ in found] == [80, 200, 1200]
+    np.testing.assert_array_equal(mask, probability > 0)
 
 
-def test_what_reaches_beyond_the_margin_is_looked_at_again_in_a_wider_one() -> None:
-    probability = paint((100, 110, 50, 700))
-    assert None in areas(probability, side=256, margin=MARGIN, last=False)
-    wide = areas(probability, side=256, margin=8 * MARGIN, last=False)
-    assert sorted(area for region in wide for area in region or ()) == [6500]
+def test_objects_of_any_length_are_the_same_however_the_slide_is_cut() -> None:
+    """Up to the longest, each is one; a longer one is cut, and each pixel is in one piece."""
+    lengths = (12, 75, 128, 129, 190, 375, 4000)
+    probability = paint(
+        *((20 + 40 * row, 30 + 40 * row, 37, 37 + length) for row, length in enumerate(lengths)), height=320, width=4100
+    )
+    wanted, mask = cut(probability, side=SIDES[0])
+    np.testing.assert_array_equal(mask, probability > 0)
+    for row, length in enumerate(lengths):
+        pieces = [area for area, y, _ in wanted if y == 25 + 40 * row]
+        assert sum(pieces) == 10 * length
+        assert (len(pieces) == 1) == (length <= mosaic.LONGEST)
+    for side in SIDES[1:]:
+        found, other = cut(probability, side=side)
+        assert found == wanted
+        np.testing.assert_array_equal(other, mask)
 
 
-def test_what_reaches_beyond_the_widest_is_shared_without_loss() -> None:
-    """A comb, which falls into pieces where it is cut: each pixel is in one piece of one region."""
-    comb = paint((300, 310, 20, 1280), *((250, 300, left, left + 10) for left in range(30, 1270, 60)))
-    cut = areas(comb, side=256, margin=MARGIN, last=True)
-    assert sum(area for region in cut for area in region or ()) == int(comb.sum())
-    assert sum(len(region or ()) for region in cut) > 6
+def test_a_comb_that_falls_apart_where_it_is_cut_loses_no_pixel() -> None:
+    comb = paint((140, 144, 5, 298), *((60, 140, left, left + 3) for left in range(8, 290, 9)), height=175, width=300)
+    wanted, mask = cut(comb, side=SIDES[0])
+    np.testing.assert_array_equal(mask, comb > 0)
+    assert sum(area for area, *_ in wanted) == comb.sum()
+    for side in SIDES[1:]:
+        assert cut(comb, side=side)[0] == wanted
+
+
+@pytest.mark.parametrize("shape", ["a row", "a field"])
+def test_each_nucleus_of_a_long_chain_counts_once(shape: str) -> None:
+    """Discs that touch their neighbours, over many cells."""
+    rows, columns = (1, 60) if shape == "a row" else (15, 15)
+    probability = np.zeros((rows * 20 + 60, columns * 20 + 60), np.float32)
+    for row in range(rows):
+        for column in range(columns):
+            cv2.circle(probability, (40 + 20 * column, 40 + 20 * row), 10, 1.0, thickness=-1)
+    wanted, mask = cut(probability, side=SIDES[0], config=WATERSHED)
+    np.testing.assert_array_equal(mask, probability > 0)
+    assert len(wanted) == rows * columns
+    # A pixel where two discs touch may be either's: each cell decides by itself.
+    assert sum(area for area, *_ in wanted) == pytest.approx(probability.sum(), rel=1e-3)
+    for side in SIDES[1:]:
+        assert cut(probability, side=side, config=WATERSHED)[0] == wanted
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 100))
+def test_whatever_the_clutter_it_is_the_same_however_it_is_cut(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    probability = np.zeros((190, 240), np.float32)
+    for _ in range(count):
+        start, turn, length = rng.integers(0, 240, 2), rng.uniform(0, np.pi), rng.choice([3, 10, 40, 200])
+        end = (start + length * np.array([np.cos(turn), np.sin(turn)])).astype(int)
+        cv2.line(probability, start.tolist(), end.tolist(), 1.0, thickness=int(rng.integers(2, 8)))
+    cells = rng.random((3, 4)) < 0.7
+    for config in (COMPONENTS, WATERSHED):
+        wanted, mask = cut(probability, side=64, config=config, cells=cells)
+        for side in (40, 125, 256):
+            found, other = cut(probability, side=side, config=config, cells=cells)
+            assert found == wanted
+            np.testing.assert_array_equal(other, mask)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_an_object_counts_by_its_own_place(side: int) -> None:
+    """One cell has tissue, its neighbours have none."""
+    cells = np.zeros((3, 4), bool)
+    cells[1, 1] = True
+    outside, on_its_border, within = (80, 90, 40, 55), (80, 90, 58, 72), (100, 105, 110, 120)
+    probability = paint(outside, on_its_border, within, height=190, width=240)
+    found, mask = cut(probability, side=side, cells=cells)
+    assert [area for area, *_ in found] == [50, 140]
+    np.testing.assert_array_equal(mask, paint(on_its_border, within, height=190, width=240) > 0)
+
+
+def test_a_gate_comes_out_of_its_bytes_as_it_went_in() -> None:
+    cells = np.random.default_rng(0).random((7, 9)) < 0.5
+    height, width = 7 * gate.CELL - 30, 9 * gate.CELL - 1
+    for region in Grid(height, width, tile=192, context=16).regions(90):
+        one = Gate.of(cells, region=region)
+        other = Gate.unpack(one.pack(), region=region, height=height, width=width)
+        assert (other.top, other.left) == (one.top, one.left)
+        np.testing.assert_array_equal(other.has_tissue, one.has_tissue)
 
 
 def test_the_tiles_of_a_window_are_those_of_the_whole() -> None:

@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import rasterio.features
+import shapely
 import tifffile
 from support import REAL_SLIDES, read_output, tiff_header, write_pyramid, write_svs
 
@@ -19,6 +21,7 @@ from resunet_ray.config import SegmentConfig
 from resunet_ray.data.images import decode_stored
 from resunet_ray.intensity import measure_range
 from resunet_ray.report.segmentation import write_segmentation_report
+from resunet_ray.segment.export import export_runs
 from resunet_ray.segment.run import Segmented, segment
 
 
@@ -53,6 +56,32 @@ def test_the_same_nuclei_come_out_however_the_slide_is_cut(picture: np.ndarray, 
         assert image.foreground_fraction == pytest.approx(
             read_output(str(tmp_path / "plain"), "images")["foreground_fraction"][0]
         )
+
+
+@pytest.mark.parametrize("scale", [0.2401, 0.996, 1.5, 2.03])
+def test_the_same_nuclei_come_out_at_any_scale(picture: np.ndarray, dark_bundle: str, tmp_path: Path, scale: float) -> None:
+    """Only the upper half is tissue; an ink line runs all through it. The exported mask has the nuclei's own pixels."""
+    height, width = (230, 270) if scale < 0.5 else (700, 900)
+    slide = picture[:height, :width].copy()
+    slide[height // 2 :] = np.median(slide, axis=(0, 1))
+    slide[100:106] = 20
+    write_pyramid(tmp_path / "slide.tiff", slide, mpp=0.5 / scale)
+    found: dict[int, pd.DataFrame] = {}
+    for region in (256, 300, 512, 1000, 4096):
+        output = tmp_path / str(region)
+        run(tmp_path / "slide.tiff", output, dark_bundle, region=region)
+        found[region] = nuclei(output)
+        pd.testing.assert_frame_equal(found[region][["geometry", "area_px"]], found[256][["geometry", "area_px"]])
+        (exact,) = read_output(str(output), "regions")["scale_to_level0"].unique()
+        assert exact == pytest.approx(scale, rel=0.01)
+        export_runs(str(output), kinds=["ome-tiff"])
+        (path,) = output.rglob("*.ome.tiff")
+        mask = tifffile.imread(path)
+        shapes = shapely.transform(
+            shapely.from_wkb(found[region]["geometry"]), lambda points, exact=exact: np.rint(points / exact)
+        )
+        np.testing.assert_array_equal(mask > 0, rasterio.features.rasterize(shapes, mask.shape) > 0)
+    assert len(found[256]) > (5 if scale < 0.5 else 20)
 
 
 @pytest.mark.parametrize("tissue", ["auto", "off"])

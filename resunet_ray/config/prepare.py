@@ -1,9 +1,10 @@
 """The configuration of `jobs/prepare.py`."""
 
+import tempfile
 from dataclasses import dataclass
 from typing import Literal
 
-from resunet_ray.config.checks import ANY, require, require_default, require_range
+from resunet_ray.config.checks import ANY, TINY, require, require_default, require_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,10 @@ class PrepareConfig:
     """The job fails when more than this share of the images is rejected; rejects.parquet says which and why."""
     max_pixels: int = 2**28
     """An image whose header claims more pixels is refused before it is decoded."""
+    cache: str = tempfile.gettempdir()
+    """Folder on each node's disk: compressed tar files are expanded in one of this user's own below it."""
+    cache_gib: float = 50.0
+    """What that one may hold; what was not used for longest leaves it."""
     rows_per_group: int = 16
     """Images in one Parquet row group: what one read task takes at a time."""
     rows_per_shard: int = 512
@@ -51,6 +56,7 @@ class PrepareConfig:
             require_default(self, f"by --split {self.split}", "seed", "val_fraction", "test_fraction")
         require_range(self, 0, 1, "max_reject_fraction")
         require_range(self, 1, ANY, "max_pixels", "rows_per_group", "rows_per_shard")
+        require_range(self, TINY, ANY, "cache_gib")
         require(
             (self.split == "file") == (self.split_file is not None),
             f"--split {self.split} and --split-file {self.split_file}: they go together, give both or neither",

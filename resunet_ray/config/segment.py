@@ -75,7 +75,8 @@ class SegmentConfig:
     batch_size: int | None = None
     """Tiles of a model batch. None: 16 on a GPU, 1 on CPUs, where more is slower."""
     cache: str = tempfile.gettempdir()
-    """Folder on each node's disk: slides from object storage are staged in one of this user's own below it."""
+    """Folder on each node's disk: slides from object storage are staged, and compressed
+    tar files expanded, in one of this user's own below it."""
     cache_gib: float = 50.0
     """What that one may hold; what was not used for longest leaves it."""
     lease: bool = True

@@ -12,6 +12,7 @@ from resunet_ray.data import images
 from resunet_ray.data.archives import Entry
 from resunet_ray.data.sources import Source
 from resunet_ray.errors import InputError
+from resunet_ray.storage import Cache
 
 
 class _RejectedError(Exception):
@@ -22,13 +23,13 @@ class _RejectedError(Exception):
         self.reason = reason
 
 
-def check_source(source: Source, *, max_pixels: int, known: Mapping[str, Any]) -> dict[str, Any]:
+def check_source(source: Source, *, max_pixels: int, known: Mapping[str, Any], cache: Cache) -> dict[str, Any]:
     """The data set's row of one labelled image, or a row with `reason` and `message` and no pixels."""
     row: dict[str, Any] = {"image_id": source.image_id, "source_uri": source.name}
     try:
         if source.reason is not None:
             raise _RejectedError(source.reason, f"{source.name}: {_UNREAD[source.reason]}")
-        row |= _read_pair(source, max_pixels=max_pixels)
+        row |= _read_pair(source, max_pixels=max_pixels, cache=cache)
     except _RejectedError as rejection:
         return row | {"reason": rejection.reason, "message": str(rejection)}
     mpp, modality = known.get("mpp"), known.get("modality")
@@ -43,14 +44,14 @@ _UNREAD = {
 }
 
 
-def _read_pair(source: Source, *, max_pixels: int) -> dict[str, Any]:
+def _read_pair(source: Source, *, max_pixels: int, cache: Cache) -> dict[str, Any]:
     assert source.image is not None, f"{source.name} was listed without an image"
     try:
-        content = source.image.read()
+        content = source.image.read(cache)
         image = images.decode_image(content, name=source.image.name, max_pixels=max_pixels)
     except InputError as error:
         raise _RejectedError("unreadable", str(error)) from None
-    mask, labels = _read_truth(source, shape=image.shape[:2], max_pixels=max_pixels)
+    mask, labels = _read_truth(source, shape=image.shape[:2], max_pixels=max_pixels, cache=cache)
     return {
         "image": content if images.is_stored_form(content) else images.encode_png(image, deflate=False),
         "mask": images.encode_png(mask * np.uint8(255), deflate=False),
@@ -67,13 +68,13 @@ def _digest(array: np.ndarray) -> str:
 
 
 def _read_truth(
-    source: Source, *, shape: tuple[int, int], max_pixels: int
+    source: Source, *, shape: tuple[int, int], max_pixels: int, cache: Cache
 ) -> tuple[UInt8[np.ndarray, "h w"], Int32[np.ndarray, "h w"] | None]:
     """The mask, 0 or 1, and the instances where they are known."""
 
     def read(entry: Entry) -> Int32[np.ndarray, "h w"]:
         try:
-            values = images.decode_labels(entry.read(), name=entry.name, max_pixels=max_pixels)
+            values = images.decode_labels(entry.read(cache), name=entry.name, max_pixels=max_pixels)
         except InputError as error:
             raise _RejectedError("unreadable_mask", str(error)) from None
         if values.shape != shape:

@@ -65,7 +65,7 @@ def prepare(config: PrepareConfig) -> Prepared:
     config = replace(config, output=storage.absolute(config.output).rstrip("/"))  # tasks run in folders of their own
     storage.check_writable(config.output)
     _require_free(config.output)
-    sources = list_sources(config.input)
+    sources = list_sources(config.input, max_bytes=storage.Cache.of(config).max_bytes)
     metadata = _read_metadata(config.metadata)
     # The split is drawn from all names, so that a rejected image does not reshuffle the others.
     names = [source.image_id for source in sources]
@@ -135,7 +135,9 @@ def _check_all(
 
     def check_task(number: int) -> pa.Table:
         rows = [
-            check_source(source, max_pixels=config.max_pixels, known=metadata.get(source.image_id, {}))
+            check_source(
+                source, max_pixels=config.max_pixels, known=metadata.get(source.image_id, {}), cache=storage.Cache.of(config)
+            )
             for source in tasks[number]
         ]
         table = pa.Table.from_pylist(rows, schema=_CHECKED)

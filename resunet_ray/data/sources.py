@@ -45,15 +45,19 @@ class _Root:
     labels: dict[str, list[Entry]] = field(default_factory=lambda: defaultdict(list))
 
 
-def list_sources(uris: Iterable[str]) -> list[Source]:
+def list_sources(uris: Iterable[str], *, max_bytes: int) -> list[Source]:
     """All labelled images of folders and archives, sorted by id.
+
+    Args:
+        uris: the folders and archives.
+        max_bytes: what a compressed tar may come to.
 
     Raises:
         InputError: an input is missing, or holds no folder `images/`.
     """
     sources: list[Source] = []
     for uri in uris:
-        found = _pair(list_entries(uri))
+        found = _pair(list_entries(uri, max_bytes=max_bytes))
         if not found:
             raise InputError(
                 f"{uri} holds no images: expected images/NAME.png with masks/NAME.png, or ID/images/ID.png with ID/masks/*.png"

@@ -100,6 +100,7 @@ def write_segmentation_report(output: str, *, run_id: str) -> str:
     for uri in _tables(storage.join(output, IMAGES_FOLDER, run_id)):
         summary.add(storage.read_table(uri, columns=_COLUMNS).to_pandas())
     measures = {name: np.concatenate(values) for name, values in summary.measures.items()}
+    config = load_config(json.dumps(record["config"]), kind=SegmentConfig, source=RUN_FILE)
     return write_page(
         storage.join(folder, REPORT_FILE),
         template="segmentation.html",
@@ -108,10 +109,10 @@ def write_segmentation_report(output: str, *, run_id: str) -> str:
         result=record["result"],
         distributions=_draw_distributions(measures) if len(summary.suspects) else None,
         reasons=dict(summary.reasons.most_common()),
-        suspects=_shown_images(summary.suspects, output, run_id),
+        suspects=_shown_images(summary.suspects, config, output, run_id),
         failures=[{"stage": stage, "type": kind, "count": count} for (stage, kind), count in summary.failures.most_common()],
         failed=summary.failed,
-        slides=_shown_slides(summary.slides, record, output, run_id),
+        slides=_shown_slides(summary.slides, config, output, run_id),
     )
 
 
@@ -126,7 +127,7 @@ def _draw_distributions(measures: dict[str, np.ndarray]) -> str:
     return to_svg(figure)
 
 
-def _shown_images(rows: pd.DataFrame, output: str, run_id: str) -> list[dict[str, Any]]:
+def _shown_images(rows: pd.DataFrame, config: SegmentConfig, output: str, run_id: str) -> list[dict[str, Any]]:
     if rows.empty:
         return []
     regions = itertools.islice(_read_regions(output, run_id, set(rows["image_id"])), len(rows))  # each image is one
@@ -134,7 +135,7 @@ def _shown_images(rows: pd.DataFrame, output: str, run_id: str) -> list[dict[str
     shown = []
     for row in rows.to_dict("records"):
         try:
-            picture = _overlay(_read_image(row), decode_stored(masks[row["image_id"]]))
+            picture = _overlay(_read_image(row, storage.Cache.of(config)), decode_stored(masks[row["image_id"]]))
         except InputError as error:  # gone since
             shown.append({**row, "picture": None, "message": str(error)})
             continue
@@ -176,9 +177,8 @@ class _SlidePicture:
         return base64.b64encode(encode_png(laid)).decode()
 
 
-def _shown_slides(rows: list[dict[str, Any]], record: dict[str, Any], output: str, run_id: str) -> list[dict[str, Any]]:
+def _shown_slides(rows: list[dict[str, Any]], config: SegmentConfig, output: str, run_id: str) -> list[dict[str, Any]]:
     """Slides, small, with the regions that were read, and their masks laid over them."""
-    config = load_config(json.dumps(record["config"]), kind=SegmentConfig, source=RUN_FILE)
     pictures: dict[str, _SlidePicture] = {}
     messages: dict[str, str] = {}
     for row in rows:
@@ -208,11 +208,11 @@ def _tables(folder: str) -> list[str]:
     return [storage.join(folder, name) for name, _ in storage.list_files(folder) if name.endswith(".parquet")]
 
 
-def _read_image(row: dict[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
+def _read_image(row: dict[str, Any], cache: storage.Cache) -> UInt8[np.ndarray, "h w 3"]:
     member = row["member"] if isinstance(row["member"], str) else None
     offset = None if pd.isna(row["member_offset"]) else int(row["member_offset"])
     entry = Entry(row["image_uri"], member, offset, int(row["source_bytes"]))
-    return decode_image(entry.read(), name=entry.name)
+    return decode_image(entry.read(cache), name=entry.name)
 
 
 def _overlay(image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "i j 3"]:

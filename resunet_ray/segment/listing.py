@@ -4,11 +4,8 @@ Nothing is kept, so that millions of images need no more memory than a few. What
 among many, travels with it as an error; only an input that is not there at all stops the job.
 """
 
-import csv
 import hashlib
-import io
 import logging
-import math
 import re
 import threading
 from collections import Counter
@@ -18,20 +15,18 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from resunet_ray import storage
 from resunet_ray.data import slides
 from resunet_ray.data.ahead import map_ahead
 from resunet_ray.data.archives import Entry, is_archive, list_entries
 from resunet_ray.data.images import SUFFIXES
 from resunet_ray.errors import ConfigError, InputError
+from resunet_ray.segment.manifest import parse_mpp, read_manifest_rows, read_pixel_sizes
 
 logger = logging.getLogger(__name__)
 
 _SUFFIXES = SUFFIXES + slides.SUFFIXES
 _GLOB = re.compile(r"[*?]")
-_MANIFEST_COLUMNS = {"uri", "member", "mask_uri", "mpp"}
 _STAT_THREADS = 32  # a manifest's files are looked up one by one, and object stores answer slowly
 _SHOWN = 5  # names of ignored files in the log
 
@@ -71,6 +66,8 @@ class Listing:
     """The images of some inputs."""
 
     inputs: Sequence[str]
+    cache: storage.Cache
+    """What a compressed tar comes to has to fit there."""
     masks: str | None = None
     """Folder of true masks, each with its image's path below the input, whatever its suffix."""
     mpp: float | None = None
@@ -82,7 +79,7 @@ class Listing:
     """Files that are no images by their names, by suffix."""
 
     def __iter__(self) -> Iterator[Found]:
-        masks, known = _index_masks(self.masks), _read_known_mpp(self.mpp_csv)
+        masks, known = _index_masks(self.masks), read_pixel_sizes(self.mpp_csv)
         for uri in self.inputs:
             for path, found in self._expand(storage.absolute(uri)):
                 if mask := masks.get(_stem(path)):
@@ -106,7 +103,7 @@ class Listing:
             matches = _compile_glob(uri[len(base) + 1 :])
             yield from self._walk(base, wanted=lambda path: matches.fullmatch(path) is not None)
         elif uri.endswith((".parquet", ".csv")):
-            yield from _read_manifest(uri)
+            yield from _read_manifest(uri, self.cache)
         else:
             yield from self._walk(uri, wanted=lambda _: True)
 
@@ -120,7 +117,7 @@ class Listing:
             if file.error is not None:
                 yield file.path, replace(_found(location, file), error=file.error)
             elif is_archive(location):
-                yield from _list_archive(location, file)
+                yield from _list_archive(location, file, self.cache)
             elif not file.path or file.path.lower().endswith(
                 SUFFIXES + slides.SUFFIXES
             ):  # a file that was named itself is always tried
@@ -137,16 +134,28 @@ def _found(uri: str, file: storage.FileStatus) -> Found:
         shown = uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         error = InputError(f"{shown}: its name is not valid UTF-8: rename it")
         return Found(shown, file.fingerprint, size=file.size, mtime=file.mtime, error=error)
-    return Found(uri, file.fingerprint, size=file.size, etag=file.etag, mtime=file.mtime)
+    return Found(uri, _fingerprint(uri, file), size=file.size, etag=file.etag, mtime=file.mtime)
 
 
-def _list_archive(uri: str, file: storage.FileStatus) -> Iterator[tuple[str, Found]]:
+def _fingerprint(uri: str, file: storage.FileStatus) -> str:
+    """That of a file with all that belongs to it: some slides keep their pixels in a folder beside."""
+    try:
+        parts = sorted(
+            f"{part.path} {part.fingerprint}" for beside in slides.companions(uri) for part in storage.walk_files(beside)
+        )
+    except InputError:  # what is missing is said when the slide is opened, and makes it another one when it comes
+        parts = []
+    together = hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{file.fingerprint} {together}" if parts else file.fingerprint
+
+
+def _list_archive(uri: str, file: storage.FileStatus, cache: storage.Cache) -> Iterator[tuple[str, Found]]:
     base = _found(uri, file)
     if base.error is not None:
         yield uri, base
         return
     try:
-        for path, entry in list_entries(uri):
+        for path, entry in list_entries(uri, max_bytes=cache.max_bytes):
             if _is_hidden(path):
                 continue
             if path.lower().endswith(SUFFIXES):
@@ -189,31 +198,9 @@ def _index_masks(uri: str | None) -> dict[str, tuple[str, str]]:
     return {_stem(file.path): (storage.join(uri, file.path), file.fingerprint) for file in files}
 
 
-def _read_known_mpp(uri: str | None) -> dict[str, float]:
-    """A sidecar's pixel sizes: CSV with the columns `name` (a file's name or location) and `mpp`.
-
-    Raises:
-        InputError: it is missing, or is not that.
-    """
-    if uri is None:
-        return {}
-    rows = list(csv.DictReader(io.StringIO(Entry(storage.absolute(uri)).read().decode("utf-8-sig"))))
-    if not rows or not {"name", "mpp"} <= set(rows[0]):
-        raise InputError(
-            f"{uri} is no table of pixel sizes: expected CSV with the columns `name` and `mpp`, and a row for each slide"
-        )
-    try:
-        known = {row["name"]: float(row["mpp"]) for row in rows}
-    except ValueError as error:
-        raise InputError(f"{uri}: {error}: expected microns per pixel") from None
-    if bad := [name for name, mpp in known.items() if not mpp > 0]:
-        raise InputError(f"{uri}: mpp of {bad[0]} is {known[bad[0]]}: expected microns per pixel")
-    return known
-
-
-def _read_manifest(uri: str) -> Iterator[tuple[str, Found]]:
+def _read_manifest(uri: str, cache: storage.Cache) -> Iterator[tuple[str, Found]]:
     """The images that a CSV or Parquet file lists; each is looked up, so that a change is seen."""
-    rows = _parquet_rows(uri) if uri.endswith(".parquet") else _csv_rows(uri)
+    rows = read_manifest_rows(uri)
     archives: dict[str, dict[str, list[Found]]] = {}
     lock = threading.Lock()  # an archive is listed once
 
@@ -221,13 +208,13 @@ def _read_manifest(uri: str) -> Iterator[tuple[str, Found]]:
         location, member = str(row["uri"]), row.get("member") or None
         try:
             location = storage.absolute(location)
-            mpp, mask = _parse_mpp(row.get("mpp")), row.get("mask_uri") or None
+            mpp, mask = parse_mpp(row.get("mpp")), row.get("mask_uri") or None
             if member is None:
                 (file,) = storage.walk_files(location)
                 found = _found(location, file)
             else:
                 with lock:
-                    found = _find_member(location, member, archives)
+                    found = _find_member(location, member, archives, cache)
             found = replace(found, mpp=mpp, mpp_source=None if mpp is None else "manifest")
             if mask is not None:
                 mask = storage.absolute(mask)
@@ -243,49 +230,14 @@ def _read_manifest(uri: str) -> Iterator[tuple[str, Found]]:
         yield from map_ahead(pool, look_up, rows, depth=4 * _STAT_THREADS)
 
 
-def _parse_mpp(value: Any) -> float | None:
-    mpp = math.nan if value in (None, "") else float(value)
-    if math.isnan(mpp):
-        return None
-    if not 0 < mpp < math.inf:
-        raise InputError(f"its mpp is {value}: expected microns per pixel, or nothing where they are unknown")
-    return mpp
-
-
-def _find_member(location: str, member: str, archives: dict[str, dict[str, list[Found]]]) -> Found:
+def _find_member(location: str, member: str, archives: dict[str, dict[str, list[Found]]], cache: storage.Cache) -> Found:
     if location not in archives:
         (file,) = storage.walk_files(location)
         named: dict[str, list[Found]] = {}
-        for _, item in _list_archive(location, file):
+        for _, item in _list_archive(location, file, cache):
             named.setdefault(str(item.member), []).append(item)
         archives[location] = named
     found = archives[location].get(member, [])
     if len(found) != 1:
         raise InputError(f"it has {len(found) or 'no'} member{'s' if len(found) > 1 else ''} {member}: expected one")
     return found[0]
-
-
-def _parquet_rows(uri: str) -> Iterator[dict[str, Any]]:
-    filesystem, path = storage.open_filesystem(uri)
-    with filesystem.open_input_file(path) as file:
-        table = pq.ParquetFile(file)
-        columns = _check_columns(table.schema_arrow.names, uri)
-        for batch in table.iter_batches(batch_size=4096, columns=columns):
-            yield from batch.to_pylist()
-
-
-def _csv_rows(uri: str) -> Iterator[dict[str, Any]]:
-    filesystem, path = storage.open_filesystem(uri)
-    with filesystem.open_input_stream(path, compression=None) as stream:
-        reader = csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8", newline=""))
-        _check_columns(list(reader.fieldnames or ()), uri)
-        yield from reader
-
-
-def _check_columns(names: list[str], uri: str) -> list[str]:
-    if "uri" not in names:
-        raise InputError(
-            f"the manifest {uri} has columns {', '.join(names) or 'none'}: expected `uri`, and where known "
-            f"{', '.join(sorted(_MANIFEST_COLUMNS - {'uri'}))}"
-        )
-    return [name for name in names if name in _MANIFEST_COLUMNS]

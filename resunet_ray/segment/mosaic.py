@@ -255,7 +255,7 @@ def _centroids(found: Found) -> Points:
     area = np.maximum(np.bincount(numbers, minlength=count), 1)
     y = np.bincount(numbers, weights=rows + 0.5, minlength=count) / area
     x = np.bincount(numbers, weights=columns + 0.5, minlength=count) / area
-    points = np.stack([y, x], axis=1) + np.array([found.window.top, found.window.left])
+    points: Points = np.stack([y, x], axis=1) + np.array([found.window.top, found.window.left])
     points[np.bincount(numbers, minlength=count) == 0] = -1  # beyond every window
     return points
 

@@ -143,7 +143,9 @@ def _plan(
     """Writes the plan of a new run; without an id it is only counted. Returns None for the id where there is nothing to do."""
     start = time.perf_counter()
     ledger = read_ledger(config.output, bundle_digest=digest, config_digest=config.digest)
-    listing = Listing(config.input, masks=config.masks, mpp=config.mpp, mpp_csv=config.mpp_csv, exclude=config.output)
+    listing = Listing(
+        config.input, storage.Cache.of(config), masks=config.masks, mpp=config.mpp, mpp_csv=config.mpp_csv, exclude=config.output
+    )
     folder = None if run_id is None else _run_folder(config.output, run_id)
     survey = None if folder is None else partial(_survey, Surveyor.of(config, info))
     plan = write_plan(folder, listing, ledger=ledger, retry_failed=config.retry_failed, survey=survey)

@@ -66,7 +66,7 @@ class Segmenter:
             RunError: the network gives another output here than where it was saved.
         """
         cv2.setNumThreads(1)  # the threads below are enough
-        self._job = job
+        self._job, self._cache = job, storage.Cache.of(job.config)
         self._notes = attempts.Notes(job.folder, job.session, node=this_node(), is_lost=is_lost)
         if not job.gpu:
             # Each core its own image. Cores that share one meet after every layer, and there the slowest, which was just reading
@@ -183,12 +183,12 @@ class Segmenter:
         try:
             if sample.row["status"] is None:
                 entry = Entry(planned["image_uri"], planned["member"], planned["member_offset"], planned["source_bytes"] or 0)
-                content = entry.read()
+                content = entry.read(self._cache)
                 stage = "decode"
                 image = decode_image(content, name=entry.name, max_pixels=self._job.config.max_pixels)
                 sample.row |= {"format": name_format(content), "height": image.shape[0], "width": image.shape[1]}
                 stage = "mask"
-                sample.truth = _read_truth(planned["mask_uri"], shape=image.shape[:2])
+                sample.truth = _read_truth(planned["mask_uri"], shape=image.shape[:2], cache=self._cache)
                 sample.image = image
                 if self._bundle.info.preprocess.intensity == "percentiles":
                     sample.levels = measure_range(image)
@@ -271,10 +271,10 @@ def _read_tile(slide: Slide, lot: SlideLot, tile: Tile) -> Sample:
     return sample
 
 
-def _read_truth(uri: str | None, *, shape: tuple[int, int]) -> UInt8[np.ndarray, "h w"] | None:
+def _read_truth(uri: str | None, *, shape: tuple[int, int], cache: storage.Cache) -> UInt8[np.ndarray, "h w"] | None:
     if uri is None:
         return None
-    values = decode_labels(Entry(uri).read(), name=uri)
+    values = decode_labels(Entry(uri).read(cache), name=uri)
     if values.shape != shape:
         raise InputError(f"{uri} is {values.shape[0]} x {values.shape[1]}: expected {shape[0]} x {shape[1]}, as its image")
     return (values > 0).astype(np.uint8)

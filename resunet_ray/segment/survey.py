@@ -167,8 +167,7 @@ def stage_slide(row: Row, *, config: SegmentConfig) -> AbstractContextManager[st
     """The slide of a row of the plan as a file on this node."""
     uri = row["image_uri"]
     fingerprint = f"{row['source_etag']}-{row['source_bytes']}-{row['source_mtime']}"
-    limit = int(config.cache_gib * 2**30)
-    return storage.stage(uri, fingerprint=fingerprint, companions=companions(uri), folder=config.cache, max_bytes=limit)
+    return storage.Cache.of(config).stage(uri, fingerprint=fingerprint, companions=companions(uri))
 
 
 def _no_regions(warnings: list[str], *, tissue: float | None) -> Row:

@@ -24,10 +24,12 @@ from resunet_ray.storage.files import (
 from resunet_ray.storage.lease import Lease, hold_lease
 from resunet_ray.storage.names import csv_cell, file_name
 from resunet_ray.storage.reader import Reader
-from resunet_ray.storage.staging import cache_folder, stage
+from resunet_ray.storage.space import cache_folder
+from resunet_ray.storage.staging import Cache
 from resunet_ray.storage.walk import FileStatus, walk_files
 
 __all__ = [
+    "Cache",
     "FileStatus",
     "Lease",
     "Reader",
@@ -51,7 +53,6 @@ __all__ = [
     "read_bytes",
     "read_metadata",
     "read_table",
-    "stage",
     "upload",
     "walk_files",
     "write_bytes",

@@ -3,7 +3,8 @@
 FOLDER/resunet_ray-UID/     this user's own; nothing else in FOLDER is touched, and nobody else reads or writes here
     CACHEDIR.TAG            says that it is a cache
     space.lock              held by who makes room
-    NAME/files/             one staged file, with what belongs to it; NAME is a digest of location and fingerprint
+    NAME/files/             one staged file, with what belongs to it, or what came out of a compressed one;
+                            NAME is a digest of location and fingerprint
     NAME/staged.json        the bytes of each
     NAME.lock               held shared by those who read it, alone by who brings or removes it
 
@@ -11,150 +12,195 @@ Several processes bring a file once. It appears whole, by one rename. When the c
 leaves; what is on its way counts with all of its bytes.
 """
 
-import fcntl
 import hashlib
-import json
-import logging
+import io
+import lzma
 import os
-import re
 import shutil
-import stat
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, BinaryIO, cast
 
 from pyarrow import fs
 
+from resunet_ray.config import PrepareConfig, SegmentConfig
 from resunet_ray.errors import InputError, ResourceError
 from resunet_ray.storage import files
 from resunet_ray.storage.reader import Reader
+from resunet_ray.storage.space import FILES, PART, is_whole, lock, open_cache, reserve, write_record
 from resunet_ray.storage.walk import walk_files
 
-logger = logging.getLogger(__name__)
-
 _CHUNK = 2**23  # bytes
-_TAG = "CACHEDIR.TAG"
-_TAG_CONTENT = "Signature: 8a477f597d28d172789f06886806bc55\n# The staging cache of resunet_ray: it may be deleted as a whole.\n"
-_FILES, _RECORD, _PART = "files", "staged.json", ".part"
-_ENTRY = re.compile(rf"[0-9a-f]{{32}}(\.[0-9a-f]{{32}}{re.escape(_PART)})?")
-_STALE_SECONDS = 3600.0  # a part that nobody wrote to for so long was left by a process that died
-_WAIT_SECONDS = 3600.0  # for others to be done with what they read
-_LOOK_SECONDS = 0.5
-_Wanted = tuple[str, str, int]  # a file: where it is, its path beside the others, its bytes
+_EXPANDED = "expanded"  # the one file of what was compressed
+_DECODED = 2**16  # bytes that are decoded at a time: what is lost before damage is less
+_STEP = 2**28  # bytes by which such an entry grows
 
 
-@contextmanager
-def stage(uri: str, *, fingerprint: str, companions: Sequence[str], folder: str, max_bytes: int) -> Iterator[str]:
-    """The path of a file on this machine, for as long as the context lasts; one that lies here already is used as it is.
+@dataclass(frozen=True)
+class _Wanted:
+    """A file to bring."""
 
-    Args:
-        uri: the file.
-        fingerprint: what changes when its content does.
-        companions: folders or files that belong beside it.
-        folder: where the cache's own folder is, on this node's disk.
-        max_bytes: that the cache may hold.
+    uri: str
+    name: str
+    """Its path beside the others."""
+    size: int
+    fingerprint: str
 
-    Raises:
-        InputError: it or a companion is not there, or they are larger than the cache.
-        ResourceError: the storage stays away, or the cache cannot be used.
-    """
-    filesystem, path = files.open_filesystem(uri)
-    beside = [file for companion in companions for file in _list_companion(companion, of=uri)]
-    if isinstance(filesystem, fs.LocalFileSystem):
-        yield path
-        return
-    known = f"{uri}\0{fingerprint}" + "".join(f"\0{name}\0{size}" for _, name, size in beside)
-    name = hashlib.sha256(known.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    place = _open_cache(folder) / name
-    while True:
-        with _lock(place, shared=True):
-            if _is_whole(place):
-                os.utime(place, ns=(time.time_ns(), time.time_ns()))  # used now; the kernel's own "now" lags some milliseconds
-                yield str(place / _FILES / uri.rsplit("/", 1)[1])
-                return
-        with _lock(place, shared=False):
-            if not _is_whole(place):
+
+@dataclass(frozen=True)
+class Cache:
+    """The staging cache of this user below a folder of this node's disk."""
+
+    folder: str
+    max_bytes: int
+    """That it may hold."""
+
+    @classmethod
+    def of(cls, config: SegmentConfig | PrepareConfig) -> "Cache":
+        """The one that a job is to use."""
+        return cls(config.cache, int(config.cache_gib * 2**30))
+
+    @contextmanager
+    def stage(self, uri: str, *, fingerprint: str, companions: Sequence[str] = ()) -> Iterator[str]:
+        """The path of a file on this machine, for as long as the context lasts; one that lies here already is used as it is.
+
+        Args:
+            uri: the file.
+            fingerprint: what changes when its content does.
+            companions: folders or files that belong beside it.
+
+        Raises:
+            InputError: it or a companion is not there, or they are larger than the cache.
+            ResourceError: the storage stays away, or the cache cannot be used.
+        """
+        filesystem, path = files.open_filesystem(uri)
+        beside = [file for companion in companions for file in _list_companion(companion, of=uri)]
+        if isinstance(filesystem, fs.LocalFileSystem):
+            yield path
+            return
+        known = f"{uri}\0{fingerprint}" + "".join(f"\0{file.name}\0{file.fingerprint}" for file in beside)
+
+        def bring(part: Path) -> None:
+            _bring([*_below(uri), *beside], part=part, max_bytes=self.max_bytes)
+
+        with self._hold(uri, known, bring) as held:
+            yield str(held / uri.rsplit("/", 1)[1])
+
+    @contextmanager
+    def expand(self, uri: str, *, fingerprint: str, decode: Callable[[BinaryIO], IO[bytes]]) -> Iterator[str]:
+        """The path of what comes out of a compressed file, as far as it comes and as the cache holds.
+
+        Args:
+            uri: the file.
+            fingerprint: what changes when its content does.
+            decode: the file → what comes out of it.
+
+        Raises:
+            InputError: it is not there.
+            ResourceError: the storage stays away, or the cache cannot be used.
+        """
+
+        def bring(part: Path) -> None:
+            _expand(uri, decode, part=part, max_bytes=self.max_bytes)
+
+        with self._hold(uri, f"{uri}\0{fingerprint}\0expanded {self.max_bytes}", bring) as held:
+            yield str(held / _EXPANDED)
+
+    @contextmanager
+    def _hold(self, uri: str, known: str, bring: Callable[[Path], None]) -> Iterator[Path]:
+        """The folder of one entry's files, held; who finds none has it brought.
+
+        Args:
+            uri: what errors call it.
+            known: all that it depends on.
+            bring: makes the entry, at the place that it is given.
+        """
+        name = hashlib.sha256(known.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        place = open_cache(self.folder) / name
+        while True:
+            with lock(place, shared=True):
+                if is_whole(place):
+                    os.utime(place, ns=(time.time_ns(), time.time_ns()))  # now; the kernel's own lags some milliseconds
+                    yield place / FILES
+                    return
+            with lock(place, shared=False):
+                if is_whole(place):
+                    continue
                 shutil.rmtree(place, ignore_errors=True)
-                _bring([*_below(uri), *beside], place=place, max_bytes=max_bytes)
+                part = place.with_name(f"{place.name}.{uuid.uuid4().hex}{PART}")
+                try:
+                    bring(part)
+                    part.rename(place)
+                except OSError as error:
+                    if error.errno is None:  # of no disk
+                        raise
+                    raise ResourceError(
+                        f"{uri} cannot be staged in {place.parent}: {error}. Make room there, or give --cache another disk"
+                    ) from None
+                finally:
+                    shutil.rmtree(part, ignore_errors=True)
 
 
-def cache_folder(folder: str) -> Path:
-    """The cache's own folder below the one that is given: one for each user."""
-    return Path(folder) / f"resunet_ray-{os.geteuid()}"
-
-
-def _open_cache(folder: str) -> Path:
-    """The cache's own folder, made where it is not there.
-
-    Raises:
-        ResourceError: what is there is not this user's, or no cache.
-    """
-    place = cache_folder(folder)
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):
-            place.mkdir(mode=0o700)
-        found = place.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-            raise ResourceError(
-                f"{place} is not a folder that this user alone may read and write: remove it, or give --cache another folder"
-            )
-        if not (place / _TAG).exists():
-            if any(place.iterdir()) and not (place / _TAG).exists():
-                raise ResourceError(f"{place} is no staging cache ({_TAG} is missing): give --cache another folder")
-            (place / _TAG).write_text(_TAG_CONTENT)
-    except OSError as error:
-        raise ResourceError(f"the staging cache {place} cannot be used: {error}. Give --cache another folder") from None
-    return place
-
-
-def _is_whole(place: Path) -> bool:
-    """Whether all of an entry is there, each file with the bytes that it is to have."""
-    sizes = _read_record(place)
-    if sizes is None:
-        return False
-    there = {name: place / _FILES / name for name in sizes}
-    return all(path.is_file() and path.stat().st_size == sizes[name] for name, path in there.items())
-
-
-def _read_record(place: Path) -> dict[str, int] | None:
-    """The bytes of each file that an entry holds, or will hold; None: it says nothing."""
-    with suppress(OSError, ValueError):
-        sizes: dict[str, int] = json.loads((place / _RECORD).read_text())
-        return sizes
-    return None
-
-
-def _bring(wanted: Sequence[_Wanted], *, place: Path, max_bytes: int) -> None:
-    for _, name, _ in wanted:
-        if {"", ".", ".."} & set(name.split("/")):
-            raise InputError(f"{wanted[0][0]} belongs with {name!r}, which is no path below it")
-    total = sum(size for _, _, size in wanted)
+def _bring(wanted: Sequence[_Wanted], *, part: Path, max_bytes: int) -> None:
+    """Makes an entry of files of the storage."""
+    first = wanted[0].uri
+    for file in wanted:
+        if {"", ".", ".."} & set(file.name.split("/")):
+            raise InputError(f"{first} belongs with {file.name!r}, which is no path below it")
+    total = sum(file.size for file in wanted)
     if total > max_bytes:
-        raise InputError(f"{wanted[0][0]} takes {total} bytes: the staging cache holds {max_bytes}. Give --cache-gib more")
-    part = place.with_name(f"{place.name}.{uuid.uuid4().hex}{_PART}")
-    try:
-        _reserve(part, {name: size for _, name, size in wanted}, max_bytes=max_bytes)
-        for uri, name, _ in wanted:
-            target = part / _FILES / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with Reader(uri) as source, target.open("wb") as sink:
-                shutil.copyfileobj(source, sink, _CHUNK)
-        part.rename(place)
-    except OSError as error:
-        raise ResourceError(
-            f"{wanted[0][0]} cannot be staged in {place.parent}: {error}. Make room there, or give --cache another disk"
-        ) from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        raise InputError(f"{first} takes {total} bytes: the staging cache holds {max_bytes}. Give --cache-gib more")
+    reserve(part, {file.name: file.size for file in wanted}, max_bytes=max_bytes)
+    for file in wanted:
+        target = part / FILES / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with Reader(file.uri) as source, target.open("wb") as sink:
+            shutil.copyfileobj(source, sink, _CHUNK)
+
+
+def _expand(uri: str, decode: Callable[[BinaryIO], IO[bytes]], *, part: Path, max_bytes: int) -> None:
+    """Makes an entry of what comes out of a compressed file. How much that is nobody knows: room is made step by step."""
+    size = reserved = 0
+    with lock(part.parent / "expand", shared=False):  # two that wait for each other's room would wait for ever
+        reserve(part, {_EXPANDED: 0}, max_bytes=max_bytes)
+        (part / FILES).mkdir()
+        with Reader(uri) as source, (part / FILES / _EXPANDED).open("wb") as sink:
+            for chunk in _decoded(decode(cast("BinaryIO", io.BufferedReader(source, _CHUNK)))):
+                kept = chunk[: max_bytes - size]
+                if size + len(kept) > reserved:
+                    reserved = min(size + len(kept) + _STEP, max_bytes)
+                    reserve(part, {_EXPANDED: reserved}, max_bytes=max_bytes)
+                sink.write(kept)
+                size += len(kept)
+                if size == max_bytes:
+                    break
+        write_record(part, {_EXPANDED: size})
+
+
+def _decoded(stream: IO[bytes]) -> Iterator[bytes]:
+    """What comes out of a stream, until it is damaged."""
+    while True:
+        try:
+            chunk = stream.read(_DECODED)
+        except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+            if getattr(error, "errno", None) is not None:  # the disk's own, not the decoder's
+                raise
+            return
+        if not chunk:
+            return
+        yield chunk
 
 
 def _below(uri: str) -> Iterator[_Wanted]:
     base = uri.rsplit("/", 1)[1]
     for file in walk_files(uri):
-        yield (files.join(uri, file.path) if file.path else uri), f"{base}/{file.path}".rstrip("/"), file.size
+        location = files.join(uri, file.path) if file.path else uri
+        yield _Wanted(location, f"{base}/{file.path}".rstrip("/"), file.size, file.fingerprint)
 
 
 def _list_companion(uri: str, *, of: str) -> list[_Wanted]:
@@ -162,59 +208,3 @@ def _list_companion(uri: str, *, of: str) -> list[_Wanted]:
         return list(_below(uri))
     except InputError as error:
         raise InputError(f"{of} is not whole: {error}. It belongs to the slide: put it beside the file") from None
-
-
-def _reserve(part: Path, sizes: dict[str, int], *, max_bytes: int) -> None:
-    """Begins an entry once there is room for all of it.
-
-    Raises:
-        ResourceError: others do not let go of what they read.
-    """
-    deadline, folder = time.monotonic() + _WAIT_SECONDS, part.parent
-    while True:
-        with _lock(folder / "space", shared=False):
-            held = _make_room(folder, max_bytes=max_bytes - sum(sizes.values()))
-            if held is None:
-                part.mkdir()
-                (part / _RECORD).write_text(json.dumps(sizes))
-                return
-        if time.monotonic() > deadline:
-            raise ResourceError(
-                f"the staging cache {folder} has had no room for an hour: {held} bytes are in use. Give --cache-gib more"
-            )
-        time.sleep(_LOOK_SECONDS)
-
-
-def _make_room(folder: Path, *, max_bytes: int) -> int | None:
-    """Removes what was not used for longest and is not in use, until the rest takes no more than so many bytes.
-
-    Gives the bytes that are in use where that cannot be. No two processes do this at a time.
-    """
-    entries = [entry for entry in folder.iterdir() if _ENTRY.fullmatch(entry.name)]
-    sizes: dict[Path, int] = {}
-    used: dict[Path, float] = {}
-    for entry in entries:
-        with suppress(FileNotFoundError):  # a part has become whole, or was given up
-            newest = max(item.stat().st_mtime for item in (entry, *entry.rglob("*")))
-            record = _read_record(entry)
-            if entry.suffix == _PART and time.time() - newest > _STALE_SECONDS:
-                shutil.rmtree(entry, ignore_errors=True)
-                continue
-            sizes[entry], used[entry] = sum((record or {}).values()), entry.stat().st_mtime
-    for entry in sorted(sizes, key=lambda entry: used[entry]):
-        if sum(sizes.values()) <= max_bytes:
-            return None
-        if entry.suffix == _PART:
-            continue
-        with suppress(BlockingIOError), _lock(entry, shared=False, wait=False):
-            shutil.rmtree(entry, ignore_errors=True)
-            sizes.pop(entry)
-    held = sum(sizes.values())
-    return None if held <= max_bytes else held
-
-
-@contextmanager
-def _lock(place: Path, *, shared: bool, wait: bool = True) -> Iterator[None]:
-    with place.with_name(f"{place.name}.lock").open("a") as file:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-        yield

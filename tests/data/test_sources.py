@@ -1,6 +1,7 @@
 """Every known layout is found, in folders and in archives, and what does not pair up is named."""
 
 import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 
 from resunet_ray.data.sources import list_sources
 from resunet_ray.errors import InputError
+from resunet_ray.storage import Cache
+
+CACHE = Cache(tempfile.gettempdir(), 2**30)
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -23,17 +27,17 @@ BBBC038 = ("x1/images/x1.png", "x1/masks/n1.png", "x1/masks/n2.png", "x2/images/
 
 
 def test_pairs_match_by_name_whatever_the_ending(tmp_path: Path) -> None:
-    first, second = list_sources([str(touch(tmp_path, *PAIRS))])
+    first, second = list_sources(max_bytes=2**30, uris=[str(touch(tmp_path, *PAIRS))])
     assert (first.image_id, second.image_id) == ("a b", "ü")
     assert first.image is not None
-    assert first.image.read() == b"images/a b.png"
+    assert first.image.read(CACHE) == b"images/a b.png"
     assert first.labels is None
     assert second.labels is not None
-    assert second.labels.read() == "instances/ü.png".encode()
+    assert second.labels.read(CACHE) == "instances/ü.png".encode()
 
 
 def test_one_folder_an_image_collects_its_nuclei(tmp_path: Path) -> None:
-    first, second = list_sources([str(touch(tmp_path / "stage1_train", *BBBC038))])
+    first, second = list_sources(max_bytes=2**30, uris=[str(touch(tmp_path / "stage1_train", *BBBC038))])
     assert (first.image_id, len(first.masks), first.per_nucleus) == ("x1", 2, True)
     assert (second.image_id, len(second.masks)) == ("x2", 1)
 
@@ -50,13 +54,13 @@ def test_archives_hold_what_the_folder_holds(tmp_path: Path, layout: tuple[str, 
     else:
         with tarfile.open(archive, "w:gz" if ending.endswith("gz") else "w") as packed:
             packed.add(folder, ".")
-    loose, found = list_sources([str(folder)]), list_sources([str(archive)])
+    loose, found = list_sources(max_bytes=2**30, uris=[str(folder)]), list_sources(max_bytes=2**30, uris=[str(archive)])
     assert [source.image_id for source in found] == [source.image_id for source in loose]
     for one, other in zip(loose, found, strict=True):
-        assert [entry.read() for entry in one.masks] == [entry.read() for entry in other.masks]
+        assert [entry.read(CACHE) for entry in one.masks] == [entry.read(CACHE) for entry in other.masks]
         assert one.image is not None
         assert other.image is not None
-        assert one.image.read() == other.image.read()
+        assert one.image.read(CACHE) == other.image.read(CACHE)
 
 
 def test_an_archive_member_s_name_never_becomes_a_path(tmp_path: Path) -> None:
@@ -64,16 +68,16 @@ def test_an_archive_member_s_name_never_becomes_a_path(tmp_path: Path) -> None:
     with zipfile.ZipFile(archive, "w") as packed:
         packed.writestr("../../images/evil.png", b"image")
         packed.writestr("../../masks/evil.png", b"mask")
-    (source,) = list_sources([str(archive)])
+    (source,) = list_sources(max_bytes=2**30, uris=[str(archive)])
     assert source.image is not None
-    assert source.image.read() == b"image"
+    assert source.image.read(CACHE) == b"image"
     assert sorted(tmp_path.iterdir()) == [archive]
 
 
 def test_what_does_not_pair_up_is_rejected_by_reason(tmp_path: Path) -> None:
     folder = touch(tmp_path / "a", "images/lonely.png", "masks/ghost.png", "images/two.png", "images/two.jpg", "masks/two.png")
     other = touch(tmp_path / "b", "images/again.png", "masks/again.png")
-    found = list_sources([str(folder), str(other), str(other)])
+    found = list_sources(max_bytes=2**30, uris=[str(folder), str(other), str(other)])
     assert {(source.image_id, source.reason) for source in found} == {
         ("lonely", "no_mask"), ("ghost", "no_image"), ("two", "ambiguous_name"), ("again", None), ("again", "duplicate_id"),
     }  # fmt: skip
@@ -81,10 +85,10 @@ def test_what_does_not_pair_up_is_rejected_by_reason(tmp_path: Path) -> None:
 
 def test_an_input_that_is_not_there_or_holds_no_images_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere is not there"):
-        list_sources([str(tmp_path / "nowhere")])
+        list_sources(max_bytes=2**30, uris=[str(tmp_path / "nowhere")])
     with pytest.raises(InputError, match=r"holds no images: expected images/NAME.png"):
-        list_sources([str(touch(tmp_path, "a.png"))])
+        list_sources(max_bytes=2**30, uris=[str(touch(tmp_path, "a.png"))])
     broken = tmp_path / "broken.zip"
     broken.write_bytes(b"PK\x03\x04 not a zip")
     with pytest.raises(InputError, match=r"broken.zip cannot be read as an archive"):
-        list_sources([str(broken)])
+        list_sources(max_bytes=2**30, uris=[str(broken)])

@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import tarfile
+import tempfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,9 @@ from resunet_ray.config import SegmentConfig
 from resunet_ray.data.archives import Entry
 from resunet_ray.errors import InputError
 from resunet_ray.segment.listing import Found, Listing
+from resunet_ray.storage import Cache
 
+CACHE = Cache(tempfile.gettempdir(), 2**30)
 NAMES = ["a.png", "deep/b c.TIF", "deep/er/ü.jpg"]
 
 
@@ -29,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def listed(*inputs: str | Path, **options: object) -> dict[str, Found]:
-    found = list(Listing([str(uri) for uri in inputs], **options))  # type: ignore[arg-type]
+    found = list(Listing([str(uri) for uri in inputs], CACHE, **options))  # type: ignore[arg-type]
     names = {image.uri if image.member is None else f"{image.uri}!{image.member}": image for image in found}
     assert len(names) == len(found)
     return names
@@ -81,7 +84,7 @@ def test_a_cut_tar_gives_what_it_still_holds_and_one_error(tmp_path: Path) -> No
             member.size = 2000
             packed.addfile(member, io.BytesIO(bytes(2000)))
     (tmp_path / "x.tar").write_bytes(whole.getvalue()[:9000])
-    found = list(Listing([str(tmp_path)]))
+    found = list(Listing([str(tmp_path)], CACHE))
     assert [image.member for image in found] == ["0.png", "1.png", "2.png", "3.png", None]
     assert [image.error is None for image in found] == [True, True, True, True, False]
     assert "x.tar cannot be read as an archive" in str(found[-1].error)
@@ -143,18 +146,18 @@ def test_members_of_one_name_are_told_apart(tmp_path: Path) -> None:
         packed.writestr("a.png", b"first")
         with pytest.warns(UserWarning, match="Duplicate name"):
             packed.writestr("a.png", b"second")
-    found = list(Listing([str(tmp_path / "twice.zip")]))
+    found = list(Listing([str(tmp_path / "twice.zip")], CACHE))
     assert len({image.image_id for image in found}) == 2
     entries = [Entry(image.uri, image.member, image.offset, image.size or 0) for image in found]
-    assert [entry.read() for entry in entries] == [b"first", b"second"]
+    assert [entry.read(CACHE) for entry in entries] == [b"first", b"second"]
     (tmp_path / "list.csv").write_text(f"uri,member\n{tmp_path / 'twice.zip'},a.png\n")
-    (row,) = Listing([str(tmp_path / "list.csv")])
+    (row,) = Listing([str(tmp_path / "list.csv")], CACHE)
     assert "it has 2 members a.png: expected one" in str(row.error)
 
 
 def test_what_a_manifest_says_of_secrets_is_not_repeated(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("uri\ns3://key:hidden@bucket/a.png\ns3://bucket?secret_key=hidden&x=1/a.png\n")
-    for image in Listing([str(tmp_path / "list.csv")]):
+    for image in Listing([str(tmp_path / "list.csv")], CACHE):
         assert image.error is not None
         assert "hidden" not in image.uri + str(image.error)
 
@@ -189,6 +192,24 @@ def test_a_corrected_pixel_size_makes_its_image_new_and_no_other(folder: Path, t
     assert ids(folder, mpp=0.5) == ids(folder), "a setting: it is no part of any name"
 
 
+def test_a_slide_is_new_when_the_folder_of_its_pixels_is(tmp_path: Path) -> None:
+    """It was listed before its folder was there; then the folder came; then a part of it was replaced by as many bytes."""
+    slide, folder = tmp_path / "a.mrxs", tmp_path / "a"
+    slide.write_bytes(b"\xff\xd8\xff")
+    folder.mkdir()
+    manifest = tmp_path / "list.csv"
+    manifest.write_text(f"uri\n{slide}\n")
+    names: list[bytes] = []
+    for content in (None, b"one", b"two"):
+        if content is not None:
+            (folder / "Data0000.dat").write_bytes(content)
+            os.utime(folder / "Data0000.dat", (0, len(names)))
+        (found,) = Listing([str(slide)], CACHE)
+        assert listed(manifest)[str(slide)].image_id == found.image_id
+        names.append(found.image_id)
+    assert len(set(names)) == 3
+
+
 def test_corrected_truth_makes_its_image_new_however_its_place_is_spelled(folder: Path, tmp_path: Path) -> None:
     masks = tmp_path / "masks"
     for name in NAMES:
@@ -215,7 +236,7 @@ def test_a_header_that_claims_gigabytes_is_refused_before_it_is_read(tmp_path: P
     header.type, header.size = kind, 2**33
     with gzip.open(tmp_path / "huge.tar.gz", "wb") as packed:
         packed.write(header.tobuf(tarfile.GNU_FORMAT) + bytes(2**21))
-    (found,) = Listing([str(tmp_path / "huge.tar.gz")])
+    (found,) = Listing([str(tmp_path / "huge.tar.gz")], CACHE)
     assert "a header of it claims 8589934592 bytes" in str(found.error)
 
 
@@ -228,9 +249,9 @@ def test_a_member_or_a_file_of_more_bytes_than_an_image_has_is_refused_unread(
         packed.writestr("large.png", bytes(1001))
     with tarfile.open(tmp_path / "large.tar", "w") as tar:
         tar.add(tmp_path / "large.png", "large.png")
-    for image in Listing([str(tmp_path)]):
+    for image in Listing([str(tmp_path)], CACHE):
         entry = Entry(image.uri, image.member, image.offset, image.size or 0)
         with pytest.raises(InputError, match=r"large.png has 1001 bytes: expected at most 1000 of one image"):
-            entry.read()
+            entry.read(CACHE)
     with pytest.raises(InputError, match=r"large.png has more than 1000 bytes"):
-        Entry(str(tmp_path / "large.png")).read()
+        Entry(str(tmp_path / "large.png")).read(CACHE)

@@ -14,7 +14,7 @@ import pytest
 
 from resunet_ray import storage
 from resunet_ray.errors import InputError, ResourceError
-from resunet_ray.storage import staging
+from resunet_ray.storage import space, staging
 
 
 def put(s3: str, name: str, size: int = 1000) -> str:
@@ -28,7 +28,7 @@ def staged(folder: Path) -> set[str]:
 
 
 def stage(uri: str, folder: Path, *, max_bytes: int = 2500, companions: tuple[str, ...] = ()) -> bytes:
-    with storage.stage(uri, fingerprint="1", companions=companions, folder=str(folder), max_bytes=max_bytes) as path:
+    with storage.Cache(str(folder), max_bytes).stage(uri, fingerprint="1", companions=companions) as path:
         return Path(path).read_bytes()
 
 
@@ -37,8 +37,8 @@ def test_many_at_once_bring_a_file_once(s3: str, tmp_path: Path, monkeypatch: py
     brought: list[str] = []
     original = staging._bring
 
-    def bring(wanted: list[tuple[str, str, int]], **rest: Any) -> None:
-        brought.extend(uri for uri, _, _ in wanted)
+    def bring(wanted: list[Any], **rest: Any) -> None:
+        brought.extend(file.uri for file in wanted)
         original(wanted, **rest)
 
     monkeypatch.setattr(staging, "_bring", bring)
@@ -60,7 +60,7 @@ def test_what_was_not_used_for_longest_leaves_and_what_is_in_use_stays(s3: str, 
     stage(third, tmp_path)
     assert staged(tmp_path) == {"a.svs", "c.svs"}
     with ExitStack() as held:
-        path = held.enter_context(storage.stage(first, fingerprint="1", companions=(), folder=str(tmp_path), max_bytes=2500))
+        path = held.enter_context(storage.Cache(str(tmp_path), 2500).stage(first, fingerprint="1", companions=()))
         stage(third, tmp_path)
         stage(fourth, tmp_path)
         assert staged(tmp_path) == {"a.svs", "d.svs"}
@@ -82,7 +82,7 @@ def test_a_crash_leaves_no_half_file(s3: str, tmp_path: Path, monkeypatch: pytes
     dead = storage.cache_folder(str(tmp_path)) / f"{'0' * 32}.{'1' * 32}.part" / "files"
     dead.mkdir(parents=True)
     (dead / "half.svs").write_bytes(b"h")
-    monkeypatch.setattr(staging, "_STALE_SECONDS", 0.0)
+    monkeypatch.setattr(space, "_STALE_SECONDS", 0.0)
     assert stage(uri, tmp_path) == b"h" * 1000
     assert staged(tmp_path) == {"half.svs"}
 
@@ -91,22 +91,22 @@ def test_what_belongs_to_a_slide_comes_with_it(s3: str, tmp_path: Path) -> None:
     uri = put(s3, "mirax.mrxs")
     storage.write_bytes(f"{s3}/staging/mirax/Data0001.dat", b"pixels")
     folder = f"{s3}/staging/mirax"
-    with storage.stage(uri, fingerprint="1", companions=[folder], folder=str(tmp_path), max_bytes=2500) as path:
+    with storage.Cache(str(tmp_path), 2500).stage(uri, fingerprint="1", companions=[folder]) as path:
         assert (Path(path).with_suffix("") / "Data0001.dat").read_bytes() == b"pixels"
     storage.write_bytes(f"{s3}/staging/mirax/Data0002.dat", b"brought later")
-    with storage.stage(uri, fingerprint="1", companions=[folder], folder=str(tmp_path), max_bytes=2500) as path:
+    with storage.Cache(str(tmp_path), 2500).stage(uri, fingerprint="1", companions=[folder]) as path:
         assert (Path(path).with_suffix("") / "Data0002.dat").exists(), "what was staged before was not all of it"
     for place in (f"{s3}/staging", str(tmp_path)):
         with (
             pytest.raises(InputError, match=f"a.mrxs is not whole: {place}/lost is not there.* put it beside the file"),
-            storage.stage(f"{place}/a.mrxs", fingerprint="1", companions=[f"{place}/lost"], folder=str(tmp_path), max_bytes=2500),
+            storage.Cache(str(tmp_path), 2500).stage(f"{place}/a.mrxs", fingerprint="1", companions=[f"{place}/lost"]),
         ):
             pass
     with pytest.raises(InputError, match="none.svs is not there"):
         stage(f"{s3}/staging/none.svs", tmp_path)
     local = tmp_path / "here.svs"
     local.write_bytes(b"on this disk")
-    with storage.stage(str(local), fingerprint="1", companions=(), folder=str(tmp_path / "cache"), max_bytes=1) as path:
+    with storage.Cache(str(tmp_path / "cache"), 1).stage(str(local), fingerprint="1", companions=()) as path:
         assert path == str(local)
 
 
@@ -173,7 +173,7 @@ def test_those_who_stage_at_a_time_keep_to_the_size_together(s3: str, tmp_path: 
     most: list[int] = []
 
     def read(uri: str) -> None:
-        with storage.stage(uri, fingerprint="1", companions=(), folder=str(tmp_path), max_bytes=2500) as path:
+        with storage.Cache(str(tmp_path), 2500).stage(uri, fingerprint="1", companions=()) as path:
             time.sleep(0.1)
             most.append(sum(file.stat().st_size for file in storage.cache_folder(str(tmp_path)).glob("*/files/*")))
             assert Path(path).stat().st_size == 1500

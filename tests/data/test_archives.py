@@ -1,0 +1,134 @@
+"""A compressed tar is expanded once on a node, in the staging cache and within its limit; a full disk is no fault of it."""
+
+import gzip
+import io
+import resource
+import tarfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from resunet_ray import storage
+from resunet_ray.data.archives import Entry, list_entries
+from resunet_ray.errors import InputError, ResourceError
+from resunet_ray.storage import Cache, staging
+
+SIZE = 50_000
+
+
+def write_tar(path: Path, *, members: int, mode: Any = "w:gz") -> dict[str, bytes]:
+    """Members of SIZE bytes that do not compress."""
+    rng = np.random.default_rng(members)
+    contents = {f"{number}.png": rng.bytes(SIZE) for number in range(members)}
+    with tarfile.open(path, mode) as packed:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            packed.addfile(member, io.BytesIO(content))
+    return contents
+
+
+def entries(path: Path, cache: Cache) -> list[Entry]:
+    return [entry for _, entry in list_entries(str(path), max_bytes=cache.max_bytes)]
+
+
+def held(cache: Cache) -> int:
+    return sum(file.stat().st_size for file in storage.cache_folder(cache.folder).glob("*/files/*"))
+
+
+@pytest.mark.parametrize(("suffix", "mode"), [(".tar.gz", "w:gz"), (".TBZ2", "w:bz2"), (".txz", "w:xz")])
+def test_members_are_read_from_one_expansion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, mode: str) -> None:
+    """Whoever reads, in whatever order, at whatever time."""
+    contents = write_tar(tmp_path / f"x{suffix}", members=12, mode=mode)
+    cache = Cache(str(tmp_path / "cache"), 2**20)
+    found = entries(tmp_path / f"x{suffix}", cache)
+    expanded: list[str] = []
+    original = staging._expand
+
+    def expand(uri: str, *arguments: Any, **named: Any) -> None:
+        expanded.append(uri)
+        original(uri, *arguments, **named)
+
+    monkeypatch.setattr(staging, "_expand", expand)
+    read: dict[str, bytes] = {}
+    threads = [
+        threading.Thread(target=lambda entry=entry: read.update({str(entry.member): entry.read(cache)}))
+        for entry in reversed(found)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert read == contents
+    assert expanded == [str(tmp_path / f"x{suffix}")]
+    assert 12 * SIZE < held(cache) <= cache.max_bytes
+
+
+def test_several_keep_to_the_limit_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "_STEP", 2**17)
+    cache = Cache(str(tmp_path / "cache"), 25 * SIZE)
+    archives = [tmp_path / f"{number}.tar.gz" for number in range(3)]
+    contents = [write_tar(path, members=10 + number) for number, path in enumerate(archives)]
+    for _ in range(2):
+        for path, expected in zip(archives, contents, strict=True):
+            for entry in entries(path, cache):
+                assert entry.read(cache) == expected[str(entry.member)]
+            assert held(cache) <= cache.max_bytes
+
+
+def test_what_comes_to_more_than_the_cache_holds_is_not_read_on(tmp_path: Path) -> None:
+    """Ten gigabytes of nothing behind two good members, in ten megabytes."""
+    path = tmp_path / "bomb.tar.gz"
+    cache = Cache(str(tmp_path / "cache"), 3 * SIZE)
+    contents = write_tar(path, members=2, mode="w:gz")
+    good = gzip.decompress(path.read_bytes())[: 2 * (512 + -(-SIZE // 512) * 512)]
+    bomb = tarfile.TarInfo("bomb.png")
+    bomb.size = 10 * 2**30
+    with gzip.open(path, "wb") as file:
+        file.write(good + bomb.tobuf())
+        for _ in range(20):
+            file.write(bytes(2**20))
+    found: list[Entry] = []
+    with pytest.raises(InputError, match=r"bomb.png lies beyond the 150000 bytes .* holds: give --cache-gib more"):
+        found.extend(entry for _, entry in list_entries(str(path), max_bytes=cache.max_bytes))
+    assert {str(entry.member): entry.read(cache) for entry in found} == contents
+    assert held(cache) <= cache.max_bytes
+    small = Cache(str(tmp_path / "small"), SIZE)
+    with pytest.raises(ResourceError, match="give --cache-gib more"):
+        found[1].read(small)
+
+
+def test_what_lies_before_the_damage_is_read(tmp_path: Path) -> None:
+    contents = write_tar(tmp_path / "whole.tar.gz", members=10)
+    packed = (tmp_path / "whole.tar.gz").read_bytes()
+    cache = Cache(str(tmp_path / "cache"), 2**20)
+    found = entries(tmp_path / "whole.tar.gz", cache)
+    cut = tmp_path / "cut.tar.gz"
+    cut.write_bytes(packed[: len(packed) // 2])
+    cut_entries = [Entry(str(cut), entry.member, entry.offset, entry.size) for entry in found]
+    readable = [entry for entry in cut_entries if (entry.offset or 0) < 3 * SIZE]
+    assert {str(entry.member): entry.read(cache) for entry in readable} == {
+        f"{number}.png": contents[f"{number}.png"] for number in range(3)
+    }
+    for entry in cut_entries[5:]:
+        with pytest.raises(InputError, match=f"cut.tar.gz!{entry.member} cannot be read: it ends after"):
+            entry.read(cache)
+
+
+def test_a_full_disk_is_no_fault_of_its_members(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar.gz", members=3)
+    cache = Cache(str(tmp_path / "cache"), 2**20)
+    (first, *_) = entries(tmp_path / "x.tar.gz", cache)
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * SIZE, hard))
+    try:
+        with pytest.raises(ResourceError, match=r"x.tar.gz cannot be staged in .*: .*Make room there"):
+            first.read(cache)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert held(cache) == 0
+    assert len(first.read(cache)) == SIZE

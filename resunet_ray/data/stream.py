@@ -92,9 +92,27 @@ def run_tasks(task: Callable[[int], pa.Table], *, count: int, total: int, what: 
         total: rows to expect in all; 0: nobody knows.
         what: they are, and what becomes of them: "images checked".
     """
+    return pa.concat_tables(stream_tasks(task, count=count, total=total, what=what))
+
+
+def stream_tasks(
+    task: Callable[[int], pa.Table], *, count: int, total: int, what: str, in_order: bool = False
+) -> Iterator[pa.Table]:
+    """The same, but the rows as they come: those of one task in one table or, where they are many, in several.
+
+    Args:
+        task: number → rows.
+        count: how many.
+        total: rows to expect in all; 0: nobody knows.
+        what: they are, and what becomes of them: "images checked".
+        in_order: those of one task after those of the one before.
+    """
     if not ray.is_initialized():
-        return pa.concat_tables([task(number) for number in range(count)])
-    return collect(_map_numbers(task, count), total=total, what=what)
+        yield from map(task, range(count))
+        return
+    data = _map_numbers(task, count)
+    data.context.execution_options.preserve_order = in_order
+    yield from _iterate(data, total=total, what=what)
 
 
 def count_up(count: int) -> ray.data.Dataset:
@@ -120,12 +138,14 @@ def collect(data: ray.data.Dataset, *, total: int, what: str) -> pa.Table:
         total: rows to expect; 0: nobody knows.
         what: they are, and what becomes of them: "images scored".
     """
-    parts = []
+    return pa.concat_tables(_iterate(data, total=total, what=what))
+
+
+def _iterate(data: ray.data.Dataset, *, total: int, what: str) -> Iterator[pa.Table]:
     with show_progress(what, total=total) as line:
         for part in data.iter_batches(batch_size=None, batch_format="pyarrow"):
-            parts.append(part)
             line.advance(len(part))
-    return pa.concat_tables(parts)
+            yield part
 
 
 def _transform_span(dataset: Dataset, span: Span, *, columns: list[str], transform: Transform) -> Iterator[Row]:

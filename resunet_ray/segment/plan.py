@@ -32,8 +32,8 @@ _LOT_BYTES = 2**28
 _PART_LOTS = 16
 """Lots that are committed together; those of a slide are whatever their number."""
 
-Survey = Callable[[list[Row]], Iterator[list[Row]]]
-"""Rows of files that may be slides → for each file, in no order, the rows of its regions."""
+Survey = Callable[[list[Row]], Iterator[Iterator[Row]]]
+"""Rows of files that may be slides → for each file, in no order, the rows of its regions; each is to be taken before the next."""
 
 
 @dataclass
@@ -78,7 +78,7 @@ def write_plan(
 
 
 def _surveyed(rows: Iterable[Row], survey: Survey | None) -> Iterator[Row]:
-    """The rows, those of files that may be slides after a look at them: what turns out to be a plain image first."""
+    """The rows, those of files that may be slides after a look at them: what turns out to be a plain image last."""
     waiting: list[Row] = []
     for row in rows:
         if survey is None or not may_be_slide(row):
@@ -93,13 +93,15 @@ def _surveyed(rows: Iterable[Row], survey: Survey | None) -> Iterator[Row]:
 
 
 def _look(rows: list[Row], survey: Survey) -> Iterator[Row]:
-    slides = []
+    plain: list[Row] = []
     for found in survey(rows):
-        if _is_slide(found[0]):
-            slides += found
-        else:
+        first = next(found)
+        if _is_slide(first):
+            yield first
             yield from found
-    yield from slides
+        else:
+            plain += [first, *found]
+    yield from plain
 
 
 def _is_slide(row: Row) -> bool:

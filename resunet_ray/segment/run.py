@@ -23,7 +23,7 @@ from resunet_ray import bundles, storage
 from resunet_ray.bundle import BundleInfo, read_bundle_info, versions
 from resunet_ray.cluster import connect
 from resunet_ray.config import GiveUpConfig, SegmentConfig, load_config
-from resunet_ray.data.stream import run_tasks
+from resunet_ray.data.stream import stream_tasks
 from resunet_ray.errors import InputError
 from resunet_ray.monitoring import count_images
 from resunet_ray.schema import PLAN
@@ -44,6 +44,7 @@ RUNS_FOLDER, RUN_FILE = "runs", "run.json"
 
 _HOW = ("output", "actors", "gpu", "cpus_per_actor", "nodes_seconds", "readers", "batch_size", "cache", "cache_gib")
 _LOOK_THREADS = 16
+_ROWS = 4096  # of a plan that are rows of Python at a time
 _SURVEY_TASKS = 64  # that look at files which may be slides, at a time
 
 
@@ -176,10 +177,10 @@ def _plan(
     return result.run_id, result
 
 
-def _survey(surveyor: Surveyor, rows: list[Row]) -> Iterator[list[Row]]:
-    """Looks at files that may be slides, on the cluster if there is to be one; gives the rows of each."""
+def _survey(surveyor: Surveyor, rows: list[Row]) -> Iterator[Iterator[Row]]:
+    """Looks at files that may be slides, on the cluster if there is to be one; gives the rows of each, to be taken in turn."""
     if surveyor.config.actors == 0:
-        yield from map(surveyor, rows)
+        yield from map(iter, map(surveyor, rows))
         return
     connect()
     size = max(1, len(rows) // _SURVEY_TASKS)
@@ -188,9 +189,10 @@ def _survey(surveyor: Surveyor, rows: list[Row]) -> Iterator[list[Row]]:
     def look(number: int) -> pa.Table:
         return pa.Table.from_pylist([row for file in slices[number] for row in surveyor(file)], schema=PLAN)
 
-    table = run_tasks(look, count=len(slices), total=0, what="regions planned on files that may be slides")
-    for _, regions in itertools.groupby(table.to_pylist(), key=lambda row: row["image_id"]):
-        yield list(regions)
+    tables = stream_tasks(look, count=len(slices), total=0, what="regions planned on files that may be slides", in_order=True)
+    regions = (row for table in tables for batch in table.to_batches(_ROWS) for row in batch.to_pylist())
+    for _, of_one in itertools.groupby(regions, key=lambda row: row["image_id"]):
+        yield of_one
 
 
 def _write_record(folder: str, record: dict[str, Any]) -> None:

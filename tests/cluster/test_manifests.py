@@ -26,6 +26,8 @@ from manifests import (
 )
 from support import ROOT
 
+from resunet_ray.config import SegmentConfig
+
 APPLIED = list_kustomizations()
 COMPONENTS = {"settings": ["access", "nightly"], "own-cluster": ["train", "nightly-raycronjob"]}
 """Folders that show all that a component does."""
@@ -284,6 +286,7 @@ def test_every_node_has_room_for_its_object_store_and_for_what_that_spills() -> 
                 0.3 * gibibytes(limits["memory"]) < gibibytes(places["/dev/shm"]["sizeLimit"]) < gibibytes(limits["memory"]) / 2
             )
             assert places["/tmp"]["sizeLimit"] == limits["ephemeral-storage"]
+            assert gibibytes(places["/tmp"]["sizeLimit"]) > SegmentConfig.cache_gib + 20, "else the pod is evicted, not a slide"
             assert {"readinessProbe", "livenessProbe"} <= set(ray)
             assert {"name": "metrics", "containerPort": 8080} in ray["ports"]
             assert group["template"]["metadata"]["annotations"]["prometheus.io/port"] == "8080"

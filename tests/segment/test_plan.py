@@ -1,5 +1,6 @@
 """The plan is the listing less what is done, each image once, however many there are."""
 
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from resunet_ray.schema import IMAGES
 from resunet_ray.segment.ledger import IMAGES_FOLDER, Ledger, SeenIds, read_ledger
 from resunet_ray.segment.listing import Found
 from resunet_ray.segment.plan import read_lot, write_plan
+from resunet_ray.segment.region import Row
 
 NOTHING = Ledger(np.empty(0, "S16"), {})
 
@@ -73,3 +75,28 @@ def test_seen_ids_say_once_that_an_id_is_new() -> None:
     first = np.zeros(len(ids), bool)
     first[np.unique(ids, return_index=True)[1]] = True
     np.testing.assert_array_equal(new, first)
+
+
+def test_many_regions_of_many_slides_take_no_memory(tmp_path: Path) -> None:
+    """Five slides of 4,000 regions each: their rows would take 50 MB at once. Plain images among them come last."""
+
+    def regions(row: Row) -> Iterator[Row]:
+        for index in range(4000):
+            place = {"y": 512 * (index // 90), "x": 512 * (index % 90), "height": 512, "width": 512}
+            yield row | place | {"region_index": index, "num_regions": 4000, "slide_height": 46_080, "slide_width": 46_080}
+
+    def survey(rows: list[Row]) -> Iterator[Iterator[Row]]:
+        for row in rows:
+            yield iter([row]) if "plain" in row["image_uri"] else regions(row)
+
+    names = ["/in/plain-0.tif", *(f"/in/{number}.tif" for number in range(5)), "/in/plain-1.tif"]
+    tracemalloc.start()
+    plan = write_plan(str(tmp_path), (Found(name, "1") for name in names), ledger=NOTHING, retry_failed=False, survey=survey)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (plan.images, plan.regions) == (7, 20_002)
+    assert peak < 20e6
+    lots = [read_lot(str(tmp_path), lot)["image_uri"].unique().to_pylist() for lot in range(plan.lots)]
+    assert lots[-1] == ["/in/plain-0.tif", "/in/plain-1.tif"]
+    assert [len(names) for names in lots[:-1]] == [1] * (plan.lots - 1)
+    assert [lots[first] for first in plan.parts] == [[f"/in/{number}.tif"] for number in range(5)] + [lots[-1]]

@@ -12,7 +12,7 @@ from resunet_ray.data import images
 from resunet_ray.data.archives import Entry
 from resunet_ray.data.sources import Source
 from resunet_ray.errors import InputError
-from resunet_ray.storage import Cache
+from resunet_ray.storage import Cache, attempts
 
 
 class _RejectedError(Exception):
@@ -34,6 +34,12 @@ def check_source(source: Source, *, max_pixels: int, known: Mapping[str, Any], c
         return row | {"reason": rejection.reason, "message": str(rejection)}
     mpp, modality = known.get("mpp"), known.get("modality")
     return row | {"mpp": None if pd.isna(mpp) else mpp, "modality": None if pd.isna(modality) else str(modality)}
+
+
+def blame_source(source: Source, deaths: int) -> dict[str, Any]:
+    """The row of a labelled image over which the process died so often."""
+    message = attempts.describe(source.name, deaths)
+    return {"image_id": source.image_id, "source_uri": source.name, "reason": "crash", "message": message}
 
 
 _UNREAD = {

@@ -8,6 +8,7 @@
 import hashlib
 import json
 import logging
+import uuid
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -20,15 +21,16 @@ import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
 from resunet_ray import storage
-from resunet_ray.cluster import connect
+from resunet_ray.cluster import connect, is_lost, this_node
 from resunet_ray.config import PrepareConfig
 from resunet_ray.data import splits
-from resunet_ray.data.check import check_source
+from resunet_ray.data.check import blame_source, check_source
 from resunet_ray.data.dataset import DATASET_FILE
 from resunet_ray.data.sources import Source, list_sources
 from resunet_ray.data.stream import run_tasks
 from resunet_ray.errors import InputError
 from resunet_ray.schema import DATASET, REJECTS
+from resunet_ray.storage import attempts
 
 logger = logging.getLogger(__name__)
 
@@ -133,13 +135,15 @@ def _check_all(
     """Decodes every image on the cluster; what can be read waits in `staging`, one file a task."""
     tasks = [sources[start : start + _IMAGES_PER_TASK] for start in range(0, len(sources), _IMAGES_PER_TASK)]
 
+    session = uuid.uuid4().hex
+
+    def check(source: Source) -> dict[str, Any]:
+        known = metadata.get(source.image_id, {})
+        return check_source(source, max_pixels=config.max_pixels, known=known, cache=storage.Cache.of(config))
+
     def check_task(number: int) -> pa.Table:
-        rows = [
-            check_source(
-                source, max_pixels=config.max_pixels, known=metadata.get(source.image_id, {}), cache=storage.Cache.of(config)
-            )
-            for source in tasks[number]
-        ]
+        notes = attempts.Notes(staging, session, node=this_node(), is_lost=is_lost)
+        rows = notes.work_through(number, tasks[number], check, blame=blame_source)
         table = pa.Table.from_pylist(rows, schema=_CHECKED)
         storage.write_table(storage.join(staging, f"{number:06d}.parquet"), table, rows_per_group=config.rows_per_group)
         light = table.drop_columns(["image", "mask", "labels"])

@@ -14,20 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from resunet_ray import bundles, storage
 from resunet_ray.bundle import BundleInfo, read_bundle_info, versions
-from resunet_ray.cluster import connect
+from resunet_ray.cluster import connect, is_lost, this_node
 from resunet_ray.config import GiveUpConfig, SegmentConfig, load_config
 from resunet_ray.data.stream import stream_tasks
 from resunet_ray.errors import InputError
 from resunet_ray.monitoring import count_images
 from resunet_ray.schema import PLAN
-from resunet_ray.segment import attempts
 from resunet_ray.segment.actors import segment_lots, uses_gpu
 from resunet_ray.segment.commit import commit_run
 from resunet_ray.segment.job import Job
@@ -36,7 +34,7 @@ from resunet_ray.segment.listing import Listing
 from resunet_ray.segment.plan import Plan, write_plan
 from resunet_ray.segment.region import REGIONS_FOLDER, Row
 from resunet_ray.segment.survey import Surveyor
-from resunet_ray.storage import Lease
+from resunet_ray.storage import Lease, attempts
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +146,7 @@ def _plan(
         config.input, storage.Cache.of(config), masks=config.masks, mpp=config.mpp, mpp_csv=config.mpp_csv, exclude=config.output
     )
     folder = None if run_id is None else _run_folder(config.output, run_id)
-    survey = None if folder is None else partial(_survey, Surveyor.of(config, info))
+    survey = None if folder is None else _Survey(Surveyor.of(config, info), storage.join(folder, "survey"))
     plan = write_plan(folder, listing, ledger=ledger, retry_failed=config.retry_failed, survey=survey)
     if not plan.listed:
         raise InputError(f"{', '.join(config.input)}: no image found")
@@ -177,22 +175,38 @@ def _plan(
     return result.run_id, result
 
 
-def _survey(surveyor: Surveyor, rows: list[Row]) -> Iterator[Iterator[Row]]:
-    """Looks at files that may be slides, on the cluster if there is to be one; gives the rows of each, to be taken in turn."""
-    if surveyor.config.actors == 0:
-        yield from map(iter, map(surveyor, rows))
-        return
-    connect()
-    size = max(1, len(rows) // _SURVEY_TASKS)
-    slices = [rows[start : start + size] for start in range(0, len(rows), size)]
+@dataclass
+class _Survey:
+    """Looks at files that may be slides, on the cluster if there is to be one."""
 
-    def look(number: int) -> pa.Table:
-        return pa.Table.from_pylist([row for file in slices[number] for row in surveyor(file)], schema=PLAN)
+    surveyor: Surveyor
+    folder: str
+    """For notes of what was begun."""
+    _session: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _lots: int = 0
 
-    tables = stream_tasks(look, count=len(slices), total=0, what="regions planned on files that may be slides", in_order=True)
-    regions = (row for table in tables for batch in table.to_batches(_ROWS) for row in batch.to_pylist())
-    for _, of_one in itertools.groupby(regions, key=lambda row: row["image_id"]):
-        yield of_one
+    def __call__(self, rows: list[Row]) -> Iterator[Iterator[Row]]:
+        """The rows of each file, to be taken in turn."""
+        if self.surveyor.config.actors == 0:
+            yield from map(iter, map(self.surveyor, rows))
+            return
+        connect()
+        size = max(1, len(rows) // _SURVEY_TASKS)
+        slices = [rows[start : start + size] for start in range(0, len(rows), size)]
+        first, surveyor, folder, session = self._lots, self.surveyor, self.folder, self._session
+        self._lots += len(slices)
+
+        def look(number: int) -> pa.Table:
+            notes = attempts.Notes(folder, session, node=this_node(), is_lost=is_lost)
+            found = notes.work_through(first + number, slices[number], surveyor, blame=surveyor.blame)
+            return pa.Table.from_pylist(list(itertools.chain.from_iterable(found)), schema=PLAN)
+
+        what = "regions planned on files that may be slides"
+        tables = stream_tasks(look, count=len(slices), total=0, what=what, in_order=True)
+        regions = (row for table in tables for batch in table.to_batches(_ROWS) for row in batch.to_pylist())
+        for _, of_one in itertools.groupby(regions, key=lambda row: row["image_id"]):
+            yield of_one
+        attempts.forget(folder)
 
 
 def _write_record(folder: str, record: dict[str, Any]) -> None:

@@ -38,13 +38,13 @@ from resunet_ray.errors import ImageError, InputError, ResourceError, RunError
 from resunet_ray.intensity import measure_range
 from resunet_ray.model.tiling import Tile
 from resunet_ray.schema import REGIONS
-from resunet_ray.segment import attempts
 from resunet_ray.segment.job import Job
 from resunet_ray.segment.plan import read_lot
 from resunet_ray.segment.region import Row, describe_image, lot_uri
 from resunet_ray.segment.sample import Sample, fail, group_samples
 from resunet_ray.segment.slide_lot import Held, SlideLot
 from resunet_ray.segment.survey import LEVELS, stage_slide
+from resunet_ray.storage import attempts
 
 logger = logging.getLogger(__name__)
 
@@ -171,8 +171,7 @@ class Segmenter:
                 (row,) = self._segment([planned])
             else:
                 row = self._job.begin_row(planned)
-                message = f"the process died {deaths} times over {planned['image_uri']}: out of memory, or a fault in a decoder"
-                fail(row, stage="crash", error=RunError(message))
+                fail(row, stage="crash", error=RunError(attempts.describe(planned["image_uri"], deaths)))
         return row
 
     def _read(self, planned: Row) -> Sample:

@@ -18,12 +18,13 @@ from resunet_ray.config import SegmentConfig
 from resunet_ray.data.slides import SUFFIXES, TIFF_SUFFIXES, Slide, companions
 from resunet_ray.data.tiff import is_slide
 from resunet_ray.data.tissue import Tissue, find_tissue, read_view
-from resunet_ray.errors import ImageError, InputError, ResourceError
+from resunet_ray.errors import ImageError, InputError, ResourceError, RunError
 from resunet_ray.intensity import measure_range
 from resunet_ray.segment.gate import CELL, Gate, cells_of
 from resunet_ray.segment.mosaic import Grid
 from resunet_ray.segment.region import Row, place_region
 from resunet_ray.segment.sample import fail
+from resunet_ray.storage import attempts
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,12 @@ class Surveyor:
             fail(row, stage="open", error=error)
             logger.info("%s", row["error_message"])
             return [row]
+
+    def blame(self, planned: Row, deaths: int) -> list[Row]:
+        """The row of a file over which the process died so often."""
+        row = dict(planned)
+        fail(row, stage="crash", error=RunError(attempts.describe(planned["image_uri"], deaths)))
+        return [row]
 
     def _survey(self, planned: Row) -> list[Row]:
         uri = planned["image_uri"]

@@ -1,22 +1,28 @@
 """What prepare writes is what came in, every reject is named, and an unfinished data set is none."""
 
 import json
+import os
 import shutil
+import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import ray
 from support import read_picture
 
 from resunet_ray.config import PrepareConfig
+from resunet_ray.data.check import check_source
 from resunet_ray.data.dataset import open_dataset, plan_once
 from resunet_ray.data.images import decode_stored, encode_labels, encode_png
 from resunet_ray.data.labelled import read_images
 from resunet_ray.data.prepare import prepare
+from resunet_ray.data.sources import Source
 from resunet_ray.data.splits import split_as_report
 from resunet_ray.errors import ConfigError, InputError
 from resunet_ray.schema import DATASET
@@ -109,6 +115,30 @@ def test_every_bad_image_is_named_with_its_reason_and_too_many_are_refused(damag
     assert "10 x 12: expected 96 x 112" in message[name(1)]
     assert message[name(9)].endswith("its pixels equal those of copy")
     assert sorted(path.name for path in output.iterdir() if path.is_dir()) == [], "nothing but the data set is left"
+
+
+def die_over_poison(source: Source, **options: Any) -> dict[str, Any]:
+    """As a fault in a decoder would have it."""
+    if source.image_id.startswith("poison"):
+        os._exit(1)
+    return check_source(source, **options)
+
+
+def test_images_that_kill_the_process_are_named_and_the_rest_is_prepared(
+    generated: Path, tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr("resunet_ray.data.prepare.check_source", die_over_poison)
+    for folder in ("images", "masks"):
+        shutil.copytree(generated / folder, tmp_path / "in" / folder)
+        for name, copy in zip(sorted((tmp_path / "in" / folder).iterdir())[:2], ("poison-1", "poison-2"), strict=True):
+            name.rename(name.with_stem(copy))
+    prepared = prepare(PrepareConfig(input=(str(tmp_path / "in"),), output=str(tmp_path / "out"), max_reject_fraction=0.2))
+    assert (prepared.images, prepared.reasons) == (18, {"crash": 2})
+    rejects = pd.read_parquet(tmp_path / "out" / "rejects.parquet")
+    assert sorted(rejects["image_id"]) == ["poison-1", "poison-2"]
+    assert rejects["message"].str.match(r"the process died 2 times over .*/images/poison-\d.png: out of memory, or").all()
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".parquet"}
 
 
 def test_a_finished_data_set_is_never_overwritten(dataset_uri: str, generated: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import ray
+import tifffile
 from support import ROOT, call_job, read_output, run_job
 
 from resunet_ray import storage
@@ -23,6 +24,7 @@ from resunet_ray.config import SegmentConfig
 from resunet_ray.data.images import decode_stored, encode_png
 from resunet_ray.segment.run import segment
 from resunet_ray.segment.segmenter import Segmenter
+from resunet_ray.segment.survey import Surveyor
 
 
 def damaged(good: bytes) -> dict[str, tuple[bytes, str]]:
@@ -156,6 +158,32 @@ def test_an_image_that_kills_the_process_is_named_and_the_rest_completes(
     assert (failed.error_stage, Path(failed.image_uri).name) == ("crash", "poison.png")
     assert "the process died 2 times over" in failed.error_message
     assert not (tmp_path / "out" / "runs" / str(result.run_id) / "attempts").exists()
+
+
+class PoisonedSurveyor(Surveyor):
+    """The same over a slide's header."""
+
+    def __call__(self, planned: dict[str, Any]) -> list[dict[str, Any]]:
+        if "poison" in planned["image_uri"]:
+            os._exit(1)
+        return super().__call__(planned)
+
+
+def test_a_slide_that_kills_who_looks_at_it_is_named_and_the_rest_completes(
+    bundle_uri: str, tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr("resunet_ray.segment.run.Surveyor", PoisonedSurveyor)
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b", "poison", "c"):
+        tifffile.imwrite(tmp_path / "in" / f"{name}.tif", np.zeros((40, 50, 3), np.uint8))
+    (result,) = segment(SegmentConfig(bundle=bundle_uri, input=(str(tmp_path / "in"),), output=str(tmp_path / "out")))
+    assert result.images == {"ok": 3, "failed": 1}
+    rows = read_output(str(tmp_path / "out"), "images")
+    (failed,) = rows[rows["status"] == "failed"].itertuples()
+    assert (failed.error_stage, Path(failed.image_uri).name) == ("crash", "poison.tif")
+    assert "the process died 2 times over" in failed.error_message
+    assert not list((tmp_path / "out").rglob("attempts/*"))
 
 
 def watch(condition: Callable[[], bool], *, then: Callable[[], Any]) -> Any:

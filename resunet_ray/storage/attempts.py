@@ -1,0 +1,91 @@
+"""Notes of what was begun, so that an image over which the process dies is found, and not begun for ever.
+
+attempts/LOT/lot/SESSION.NODE.*        one for each time that the lot was begun: some images that one task takes
+attempts/LOT/IMAGE/SESSION.NODE.*      one for each time that the image was begun alone, gone when it was done
+
+Only what began in this session, on a node that is still there, was ended by a death of its process: a job that was stopped, an
+outage and a node that was taken away leave notes as well, and are no image's fault.
+"""
+
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from resunet_ray.storage import files
+
+TRUSTED = 2
+"""A lot that was begun so often and not finished may hold an image that kills the process: its images are taken alone."""
+BLAMED = 2
+"""An image that was begun alone so often and not done is to blame."""
+
+_FOLDER = "attempts"
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Notes:
+    """The notes of one run, as one process takes them."""
+
+    folder: str
+    """Where they are: a run's own."""
+    session: str
+    """Names the driver that is at work, the same in all of its actors."""
+    node: str
+    """Where this process is; empty: no node that could be lost."""
+    is_lost: Callable[[str], bool]
+    """Whether a node is gone."""
+
+    def note_lot(self, lot: int) -> int:
+        """Notes that a lot is begun; how often the process died over it before."""
+        return self._note(files.join(self.folder, _FOLDER, f"{lot:06d}", "lot"))
+
+    @contextmanager
+    def note_image(self, lot: int, number: int) -> Iterator[int]:
+        """Notes an image while it is worked on alone; gives how often the process died over it before.
+
+        Args:
+            lot: number of the lot.
+            number: of the image within the lot.
+        """
+        place = files.join(self.folder, _FOLDER, f"{lot:06d}", str(number))
+        yield self._note(place)
+        files.delete(place)
+
+    def work_through(
+        self, lot: int, items: Sequence[Item], work: Callable[[Item], Result], *, blame: Callable[[Item, int], Result]
+    ) -> list[Result]:
+        """The results of some items, one after the other; those over which the process died are not begun any more.
+
+        Args:
+            lot: number of the lot.
+            items: in it.
+            work: item → its result.
+            blame: item and deaths → the result of one that is to blame.
+        """
+        if self.note_lot(lot) < TRUSTED:
+            return [work(item) for item in items]
+        results = []
+        for number, item in enumerate(items):
+            with self.note_image(lot, number) as deaths:
+                results.append(work(item) if deaths < BLAMED else blame(item, deaths))
+        return results
+
+    def _note(self, place: str) -> int:
+        names = [name for name, _ in files.list_files(place)] if files.exists(place) else []
+        nodes = [node for session, node, *_ in (name.split(".") for name in names) if session == self.session]
+        files.write_bytes(files.join(place, f"{self.session}.{self.node}.{uuid.uuid4().hex}"), b"")
+        return sum(not self.is_lost(node) for node in nodes)
+
+
+def describe(name: str, deaths: int) -> str:
+    """What is wrong with an image that is to blame."""
+    return f"the process died {deaths} times over {name}: out of memory, or a fault in a decoder"
+
+
+def forget(folder: str) -> None:
+    """Deletes the notes of a run that is done."""
+    files.delete(files.join(folder, _FOLDER))

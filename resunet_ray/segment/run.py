@@ -27,9 +27,9 @@ from resunet_ray.errors import InputError
 from resunet_ray.monitoring import count_images
 from resunet_ray.schema import PLAN
 from resunet_ray.segment.actors import segment_lots, uses_gpu
-from resunet_ray.segment.commit import commit_run
+from resunet_ray.segment.commit import INSTANCES_FOLDER, commit_run
 from resunet_ray.segment.job import Job
-from resunet_ray.segment.ledger import read_ledger
+from resunet_ray.segment.ledger import IMAGES_FOLDER, read_ledger
 from resunet_ray.segment.listing import Listing
 from resunet_ray.segment.plan import Plan, write_plan
 from resunet_ray.segment.region import REGIONS_FOLDER, Row
@@ -273,6 +273,8 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
         seconds={name: round(value, 3) for name, value in seconds.items()},
     )
     attempts.forget(folder)
+    for name in (REGIONS_FOLDER, INSTANCES_FOLDER, IMAGES_FOLDER, RUNS_FOLDER):
+        storage.clear_parts(storage.join(config.output, name, run_id))
     _write_record(folder, {**record, "status": "done", "versions": versions(), "result": asdict(result)})
     count_images(job.watched, statuses)
     return result

@@ -4,6 +4,7 @@ from resunet_ray.storage.files import (
     absolute,
     attempt,
     check_writable,
+    clear_parts,
     delete,
     delete_file,
     exists,
@@ -15,17 +16,15 @@ from resunet_ray.storage.files import (
     open_filesystem,
     parent,
     read_bytes,
-    read_metadata,
-    read_table,
     upload,
     write_bytes,
-    write_table,
 )
 from resunet_ray.storage.lease import Lease, hold_lease
 from resunet_ray.storage.names import csv_cell, file_name
 from resunet_ray.storage.reader import Reader
 from resunet_ray.storage.space import cache_folder
 from resunet_ray.storage.staging import Cache
+from resunet_ray.storage.tables import read_metadata, read_table, write_table
 from resunet_ray.storage.walk import FileStatus, walk_files
 
 __all__ = [
@@ -37,6 +36,7 @@ __all__ = [
     "attempt",
     "cache_folder",
     "check_writable",
+    "clear_parts",
     "csv_cell",
     "delete",
     "delete_file",

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs
 
 from resunet_ray.errors import ConfigError, InputError, ResourceError
@@ -228,46 +227,18 @@ def _upload_file(source: Path, uri: str) -> None:
     attempt(uri, write)
 
 
-def write_table(uri: str, table: pa.Table, *, rows_per_group: int = 2**16) -> None:
-    """Writes a Parquet file, zstd, whole or not at all."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=rows_per_group)
-    write_bytes(uri, sink.getvalue())
-
-
-def read_table(uri: str, *, columns: list[str] | None = None, row_group: int | None = None) -> pa.Table:
-    """Reads a Parquet file, or one of its row groups.
-
-    Raises:
-        InputError: it is not there.
-    """
-
-    def read(filesystem: fs.FileSystem, path: str) -> pa.Table:
-        with filesystem.open_input_file(path) as file:
-            table = pq.ParquetFile(file)
-            return table.read(columns=columns) if row_group is None else table.read_row_group(row_group, columns=columns)
-
-    return attempt(uri, read)
-
-
-def read_metadata(uri: str) -> pq.FileMetaData:
-    """The footer of a Parquet file: its schema, and how many rows each row group has.
-
-    Raises:
-        InputError: it is not there.
-    """
-
-    def read(filesystem: fs.FileSystem, path: str) -> pq.FileMetaData:
-        with filesystem.open_input_file(path) as file:
-            return pq.read_metadata(file)
-
-    return attempt(uri, read)
-
-
 def delete(uri: str) -> None:
     """Removes a folder and all below it, if it is there."""
     if _file_type(uri) == fs.FileType.Directory:
         attempt(uri, lambda filesystem, path: filesystem.delete_dir(path))
+
+
+def clear_parts(uri: str) -> None:
+    """Removes what writers that died have left below a folder; readers never see it."""
+    filesystem, path = open_filesystem(uri)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        for part in Path(path).rglob(".*.part"):
+            part.unlink(missing_ok=True)
 
 
 def delete_file(uri: str) -> None:

@@ -8,7 +8,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from resunet_ray.errors import ResourceError
@@ -79,7 +79,7 @@ def reserve(part: Path, sizes: dict[str, int], *, max_bytes: int) -> None:
     """
     deadline, folder = time.monotonic() + _WAIT_SECONDS, part.parent
     while True:
-        with lock(folder / "space", shared=False):
+        with making_room(folder):
             held = _make_room(folder, max_bytes=max_bytes - sum(sizes.values()), beside=part)
             if held is None:
                 part.mkdir(exist_ok=True)
@@ -90,6 +90,11 @@ def reserve(part: Path, sizes: dict[str, int], *, max_bytes: int) -> None:
                 f"the staging cache {folder} has had no room for an hour: {held} bytes are in use. Give --cache-gib more"
             )
         time.sleep(_LOOK_SECONDS)
+
+
+def making_room(folder: Path) -> AbstractContextManager[None]:
+    """Keeps all others from making room, and from what would mislead them in it."""
+    return lock(folder / "space", shared=False)
 
 
 def write_record(place: Path, sizes: dict[str, int]) -> None:

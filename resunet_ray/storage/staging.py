@@ -32,7 +32,7 @@ from resunet_ray.config import PrepareConfig, SegmentConfig
 from resunet_ray.errors import InputError, ResourceError
 from resunet_ray.storage import files
 from resunet_ray.storage.reader import Reader
-from resunet_ray.storage.space import FILES, PART, is_whole, lock, open_cache, reserve, write_record
+from resunet_ray.storage.space import FILES, PART, is_whole, lock, making_room, open_cache, reserve, write_record
 from resunet_ray.storage.walk import walk_files
 
 _CHUNK = 2**23  # bytes
@@ -135,7 +135,8 @@ class Cache:
                 part = place.with_name(f"{place.name}.{uuid.uuid4().hex}{PART}")
                 try:
                     bring(part)
-                    part.rename(place)
+                    with making_room(place.parent):  # else who makes room may see neither the part nor the whole
+                        part.rename(place)
                 except OSError as error:
                     if error.errno is None:  # of no disk
                         raise

@@ -1,6 +1,9 @@
 """No image is lost and none is there twice: damaged files, a killed driver, deadly images, a store that is away, a second run."""
 
+import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +20,12 @@ import pandas as pd
 import pytest
 import ray
 import tifffile
-from support import ROOT, call_job, read_output, run_job
+from support import ROOT, call_job, read_output, run_job, write_pyramid
 
 from resunet_ray import storage
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.images import decode_stored, encode_png
+from resunet_ray.data.synthetic import generate_image
 from resunet_ray.segment.run import segment
 from resunet_ray.segment.segmenter import Segmenter
 from resunet_ray.segment.survey import Surveyor
@@ -132,6 +136,50 @@ def kill_after_a_lot(flags: list[str], regions: Path, *, log: Path, address: str
 
 def count_files(folder: Path) -> int:
     return len(list(folder.glob("*/*.parquet"))) if folder.exists() else 0
+
+
+def test_dead_after_any_write_it_ends_with_what_an_undisturbed_run_gives(
+    dark_bundle: str, generated: Path, tmp_path: Path
+) -> None:
+    """Of 20 images and a slide: two lots and one, three notes, tables for either commit, the run's record twice, its lease."""
+    shutil.copytree(generated / "images", tmp_path / "in")
+    slide, _ = generate_image(600, 700, modality="stained", num_nuclei=60, rng=np.random.default_rng(0))
+    write_pyramid(tmp_path / "in" / "slide.tiff", slide)
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("crashing.py")),
+        dark_bundle,
+        str(tmp_path / "in"),
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    deaths = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [death["code"] for death in deaths] == [0] * len(deaths), done.stderr
+    written = [re.sub(r"\d{8}T\d{6}Z-\w{6}", "RUN", death["unwritten"]) for death in deaths]
+    for name in ("runs/RUN/plan/00000.parquet", "runs/RUN/run.json", "regions/RUN/000002.parquet", "instances/RUN/00001.parquet"):
+        assert name in written
+    assert written.count("runs/RUN/run.json") == 2
+    whole = read_tables(tmp_path / "out" / str(len(deaths)))
+    assert len(whole["images"]) == 21
+    for death in deaths:
+        left = [str(path.relative_to(death["output"])) for path in Path(death["output"]).glob("*/*/**/.*")]
+        assert left == [], death["unwritten"]
+        for name, table in read_tables(death["output"]).items():
+            pd.testing.assert_frame_equal(table, whole[name], obj=f"{name} after a death before {death['unwritten']}")
+
+
+def read_tables(output: Path | str) -> dict[str, pd.DataFrame]:
+    """What an output holds, but for what differs from run to run."""
+    columns = {
+        "images": ["image_uri", "status", "num_nuclei", "foreground_fraction"],
+        "regions": ["image_uri", "y", "x", "mask", "num_instances"],
+        "instances": ["image_id", "centroid_y", "centroid_x", "geometry"],
+    }
+    return {
+        name: read_output(str(output), name, columns=wanted).sort_values(wanted[:3], ignore_index=True)
+        for name, wanted in columns.items()
+    }
 
 
 class Poisoned(Segmenter):

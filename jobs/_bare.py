@@ -76,7 +76,7 @@ def _network_rate(network: torch.nn.Module, tiles: torch.Tensor, *, streams: int
 
 
 def run_one_at_a_time(uri: str, folder: str) -> float:
-    """Megapixels/s of a loop over single images, as the report's notebook had it: decode, predict, score, write."""
+    """Megapixels/s of a loop over single images, as the baseline's notebook had it: decode, predict, score, write."""
     bundle = load_bundle(uri)
     files = [storage.join(folder, "images", name) for name, _ in storage.list_files(storage.join(folder, "images"))][
         :_SINGLE_IMAGES

@@ -18,7 +18,7 @@ import tyro
 
 from resunet_ray import errors, storage
 from resunet_ray.cluster import disconnect, log_folder
-from resunet_ray.config import load_config
+from resunet_ray.config import RENAMED, load_config
 from resunet_ray.errors import ConfigError, ResUNetRayError
 from resunet_ray.progress import LogHandler, is_verbose, set_verbose
 
@@ -60,7 +60,7 @@ def read_config(
         first.add_argument("--config")
     if recipes:
         first.add_argument("--recipe", choices=sorted(recipes), default="default")
-    known, rest = first.parse_known_args(arguments)
+    known, rest = first.parse_known_args(_with_new_words(sys.argv[1:] if arguments is None else arguments))
     file = known.config if saved else None
     if file is not None and recipes and known.recipe != "default":
         raise ConfigError("--config and --recipe are both starting points: give one of them")
@@ -74,6 +74,19 @@ def read_config(
     extra += "\n\n--verbose shows all that Ray and its libraries say."
     result: Config = tyro.cli(kind, args=rest, default=start, description=f"{description}\n\n{extra}")  # type: ignore[assignment]
     return result
+
+
+def _with_new_words(arguments: Sequence[str]) -> list[str]:
+    """The command line with today's words for those that earlier versions had."""
+    words = list(arguments)
+    for number, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        field = name.removeprefix("--").replace("-", "_")
+        new = RENAMED.get(field, {}).get(value if equals else "".join(words[number + 1 : number + 2]))
+        if name.startswith("--") and new is not None:
+            logger.warning("%s %s is now called %s", name, value if equals else words[number + 1], new)
+            words[number if equals else number + 1] = f"{name}={new}" if equals else new
+    return words
 
 
 def run_job(name: str, work: Callable[[], dict[str, Any]]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from _job import read_config, run_job
 
-from resunet_ray.config import TrainConfig, report_recipe
+from resunet_ray.config import TrainConfig, baseline_recipe
 from resunet_ray.train.trainer import train
 
 
@@ -13,7 +13,7 @@ def _work() -> dict[str, Any]:
     config = read_config(
         TrainConfig,
         description=__doc__ or "",
-        recipes={"default": TrainConfig, "report": report_recipe},
+        recipes={"default": TrainConfig, "baseline": baseline_recipe},
         required=("data", "output"),
         saved="train.json",
     )

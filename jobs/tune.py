@@ -5,7 +5,7 @@ from typing import Any
 
 from _job import read_config, run_job
 
-from resunet_ray.config import SweepConfig, TrainConfig, report_recipe
+from resunet_ray.config import SweepConfig, TrainConfig, baseline_recipe
 from resunet_ray.errors import LeaseError
 from resunet_ray.report.sweep import write_sweep_report
 from resunet_ray.sweep.run import sweep
@@ -19,7 +19,7 @@ def _work() -> dict[str, Any]:
     config = read_config(
         SweepConfig,
         description=__doc__ or "",
-        recipes={"default": partial(_start, TrainConfig), "report": partial(_start, report_recipe)},
+        recipes={"default": partial(_start, TrainConfig), "baseline": partial(_start, baseline_recipe)},
         required=("data", "output"),
         saved="sweep.json",
     )

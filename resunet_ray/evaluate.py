@@ -26,7 +26,7 @@ from resunet_ray.scoring import score_split
 
 SCORES_FILE, SUMMARY_FILE, PICTURES = "scores.parquet", "summary.json", "pictures"
 
-_REPORT_SIDE = 256  # the report's images, pixels
+_BASELINE_SIDE = 256  # the baseline's images, pixels
 _PICTURE_SIDE = 512  # a larger image is shown smaller, pixels
 _GAP = 4  # white columns between the three parts of a picture
 
@@ -81,8 +81,8 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
         "split": config.split,
         "protocol": config.protocol,
         "flips": config.flips,
-        "threshold": 0.5 if config.protocol == "report" else info.instances.threshold,
-        "min_area": None if config.protocol == "report" else info.instances.min_area,
+        "threshold": 0.5 if config.protocol == "baseline" else info.instances.threshold,
+        "min_area": None if config.protocol == "baseline" else info.instances.min_area,
         **vars(result),
         "config": asdict(config),
     }
@@ -120,7 +120,7 @@ def _instance_means(table: pd.DataFrame) -> dict[str, float] | None:
 
 
 def _score_csv(table: pd.DataFrame) -> str:
-    """The report's own table."""
+    """The baseline's own table."""
     names = {"image_id": "Image", **{name: name.capitalize() for name in metrics.SCORES}}
     return str(
         table[list(names)].assign(image_id=table["image_id"].map(storage.csv_cell)).rename(columns=names).to_csv(index=False)
@@ -134,8 +134,8 @@ def _build_predict(config: EvaluateConfig) -> Callable[[Bundle, list[Labelled]],
             return bundle.predict([image.image for image in images], batch_size=batch_size, flips=config.flips)
         return predict(
             bundle.network,
-            [_to_report_size(image.image) for image in images],
-            config=PreprocessConfig(tile=_REPORT_SIDE, intensity=bundle.info.preprocess.intensity),
+            [_to_baseline_size(image.image) for image in images],
+            config=PreprocessConfig(tile=_BASELINE_SIDE, intensity=bundle.info.preprocess.intensity),
             channels=bundle.info.model.in_channels,
             device=bundle.device,
             dtype=None,
@@ -146,15 +146,15 @@ def _build_predict(config: EvaluateConfig) -> Callable[[Bundle, list[Labelled]],
     return predict_block
 
 
-def _to_report_size(array: np.ndarray) -> np.ndarray:
-    return np.asarray(cv2.resize(array, (_REPORT_SIDE, _REPORT_SIDE), interpolation=cv2.INTER_LINEAR))
+def _to_baseline_size(array: np.ndarray) -> np.ndarray:
+    return np.asarray(cv2.resize(array, (_BASELINE_SIDE, _BASELINE_SIDE), interpolation=cv2.INTER_LINEAR))
 
 
 def _build_score(config: EvaluateConfig, output: str) -> Callable[[Bundle, Labelled, Float32[np.ndarray, "h w"]], Row]:
     def score(bundle: Bundle, image: Labelled, probability: Float32[np.ndarray, "h w"]) -> Row:
-        if config.protocol == "report":
-            pixels = _to_report_size(image.image)
-            mask = (_to_report_size(image.mask.astype(np.float32)) > 0.5).astype(np.uint8)
+        if config.protocol == "baseline":
+            pixels = _to_baseline_size(image.image)
+            mask = (_to_baseline_size(image.mask.astype(np.float32)) > 0.5).astype(np.uint8)
             found = (probability > 0.5).astype(np.uint8)
             labels = None
         else:
@@ -184,7 +184,7 @@ def _build_score(config: EvaluateConfig, output: str) -> Callable[[Bundle, Label
 def side_by_side(
     image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], found: UInt8[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "i j 3"]:
-    """Image | mask | prediction, as the report shows them; masks hold 0 or 1. A large image is shown smaller."""
+    """Image | mask | prediction, as the baseline shows them; masks hold 0 or 1. A large image is shown smaller."""
     parts = [image, *(np.repeat(part[..., None] * np.uint8(255), 3, axis=2) for part in (mask, found))]
     factor = min(1.0, _PICTURE_SIDE / max(image.shape[:2]))
     if factor < 1:

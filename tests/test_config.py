@@ -11,8 +11,8 @@ from resunet_ray.config import (
     PreprocessConfig,
     SweepConfig,
     TrainConfig,
+    baseline_recipe,
     load_config,
-    report_recipe,
     save_config,
 )
 from resunet_ray.errors import ConfigError
@@ -61,7 +61,7 @@ def test_parts_check_themselves() -> None:
         AugmentConfig(blur_probability=2)
     with pytest.raises(ConfigError, match=r"--augment.gamma 0.5: expected a number from 1 on"):
         AugmentConfig(gamma=0.5)
-    with pytest.raises(ConfigError, match=r"--seed 5 would be ignored by --split report: leave it out"):
+    with pytest.raises(ConfigError, match=r"--seed 5 would be ignored by --split baseline: leave it out"):
         PrepareConfig(input=("a",), output="b", seed=5)
     with pytest.raises(ConfigError, match=r"--actors 0: expected a number from 1 on"):
         EvaluateConfig(bundle="a", data="b", output="c", actors=0)
@@ -90,8 +90,15 @@ def test_a_doctor_who_would_take_more_than_a_minute_is_refused() -> None:
 def test_a_saved_configuration_comes_back() -> None:
     config = TrainConfig(data="a", output="b", augment=AugmentConfig(scale=2.0), model=ModelConfig(widths=(16, 48)))
     assert load_config(save_config(config), kind=TrainConfig, source="f") == config
-    report = report_recipe(data="a", output="b")
-    assert load_config(save_config(report), kind=TrainConfig, source="f") == report
+    baseline = baseline_recipe(data="a", output="b")
+    assert load_config(save_config(baseline), kind=TrainConfig, source="f") == baseline
+
+
+def test_a_saved_configuration_of_version_0_1_0_is_read() -> None:
+    config = load_config('{"config": {"input": ["a"], "output": "b", "split": "report"}}', kind=PrepareConfig, source="f")
+    assert config.split == "baseline"
+    saved = '{"bundle": "a", "data": "b", "output": "c", "protocol": "report"}'
+    assert load_config(saved, kind=EvaluateConfig, source="f").protocol == "baseline"
 
 
 def test_a_saved_configuration_with_an_unknown_or_wrong_field_is_refused() -> None:
@@ -103,9 +110,9 @@ def test_a_saved_configuration_with_an_unknown_or_wrong_field_is_refused() -> No
         load_config("data: a", kind=TrainConfig, source="f")
 
 
-def test_the_report_s_recipe_is_the_report_s() -> None:
+def test_the_baseline_s_recipe_is_the_baseline_s() -> None:
     """Resize 256, no augmentation, BCE, Adam 1e-4, batch 8, 10 epochs, plateau 0.1/5/1e-7, Keras's batch normalisation."""
-    config = report_recipe(data="a", output="b")
+    config = baseline_recipe(data="a", output="b")
     assert (config.preprocess.resize, config.augment.enabled, config.loss, config.optimizer) == (256, False, "bce", "adam")
     assert (config.learning_rate, config.batch_size, config.epochs) == (1e-4, 8, 10)
     assert (config.schedule, config.plateau_factor, config.plateau_patience, config.min_learning_rate) == (

@@ -14,7 +14,7 @@ from support import call_job, open_in_browser, read_picture
 from resunet_ray import storage
 from resunet_ray.config import EvaluateConfig
 from resunet_ray.data.images import decode_stored
-from resunet_ray.data.splits import split_as_report
+from resunet_ray.data.splits import split_as_baseline
 from resunet_ray.evaluate import Evaluated, evaluate
 from resunet_ray.report.evaluation import write_evaluation_report
 from resunet_ray.schema import SCORES
@@ -82,8 +82,8 @@ def test_scores_do_not_depend_on_the_number_of_actors(
     assert (other.scores, other.pooled, other.instance) == (scored[1].scores, scored[1].pooled, scored[1].instance)
 
 
-def test_the_report_s_protocol_scores_at_its_size(bundle_uri: str, dataset_uri: str, tmp_path: Path, cluster: str) -> None:
-    config = EvaluateConfig(bundle=bundle_uri, data=dataset_uri, output=str(tmp_path), protocol="report")
+def test_the_baseline_s_protocol_scores_at_its_size(bundle_uri: str, dataset_uri: str, tmp_path: Path, cluster: str) -> None:
+    config = EvaluateConfig(bundle=bundle_uri, data=dataset_uri, output=str(tmp_path), protocol="baseline")
     assert evaluate(config).instance is None
     rows = read_scores(config.output)
     assert (rows["tp"] + rows["fp"] + rows["fn"] + rows["tn"] == 256 * 256).all()
@@ -111,20 +111,20 @@ def test_names_of_a_foreign_data_set_are_only_names(bundle_uri: str, dataset_uri
 
 
 @pytest.mark.campaign
-def test_real_images_go_through_with_the_report_s_recipe(real_data: Path, tmp_path: Path, cluster: str) -> None:
+def test_real_images_go_through_with_the_baseline_s_recipe(real_data: Path, tmp_path: Path, cluster: str) -> None:
     """24 real images of every modality and size, a folder of pairs given to training directly, one epoch."""
     names = sorted(path.name for path in (real_data / "images").iterdir())[::28][:24]
     for folder in ("images", "masks", "instances"):
         (tmp_path / "raw" / folder).mkdir(parents=True)
         for name in names:
             shutil.copy(real_data / folder / name, tmp_path / "raw" / folder / name)
-    flags = ["--recipe", "report", "--epochs", "1", "--model.widths", "16", "32"]
+    flags = ["--recipe", "baseline", "--epochs", "1", "--model.widths", "16", "32"]
     training = ["--data", str(tmp_path / "raw"), "--output", str(tmp_path / "run"), *flags]
     code, line, errors = call_job("train", *training)
     assert code == 0, errors
     data = tmp_path / "run" / "train" / "data"
     rows = pd.concat([pd.read_parquet(path) for path in sorted(data.glob("*-*.parquet"))])
-    assert dict(zip(rows["image_id"], rows["split"], strict=True)) == split_as_report([Path(name).stem for name in names])
+    assert dict(zip(rows["image_id"], rows["split"], strict=True)) == split_as_baseline([Path(name).stem for name in names])
     scoring = ["--bundle", str(line["bundle"]), "--data", str(data), "--output", str(tmp_path / "scores")]
     code, line, errors = call_job("evaluate", *scoring)
     assert (code, line["images"]) == (0, 5), errors

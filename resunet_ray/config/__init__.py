@@ -2,14 +2,15 @@
 
 from resunet_ray.config.doctor import DoctorConfig
 from resunet_ray.config.evaluate import EvaluateConfig
-from resunet_ray.config.files import load_config, save_config
+from resunet_ray.config.files import RENAMED, load_config, save_config
 from resunet_ray.config.model import AugmentConfig, InstanceConfig, ModelConfig, PreprocessConfig
 from resunet_ray.config.prepare import PrepareConfig
 from resunet_ray.config.segment import ExportConfig, GiveUpConfig, SegmentConfig
 from resunet_ray.config.sweep import DashboardConfig, SweepConfig
-from resunet_ray.config.train import Metric, TrainConfig, lower_is_better, report_recipe
+from resunet_ray.config.train import Metric, TrainConfig, baseline_recipe, lower_is_better
 
 __all__ = [
+    "RENAMED",
     "AugmentConfig",
     "DashboardConfig",
     "DoctorConfig",
@@ -24,8 +25,8 @@ __all__ = [
     "SegmentConfig",
     "SweepConfig",
     "TrainConfig",
+    "baseline_recipe",
     "load_config",
     "lower_is_better",
-    "report_recipe",
     "save_config",
 ]

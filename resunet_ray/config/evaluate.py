@@ -18,8 +18,8 @@ class EvaluateConfig:
     """Where score.csv, scores.parquet, pictures/ and report.html go."""
     split: str = "test"
     """Split of the data that is scored."""
-    protocol: Literal["native", "report"] = "native"
-    """native: at the image's own resolution, with the bundle's threshold. report: as the report did it, image and mask
+    protocol: Literal["native", "baseline"] = "native"
+    """native: at the image's own resolution, with the bundle's threshold. baseline: as the baseline did it, image and mask
     resized bilinearly to 256×256, mask > 0.5, probability > 0.5."""
     flips: bool = False
     """Average the probability over the image's four mirror images: four times the work."""

@@ -10,6 +10,9 @@ from resunet_ray.errors import ConfigError
 
 Config = TypeVar("Config")
 
+RENAMED = {name: {"report": "baseline"} for name in ("recipe", "split", "protocol")}
+"""Values of fields that version 0.1.0 called otherwise, and their names now."""
+
 
 def save_config(config: Any) -> str:
     """A resolved configuration as JSON text, which `load_config` reads."""
@@ -24,7 +27,14 @@ def load_config(text: str, *, kind: type[Config], source: str) -> Config:
     """
     try:
         content = TypeAdapter(dict[str, Any]).validate_json(text)
-        return TypeAdapter(kind).validate_python(content.get("config", content), extra="forbid")
+        fields = content.get("config", content)
+        if isinstance(fields, dict):
+            fields = {name: _with_new_word(name, value) for name, value in fields.items()}
+        return TypeAdapter(kind).validate_python(fields, extra="forbid")
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors())
         raise ConfigError(f"{source} is not a saved {kind.__name__}: {problems}") from None
+
+
+def _with_new_word(name: str, value: Any) -> Any:
+    return RENAMED.get(name, {}).get(value, value) if isinstance(value, str) else value

@@ -35,7 +35,7 @@ class PreprocessConfig:
     """How an image reaches the network, in training and ever after."""
 
     resize: Annotated[int | None, tyro.conf.arg(aliases=["--resize"])] = None
-    """None: native resolution, in tiles. A number: the whole image resized to a square of that side, as in the report."""
+    """None: native resolution, in tiles. A number: the whole image resized to a square of that side, as in the baseline."""
     intensity: Literal["stored", "percentiles"] = "stored"
     """stored: levels as they are. percentiles: each image stretched between its 1st and its 99.8th percentile, so that a dim one
     looks like a bright one."""

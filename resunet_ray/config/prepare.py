@@ -15,8 +15,8 @@ class PrepareConfig:
     """Where images and masks lie: folders (images/ beside masks/, or one folder an image as in BBBC038), zip or tar."""
     output: str
     """Where the data set goes: a new or empty folder or prefix."""
-    split: Literal["report", "fraction", "group", "file"] = "report"
-    """report: sorted names, 20% test, then 20% of the rest validation, as scikit-learn draws them with seed 42.
+    split: Literal["baseline", "fraction", "group", "file"] = "baseline"
+    """baseline: sorted names, 20% test, then 20% of the rest validation, as scikit-learn draws them with seed 42.
     fraction: by --val-fraction, --test-fraction and --seed. group: the same, but rows of one group stay together.
     file: from --split-file."""
     val_fraction: float = 0.2
@@ -52,7 +52,7 @@ class PrepareConfig:
             f"--val-fraction {self.val_fraction} and --test-fraction {self.test_fraction} leave no image for training: "
             "expected 0 < val, 0 <= test and a sum below 1",
         )
-        if self.split in ("report", "file"):
+        if self.split in ("baseline", "file"):
             require_default(self, f"by --split {self.split}", "seed", "val_fraction", "test_fraction")
         require_range(self, 0, 1, "max_reject_fraction")
         require_range(self, 1, ANY, "max_pixels", "rows_per_group", "rows_per_shard")

@@ -1,4 +1,4 @@
-"""The configuration of a training run, and the report's own."""
+"""The configuration of a training run, and the baseline's own."""
 
 import re
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ def lower_is_better(metric: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run. The defaults are the default recipe; `--recipe report` starts from the report's."""
+    """One training run. The defaults are the default recipe; `--recipe baseline` starts from the baseline's."""
 
     data: str
     """What `jobs/prepare.py` wrote, or a plain folder with images/ and masks/."""
@@ -162,8 +162,8 @@ class TrainConfig:
         return 0.5 if self.preprocess.resize is None else 0.0
 
 
-def report_recipe(*, data: str, output: str) -> TrainConfig:
-    """The report's own training: Keras's ResUNet at 256×256 with binary cross-entropy and Adam."""
+def baseline_recipe(*, data: str, output: str) -> TrainConfig:
+    """The baseline's own training: Keras's ResUNet at 256×256 with binary cross-entropy and Adam."""
     return TrainConfig(
         data=data,
         output=output,

@@ -176,8 +176,8 @@ def _require_few_rejects(rejects: pd.DataFrame, *, total: int, config: PrepareCo
 
 
 def _split(image_ids: list[str], *, config: PrepareConfig, metadata: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    if config.split == "report":
-        return splits.split_as_report(image_ids)
+    if config.split == "baseline":
+        return splits.split_as_baseline(image_ids)
     if config.split == "file":
         assert config.split_file is not None, "checked by PrepareConfig"
         return splits.split_from_lists(image_ids, lists=_read_split_file(config.split_file), source=config.split_file)

@@ -9,17 +9,17 @@ from resunet_ray.errors import InputError
 
 TRAIN, VAL, TEST = "train", "val", "test"
 
-_REPORT_SEED = 42
-_REPORT_FRACTION = 0.2
+_BASELINE_SEED = 42
+_BASELINE_FRACTION = 0.2
 
 
-def split_as_report(image_ids: Sequence[str]) -> dict[str, str]:
-    """The report's split: sorted names, 20% for the test, then 20% of the rest for validation.
+def split_as_baseline(image_ids: Sequence[str]) -> dict[str, str]:
+    """The baseline's split: sorted names, 20% for the test, then 20% of the rest for validation.
 
     Equals scikit-learn's `train_test_split(..., test_size=0.2, random_state=42)`, applied twice.
     """
-    rest, test = _hold_out(sorted(image_ids), fraction=_REPORT_FRACTION, seed=_REPORT_SEED)
-    train, val = _hold_out(rest, fraction=_REPORT_FRACTION, seed=_REPORT_SEED)
+    rest, test = _hold_out(sorted(image_ids), fraction=_BASELINE_FRACTION, seed=_BASELINE_SEED)
+    train, val = _hold_out(rest, fraction=_BASELINE_FRACTION, seed=_BASELINE_SEED)
     return _by_id({TRAIN: train, VAL: val, TEST: test})
 
 

@@ -13,7 +13,7 @@ NUM_BINS = 256
 THRESHOLDS = np.arange(1, NUM_BINS) / NUM_BINS
 """The thresholds that a histogram can tell apart: k / 256."""
 SCORES = ("accuracy", "f1", "jaccard", "recall", "precision")
-"""The report's five, in its order."""
+"""The baseline's five, in its order."""
 
 
 class Counts(NamedTuple):

@@ -102,7 +102,7 @@ def start_from(network: nn.Module, weights: dict[str, Tensor]) -> list[str]:
 def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Adam or AdamW; weight decay spares biases and normalisation."""
     if config.optimizer == "adam":
-        # Keras's epsilon, which the report's training had.
+        # Keras's epsilon, which the baseline's training had.
         return torch.optim.Adam(network.parameters(), lr=config.learning_rate, eps=1e-7)
     weights = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]

@@ -23,7 +23,7 @@ from resunet_ray.data.images import decode_stored, encode_labels, encode_png
 from resunet_ray.data.labelled import read_images
 from resunet_ray.data.prepare import prepare
 from resunet_ray.data.sources import Source
-from resunet_ray.data.splits import split_as_report
+from resunet_ray.data.splits import split_as_baseline
 from resunet_ray.errors import ConfigError, InputError
 from resunet_ray.schema import DATASET
 
@@ -36,7 +36,7 @@ def test_shards_hold_every_image_once_with_its_own_pixels(dataset_uri: str, gene
     rows = read_all(dataset_uri)
     names = sorted(path.stem for path in (generated / "images").iterdir())
     assert sorted(rows["image_id"]) == names
-    assert dict(zip(rows["image_id"], rows["split"], strict=True)) == split_as_report(names)
+    assert dict(zip(rows["image_id"], rows["split"], strict=True)) == split_as_baseline(names)
     for row in rows.to_dict("records"):
         image = read_picture(generated / "images" / f"{row['image_id']}.png")
         np.testing.assert_array_equal(decode_stored(row["image"]), image[..., ::-1])

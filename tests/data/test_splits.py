@@ -3,17 +3,17 @@
 import pytest
 from sklearn.model_selection import train_test_split
 
-from resunet_ray.data.splits import TEST, TRAIN, VAL, split_as_report, split_by_fraction, split_from_lists
+from resunet_ray.data.splits import TEST, TRAIN, VAL, split_as_baseline, split_by_fraction, split_from_lists
 from resunet_ray.errors import InputError
 
 
 @pytest.mark.parametrize("count", [5, 26, 101, 664])
-def test_report_split_is_exactly_scikit_learn_s(count: int) -> None:
+def test_the_baseline_s_split_is_exactly_scikit_learn_s(count: int) -> None:
     names = [f"{number * 7919 % 1009:04d}" for number in range(count)]
     rest, test = train_test_split(sorted(names), test_size=0.2, random_state=42)
     train, val = train_test_split(rest, test_size=0.2, random_state=42)
     expected = dict.fromkeys(train, TRAIN) | dict.fromkeys(val, VAL) | dict.fromkeys(test, TEST)
-    assert split_as_report(names[::-1]) == expected
+    assert split_as_baseline(names[::-1]) == expected
 
 
 def test_fractions_hold_and_the_order_of_names_does_not_matter() -> None:

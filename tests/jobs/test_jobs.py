@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from _job import read_config
 from support import RAYS_OWN, ROOT, call_job, run_job
 
-from resunet_ray.config import ModelConfig, TrainConfig
+from resunet_ray.config import ModelConfig, PrepareConfig, TrainConfig, baseline_recipe
 
 
 @pytest.mark.parametrize("name", ["prepare", "train", "tune", "dashboard", "evaluate", "segment", "demo", "benchmark", "doctor"])
@@ -19,7 +20,7 @@ def test_help_says_what_the_job_does(name: str) -> None:
     code, _, shown = call_job(name, "--help")
     assert code == 0, shown
     assert ("--config FILE" in shown) == (name in ("prepare", "train", "tune", "evaluate", "segment"))
-    assert ("--recipe default|report" in shown) == (name in ("train", "tune"))
+    assert ("--recipe baseline|default" in shown) == (name in ("train", "tune"))
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,20 @@ def test_a_saved_configuration_is_where_the_next_run_starts(tmp_path: Path) -> N
     arguments = ["--config", str(tmp_path / "train.json"), "--output", "d", "--model.widths", "16", "48"]
     found = read_config(TrainConfig, description="", saved="train.json", arguments=arguments)
     assert found == replace(first, output="d", model=ModelConfig(widths=(16, 48)))
+
+
+def test_the_words_of_version_0_1_0_still_work(caplog: pytest.LogCaptureFixture) -> None:
+    recipes: dict[str, Callable[..., TrainConfig]] = {"default": TrainConfig, "baseline": baseline_recipe}
+    arguments = ["--data", "a", "--output", "b"]
+    for flags in (["--recipe", "report"], ["--recipe=report"]):
+        found = read_config(
+            TrainConfig, description="", recipes=recipes, required=("data", "output"), arguments=[*flags, *arguments]
+        )
+        assert found == baseline_recipe(data="a", output="b")
+    arguments = ["--input", "report", "--output", "report", "--split", "report"]
+    found_split = read_config(PrepareConfig, description="", arguments=arguments)
+    assert found_split == PrepareConfig(input=("report",), output="report", split="baseline")
+    assert "--split report is now called baseline" in caplog.text
 
 
 @pytest.mark.ray

@@ -1,4 +1,4 @@
-"""The network is the report's, to the letter."""
+"""The network is the baseline's, to the letter."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def reference() -> ResUNet:
     return network.eval()
 
 
-def test_it_has_the_parameters_of_the_report() -> None:
+def test_it_has_the_parameters_of_the_baseline() -> None:
     network = build_network(ModelConfig())
     assert sum(p.numel() for p in network.parameters() if p.requires_grad) == 4_713_841
     convolutions = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d)]
@@ -28,7 +28,7 @@ def test_it_has_the_parameters_of_the_report() -> None:
     assert {module.eps for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)} == {1e-3}
 
 
-def test_every_level_has_the_shape_of_the_report() -> None:
+def test_every_level_has_the_shape_of_the_baseline() -> None:
     network, shapes = reference(), []
     for module in [network.stem, *network.encoder, network.bridge, *network.decoder, network.head]:
         module.register_forward_hook(lambda _module, _input, output: shapes.append(tuple(output.shape[1:])))
@@ -40,7 +40,7 @@ def test_every_level_has_the_shape_of_the_report() -> None:
 
 
 def test_output_equals_a_step_by_step_computation_with_the_same_weights() -> None:
-    """The report's Keras code written out line by line in float64, with convolution as a sum over shifted windows."""
+    """The baseline's Keras code written out line by line in float64, with convolution as a sum over shifted windows."""
     network = reference()
     state = {name: tensor.double() for name, tensor in network.state_dict().items()}
 

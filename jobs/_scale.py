@@ -1,4 +1,4 @@
-"""Runs over so many tiny images that only what surrounds the network takes time: listing, plan, lots, files, commit, ledger."""
+"""Runs over so many tiny images that only what surrounds the network takes time: listing, plan, chunks, files, commit, ledger."""
 
 import io
 import logging

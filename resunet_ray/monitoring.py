@@ -3,7 +3,7 @@
 Each node of Ray serves a gauge as `ray_NAME`, a counter as `ray_NAME_total`.
 
 A counter outlives its process: the node goes on serving it, and what a process had yet to tell when it was killed is missing. So
-lots are counted where each arrives once, in the driver, and not in the actors, which may die, or do a lot twice.
+chunks are counted where each arrives once, in the driver, and not in the actors, which may die, or do a chunk twice.
 
 A gauge is forgotten two of Ray's report intervals (20 seconds) after it was last set. So a thread sets it again every second
 while the run lasts, and soon nothing is left of a run that ended, however it did.
@@ -58,7 +58,7 @@ _SECONDS = _Metric(Counter, "resunet_segment_seconds", "Seconds that threads spe
 _NETWORK_SECONDS = _Metric(
     Counter, "resunet_segment_network_seconds", "Seconds that networks were there to compute, at work or not."
 )
-_LOTS_LEFT = _Metric(Gauge, "resunet_segment_lots_left", "Lots that a run has yet to do.")
+_CHUNKS_LEFT = _Metric(Gauge, "resunet_segment_chunks_left", "Chunks that a run has yet to do.")
 _WAITING = _Metric(Gauge, "resunet_segment_waiting", "What waits in an actor for a thread of a stage: model, post.", ("stage",))
 
 _EPOCH = _Metric(Gauge, "resunet_train_epoch", "Epochs that a training has done.")
@@ -71,7 +71,7 @@ _Reading = tuple[_Metric, tuple[str, ...], float]
 """A gauge, its own labels, its value."""
 
 
-def count_lot(
+def count_chunk(
     run: Run,
     *,
     outcomes: Iterable[tuple[str, str, str, int]],
@@ -79,14 +79,14 @@ def count_lot(
     seconds: Mapping[str, float],
     network_seconds: float,
 ) -> None:
-    """Counts a lot that is done.
+    """Counts a chunk that is done.
 
     Args:
         run: whose it is.
         outcomes: status, stage and type of the error (empty where there was none), and how many regions came to that.
         pixels: of the regions that were segmented.
         seconds: that threads spent, by stage.
-        network_seconds: for which networks were there since the lot before, at work or not.
+        network_seconds: for which networks were there since the chunk before, at work or not.
     """
     for status, stage, error, regions in outcomes:
         _count(_REGIONS, run, status, stage, error, value=regions)
@@ -108,9 +108,9 @@ def count_images(run: Run, statuses: Mapping[str, int]) -> None:
 
 
 @contextmanager
-def show_lots(run: Run, left: Callable[[], int]) -> Iterator[None]:
-    """Shows how many lots are left, while the context lasts."""
-    stop = _show(run, lambda: [(_LOTS_LEFT, (), left())])
+def show_chunks(run: Run, left: Callable[[], int]) -> Iterator[None]:
+    """Shows how many chunks are left, while the context lasts."""
+    stop = _show(run, lambda: [(_CHUNKS_LEFT, (), left())])
     try:
         yield
     finally:

@@ -106,7 +106,7 @@ _PLACE: list[tuple[str, pa.DataType]] = [
 ]
 
 PLAN = _versioned([*_SOURCE, *_PLACE, ("tissue", pa.binary()), ("attempt", pa.int32()), *_ERROR])
-"""One region to segment a row; a row group is a lot: what one task takes. An error was found while planning."""
+"""One region to segment a row; a row group is a chunk: what one task takes. An error was found while planning."""
 
 INSTANCE = pa.struct(
     [

@@ -24,7 +24,7 @@ def test_the_start_of_processes_does_not_count_once_there_is_enough_to_tell() ->
 
 
 def test_results_that_come_at_once_do_not_promise_too_much() -> None:
-    """Two actors end their first lots a tenth of a second apart: not 80 a second."""
+    """Two actors end their first chunks a tenth of a second apart: not 80 a second."""
     pace = Pace(begun=0.0)
     pace.arrive(8, now=20.0)
     pace.arrive(16, now=20.1)

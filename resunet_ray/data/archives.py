@@ -34,7 +34,7 @@ MAX_BYTES = 2**30
 """What is read of one file or member. An image of `max_pixels` has less; slides are read in parts."""
 _MAX_HEADER = 2**20  # bytes of a tar's extended header: a path, and some attributes
 _HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-_CHUNK = 2**20  # bytes: the headers of a tar of small files come many at a time
+_BUFFER_BYTES = 2**20  # the headers of a tar of small files come many at a time
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, KeyError, RuntimeError, ValueError, OSError, zlib.error, lzma.LZMAError)
 """What reading bad bytes raises, or a file that may not be read."""
 
@@ -186,4 +186,4 @@ class _Member(tarfile.TarInfo):
 
 
 def _buffered(file: storage.Reader) -> IO[bytes]:
-    return io.BufferedReader(file, _CHUNK)
+    return io.BufferedReader(file, _BUFFER_BYTES)

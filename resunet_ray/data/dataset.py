@@ -107,9 +107,9 @@ def plan_epoch(
     groups = dataset.groups(split)
     rows = sum(count for *_, count in groups)
     repeats = _draw_repeats(rows, size=size, weights=weights, rng=rng)
-    lots = [(index, row) for index in rng.permutation(len(groups)) for row in _rows_of(groups[index], repeats)]
+    draws = [(index, row) for index in rng.permutation(len(groups)) for row in _rows_of(groups[index], repeats)]
     share = size // workers
-    mine = lots[rank * share : (rank + 1) * share]
+    mine = draws[rank * share : (rank + 1) * share]
     wanted: dict[int, list[int]] = {}
     for index, row in mine:
         wanted.setdefault(int(index), []).append(row)

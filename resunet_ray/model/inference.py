@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from resunet_ray.config import PreprocessConfig
 from resunet_ray.intensity import Range, stretch
 from resunet_ray.model.preprocess import preprocess
-from resunet_ray.model.tiling import Tile, blend_weight, plan_tiles
+from resunet_ray.model.tiling import Box, blend_weight, plan_tiles
 
 
 def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
@@ -79,8 +79,8 @@ def predict(
     ]
 
 
-def _batches(inputs: Sequence[np.ndarray], *, config: PreprocessConfig, batch_size: int) -> list[list[tuple[int, Tile]]]:
-    by_shape: dict[tuple[int, int], list[tuple[int, Tile]]] = defaultdict(list)
+def _batches(inputs: Sequence[np.ndarray], *, config: PreprocessConfig, batch_size: int) -> list[list[tuple[int, Box]]]:
+    by_shape: dict[tuple[int, int], list[tuple[int, Box]]] = defaultdict(list)
     for index, image in enumerate(inputs):
         height, width = image.shape[:2]
         side = max(height, width) if config.resize is not None else config.tile

@@ -12,7 +12,7 @@ from jaxtyping import Float32
 
 
 @dataclass(frozen=True)
-class Tile:
+class Box:
     """A window of an image, pixels: half-open ranges of rows and columns."""
 
     top: int
@@ -31,7 +31,7 @@ class Tile:
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
 
-def plan_tiles(height: int, width: int, *, tile: int, context: int, window: Tile | None = None) -> list[Tile]:
+def plan_tiles(height: int, width: int, *, tile: int, context: int, window: Box | None = None) -> list[Box]:
     """The tiles that cover an image, row by row; those at its end are cut off there.
 
     Args:
@@ -41,10 +41,10 @@ def plan_tiles(height: int, width: int, *, tile: int, context: int, window: Tile
         context: half the overlap of two neighbours, pixels.
         window: the part of the image that is to be covered; all of it by default.
     """
-    wanted = window or Tile(0, height, 0, width)
+    wanted = window or Box(0, height, 0, width)
     columns = list(_intervals(width, wanted.left, wanted.right, tile=tile, context=context))
     return [
-        Tile(top, bottom, left, right)
+        Box(top, bottom, left, right)
         for top, bottom in _intervals(height, wanted.top, wanted.bottom, tile=tile, context=context)
         for left, right in columns
     ]
@@ -58,7 +58,7 @@ def _intervals(length: int, first: int, end: int, *, tile: int, context: int) ->
 
 
 def blend_weight(
-    tile: Tile, *, height: int, width: int, context: int, window: tuple[slice, slice] = (slice(None), slice(None))
+    tile: Box, *, height: int, width: int, context: int, window: tuple[slice, slice] = (slice(None), slice(None))
 ) -> Float32[np.ndarray, "h w"]:
     """The weight of each pixel of a tile: 1 inside and at the image's border, a linear ramp where a neighbour overlaps.
 

@@ -1,4 +1,4 @@
-"""The actors of a run at work: how many, what they take, and their lots as these come in."""
+"""The actors of a run at work: how many, what they take, and their chunks as these come in."""
 
 import json
 import logging
@@ -14,12 +14,12 @@ import torch
 from resunet_ray.cluster import MODEL_ENVIRONMENT, count_cpu_nodes, count_gpus, has_autoscaler, require_resources
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.stream import count_up
-from resunet_ray.monitoring import count_lot, show_lots
+from resunet_ray.monitoring import count_chunk, show_chunks
 from resunet_ray.progress import show_progress
 from resunet_ray.segment.job import Job
 from resunet_ray.segment.plan import count_regions
 from resunet_ray.segment.segmenter import CALLS, Segmenter
-from resunet_ray.segment.sums import LotSums
+from resunet_ray.segment.sums import ChunkSums
 from resunet_ray.storage import Lease
 
 logger = logging.getLogger(__name__)
@@ -32,8 +32,8 @@ def uses_gpu(config: SegmentConfig) -> bool:
     return torch.cuda.is_available() if config.actors == 0 else count_gpus() > 0
 
 
-def segment_lots(job: Job, *, unit: str, lease: Lease | None) -> LotSums:
-    """Runs the lots of a job, on the cluster or with `--actors 0` in this process, and shows how far it is.
+def segment_chunks(job: Job, *, unit: str, lease: Lease | None) -> ChunkSums:
+    """Runs the chunks of a job, on the cluster or with `--actors 0` in this process, and shows how far it is.
 
     Args:
         job: what to do.
@@ -45,34 +45,34 @@ def segment_lots(job: Job, *, unit: str, lease: Lease | None) -> LotSums:
         RunError: the lease was lost.
     """
     here = job.config.actors == 0
-    actors = 1 if here else max(1, min(job.config.actors or (count_gpus() if job.gpu else count_cpu_nodes()), len(job.lots)))
-    sums = LotSums(actors=actors)
-    if not job.lots:
+    actors = 1 if here else max(1, min(job.config.actors or (count_gpus() if job.gpu else count_cpu_nodes()), len(job.chunks)))
+    sums = ChunkSums(actors=actors)
+    if not job.chunks:
         return sums
-    batches = _map_lots_here(job) if here else _map_lots(job, actors=actors)
+    batches = _map_chunks_here(job) if here else _map_chunks(job, actors=actors)
     with (
-        show_lots(job.watched, lambda: len(job.lots) - sums.lots),
-        show_progress(f"{unit} segmented", total=count_regions(job.folder, job.lots)) as line,
+        show_chunks(job.watched, lambda: len(job.chunks) - sums.chunks),
+        show_progress(f"{unit} segmented", total=count_regions(job.folder, job.chunks)) as line,
     ):
         for batch in batches:
             before = sums.regions
-            for lot in batch.to_pylist():
-                _note({**lot, "outcomes": json.loads(lot["outcomes"])}, job=job, sums=sums)
+            for chunk in batch.to_pylist():
+                _note({**chunk, "outcomes": json.loads(chunk["outcomes"])}, job=job, sums=sums)
             line.advance(sums.regions - before, note=f"{sums.failed} failed", begun=sums.begun)
             if lease is not None:
                 lease.check()
     return sums
 
 
-def _map_lots_here(job: Job) -> Iterator[pa.Table]:
-    """What becomes of each lot, lazily, one after the other."""
+def _map_chunks_here(job: Job) -> Iterator[pa.Table]:
+    """What becomes of each chunk, lazily, one after the other."""
     with closing(Segmenter(job)) as segmenter:
-        for number in range(len(job.lots)):
+        for number in range(len(job.chunks)):
             yield segmenter({"id": np.array([number])})
 
 
-def _map_lots(job: Job, *, actors: int) -> Iterator[pa.Table]:
-    """What becomes of each lot, lazily, as they come in from the cluster's actors."""
+def _map_chunks(job: Job, *, actors: int) -> Iterator[pa.Table]:
+    """What becomes of each chunk, lazily, as they come in from the cluster's actors."""
     config = job.config
     each = {"CPU": config.cpus_per_actor, **({"GPU": 1} if job.gpu else {})}
     require_resources(
@@ -82,7 +82,7 @@ def _map_lots(job: Job, *, actors: int) -> Iterator[pa.Table]:
     )
     where = "a GPU" if job.gpu else f"{job.threads or 'all'} CPU cores: there is no GPU"
     logger.info("%d actor%s, each on %s", actors, "s" if actors > 1 else "", where)
-    data = count_up(len(job.lots)).map_batches(
+    data = count_up(len(job.chunks)).map_batches(
         Segmenter,
         fn_constructor_args=(job,),
         compute=ray.data.ActorPoolStrategy(
@@ -97,14 +97,14 @@ def _map_lots(job: Job, *, actors: int) -> Iterator[pa.Table]:
     return batches
 
 
-def _note(lot: dict[str, Any], *, job: Job, sums: LotSums) -> None:
-    """Counts a lot that is done, for the log and for Prometheus."""
+def _note(chunk: dict[str, Any], *, job: Job, sums: ChunkSums) -> None:
+    """Counts a chunk that is done, for the log and for Prometheus."""
     before = sums.network_seconds
-    sums.add(lot)
-    count_lot(
+    sums.add(chunk)
+    count_chunk(
         job.watched,
-        outcomes=lot["outcomes"],
-        pixels=lot["pixels"],
-        seconds={stage: lot[f"{stage}_seconds"] for stage in sums.stages},
+        outcomes=chunk["outcomes"],
+        pixels=chunk["pixels"],
+        seconds={stage: chunk[f"{stage}_seconds"] for stage in sums.stages},
         network_seconds=sums.network_seconds - before,
     )

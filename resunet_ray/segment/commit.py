@@ -24,8 +24,8 @@ from resunet_ray.model.metrics import SCORES, Counts, score_counts
 from resunet_ray.schema import IMAGES, INSTANCES, REGIONS
 from resunet_ray.segment.ledger import IMAGES_FOLDER
 from resunet_ray.segment.mosaic import seam_disagreement
-from resunet_ray.segment.plan import Plan, read_lot
-from resunet_ray.segment.region import REGIONS_FOLDER, Row, lot_uri
+from resunet_ray.segment.plan import Plan, read_chunk
+from resunet_ray.segment.region import REGIONS_FOLDER, Row, chunk_uri
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ _UNCERTAIN_MOST = 0.1
 
 
 def commit_run(output: str, *, run_id: str, folder: str, plan: Plan, digests: dict[str, str]) -> Counter[str]:
-    """Writes images/ and instances/ of a run whose lots are all there; returns how many images have which status.
+    """Writes images/ and instances/ of a run whose chunks are all there; returns how many images have which status.
 
     Args:
         output: of all runs.
@@ -74,10 +74,10 @@ def commit_run(output: str, *, run_id: str, folder: str, plan: Plan, digests: di
         RunError: regions are missing, or there that were not planned.
     """
     _withdraw(output, ids=plan.retried, run_id=run_id, digests=digests)
-    parts = [range(start, end) for start, end in pairwise([*plan.parts, plan.lots])]
+    parts = [range(start, end) for start, end in pairwise([*plan.parts, plan.chunks])]
 
     def commit_part(number: int) -> pa.Table:
-        statuses = _commit_lots(output, run_id=run_id, folder=folder, part=number, lots=parts[number])
+        statuses = _commit_chunks(output, run_id=run_id, folder=folder, part=number, chunks=parts[number])
         return pa.table({"statuses": [json.dumps(statuses)]})
 
     done = run_tasks(commit_part, count=len(parts), total=len(parts), what="files of images committed")
@@ -89,14 +89,14 @@ def commit_run(output: str, *, run_id: str, folder: str, plan: Plan, digests: di
     return statuses
 
 
-def _commit_lots(output: str, *, run_id: str, folder: str, part: int, lots: range) -> dict[str, int]:
-    """Commits some lots, which hold whole images."""
+def _commit_chunks(output: str, *, run_id: str, folder: str, part: int, chunks: range) -> dict[str, int]:
+    """Commits some chunks, which hold whole images."""
     name = f"{part:05d}.parquet"
     images: dict[str, _Image] = {}
     nuclei = pa.BufferOutputStream()
     with pq.ParquetWriter(nuclei, INSTANCES_SCHEMA, compression="zstd") as writer:
-        for lot in lots:
-            found = _read_regions(lot_uri(output, run_id, lot), planned=read_lot(folder, lot))
+        for chunk in chunks:
+            found = _read_regions(chunk_uri(output, run_id, chunk), planned=read_chunk(folder, chunk))
             table = flatten_instances(found)
             writer.write_table(table)
             _gather(images, found, table)
@@ -162,7 +162,7 @@ class _Image:
 
 
 def _gather(images: dict[str, _Image], regions: pa.Table, instances: pa.Table) -> None:
-    """Adds the regions of a lot to those of their images."""
+    """Adds the regions of a chunk to those of their images."""
     ends = np.cumsum(pc.fill_null(pc.list_value_length(regions["instances"]), 0).to_numpy())
     areas = instances["area_px"].to_numpy()
     centroids = np.stack([instances[name].to_numpy() for name in ("centroid_y", "centroid_x")], axis=1)

@@ -25,8 +25,9 @@ from resunet_ray.errors import InputError
 from resunet_ray.segment.commit import INSTANCES_FOLDER
 from resunet_ray.segment.geojson import build_features, write_features
 from resunet_ray.segment.ledger import IMAGES_FOLDER
+from resunet_ray.segment.plan import Plan
 from resunet_ray.segment.pyramid import write_label_zarr, write_mask_tiff
-from resunet_ray.segment.region import Row, lot_uri
+from resunet_ray.segment.region import Row, chunk_uri
 from resunet_ray.segment.run import RUN_FILE, RUNS_FOLDER
 
 EXPORTS_FOLDER = "exports"
@@ -55,19 +56,19 @@ def export_runs(output: str, *, kinds: Sequence[ExportKind], run_ids: Sequence[s
     if not there:
         raise InputError(f"{output} holds no run that is done: expected the output of jobs/segment.py")
     parts = [
-        (run_id, kind, part, lots, side)
+        (run_id, kind, part, chunks, side)
         for run_id in run_ids or there
         for kind in kinds
-        for part, (lots, side) in enumerate(_parts(storage.join(runs, run_id, RUN_FILE)))
+        for part, (chunks, side) in enumerate(_parts(storage.join(runs, run_id, RUN_FILE)))
     ]
 
     def export(number: int) -> pa.Table:
-        run_id, kind, part, lots, side = parts[number]
+        run_id, kind, part, chunks, side = parts[number]
         folder = storage.join(output, EXPORTS_FOLDER, kind, run_id)
         if kind == "geojson":
             count = _export_geojson(folder, output, run_id=run_id, part=part)
         else:
-            count = sum(_EXPORTS[kind](folder, rows, side) for rows in _images(output, run_id, lots))
+            count = sum(_EXPORTS[kind](folder, rows, side) for rows in _images(output, run_id, chunks))
         return pa.table({"files": [count]})
 
     done = run_tasks(export, count=len(parts), total=len(parts), what="parts exported")
@@ -75,16 +76,16 @@ def export_runs(output: str, *, kinds: Sequence[ExportKind], run_ids: Sequence[s
 
 
 def _parts(uri: str) -> list[tuple[range, int]]:
-    """The lots that were committed together, which hold whole images; and the side of their regions, pixels."""
+    """The chunks that were committed together, which hold whole images; and the side of their regions, pixels."""
     record = json.loads(storage.read_bytes(uri))
-    plan, side = record["plan"], record["config"]["region"]
-    return [(range(start, end), side) for start, end in itertools.pairwise([*plan["parts"], plan["lots"]])]
+    plan, side = Plan.read(record["plan"]), record["config"]["region"]
+    return [(range(start, end), side) for start, end in itertools.pairwise([*plan.parts, plan.chunks])]
 
 
-def _images(output: str, run_id: str, lots: range) -> Iterator[Iterator[Row]]:
+def _images(output: str, run_id: str, chunks: range) -> Iterator[Iterator[Row]]:
     """The regions of one image after the other, as far as there is something in them."""
     columns = [*_PLACE, *_SIZE, "mask", "labels", "instances"]
-    rows = (row for lot in lots for row in storage.read_table(lot_uri(output, run_id, lot), columns=columns).to_pylist())
+    rows = (row for chunk in chunks for row in storage.read_table(chunk_uri(output, run_id, chunk), columns=columns).to_pylist())
     for _, regions in itertools.groupby((row for row in rows if row["status"] == "ok"), key=lambda row: row["image_id"]):
         yield regions
 

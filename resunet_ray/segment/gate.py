@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from resunet_ray.model.tiling import Tile
+from resunet_ray.model.tiling import Box
 
 CELL = 512
 """Side of a cell, pixels of the slide at the scale at which it is segmented."""
@@ -26,13 +26,13 @@ class Gate:
     has_tissue: Bool[np.ndarray, "rows columns"]
 
     @classmethod
-    def of(cls, cells: Bool[np.ndarray, "_rows _columns"], *, region: Tile) -> "Gate":
+    def of(cls, cells: Bool[np.ndarray, "_rows _columns"], *, region: Box) -> "Gate":
         """That of a region of a slide all of whose cells are known."""
         top, bottom, left, right = _near(region, *cells.shape)
         return cls(top, left, cells[top:bottom, left:right])
 
     @classmethod
-    def unpack(cls, packed: bytes, *, region: Tile, height: int, width: int) -> "Gate":
+    def unpack(cls, packed: bytes, *, region: Box, height: int, width: int) -> "Gate":
         """What `pack` wrote.
 
         Args:
@@ -59,12 +59,12 @@ class Gate:
         return let_in
 
 
-def cells_of(window: Tile) -> tuple[slice, slice]:
+def cells_of(window: Box) -> tuple[slice, slice]:
     """The cells that a window lies in: what to index those of the slide with."""
     return slice(window.top // CELL, -(-window.bottom // CELL)), slice(window.left // CELL, -(-window.right // CELL))
 
 
-def _near(region: Tile, rows: int, columns: int) -> tuple[int, int, int, int]:
+def _near(region: Box, rows: int, columns: int) -> tuple[int, int, int, int]:
     """First row of cells within reach, the one behind the last, and the same of columns."""
     return (
         max(0, region.top - REACH) // CELL,

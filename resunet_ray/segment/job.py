@@ -20,7 +20,7 @@ class Job:
     output: str
     config: SegmentConfig
     bundle_digest: str
-    lots: tuple[int, ...]
+    chunks: tuple[int, ...]
     """Those that are not done; a task is the number of one among them."""
     gpu: bool
     """Whether each actor has one."""

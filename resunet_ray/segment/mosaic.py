@@ -17,7 +17,7 @@ from skimage.measure import regionprops
 
 from resunet_ray.config import InstanceConfig
 from resunet_ray.model.instances import find_instances
-from resunet_ray.model.tiling import Tile, blend_weight, plan_tiles
+from resunet_ray.model.tiling import Box, blend_weight, plan_tiles
 from resunet_ray.segment.gate import CELL, REACH, Gate
 
 MARGIN = 64
@@ -44,37 +44,37 @@ class Grid:
     tile: int
     context: int
 
-    def regions(self, side: int) -> list[Tile]:
+    def regions(self, side: int) -> list[Box]:
         """The windows of the slide's regions, block by block; those at its end are cut off there."""
         windows = [
-            Tile(top, min(top + side, self.height), left, min(left + side, self.width))
+            Box(top, min(top + side, self.height), left, min(left + side, self.width))
             for top in range(0, self.height, side)
             for left in range(0, self.width, side)
         ]
         return sorted(windows, key=lambda window: (block_of(window.top, window.left), window.top, window.left))
 
-    def cells(self, window: Tile) -> list[Tile]:
+    def cells(self, window: Box) -> list[Box]:
         """Those of the fixed grid that a window lies in, row by row."""
         return [
-            Tile(top, min(top + CELL, self.height), left, min(left + CELL, self.width))
+            Box(top, min(top + CELL, self.height), left, min(left + CELL, self.width))
             for top in range(window.top // CELL * CELL, window.bottom, CELL)
             for left in range(window.left // CELL * CELL, window.right, CELL)
         ]
 
-    def widen(self, window: Tile, margin: int) -> Tile:
+    def widen(self, window: Box, margin: int) -> Box:
         """A window with so many pixels more on each side, as far as the slide goes."""
-        return Tile(
+        return Box(
             max(0, window.top - margin),
             min(self.height, window.bottom + margin),
             max(0, window.left - margin),
             min(self.width, window.right + margin),
         )
 
-    def tiles(self, window: Tile) -> list[Tile]:
+    def tiles(self, window: Box) -> list[Box]:
         """Those that a window is made of, row by row."""
         return plan_tiles(self.height, self.width, tile=self.tile, context=self.context, window=window)
 
-    def blend(self, window: Tile, probabilities: Mapping[Tile, Float32[np.ndarray, "_h _w"]]) -> Float32[np.ndarray, "h w"]:
+    def blend(self, window: Box, probabilities: Mapping[Box, Float32[np.ndarray, "_h _w"]]) -> Float32[np.ndarray, "h w"]:
         """The probability of a window out of its tiles'."""
         whole = np.zeros(window.shape, np.float32)
         for tile in self.tiles(window):
@@ -83,7 +83,7 @@ class Grid:
             whole[place] += probabilities[tile][inside] * weight
         return whole
 
-    def paste(self, window: Tile, images: Mapping[Tile, UInt8[np.ndarray, "_h _w 3"]]) -> UInt8[np.ndarray, "h w 3"]:
+    def paste(self, window: Box, images: Mapping[Box, UInt8[np.ndarray, "_h _w 3"]]) -> UInt8[np.ndarray, "h w 3"]:
         """The image of a window out of its tiles'."""
         whole = np.empty((*window.shape, 3), np.uint8)
         for tile in self.tiles(window):
@@ -95,7 +95,7 @@ class Grid:
 Window = tuple[slice, slice]
 
 
-def _overlap(tile: Tile, window: Tile) -> tuple[Window, Window]:
+def _overlap(tile: Box, window: Box) -> tuple[Window, Window]:
     """What two windows share, counted from the corner of the one and of the other."""
     top, bottom = max(tile.top, window.top), min(tile.bottom, window.bottom)
     left, right = max(tile.left, window.left), min(tile.right, window.right)
@@ -105,7 +105,7 @@ def _overlap(tile: Tile, window: Tile) -> tuple[Window, Window]:
 
 Points = Float64[np.ndarray, "n 2"]
 """Places y and x in pixels of the slide; the centre of its first pixel is 0.5."""
-Look = Callable[[Tile], Float32[np.ndarray, "h w"]]
+Look = Callable[[Box], Float32[np.ndarray, "h w"]]
 """A window of the slide → the probability of its pixels."""
 
 
@@ -113,7 +113,7 @@ Look = Callable[[Tile], Float32[np.ndarray, "h w"]]
 class Found:
     """Some objects, whole, in a window of the slide."""
 
-    window: Tile
+    window: Box
     labels: Int32[np.ndarray, "h w"]
     """Numbered from 1."""
     probability: Float32[np.ndarray, "h w"]
@@ -150,7 +150,7 @@ class _View(Found):
         return there
 
 
-def find_objects(look: Look, *, region: Tile, grid: Grid, config: InstanceConfig, gate: Gate | None = None) -> Objects:
+def find_objects(look: Look, *, region: Box, grid: Grid, config: InstanceConfig, gate: Gate | None = None) -> Objects:
     """Finds instances, and which of them belong to a region.
 
     Args:
@@ -192,7 +192,7 @@ def find_objects(look: Look, *, region: Tile, grid: Grid, config: InstanceConfig
     return Objects(shown, view.probability[inside], own, seen[_contains(grid.widen(region, MARGIN), seen)])
 
 
-def _view(look: Look, window: Tile, *, grid: Grid, config: InstanceConfig) -> _View:
+def _view(look: Look, window: Box, *, grid: Grid, config: InstanceConfig) -> _View:
     probability = look(window)
     mask = (probability >= config.threshold).astype(np.uint8)
     _, components, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=4, ltype=cv2.CV_32S)
@@ -214,7 +214,7 @@ def _view(look: Look, window: Tile, *, grid: Grid, config: InstanceConfig) -> _V
     return _View(window, labels, probability, is_close[components], is_long[components])
 
 
-def _find_in_cell(look: Look, cell: Tile, *, view: _View, grid: Grid, config: InstanceConfig) -> Found:
+def _find_in_cell(look: Look, cell: Box, *, view: _View, grid: Grid, config: InstanceConfig) -> Found:
     """The objects of long components in a cell and its halo; one that is longer than the halo only in the cell, piece by piece.
 
     It is found in a window that the grid alone decides, so that all regions of the cell find the same.
@@ -267,13 +267,13 @@ def _let_in(points: Points, gate: Gate | None) -> Bool[np.ndarray, " n"]:
     return counted
 
 
-def _contains(window: Tile, points: Points) -> Bool[np.ndarray, " n"]:
+def _contains(window: Box, points: Points) -> Bool[np.ndarray, " n"]:
     y, x = points.T
     return (y >= window.top) & (y < window.bottom) & (x >= window.left) & (x < window.right)  # type: ignore[no-any-return]
 
 
-def _intersect(one: Tile, other: Tile) -> Tile:
-    return Tile(max(one.top, other.top), min(one.bottom, other.bottom), max(one.left, other.left), min(one.right, other.right))
+def _intersect(one: Box, other: Box) -> Box:
+    return Box(max(one.top, other.top), min(one.bottom, other.bottom), max(one.left, other.left), min(one.right, other.right))
 
 
 def seam_disagreement(own: Float64[np.ndarray, "n 2"], neighbours: Float64[np.ndarray, "m 2"]) -> float:

@@ -1,4 +1,4 @@
-"""The plan: what was found less what is done, cut into lots. One lot is one task, one file of regions, one commit."""
+"""The plan: what was found less what is done, cut into chunks. One chunk is one task, one file of regions, one commit."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,16 +21,16 @@ from resunet_ray.segment.survey import may_be_slide
 PLAN_FOLDER = "plan"
 
 _BATCH = 2**16  # images that are compared with the ledger at once
-_LOTS_PER_FILE = 128
-_LOT_SIZES = ((1024, 16), (4096, 64), (2**62, 256))
-"""Images in one lot: small first, for few images on many nodes; larger when there are many, for fewer files."""
+_CHUNKS_PER_FILE = 128
+_CHUNK_SIZES = ((1024, 16), (4096, 64), (2**62, 256))
+"""Images in one chunk: small first, for few images on many nodes; larger when there are many, for fewer files."""
 _SURVEYED = 512  # files that are looked at together
-_LOT_BYTES = 2**28
-"""A lot of so many bytes is full, however few images it has: its masks and instances are held until it is written."""
+_CHUNK_BYTES = 2**28
+"""A chunk of so many bytes is full, however few images it has: its masks and instances are held until it is written."""
 
 
-_PART_LOTS = 16
-"""Lots that are committed together; those of a slide are whatever their number."""
+_PART_CHUNKS = 16
+"""Chunks that are committed together; those of a slide are whatever their number."""
 
 Survey = Callable[[list[Row]], Iterator[Iterator[Row]]]
 """Rows of files that may be slides → for each file, in no order, the rows of its regions; each is to be taken before the next."""
@@ -41,10 +41,10 @@ class Plan:
     """How much there is to do, and what was left out."""
 
     images: int = 0
-    lots: int = 0
+    chunks: int = 0
     regions: int = 0
     parts: list[int] = field(default_factory=list)
-    """First lots of what is committed together: whole images."""
+    """First chunks of what is committed together: whole images."""
     listed: int = 0
     done: int = 0
     """Listed, and segmented by an earlier run."""
@@ -54,6 +54,11 @@ class Plan:
     """Listed more than once."""
     retried: list[str] = field(default_factory=list)
     """Ids of the images that failed before and are tried again."""
+
+    @classmethod
+    def read(cls, saved: dict[str, Any]) -> "Plan":
+        """That in a run's record. Version 0.1.0 said lots."""
+        return cls(**{{"lots": "chunks"}.get(name, name): value for name, value in saved.items()})
 
 
 def write_plan(
@@ -71,9 +76,9 @@ def write_plan(
     plan = Plan()
     rows = (_row(*new) for new in _new(found, plan, ledger=ledger, retry_failed=retry_failed))
     files = _cut(_surveyed(rows, survey), plan)
-    for number, lots in enumerate(files):
+    for number, chunks in enumerate(files):
         if folder is not None:
-            storage.write_bytes(_file_uri(folder, number), _encode(lots))
+            storage.write_bytes(_file_uri(folder, number), _encode(chunks))
     return plan
 
 
@@ -108,18 +113,18 @@ def _is_slide(row: Row) -> bool:
     return row["slide_height"] is not None
 
 
-def read_lot(folder: str, lot: int) -> pa.Table:
-    """The rows of one lot, schema PLAN."""
-    number, row_group = divmod(lot, _LOTS_PER_FILE)
+def read_chunk(folder: str, chunk: int) -> pa.Table:
+    """The rows of one chunk, schema PLAN."""
+    number, row_group = divmod(chunk, _CHUNKS_PER_FILE)
     return storage.read_table(_file_uri(folder, number), row_group=row_group)
 
 
-def count_regions(folder: str, lots: Sequence[int]) -> int:
-    """How many regions some lots have together."""
+def count_regions(folder: str, chunks: Sequence[int]) -> int:
+    """How many regions some chunks have together."""
     regions = 0
-    for number, members in itertools.groupby(sorted(lots), key=lambda lot: lot // _LOTS_PER_FILE):
+    for number, members in itertools.groupby(sorted(chunks), key=lambda chunk: chunk // _CHUNKS_PER_FILE):
         metadata = storage.read_metadata(_file_uri(folder, number))
-        regions += sum(metadata.row_group(lot % _LOTS_PER_FILE).num_rows for lot in members)
+        regions += sum(metadata.row_group(chunk % _CHUNKS_PER_FILE).num_rows for chunk in members)
     return regions
 
 
@@ -154,41 +159,41 @@ def _batches(items: Iterable[Found], size: int) -> Iterator[list[Found]]:
 
 
 def _cut(rows: Iterable[Row], plan: Plan) -> Iterator[list[pa.Table]]:
-    """Lots, as many as one file takes at a time. A lot never mixes archives or slides, so that each is opened once."""
-    lots: list[pa.Table] = []
-    part = 0  # lots that are in it
-    for _, group in itertools.groupby(rows, key=_lot_key):
-        while lot := _take_lot(group, size=next(size for limit, size in _LOT_SIZES if plan.lots < limit)):
-            slide, first = _is_slide(lot[0]), lot[0]["region_index"] == 0
-            if not plan.parts or (first if slide else part >= _PART_LOTS):
-                plan.parts.append(plan.lots)
+    """Chunks, as many as one file takes at a time. A chunk never mixes archives or slides, so that each is opened once."""
+    chunks: list[pa.Table] = []
+    part = 0  # chunks that are in it
+    for _, group in itertools.groupby(rows, key=_chunk_key):
+        while chunk := _take_chunk(group, size=next(size for limit, size in _CHUNK_SIZES if plan.chunks < limit)):
+            slide, first = _is_slide(chunk[0]), chunk[0]["region_index"] == 0
+            if not plan.parts or (first if slide else part >= _PART_CHUNKS):
+                plan.parts.append(plan.chunks)
                 part = 0
-            part = _PART_LOTS if slide else part + 1
-            plan.images += sum(row["region_index"] == 0 for row in lot)
-            plan.lots += 1
-            plan.regions += len(lot)
-            lots.append(pa.Table.from_pylist(lot, schema=PLAN))
-            if len(lots) == _LOTS_PER_FILE:
-                yield lots
-                lots = []
-    if lots:
-        yield lots
+            part = _PART_CHUNKS if slide else part + 1
+            plan.images += sum(row["region_index"] == 0 for row in chunk)
+            plan.chunks += 1
+            plan.regions += len(chunk)
+            chunks.append(pa.Table.from_pylist(chunk, schema=PLAN))
+            if len(chunks) == _CHUNKS_PER_FILE:
+                yield chunks
+                chunks = []
+    if chunks:
+        yield chunks
 
 
-def _lot_key(row: Row) -> Any:
+def _chunk_key(row: Row) -> Any:
     if _is_slide(row):
         return row["image_id"], block_of(*(round(row[name] / row["scale_to_level0"]) for name in "yx"))
     return row["image_uri"] if row["member"] is not None else None
 
 
-def _take_lot(rows: Iterator[Row], *, size: int) -> list[Row]:
-    lot, held = [], 0
+def _take_chunk(rows: Iterator[Row], *, size: int) -> list[Row]:
+    chunk, held = [], 0
     for row in rows:
-        lot.append(row)
+        chunk.append(row)
         held += 0 if _is_slide(row) else row["source_bytes"] or 0
-        if (len(lot) == size and not _is_slide(row)) or held >= _LOT_BYTES:
+        if (len(chunk) == size and not _is_slide(row)) or held >= _CHUNK_BYTES:
             break
-    return lot
+    return chunk
 
 
 def _row(image: Found, name: bytes, attempt: int) -> Row:
@@ -216,9 +221,9 @@ def _row(image: Found, name: bytes, attempt: int) -> Row:
     return row
 
 
-def _encode(lots: list[pa.Table]) -> bytes:
+def _encode(chunks: list[pa.Table]) -> bytes:
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, PLAN, compression="zstd") as writer:
-        for lot in lots:
-            writer.write_table(lot, row_group_size=len(lot))
+        for chunk in chunks:
+            writer.write_table(chunk, row_group_size=len(chunk))
     return bytes(sink.getvalue())

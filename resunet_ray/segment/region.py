@@ -15,7 +15,7 @@ from resunet_ray.config import InstanceConfig
 from resunet_ray.data.images import encode_labels, encode_png
 from resunet_ray.model.instances import find_instances
 from resunet_ray.model.metrics import count_pixels
-from resunet_ray.model.tiling import Tile
+from resunet_ray.model.tiling import Box
 from resunet_ray.segment.mosaic import Found, Objects
 
 warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)  # an image has no place on Earth
@@ -50,7 +50,7 @@ def describe_image(
         probabilities: keep the probability as well, in 255 steps.
     """
     found = find_instances(probability, config=config)
-    whole = Tile(0, found.shape[0], 0, found.shape[1])
+    whole = Box(0, found.shape[0], 0, found.shape[1])
     objects = Objects(found, probability, [Found(whole, found, probability)], np.empty((0, 2)))
     keep = {"labels": labels, "probabilities": probabilities}
     row = describe_region(objects, image, bounds=found.shape, scale=1.0, name=name, **keep)
@@ -211,14 +211,14 @@ def _sum_sharpness(image: UInt8[np.ndarray, "h w 3"]) -> Row:
     }
 
 
-def place_region(window: Tile, *, scale: float) -> Row:
+def place_region(window: Box, *, scale: float) -> Row:
     """Where a window lies, in pixels of the slide."""
     top, left = round(window.top * scale), round(window.left * scale)
     height, width = round(window.bottom * scale) - top, round(window.right * scale) - left
     return {"y": top, "x": left, "height": height, "width": width}
 
 
-def region_window(row: Row, *, height: int, width: int, side: int) -> Tile:
+def region_window(row: Row, *, height: int, width: int, side: int) -> Box:
     """The window that `place_region` placed, among those of the grid.
 
     Args:
@@ -229,9 +229,9 @@ def region_window(row: Row, *, height: int, width: int, side: int) -> Tile:
     """
     scale = row["scale_to_level0"]
     top, left = (round(row[name] / scale / side) * side for name in "yx")
-    return Tile(top, min(top + side, height), left, min(left + side, width))
+    return Box(top, min(top + side, height), left, min(left + side, width))
 
 
-def lot_uri(output: str, run_id: str, lot: int) -> str:
-    """Where the regions of a lot are."""
-    return storage.join(output, REGIONS_FOLDER, run_id, f"{lot:06d}.parquet")
+def chunk_uri(output: str, run_id: str, chunk: int) -> str:
+    """Where the regions of a chunk are."""
+    return storage.join(output, REGIONS_FOLDER, run_id, f"{chunk:06d}.parquet")

@@ -26,7 +26,7 @@ from resunet_ray.data.stream import stream_tasks
 from resunet_ray.errors import InputError
 from resunet_ray.monitoring import count_images
 from resunet_ray.schema import PLAN
-from resunet_ray.segment.actors import segment_lots, uses_gpu
+from resunet_ray.segment.actors import segment_chunks, uses_gpu
 from resunet_ray.segment.commit import INSTANCES_FOLDER, commit_run
 from resunet_ray.segment.job import Job
 from resunet_ray.segment.ledger import IMAGES_FOLDER, read_ledger
@@ -183,7 +183,7 @@ class _Survey:
     folder: str
     """For notes of what was begun."""
     _session: str = field(default_factory=lambda: uuid.uuid4().hex)
-    _lots: int = 0
+    _chunks: int = 0
 
     def __call__(self, rows: list[Row]) -> Iterator[Iterator[Row]]:
         """The rows of each file, to be taken in turn."""
@@ -193,8 +193,8 @@ class _Survey:
         connect()
         size = max(1, len(rows) // _SURVEY_TASKS)
         slices = [rows[start : start + size] for start in range(0, len(rows), size)]
-        first, surveyor, folder, session = self._lots, self.surveyor, self.folder, self._session
-        self._lots += len(slices)
+        first, surveyor, folder, session = self._chunks, self.surveyor, self.folder, self._session
+        self._chunks += len(slices)
 
         def look(number: int) -> pa.Table:
             notes = attempts.Notes(folder, session, node=this_node(), is_lost=is_lost)
@@ -220,7 +220,7 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
     saved = load_config(json.dumps(record["config"]), kind=SegmentConfig, source=storage.join(folder, RUN_FILE))
     # What decides the result is the run's own; how it is done is today's.
     own = replace(saved, **{name: getattr(config, name) for name in _HOW})
-    plan = Plan(**record["plan"])
+    plan = Plan.read(record["plan"])
     _, digest = read_bundle_info(own.bundle)
     if digest != record["bundle_digest"]:
         raise InputError(
@@ -231,9 +231,9 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
     if own.actors != 0:
         connect()
     begun = time.perf_counter()
-    todo = sorted(set(range(plan.lots)) - _lots_done(config.output, run_id))
-    if len(todo) < plan.lots:
-        logger.info("resuming run %s: %d of %d lots are done", run_id, plan.lots - len(todo), plan.lots)
+    todo = sorted(set(range(plan.chunks)) - _chunks_done(config.output, run_id))
+    if len(todo) < plan.chunks:
+        logger.info("resuming run %s: %d of %d chunks are done", run_id, plan.chunks - len(todo), plan.chunks)
     job = Job(
         run_id=run_id,
         session=uuid.uuid4().hex[:12],
@@ -241,12 +241,12 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
         output=own.output,
         config=own,
         bundle_digest=digest,
-        lots=tuple(todo),
+        chunks=tuple(todo),
         gpu=uses_gpu(own),
         threads=None if own.actors in (None, 0, 1) else own.cpus_per_actor,
     )
     unit = "images" if plan.images == plan.regions else "regions"
-    sums = segment_lots(job, unit=unit, lease=lease)
+    sums = segment_chunks(job, unit=unit, lease=lease)
     segmented = time.perf_counter()
     if lease is not None:
         lease.check()
@@ -280,7 +280,7 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
     return result
 
 
-def _lots_done(output: str, run_id: str) -> set[int]:
+def _chunks_done(output: str, run_id: str) -> set[int]:
     folder = storage.join(output, REGIONS_FOLDER, run_id)
     if not storage.exists(folder):
         return set()

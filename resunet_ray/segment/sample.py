@@ -8,7 +8,7 @@ from jaxtyping import Float32, UInt8
 
 from resunet_ray import storage
 from resunet_ray.intensity import Range
-from resunet_ray.model.tiling import Tile
+from resunet_ray.model.tiling import Box
 from resunet_ray.segment.region import Row
 
 
@@ -18,7 +18,7 @@ class Sample:
 
     row: Row
     """Of REGIONS; of a tile, only the seconds and what went wrong."""
-    tile: Tile | None = None
+    tile: Box | None = None
     """Where it lies on its slide, at the scale of the network; None: it is an image."""
     image: UInt8[np.ndarray, "h w 3"] | None = None
     levels: Range | None = None

@@ -1,9 +1,9 @@
-"""The actor: one lot's whole way, from its images' bytes to one file of regions.
+"""The actor: one chunk's whole way, from its images' bytes to one file of regions.
 
     read and decode, in threads ahead ─► network, several images in a batch ─► mask, instances, sums, in threads behind
 
-A lot is one call, and two calls at a time share the threads, so that the network need not wait between lots. A lot's file
-appears whole or not at all, and always under the same name, so a lot that is done twice, because a node was thought dead, is
+A chunk is one call, and two calls at a time share the threads, so that the network need not wait between chunks. A chunk's file
+appears whole or not at all, and always under the same name, so a chunk that is done twice, because a node was thought dead, is
 still there once. A bad image is a row that says so.
 """
 
@@ -36,19 +36,19 @@ from resunet_ray.data.images import decode_image, decode_labels, name_format
 from resunet_ray.data.slides import Slide
 from resunet_ray.errors import ImageError, InputError, ResourceError, RunError
 from resunet_ray.intensity import measure_range
-from resunet_ray.model.tiling import Tile
+from resunet_ray.model.tiling import Box
 from resunet_ray.schema import REGIONS
 from resunet_ray.segment.job import Job
-from resunet_ray.segment.plan import read_lot
-from resunet_ray.segment.region import Row, describe_image, lot_uri
+from resunet_ray.segment.plan import read_chunk
+from resunet_ray.segment.region import Row, chunk_uri, describe_image
 from resunet_ray.segment.sample import Sample, fail, group_samples
-from resunet_ray.segment.slide_lot import Held, SlideLot
+from resunet_ray.segment.slide_chunk import Held, SlideChunk
 from resunet_ray.segment.survey import LEVELS, stage_slide
 from resunet_ray.storage import attempts
 
 logger = logging.getLogger(__name__)
 
-CALLS = 2  # lots that an actor works on at a time
+CALLS = 2  # chunks that an actor works on at a time
 
 _POST_THREADS = 2
 _TILE_PIXELS = 2**18
@@ -56,7 +56,7 @@ _TILE_PIXELS = 2**18
 
 
 class Segmenter:
-    """Holds the network; call it with numbers of `Job.lots`."""
+    """Holds the network; call it with numbers of `Job.chunks`."""
 
     def __init__(self, job: Job) -> None:
         """Loads the bundle and runs its self-test.
@@ -91,26 +91,26 @@ class Segmenter:
             pool.shutdown()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
-        """Segments lots, and returns one row for each: what is in its file, and how long it took."""
-        return pa.Table.from_pylist([self.segment_lot(self._job.lots[number]) for number in batch["id"]])
+        """Segments chunks, and returns one row for each: what is in its file, and how long it took."""
+        return pa.Table.from_pylist([self.segment_chunk(self._job.chunks[number]) for number in batch["id"]])
 
-    def segment_lot(self, lot: int) -> Row:
-        """Segments one lot and writes its file."""
+    def segment_chunk(self, chunk: int) -> Row:
+        """Segments one chunk and writes its file."""
         start = time.time()
-        planned = read_lot(self._job.folder, lot).to_pylist()
-        if self._notes.note_lot(lot) < attempts.TRUSTED:
+        planned = read_chunk(self._job.folder, chunk).to_pylist()
+        if self._notes.note_chunk(chunk) < attempts.TRUSTED:
             with self._calls:
                 rows = self._segment(planned)
         else:
-            with self._wary, ExitStack() as alone:  # so that no other lot's image is blamed
+            with self._wary, ExitStack() as alone:  # so that no other chunk's image is blamed
                 for _ in range(CALLS):
                     alone.enter_context(self._calls)
-                rows = [self._segment_warily(image, lot=lot, number=number) for number, image in enumerate(planned)]
+                rows = [self._segment_warily(image, chunk=chunk, number=number) for number, image in enumerate(planned)]
         table = pa.Table.from_pylist(rows, schema=REGIONS)
-        storage.write_table(lot_uri(self._job.output, self._job.run_id, lot), table, rows_per_group=64)
+        storage.write_table(chunk_uri(self._job.output, self._job.run_id, chunk), table, rows_per_group=64)
         outcomes = Counter((row["status"], row["error_stage"] or "", row["error_type"] or "") for row in rows)
         return {
-            "lot": lot,
+            "chunk": chunk,
             "outcomes": json.dumps([(*outcome, regions) for outcome, regions in outcomes.items()]),
             "pixels": sum(row["pixels"] or 0 for row in rows),
             "networks": self._networks,
@@ -138,35 +138,37 @@ class Segmenter:
                 stage_slide(planned[0], config=self._job.config) as path,
                 closing(Slide(path, name=rows[0]["image_uri"])) as slide,
             ):
-                lot = SlideLot.of(planned, slide, preprocess=self._bundle.info.preprocess, side=self._job.config.region)
-                tiles = map_ahead(self._readers, partial(_read_tile, slide, lot), lot.tiles(), depth=2 * self._job.config.readers)
-                describe = partial(self._describe_region, slide, lot, rows)
-                return list(map_ahead(self._post, describe, lot.gather(self._compute(tiles)), depth=_POST_THREADS))
+                chunk = SlideChunk.of(planned, slide, preprocess=self._bundle.info.preprocess, side=self._job.config.region)
+                tiles = map_ahead(
+                    self._readers, partial(_read_tile, slide, chunk), chunk.tiles(), depth=2 * self._job.config.readers
+                )
+                describe = partial(self._describe_region, slide, chunk, rows)
+                return list(map_ahead(self._post, describe, chunk.gather(self._compute(tiles)), depth=_POST_THREADS))
         except (InputError, MemoryError) as error:  # it was there when it was planned
             for row in rows:
                 fail(row, stage="open", error=error)
             return rows
 
-    def _describe_region(self, slide: Slide, lot: SlideLot, rows: list[Row], ready: tuple[int, Held]) -> Row:
+    def _describe_region(self, slide: Slide, chunk: SlideChunk, rows: list[Row], ready: tuple[int, Held]) -> Row:
         number, held = ready
         row, start = rows[number], time.perf_counter()
 
-        def compute(tiles: list[Tile]) -> Held:
-            samples = [_read_tile(slide, lot, tile) for tile in tiles]
+        def compute(tiles: list[Box]) -> Held:
+            samples = [_read_tile(slide, chunk, tile) for tile in tiles]
             return {
                 tile: self._model.submit(self._predict, [sample]).result()[0] for tile, sample in zip(tiles, samples, strict=True)
             }
 
         try:
-            lot.describe(row, number, held, config=self._instances, compute=compute, keep=self._job.config)
+            chunk.describe(row, number, held, config=self._instances, compute=compute, keep=self._job.config)
         except Exception as error:  # noqa: BLE001 (whatever it is, the other regions are none the worse)
             fail(row, stage="post", error=error)
         row["post_seconds"] = time.perf_counter() - start
         return row
 
-    def _segment_warily(self, planned: Row, *, lot: int, number: int) -> Row:
+    def _segment_warily(self, planned: Row, *, chunk: int, number: int) -> Row:
         """Alone, and with a note of it: an image over which the process dies is not begun again."""
-        with self._notes.note_image(lot, number) as deaths:
+        with self._notes.note_image(chunk, number) as deaths:
             if deaths < attempts.BLAMED:
                 (row,) = self._segment([planned])
             else:
@@ -258,12 +260,12 @@ def _load(job: Job, *, device: torch.device) -> Bundle:
     return bundle
 
 
-def _read_tile(slide: Slide, lot: SlideLot, tile: Tile) -> Sample:
+def _read_tile(slide: Slide, chunk: SlideChunk, tile: Box) -> Sample:
     row = {"status": None, "read_seconds": 0.0, "model_seconds": 0.0}
     start = time.perf_counter()
-    sample = Sample(row, tile=tile, levels=lot.levels)
+    sample = Sample(row, tile=tile, levels=chunk.levels)
     try:
-        sample.image = slide.read(tile.top, tile.left, *tile.shape, scale=lot.scale)
+        sample.image = slide.read(tile.top, tile.left, *tile.shape, scale=chunk.scale)
     except (ImageError, MemoryError) as error:
         fail(row, stage="read", error=error)
     row["read_seconds"] = time.perf_counter() - start

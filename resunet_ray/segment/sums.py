@@ -1,4 +1,4 @@
-"""What the lots of a run came to so far, and how long they took."""
+"""What the chunks of a run came to so far, and how long they took."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -6,13 +6,13 @@ from typing import Any
 
 
 @dataclass
-class LotSums:
-    """Sums over the lots that are done, and the time between the first one's beginning and the last one's end."""
+class ChunkSums:
+    """Sums over the chunks that are done, and the time between the first one's beginning and the last one's end."""
 
     actors: int
     networks: int = 1
     """How many images an actor computes at the same time."""
-    lots: int = 0
+    chunks: int = 0
     regions: int = 0
     failed: int = 0
     pixels: int = 0
@@ -20,16 +20,16 @@ class LotSums:
     ended: float = 0.0
     stages: Counter[str] = field(default_factory=lambda: Counter({"read": 0.0, "model": 0.0, "post": 0.0}))
 
-    def add(self, lot: dict[str, Any]) -> None:
-        """Counts a lot that is done: what the actor says of it."""
-        self.lots += 1
-        for status, _, _, regions in lot["outcomes"]:
+    def add(self, chunk: dict[str, Any]) -> None:
+        """Counts a chunk that is done: what the actor says of it."""
+        self.chunks += 1
+        for status, _, _, regions in chunk["outcomes"]:
             self.regions += regions
             self.failed += regions if status == "failed" else 0
-        self.networks = max(self.networks, lot["networks"])
-        self.pixels += lot["pixels"]
-        self.stages.update({name: lot[f"{name}_seconds"] for name in self.stages})
-        self.begun, self.ended = min(self.begun, lot["begun"]), max(self.ended, lot["ended"])
+        self.networks = max(self.networks, chunk["networks"])
+        self.pixels += chunk["pixels"]
+        self.stages.update({name: chunk[f"{name}_seconds"] for name in self.stages})
+        self.begun, self.ended = min(self.begun, chunk["begun"]), max(self.ended, chunk["ended"])
 
     @property
     def seconds(self) -> float:

@@ -1,7 +1,7 @@
 """Notes of what was begun, so that an image over which the process dies is found, and not begun for ever.
 
-attempts/LOT/lot/SESSION.NODE.*        one for each time that the lot was begun: some images that one task takes
-attempts/LOT/IMAGE/SESSION.NODE.*      one for each time that the image was begun alone, gone when it was done
+attempts/CHUNK/chunk/SESSION.NODE.*        one for each time that the chunk was begun: some images that one task takes
+attempts/CHUNK/IMAGE/SESSION.NODE.*      one for each time that the image was begun alone, gone when it was done
 
 Only what began in this session, on a node that is still there, was ended by a death of its process: a job that was stopped, an
 outage and a node that was taken away leave notes as well, and are no image's fault.
@@ -16,7 +16,7 @@ from typing import TypeVar
 from resunet_ray.storage import files
 
 TRUSTED = 2
-"""A lot that was begun so often and not finished may hold an image that kills the process: its images are taken alone."""
+"""A chunk that was begun so often and not finished may hold an image that kills the process: its images are taken alone."""
 BLAMED = 2
 """An image that was begun alone so often and not done is to blame."""
 
@@ -39,38 +39,38 @@ class Notes:
     is_lost: Callable[[str], bool]
     """Whether a node is gone."""
 
-    def note_lot(self, lot: int) -> int:
-        """Notes that a lot is begun; how often the process died over it before."""
-        return self._note(files.join(self.folder, _FOLDER, f"{lot:06d}", "lot"))
+    def note_chunk(self, chunk: int) -> int:
+        """Notes that a chunk is begun; how often the process died over it before."""
+        return self._note(files.join(self.folder, _FOLDER, f"{chunk:06d}", "chunk"))
 
     @contextmanager
-    def note_image(self, lot: int, number: int) -> Iterator[int]:
+    def note_image(self, chunk: int, number: int) -> Iterator[int]:
         """Notes an image while it is worked on alone; gives how often the process died over it before.
 
         Args:
-            lot: number of the lot.
-            number: of the image within the lot.
+            chunk: number of the chunk.
+            number: of the image within the chunk.
         """
-        place = files.join(self.folder, _FOLDER, f"{lot:06d}", str(number))
+        place = files.join(self.folder, _FOLDER, f"{chunk:06d}", str(number))
         yield self._note(place)
         files.delete(place)
 
     def work_through(
-        self, lot: int, items: Sequence[Item], work: Callable[[Item], Result], *, blame: Callable[[Item, int], Result]
+        self, chunk: int, items: Sequence[Item], work: Callable[[Item], Result], *, blame: Callable[[Item, int], Result]
     ) -> list[Result]:
         """The results of some items, one after the other; those over which the process died are not begun any more.
 
         Args:
-            lot: number of the lot.
+            chunk: number of the chunk.
             items: in it.
             work: item → its result.
             blame: item and deaths → the result of one that is to blame.
         """
-        if self.note_lot(lot) < TRUSTED:
+        if self.note_chunk(chunk) < TRUSTED:
             return [work(item) for item in items]
         results = []
         for number, item in enumerate(items):
-            with self.note_image(lot, number) as deaths:
+            with self.note_image(chunk, number) as deaths:
                 results.append(work(item) if deaths < BLAMED else blame(item, deaths))
         return results
 

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-_CHUNK = 2**23  # bytes
+_BUFFER_BYTES = 2**23
 _PAUSES = (1, 3, 10, 20, 40)  # seconds between attempts while a storage is away
 _AWAY = re.compile("NETWORK_CONNECTION|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|INTERNAL_FAILURE|REQUEST_TIMEOUT|UNKNOWN.*HTTP 5")
 """What pyarrow's errors call a store that may be back soon."""
@@ -198,7 +198,7 @@ def _replace(target: Path, content: bytes | Path) -> None:
         with part.open("wb") as file:
             if isinstance(content, Path):
                 with content.open("rb") as source:
-                    shutil.copyfileobj(source, file, _CHUNK)
+                    shutil.copyfileobj(source, file, _BUFFER_BYTES)
             else:
                 file.write(content)
             file.flush()
@@ -222,7 +222,7 @@ def _upload_file(source: Path, uri: str) -> None:
             _replace(Path(path), source)
             return
         with source.open("rb") as file, filesystem.open_output_stream(path, compression=None) as stream:
-            shutil.copyfileobj(file, stream, _CHUNK)
+            shutil.copyfileobj(file, stream, _BUFFER_BYTES)
 
     attempt(uri, write)
 

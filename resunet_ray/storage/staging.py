@@ -35,7 +35,7 @@ from resunet_ray.storage.reader import Reader
 from resunet_ray.storage.space import FILES, PART, is_whole, lock, making_room, open_cache, reserve, write_record
 from resunet_ray.storage.walk import walk_files
 
-_CHUNK = 2**23  # bytes
+_BUFFER_BYTES = 2**23
 _EXPANDED = "expanded"  # the one file of what was compressed
 _DECODED = 2**16  # bytes that are decoded at a time: what is lost before damage is less
 _STEP = 2**28  # bytes by which such an entry grows
@@ -161,7 +161,7 @@ def _bring(wanted: Sequence[_Wanted], *, part: Path, max_bytes: int) -> None:
         target = part / FILES / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
         with Reader(file.uri) as source, target.open("wb") as sink:
-            shutil.copyfileobj(source, sink, _CHUNK)
+            shutil.copyfileobj(source, sink, _BUFFER_BYTES)
 
 
 def _expand(uri: str, decode: Callable[[BinaryIO], IO[bytes]], *, part: Path, max_bytes: int) -> None:
@@ -171,8 +171,8 @@ def _expand(uri: str, decode: Callable[[BinaryIO], IO[bytes]], *, part: Path, ma
         reserve(part, {_EXPANDED: 0}, max_bytes=max_bytes)
         (part / FILES).mkdir()
         with Reader(uri) as source, (part / FILES / _EXPANDED).open("wb") as sink:
-            for chunk in _decoded(decode(cast("BinaryIO", io.BufferedReader(source, _CHUNK)))):
-                kept = chunk[: max_bytes - size]
+            for piece in _decoded(decode(cast("BinaryIO", io.BufferedReader(source, _BUFFER_BYTES)))):
+                kept = piece[: max_bytes - size]
                 if size + len(kept) > reserved:
                     reserved = min(size + len(kept) + _STEP, max_bytes)
                     reserve(part, {_EXPANDED: reserved}, max_bytes=max_bytes)
@@ -187,14 +187,14 @@ def _decoded(stream: IO[bytes]) -> Iterator[bytes]:
     """What comes out of a stream, until it is damaged."""
     while True:
         try:
-            chunk = stream.read(_DECODED)
+            piece = stream.read(_DECODED)
         except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
             if getattr(error, "errno", None) is not None:  # the disk's own, not the decoder's
                 raise
             return
-        if not chunk:
+        if not piece:
             return
-        yield chunk
+        yield piece
 
 
 def _below(uri: str) -> Iterator[_Wanted]:

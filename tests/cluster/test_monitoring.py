@@ -248,7 +248,7 @@ def test_what_this_machine_cannot_show_ray_knows() -> None:
 
 
 def test_the_counters_are_what_the_runs_came_to(watched: Watched) -> None:
-    """Although an actor died, and took a part of its lot with it."""
+    """Although an actor died, and took a part of its chunk with it."""
     assert not list(watched.folder.rglob("*.mortal"))
     ask = watched.prometheus.query
     regions = {name: read_output(str(watched.folder / name), "regions") for name in watched.segmented}
@@ -296,9 +296,9 @@ def test_a_training_is_seen_as_it_is_written(watched: Watched) -> None:
 
 def test_nothing_is_left_to_do_or_under_way_when_a_run_is_done(watched: Watched) -> None:
     """Though its driver and its Ray live on."""
-    gauges = "ray_resunet_segment_lots_left or ray_resunet_segment_waiting or ray_resunet_train_epoch or ray_resunet_train_loss"
+    gauges = "ray_resunet_segment_chunks_left or ray_resunet_segment_waiting or ray_resunet_train_epoch or ray_resunet_train_loss"
     wait_until(lambda: not watched.prometheus.query(gauges), what="the gauges to go")
-    assert max(watched.prometheus.values("ray_resunet_segment_lots_left", seconds=time.time() - watched.begun)) == 2
+    assert max(watched.prometheus.values("ray_resunet_segment_chunks_left", seconds=time.time() - watched.begun)) == 2
 
 
 def test_without_ray_nothing_comes_of_it() -> None:

@@ -29,8 +29,8 @@ def checkpoints(output: str) -> int:
     return len(set(re.findall(rb"checkpoint_[0-9_.-]+", storage.read_bytes(uri)))) if storage.exists(uri) else 0
 
 
-def count_lots(output: str) -> int:
-    """Lots that are done; 96 images are six."""
+def count_chunks(output: str) -> int:
+    """Chunks that are done; 96 images are six."""
     uri = f"{output}/regions"
     return len(list(storage.walk_files(uri))) if storage.exists(uri) else 0
 
@@ -67,7 +67,7 @@ def test_training_that_is_stopped_and_then_loses_a_node_learns_the_same(pipeline
 def test_segmenting_that_is_stopped_and_then_loses_a_node_finishes_with_the_same_rows(
     bundle_uri: str, s3: str, nodes: Nodes
 ) -> None:
-    """An actor on each of two nodes. `ray job stop` after the first lot; then the same command, and a node's end.
+    """An actor on each of two nodes. `ray job stop` after the first chunk; then the same command, and a node's end.
 
     The rows are those of a process without Ray, and say that the code which travelled made them.
     """
@@ -80,19 +80,19 @@ def test_segmenting_that_is_stopped_and_then_loses_a_node_finishes_with_the_same
     assert (code, line["images"]) == (0, {"ok": 96}), shown
     broken = [*flags, "--actors", "2", "--cpus-per-actor", "2", "--output", f"{s3}/rows-broken"]
     nodes.submit("segment", *broken, flags=("--no-wait", "--submission-id", "halted"))
-    nodes.wait_until(lambda: count_lots(f"{s3}/rows-broken") > 0, what="a lot")
+    nodes.wait_until(lambda: count_chunks(f"{s3}/rows-broken") > 0, what="a chunk")
     nodes.run("ray", "job", "stop", "halted")
     (lease,) = [json.loads(storage.read_bytes(f"{s3}/rows-broken/leases/{name}")) for name in leases(f"{s3}/rows-broken")]
     assert lease["released"], nodes.run("ray", "job", "logs", "halted").stdout
-    before = count_lots(f"{s3}/rows-broken")
+    before = count_chunks(f"{s3}/rows-broken")
     assert before < 6, "it was over before it was stopped"
     with ThreadPoolExecutor() as background:
         going_on = background.submit(nodes.submit, "segment", *broken)
-        nodes.wait_until(lambda: count_lots(f"{s3}/rows-broken") > before, what="a lot more")
+        nodes.wait_until(lambda: count_chunks(f"{s3}/rows-broken") > before, what="a chunk more")
         nodes.kill_worker(holding="Segmenter")
         code, line, shown = going_on.result()
     assert (code, line["images"]) == (0, {"ok": 96}), shown
-    assert f"{before} of 6 lots are done" in shown, shown
+    assert f"{before} of 6 chunks are done" in shown, shown
     columns = ["image_uri", "mask", "num_instances", "confidence_sum", "status"]
     one, other = (
         read_output(f"{s3}/{name}", "regions", columns=columns).sort_values("image_uri", ignore_index=True)

@@ -96,14 +96,14 @@ def test_damaged_files_among_good_ones(bundle_uri: str, generated: Path, tmp_pat
 
 
 def test_killed_it_ends_with_the_same_rows(bundle_uri: str, tmp_path: Path, cluster: str) -> None:
-    """SIGKILL to the driver, whenever another lot was done; the same command finishes what was begun."""
+    """SIGKILL to the driver, whenever another chunk was done; the same command finishes what was begun."""
     rng = np.random.default_rng(0)
     (tmp_path / "in").mkdir()
     for number in range(96):
         (tmp_path / "in" / f"{number}.png").write_bytes(encode_png(rng.integers(0, 256, (60, 70, 3), dtype=np.uint8)))
     command = ["--bundle", bundle_uri, "--input", str(tmp_path / "in"), "--precision", "fp32", "--readers", "1"]
     killed = [*command, "--output", str(tmp_path / "killed")]
-    kill_after_a_lot(killed, tmp_path / "killed" / "regions", log=tmp_path / "log", address=cluster)
+    kill_after_a_chunk(killed, tmp_path / "killed" / "regions", log=tmp_path / "log", address=cluster)
     code, line, errors = run_job("segment", *killed, address=cluster)
     assert (code, line["status"], line["images"]) == (0, "done", {"ok": 96}), errors
     whole = SegmentConfig(bundle=bundle_uri, input=(str(tmp_path / "in"),), output=str(tmp_path / "whole"), precision="fp32")
@@ -122,7 +122,7 @@ def test_killed_it_ends_with_the_same_rows(bundle_uri: str, tmp_path: Path, clus
     assert sorted(images["image_id"]) == sorted(one["image_id"])
 
 
-def kill_after_a_lot(flags: list[str], regions: Path, *, log: Path, address: str) -> None:
+def kill_after_a_chunk(flags: list[str], regions: Path, *, log: Path, address: str) -> None:
     before = count_files(regions)
     with log.open("ab") as file:
         command = [sys.executable, str(ROOT / "jobs" / "segment.py"), *flags]
@@ -141,7 +141,7 @@ def count_files(folder: Path) -> int:
 def test_dead_after_any_write_it_ends_with_what_an_undisturbed_run_gives(
     dark_bundle: str, generated: Path, tmp_path: Path
 ) -> None:
-    """Of 20 images and a slide: two lots and one, three notes, tables for either commit, the run's record twice, its lease."""
+    """Of 20 images and a slide: two chunks and one, three notes, tables for either commit, the run's record twice, its lease."""
     shutil.copytree(generated / "images", tmp_path / "in")
     slide, _ = generate_image(600, 700, modality="stained", num_nuclei=60, rng=np.random.default_rng(0))
     write_pyramid(tmp_path / "in" / "slide.tiff", slide)

@@ -89,7 +89,7 @@ def test_an_interrupted_run_is_finished_though_another_s_name_lies_in_the_future
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("resunet_ray.segment.run.segment_lots", interrupt)
+        patch.setattr("resunet_ray.segment.run.segment_chunks", interrupt)
         with pytest.raises(KeyboardInterrupt):
             segment(config)
     (interrupted,) = storage.list_folders(f"{config.output}/runs")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resunet_ray.config import InstanceConfig
-from resunet_ray.model.tiling import Tile
+from resunet_ray.model.tiling import Box
 from resunet_ray.segment import gate, mosaic
 from resunet_ray.segment.gate import Gate
 from resunet_ray.segment.mosaic import BLOCK, Grid, find_objects, seam_disagreement
@@ -150,7 +150,7 @@ def test_a_gate_comes_out_of_its_bytes_as_it_went_in() -> None:
 
 
 def test_the_tiles_of_a_window_are_those_of_the_whole() -> None:
-    everything = GRID.tiles(Tile(0, GRID.height, 0, GRID.width))
+    everything = GRID.tiles(Box(0, GRID.height, 0, GRID.width))
     for region in GRID.regions(200):
         assert set(GRID.tiles(region)) == {
             tile
@@ -158,7 +158,7 @@ def test_the_tiles_of_a_window_are_those_of_the_whole() -> None:
             if tile.top < region.bottom and tile.bottom > region.top and tile.left < region.right and tile.right > region.left
         }
     values = np.random.default_rng(0).random((GRID.height, GRID.width), np.float32)
-    window = Tile(150, 480, 333, 777)
+    window = Box(150, 480, 333, 777)
     np.testing.assert_allclose(
         GRID.blend(window, {tile: values[tile.window] for tile in GRID.tiles(window)}), values[window.window], rtol=1e-5
     )

@@ -11,7 +11,7 @@ from resunet_ray import storage
 from resunet_ray.schema import IMAGES
 from resunet_ray.segment.ledger import IMAGES_FOLDER, Ledger, SeenIds, read_ledger
 from resunet_ray.segment.listing import Found
-from resunet_ray.segment.plan import read_lot, write_plan
+from resunet_ray.segment.plan import read_chunk, write_plan
 from resunet_ray.segment.region import Row
 
 NOTHING = Ledger(np.empty(0, "S16"), {})
@@ -21,23 +21,23 @@ def images(count: int, *, start: int = 0) -> Iterator[Found]:
     return (Found(f"/in/{number}.png", "1") for number in range(start, start + count))
 
 
-def test_every_image_is_in_one_lot(tmp_path: Path) -> None:
+def test_every_image_is_in_one_chunk(tmp_path: Path) -> None:
     plan = write_plan(str(tmp_path), images(5000), ledger=NOTHING, retry_failed=False)
-    lots = [read_lot(str(tmp_path), lot)["image_uri"].to_pylist() for lot in range(plan.lots)]
-    assert [uri for lot in lots for uri in lot] == [f"/in/{number}.png" for number in range(5000)]
-    assert (plan.regions, plan.lots) == (5000, 313)
-    assert not (tmp_path / "plan" / f"{plan.lots // 128 + 1:05d}.parquet").exists()
+    chunks = [read_chunk(str(tmp_path), chunk)["image_uri"].to_pylist() for chunk in range(plan.chunks)]
+    assert [uri for chunk in chunks for uri in chunk] == [f"/in/{number}.png" for number in range(5000)]
+    assert (plan.regions, plan.chunks) == (5000, 313)
+    assert not (tmp_path / "plan" / f"{plan.chunks // 128 + 1:05d}.parquet").exists()
 
 
-def test_a_lot_never_mixes_archives(tmp_path: Path) -> None:
+def test_a_chunk_never_mixes_archives(tmp_path: Path) -> None:
     def found() -> Iterator[Found]:
         for archive in ("a.zip", "b.tar.gz"):
             yield from (Found(archive, "1", member=f"{number}.png") for number in range(40))
         yield from images(3)
 
     plan = write_plan(str(tmp_path), found(), ledger=NOTHING, retry_failed=False)
-    lots = [set(read_lot(str(tmp_path), lot)["image_uri"].to_pylist()) for lot in range(plan.lots)]
-    assert [lot for lot in lots if lot & {"a.zip", "b.tar.gz"}] == [{"a.zip"}] * 3 + [{"b.tar.gz"}] * 3
+    chunks = [set(read_chunk(str(tmp_path), chunk)["image_uri"].to_pylist()) for chunk in range(plan.chunks)]
+    assert [chunk for chunk in chunks if chunk & {"a.zip", "b.tar.gz"}] == [{"a.zip"}] * 3 + [{"b.tar.gz"}] * 3
 
 
 def test_what_is_listed_twice_is_planned_once(tmp_path: Path) -> None:
@@ -57,11 +57,11 @@ def test_the_ledger_knows_what_is_done_by_bundle_and_configuration(tmp_path: Pat
     ledger = read_ledger(str(tmp_path), bundle_digest="b", config_digest="c")
     plan = write_plan(str(tmp_path), images(8), ledger=ledger, retry_failed=False)
     assert (plan.regions, plan.done, plan.failed_before) == (3, 2, 3)
-    assert read_lot(str(tmp_path), 0)["image_uri"].to_pylist() == ["/in/3.png", "/in/6.png", "/in/7.png"]
+    assert read_chunk(str(tmp_path), 0)["image_uri"].to_pylist() == ["/in/3.png", "/in/6.png", "/in/7.png"]
     plan = write_plan(str(tmp_path), images(8), ledger=ledger, retry_failed=True)
     assert (plan.regions, sorted(plan.retried)) == (6, sorted([names[2], names[4], names[5]]))
-    lot = read_lot(str(tmp_path), 0).to_pylist()
-    assert {row["image_uri"]: row["attempt"] for row in lot} == {
+    chunk = read_chunk(str(tmp_path), 0).to_pylist()
+    assert {row["image_uri"]: row["attempt"] for row in chunk} == {
         "/in/2.png": 3, "/in/3.png": 1, "/in/4.png": 2, "/in/5.png": 2, "/in/6.png": 1, "/in/7.png": 1,
     }  # fmt: skip
 
@@ -96,7 +96,7 @@ def test_many_regions_of_many_slides_take_no_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert (plan.images, plan.regions) == (7, 20_002)
     assert peak < 20e6
-    lots = [read_lot(str(tmp_path), lot)["image_uri"].unique().to_pylist() for lot in range(plan.lots)]
-    assert lots[-1] == ["/in/plain-0.tif", "/in/plain-1.tif"]
-    assert [len(names) for names in lots[:-1]] == [1] * (plan.lots - 1)
-    assert [lots[first] for first in plan.parts] == [[f"/in/{number}.tif"] for number in range(5)] + [lots[-1]]
+    chunks = [read_chunk(str(tmp_path), chunk)["image_uri"].unique().to_pylist() for chunk in range(plan.chunks)]
+    assert chunks[-1] == ["/in/plain-0.tif", "/in/plain-1.tif"]
+    assert [len(names) for names in chunks[:-1]] == [1] * (plan.chunks - 1)
+    assert [chunks[first] for first in plan.parts] == [[f"/in/{number}.tif"] for number in range(5)] + [chunks[-1]]

@@ -10,8 +10,8 @@ def notes(folder: Path, *, session: str = "tonight", node: str = "n1", lost: tup
 
 
 def test_deaths_are_counted_until_the_image_is_done(tmp_path: Path) -> None:
-    assert [notes(tmp_path).note_lot(3) for _ in range(3)] == [0, 1, 2]
-    assert notes(tmp_path).note_lot(4) == 0
+    assert [notes(tmp_path).note_chunk(3) for _ in range(3)] == [0, 1, 2]
+    assert notes(tmp_path).note_chunk(4) == 0
     for deaths in range(2):
         image = notes(tmp_path).note_image(3, 7)
         assert image.__enter__() == deaths  # and never left: the process died
@@ -20,14 +20,14 @@ def test_deaths_are_counted_until_the_image_is_done(tmp_path: Path) -> None:
     with notes(tmp_path).note_image(3, 7) as deaths:
         assert deaths == 0
     forget(str(tmp_path))
-    assert notes(tmp_path).note_lot(3) == 0
+    assert notes(tmp_path).note_chunk(3) == 0
 
 
 def test_what_was_stopped_or_lost_its_node_is_no_death(tmp_path: Path) -> None:
     for session in ("monday", "tuesday"):
         for _ in range(3):
-            notes(tmp_path, session=session).note_lot(3)
-    assert notes(tmp_path, node="n2").note_lot(3) == 0
-    assert notes(tmp_path, node="n1", lost=("n2",)).note_lot(3) == 0
-    assert notes(tmp_path, node="n3", lost=("n2",)).note_lot(3) == 1
-    assert notes(tmp_path, node="").note_lot(3) == 3
+            notes(tmp_path, session=session).note_chunk(3)
+    assert notes(tmp_path, node="n2").note_chunk(3) == 0
+    assert notes(tmp_path, node="n1", lost=("n2",)).note_chunk(3) == 0
+    assert notes(tmp_path, node="n3", lost=("n2",)).note_chunk(3) == 1
+    assert notes(tmp_path, node="").note_chunk(3) == 3

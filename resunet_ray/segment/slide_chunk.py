@@ -10,14 +10,14 @@ from jaxtyping import Float32
 from resunet_ray.config import InstanceConfig, PreprocessConfig, SegmentConfig
 from resunet_ray.data.slides import Slide
 from resunet_ray.intensity import Range
-from resunet_ray.model.tiling import Tile
+from resunet_ray.model.tiling import Box
 from resunet_ray.segment.gate import Gate
 from resunet_ray.segment.mosaic import MARGIN, Grid, find_objects
 from resunet_ray.segment.region import Row, describe_region, region_window
 from resunet_ray.segment.sample import Sample
 from resunet_ray.segment.survey import LEVELS
 
-Held = dict[Tile, Sample]
+Held = dict[Box, Sample]
 
 
 class _DamagedError(Exception):
@@ -29,21 +29,21 @@ class _DamagedError(Exception):
 
 
 @dataclass(frozen=True)
-class SlideLot:
+class SlideChunk:
     """The windows of some regions of one slide, in the order of their rows."""
 
     grid: Grid
     scale: float
     """Side of a pixel of the grid, in pixels of the slide."""
-    regions: Sequence[Tile]
+    regions: Sequence[Box]
     gates: Sequence[Gate | None]
     """Where there is tissue around each region; None: everywhere."""
     levels: Range | None = None
     """The slide's range of intensities, where the network asks for it."""
 
     @classmethod
-    def of(cls, rows: Sequence[Row], slide: Slide, *, preprocess: PreprocessConfig, side: int) -> "SlideLot":
-        """The lot of some rows of the plan.
+    def of(cls, rows: Sequence[Row], slide: Slide, *, preprocess: PreprocessConfig, side: int) -> "SlideChunk":
+        """The chunk of some rows of the plan.
 
         Args:
             rows: of one slide.
@@ -62,7 +62,7 @@ class SlideLot:
         ]
         return cls(grid, scale, windows, gates, levels=None if low is None else (low, high))
 
-    def tiles(self) -> Iterator[Tile]:
+    def tiles(self) -> Iterator[Box]:
         """Those that the regions need, each once, in the order in which they are needed."""
         yield from dict.fromkeys(tile for needed in self._needed for tile in needed)
 
@@ -84,7 +84,7 @@ class SlideLot:
                 held = {tile: kept for tile, kept in held.items() if last[tile] >= number}
 
     @functools.cached_property
-    def _needed(self) -> list[list[Tile]]:
+    def _needed(self) -> list[list[Box]]:
         """The tiles of each region, with its margin."""
         return [self.grid.tiles(self.grid.widen(region, MARGIN)) for region in self.regions]
 
@@ -95,7 +95,7 @@ class SlideLot:
         held: Held,
         *,
         config: InstanceConfig,
-        compute: Callable[[list[Tile]], Held],
+        compute: Callable[[list[Box]], Held],
         keep: SegmentConfig,
     ) -> None:
         """Fills a region's row with what its window holds.
@@ -110,7 +110,7 @@ class SlideLot:
         """
         region = self.regions[number]
 
-        def look(window: Tile) -> Float32[np.ndarray, "h w"]:
+        def look(window: Box) -> Float32[np.ndarray, "h w"]:
             held.update(compute([tile for tile in self.grid.tiles(window) if tile not in held]))
             for sample in held.values():
                 if sample.row["status"] == "failed":

@@ -17,9 +17,10 @@ from resunet_ray import storage
 from resunet_ray.cluster import connect
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.images import encode_png
-from resunet_ray.segment import actors, run
-from resunet_ray.segment.sample import Sample
-from resunet_ray.segment.segmenter import Segmenter
+from resunet_ray.segment import run
+from resunet_ray.segment.work import actors
+from resunet_ray.segment.work.sample import Sample
+from resunet_ray.segment.work.segmenter import Segmenter
 
 logger = logging.getLogger(__name__)
 

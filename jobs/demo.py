@@ -14,7 +14,7 @@ from resunet_ray.data.synthetic import write_images
 from resunet_ray.evaluate import evaluate
 from resunet_ray.report.evaluation import write_evaluation_report
 from resunet_ray.report.segmentation import write_segmentation_report
-from resunet_ray.segment.ledger import IMAGES_FOLDER
+from resunet_ray.segment import layout
 from resunet_ray.segment.run import segment
 from resunet_ray.train.tracking import HISTORY_FILE, run_folder
 from resunet_ray.train.trainer import train
@@ -63,10 +63,10 @@ def _work() -> dict[str, Any]:
 
 def _show_table(output: str, run_id: str) -> None:
     """The first rows of images/, as any program reads them."""
-    table = storage.read_table(storage.join(output, IMAGES_FOLDER, run_id, "00000.parquet")).to_pandas()
+    table = storage.read_table(layout.part_uri(output, layout.IMAGES, run_id, 0)).to_pandas()
     table["image"] = table["image_uri"].str.rsplit("/", n=1).str[-1]
     shown = table[["image", "status", "num_nuclei", "foreground_fraction", "mean_confidence", "focus_score", "f1", "qc_status"]]
-    logger.info("\n%s\n%d rows in %s", shown.head(8).to_string(index=False), len(table), storage.join(output, IMAGES_FOLDER))
+    logger.info("\n%s\n%d rows in %s", shown.head(8).to_string(index=False), len(table), storage.join(output, layout.IMAGES))
 
 
 if __name__ == "__main__":

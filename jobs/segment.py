@@ -15,7 +15,7 @@ from resunet_ray.config import ExportConfig, GiveUpConfig, SegmentConfig
 from resunet_ray.data.stream import run_tasks
 from resunet_ray.errors import LeaseError
 from resunet_ray.report.segmentation import find_unreported, write_segmentation_report
-from resunet_ray.segment.export import export_runs
+from resunet_ray.segment.export.files import export_runs
 from resunet_ray.segment.give_up import give_up
 from resunet_ray.segment.run import segment
 

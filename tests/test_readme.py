@@ -33,20 +33,19 @@ def test_it_is_short_enough_to_read() -> None:
 def test_its_tree_is_the_disk() -> None:
     """A line for each folder and each module beside them; a folder's modules stand after its colon, in the order of imports."""
     (tree,) = [block for block in blocks("") if block.startswith("resunet_ray/")]
-    entries = re.findall(r"^(?:  )?(\S+) +(.*(?:\n {10,}.*)*)", tree, flags=re.MULTILINE)
+    shown: dict[str, list[str]] = {}  # names of modules, by the folder or module whose line it is
+    folders = ["resunet_ray/"]
+    for indent, name, text in re.findall(r"^( *)(\S+) +(.*(?:\n {10,}.*)*)", tree, flags=re.MULTILINE):
+        folders[len(indent) // 2 :] = [name]
+        shown["".join(folders)] = text.rpartition(":")[2].split() if ":" in text else []
     package = ROOT / "resunet_ray"
-    expected = {"jobs/", "docs/", "cluster/", "tests/"}
-    for path in package.iterdir():
-        if path.is_dir() and path.name != "__pycache__":
-            expected.add(f"{path.name}/")
-        elif path.suffix == ".py" and path.name != "__init__.py":
-            expected.add(path.name)
-    assert {name for name, _ in entries} == expected
-    for name, text in entries:
-        folder = ROOT / name if name == "jobs/" else package / name
-        modules = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")) if name.endswith("/") else []
-        if name not in ("docs/", "cluster/", "tests/"):
-            assert sorted(text.rpartition(":")[2].split() if ":" in text else []) == modules, name
+    expected: dict[str, list[str]] = {f"resunet_ray/{path.name}": [] for path in package.glob("[a-z]*.py")}
+    for folder in [ROOT / "jobs", *(path.parent for path in package.rglob("__init__.py") if path.parent != package)]:
+        names = [path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")]
+        expected[f"{folder.relative_to(ROOT)}/"] = sorted(names)
+    others = {"docs/", "cluster/", "tests/"}
+    assert {name: sorted(modules) for name, modules in shown.items() if name not in others} == expected
+    assert others <= shown.keys()
 
 
 def test_it_names_every_job_and_every_column() -> None:

@@ -17,7 +17,7 @@ COLOURS = ("#2f6f9f", "#c8553d", "#588157", "#7b5ea7", "#b08900")
 def write_page(uri: str, *, template: str, **values: Any) -> str:
     """Fills a template and writes the page; returns where."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("resunet_ray"),
+        loader=jinja2.PackageLoader("resunet_ray.report"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -25,10 +25,8 @@ from resunet_ray.data.slides import Slide
 from resunet_ray.data.tissue import read_view
 from resunet_ray.errors import InputError
 from resunet_ray.report.page import COLOURS, REPORT_FILE, to_svg, write_page
-from resunet_ray.segment.ledger import IMAGES_FOLDER
-from resunet_ray.segment.region import REGIONS_FOLDER
-from resunet_ray.segment.run import RUN_FILE, RUNS_FOLDER
-from resunet_ray.segment.survey import stage_slide
+from resunet_ray.segment import layout
+from resunet_ray.segment.planning.survey import stage_slide
 
 _SHOWN = 12  # images
 _SLIDES = 50
@@ -78,9 +76,9 @@ class _Summary:
 
 def find_unreported(output: str) -> list[str]:
     """The newest run, if it is done and was interrupted before its report was written."""
-    runs = storage.join(output, RUNS_FOLDER)
+    runs = storage.join(output, layout.RUNS)
     for run_id in storage.list_folders(runs)[-1:]:
-        record = storage.join(runs, run_id, RUN_FILE)
+        record = layout.record_uri(output, run_id)
         done = storage.exists(record) and json.loads(storage.read_bytes(record))["status"] == "done"
         if done and not storage.exists(storage.join(runs, run_id, REPORT_FILE)):
             return [run_id]
@@ -94,13 +92,13 @@ def write_segmentation_report(output: str, *, run_id: str) -> str:
         output: of the runs.
         run_id: which of them.
     """
-    folder = storage.join(output, RUNS_FOLDER, run_id)
-    record = json.loads(storage.read_bytes(storage.join(folder, RUN_FILE)))
+    folder = layout.run_folder(output, run_id)
+    record = json.loads(storage.read_bytes(layout.record_uri(output, run_id)))
     summary = _Summary()
-    for uri in _tables(storage.join(output, IMAGES_FOLDER, run_id)):
+    for uri in _tables(storage.join(output, layout.IMAGES, run_id)):
         summary.add(storage.read_table(uri, columns=_COLUMNS).to_pandas())
     measures = {name: np.concatenate(values) for name, values in summary.measures.items()}
-    config = load_config(json.dumps(record["config"]), kind=SegmentConfig, source=RUN_FILE)
+    config = load_config(json.dumps(record["config"]), kind=SegmentConfig, source=layout.RUN_FILE)
     return write_page(
         storage.join(folder, REPORT_FILE),
         template="segmentation.html",
@@ -197,7 +195,7 @@ def _shown_slides(rows: list[dict[str, Any]], config: SegmentConfig, output: str
 def _read_regions(output: str, run_id: str, wanted: set[str]) -> Iterator[dict[str, Any]]:
     """The regions of some images that have a mask."""
     ids = pa.array(sorted(wanted))
-    for uri in _tables(storage.join(output, REGIONS_FOLDER, run_id)):
+    for uri in _tables(storage.join(output, layout.REGIONS, run_id)):
         here = pc.is_in(storage.read_table(uri, columns=["image_id"])["image_id"], value_set=ids)
         if pc.any(here).as_py():
             rows = storage.read_table(uri, columns=["image_id", "y", "x", "height", "width", "mask"]).filter(here).to_pylist()

@@ -22,14 +22,13 @@ from resunet_ray.data.stream import run_tasks
 from resunet_ray.errors import RunError
 from resunet_ray.model.metrics import SCORES, Counts, score_counts
 from resunet_ray.schema import IMAGES, INSTANCES, REGIONS
-from resunet_ray.segment.ledger import IMAGES_FOLDER
-from resunet_ray.segment.mosaic import seam_disagreement
-from resunet_ray.segment.plan import Plan, read_chunk
-from resunet_ray.segment.region import REGIONS_FOLDER, Row, chunk_uri
+from resunet_ray.segment import layout
+from resunet_ray.segment.planning.plan import Plan, read_chunk
+from resunet_ray.segment.rows import Row
+from resunet_ray.segment.work.objects import seam_disagreement
 
 logger = logging.getLogger(__name__)
 
-INSTANCES_FOLDER = "instances"
 
 _READ = [name for name in REGIONS.names if name not in ("mask", "labels", "probability")]
 _GEOMETRY = {
@@ -91,18 +90,17 @@ def commit_run(output: str, *, run_id: str, folder: str, plan: Plan, digests: di
 
 def _commit_chunks(output: str, *, run_id: str, folder: str, part: int, chunks: range) -> dict[str, int]:
     """Commits some chunks, which hold whole images."""
-    name = f"{part:05d}.parquet"
     images: dict[str, _Image] = {}
     nuclei = pa.BufferOutputStream()
     with pq.ParquetWriter(nuclei, INSTANCES_SCHEMA, compression="zstd") as writer:
         for chunk in chunks:
-            found = _read_regions(chunk_uri(output, run_id, chunk), planned=read_chunk(folder, chunk))
+            found = _read_regions(layout.chunk_uri(output, run_id, chunk), planned=read_chunk(folder, chunk))
             table = flatten_instances(found)
             writer.write_table(table)
             _gather(images, found, table)
     rows = pa.Table.from_pylist([image.row() for image in images.values()], schema=IMAGES)
-    storage.write_bytes(storage.join(output, INSTANCES_FOLDER, run_id, name), nuclei.getvalue())
-    storage.write_table(storage.join(output, IMAGES_FOLDER, run_id, name), rows)  # last: its rows say that the images are done
+    storage.write_bytes(layout.part_uri(output, layout.INSTANCES, run_id, part), nuclei.getvalue())
+    storage.write_table(layout.part_uri(output, layout.IMAGES, run_id, part), rows)  # last: its rows say that the images are done
     return dict(Counter(rows["status"].to_pylist()))
 
 
@@ -242,7 +240,7 @@ def _withdraw(output: str, *, ids: list[str], run_id: str, digests: dict[str, st
     if not ids:
         return
     wanted = pa.array(ids)
-    for folder in (REGIONS_FOLDER, INSTANCES_FOLDER, IMAGES_FOLDER):  # last what says that they were done
+    for folder in (layout.REGIONS, layout.INSTANCES, layout.IMAGES):  # last what says that they were done
         for file in list(storage.walk_files(storage.join(output, folder))):
             if file.path.startswith(f"{run_id}/") or not file.path.endswith(".parquet"):
                 continue

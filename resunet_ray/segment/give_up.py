@@ -5,11 +5,8 @@ from dataclasses import replace
 from resunet_ray import storage
 from resunet_ray.config import GiveUpConfig
 from resunet_ray.errors import InputError
-from resunet_ray.segment.commit import INSTANCES_FOLDER
-from resunet_ray.segment.export import EXPORTS_FOLDER
-from resunet_ray.segment.ledger import IMAGES_FOLDER
-from resunet_ray.segment.region import REGIONS_FOLDER
-from resunet_ray.segment.run import RUNS_FOLDER, hold_lease
+from resunet_ray.segment import layout
+from resunet_ray.segment.run import hold_lease
 
 
 def give_up(config: GiveUpConfig) -> None:
@@ -22,9 +19,9 @@ def give_up(config: GiveUpConfig) -> None:
         LeaseError: another run is writing to the output.
     """
     output = storage.absolute(config.output).rstrip("/")
-    if config.run not in storage.list_folders(storage.join(output, RUNS_FOLDER)):
-        raise InputError(f"{output} has no run {config.run}: expected the name of a folder in {RUNS_FOLDER}/")
+    if config.run not in storage.list_folders(storage.join(output, layout.RUNS)):
+        raise InputError(f"{output} has no run {config.run}: expected the name of a folder in {layout.RUNS}/")
     with hold_lease(replace(config, output=output)):
-        kinds = [storage.join(EXPORTS_FOLDER, kind) for kind in storage.list_folders(storage.join(output, EXPORTS_FOLDER))]
-        for folder in (IMAGES_FOLDER, INSTANCES_FOLDER, *kinds, REGIONS_FOLDER, RUNS_FOLDER):
+        kinds = [storage.join(layout.EXPORTS, kind) for kind in storage.list_folders(storage.join(output, layout.EXPORTS))]
+        for folder in (layout.IMAGES, layout.INSTANCES, *kinds, layout.REGIONS, layout.RUNS):
             storage.delete(storage.join(output, folder, config.run))

@@ -26,19 +26,18 @@ from resunet_ray.data.stream import stream_tasks
 from resunet_ray.errors import InputError
 from resunet_ray.monitoring import count_images
 from resunet_ray.schema import PLAN
-from resunet_ray.segment.actors import segment_chunks, uses_gpu
-from resunet_ray.segment.commit import INSTANCES_FOLDER, commit_run
-from resunet_ray.segment.job import Job
-from resunet_ray.segment.ledger import IMAGES_FOLDER, read_ledger
-from resunet_ray.segment.listing import Listing
-from resunet_ray.segment.plan import Plan, write_plan
-from resunet_ray.segment.region import REGIONS_FOLDER, Row
-from resunet_ray.segment.survey import Surveyor
+from resunet_ray.segment import layout
+from resunet_ray.segment.commit import commit_run
+from resunet_ray.segment.planning.ledger import read_ledger
+from resunet_ray.segment.planning.listing import Listing
+from resunet_ray.segment.planning.plan import Plan, write_plan
+from resunet_ray.segment.planning.survey import Surveyor
+from resunet_ray.segment.rows import Row
+from resunet_ray.segment.work.actors import segment_chunks, uses_gpu
+from resunet_ray.segment.work.job import Job
 from resunet_ray.storage import Lease, attempts
 
 logger = logging.getLogger(__name__)
-
-RUNS_FOLDER, RUN_FILE = "runs", "run.json"
 
 _HOW = ("output", "actors", "gpu", "cpus_per_actor", "nodes_seconds", "readers", "batch_size", "cache", "cache_gib")
 _LOOK_THREADS = 16
@@ -117,16 +116,12 @@ def _new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
 
 
-def _run_folder(output: str, run_id: str) -> str:
-    return storage.join(output, RUNS_FOLDER, run_id)
-
-
 def _unfinished(output: str) -> list[str]:
     """Runs that were planned and not finished. All are looked at: a clock that was wrong gives names that sort anywhere."""
-    folder = storage.join(output, RUNS_FOLDER)
+    folder = storage.join(output, layout.RUNS)
 
     def look(run_id: str) -> str | None:
-        uri = storage.join(folder, run_id, RUN_FILE)
+        uri = layout.record_uri(output, run_id)
         if not storage.exists(uri):  # it ended while it was planned, and did nothing
             storage.delete(storage.join(folder, run_id))
             return None
@@ -145,7 +140,7 @@ def _plan(
     listing = Listing(
         config.input, storage.Cache.of(config), masks=config.masks, mpp=config.mpp, mpp_csv=config.mpp_csv, exclude=config.output
     )
-    folder = None if run_id is None else _run_folder(config.output, run_id)
+    folder = None if run_id is None else layout.run_folder(config.output, run_id)
     survey = None if folder is None else _Survey(Surveyor.of(config, info), storage.join(folder, "survey"))
     plan = write_plan(folder, listing, ledger=ledger, retry_failed=config.retry_failed, survey=survey)
     if not plan.listed:
@@ -210,14 +205,14 @@ class _Survey:
 
 
 def _write_record(folder: str, record: dict[str, Any]) -> None:
-    storage.write_bytes(storage.join(folder, RUN_FILE), json.dumps(record, indent=1).encode())
+    storage.write_bytes(storage.join(folder, layout.RUN_FILE), json.dumps(record, indent=1).encode())
 
 
 def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segmented:
     """Segments what a planned run has not, commits it, and records the outcome."""
-    folder = _run_folder(config.output, run_id)
-    record = json.loads(storage.read_bytes(storage.join(folder, RUN_FILE)))
-    saved = load_config(json.dumps(record["config"]), kind=SegmentConfig, source=storage.join(folder, RUN_FILE))
+    folder = layout.run_folder(config.output, run_id)
+    record = json.loads(storage.read_bytes(storage.join(folder, layout.RUN_FILE)))
+    saved = load_config(json.dumps(record["config"]), kind=SegmentConfig, source=storage.join(folder, layout.RUN_FILE))
     # What decides the result is the run's own; how it is done is today's.
     own = replace(saved, **{name: getattr(config, name) for name in _HOW})
     plan = Plan.read(record["plan"])
@@ -273,7 +268,7 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
         seconds={name: round(value, 3) for name, value in seconds.items()},
     )
     attempts.forget(folder)
-    for name in (REGIONS_FOLDER, INSTANCES_FOLDER, IMAGES_FOLDER, RUNS_FOLDER):
+    for name in (layout.REGIONS, layout.INSTANCES, layout.IMAGES, layout.RUNS):
         storage.clear_parts(storage.join(config.output, name, run_id))
     _write_record(folder, {**record, "status": "done", "versions": versions(), "result": asdict(result)})
     count_images(job.watched, statuses)
@@ -281,7 +276,7 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
 
 
 def _chunks_done(output: str, run_id: str) -> set[int]:
-    folder = storage.join(output, REGIONS_FOLDER, run_id)
+    folder = storage.join(output, layout.REGIONS, run_id)
     if not storage.exists(folder):
         return set()
     return {int(name.removesuffix(".parquet")) for name, _ in storage.list_files(folder) if name.endswith(".parquet")}

@@ -16,7 +16,7 @@ import ray
 from resunet_ray.cluster import connect
 from resunet_ray.config import ModelConfig, SegmentConfig, TrainConfig
 from resunet_ray.segment.run import Segmented, segment
-from resunet_ray.segment.segmenter import Segmenter
+from resunet_ray.segment.work.segmenter import Segmenter
 from resunet_ray.train.trainer import train
 
 _SLOW_SECONDS = 4  # some reports of its actor
@@ -45,7 +45,7 @@ def _main(bundle: str, folder: Path) -> None:
     connect(dashboard=True)
     print(json.dumps({"session": ray._private.worker.global_worker.node.get_session_dir_path()}), flush=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("resunet_ray.segment.actors.Segmenter", DiesOnce)
+        patch.setattr("resunet_ray.segment.work.actors.Segmenter", DiesOnce)
         segmented = {name: vars(_segment(name, bundle=bundle, folder=folder)) for name in ("list", "möre")}
     train(
         TrainConfig(

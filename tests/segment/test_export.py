@@ -20,8 +20,8 @@ from resunet_ray import storage
 from resunet_ray.config import SegmentConfig
 from resunet_ray.config.segment import ExportKind
 from resunet_ray.data.images import decode_stored
-from resunet_ray.segment.export import export_runs
-from resunet_ray.segment.geojson import build_features, write_features
+from resunet_ray.segment.export.files import export_runs
+from resunet_ray.segment.export.geojson import build_features, write_features
 from resunet_ray.segment.run import segment
 
 KINDS: tuple[ExportKind, ...] = ("geojson", "ome-zarr", "ome-tiff")

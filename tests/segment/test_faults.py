@@ -26,9 +26,9 @@ from resunet_ray import storage
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.images import decode_stored, encode_png
 from resunet_ray.data.synthetic import generate_image
+from resunet_ray.segment.planning.survey import Surveyor
 from resunet_ray.segment.run import segment
-from resunet_ray.segment.segmenter import Segmenter
-from resunet_ray.segment.survey import Surveyor
+from resunet_ray.segment.work.segmenter import Segmenter
 
 
 def damaged(good: bytes) -> dict[str, tuple[bytes, str]]:
@@ -195,7 +195,7 @@ def test_an_image_that_kills_the_process_is_named_and_the_rest_completes(
     bundle_uri: str, tmp_path: Path, cluster: str, generated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr("resunet_ray.segment.actors.Segmenter", Poisoned)
+    monkeypatch.setattr("resunet_ray.segment.work.actors.Segmenter", Poisoned)
     (tmp_path / "in").mkdir()
     for number, path in enumerate(sorted((generated / "images").iterdir())):
         (tmp_path / "in" / f"{'poison' if number == 7 else number}.png").write_bytes(path.read_bytes())

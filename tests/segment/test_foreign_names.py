@@ -16,7 +16,7 @@ from support import read_output
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.images import encode_png
 from resunet_ray.report.segmentation import write_segmentation_report
-from resunet_ray.segment.export import export_runs
+from resunet_ray.segment.export.files import export_runs
 from resunet_ray.segment.run import segment
 
 NASTY = [

@@ -15,7 +15,7 @@ import pytest
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.archives import Entry
 from resunet_ray.errors import InputError
-from resunet_ray.segment.listing import Found, Listing
+from resunet_ray.segment.planning.listing import Found, Listing
 from resunet_ray.storage import Cache
 
 CACHE = Cache(tempfile.gettempdir(), 2**30)

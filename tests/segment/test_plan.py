@@ -9,10 +9,11 @@ import pyarrow as pa
 
 from resunet_ray import storage
 from resunet_ray.schema import IMAGES
-from resunet_ray.segment.ledger import IMAGES_FOLDER, Ledger, SeenIds, read_ledger
-from resunet_ray.segment.listing import Found
-from resunet_ray.segment.plan import read_chunk, write_plan
-from resunet_ray.segment.region import Row
+from resunet_ray.segment import layout
+from resunet_ray.segment.planning.ledger import Ledger, SeenIds, read_ledger
+from resunet_ray.segment.planning.listing import Found
+from resunet_ray.segment.planning.plan import read_chunk, write_plan
+from resunet_ray.segment.rows import Row
 
 NOTHING = Ledger(np.empty(0, "S16"), {})
 
@@ -53,7 +54,7 @@ def test_the_ledger_knows_what_is_done_by_bundle_and_configuration(tmp_path: Pat
         {"image_id": name, "bundle_digest": bundle, "config_digest": "c", "status": status, "attempt": attempt}
         for name, bundle, status, attempt in zip(names, bundles, statuses, [1, 1, 2, 1, 1, 1], strict=True)
     ]
-    storage.write_table(str(tmp_path / IMAGES_FOLDER / "run" / "0.parquet"), pa.Table.from_pylist(rows, schema=IMAGES))
+    storage.write_table(str(tmp_path / layout.IMAGES / "run" / "0.parquet"), pa.Table.from_pylist(rows, schema=IMAGES))
     ledger = read_ledger(str(tmp_path), bundle_digest="b", config_digest="c")
     plan = write_plan(str(tmp_path), images(8), ledger=ledger, retry_failed=False)
     assert (plan.regions, plan.done, plan.failed_before) == (3, 2, 3)

@@ -21,7 +21,7 @@ from resunet_ray.data.images import decode_image, decode_stored
 from resunet_ray.errors import InputError
 from resunet_ray.model.instances import find_instances
 from resunet_ray.report.segmentation import write_segmentation_report
-from resunet_ray.segment.export import export_runs
+from resunet_ray.segment.export.files import export_runs
 from resunet_ray.segment.run import Segmented, segment
 
 
@@ -144,7 +144,7 @@ def test_the_same_again_does_nothing_and_a_change_is_work(
 ) -> None:
     config, _ = first
     with monkeypatch.context() as patch:
-        patch.setattr("resunet_ray.segment.actors.Segmenter", None)  # no model is loaded
+        patch.setattr("resunet_ray.segment.work.actors.Segmenter", None)  # no model is loaded
         (again,) = segment(config)
     assert (again.run_id, again.done_before, again.regions) == (None, 18, 0)
     (other,) = segment(SegmentConfig(**{**vars(config), "dry_run": True, "threshold": 0.6}))

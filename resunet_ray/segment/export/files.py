@@ -22,15 +22,11 @@ from resunet_ray import storage
 from resunet_ray.config.segment import ExportKind
 from resunet_ray.data.stream import run_tasks
 from resunet_ray.errors import InputError
-from resunet_ray.segment.commit import INSTANCES_FOLDER
-from resunet_ray.segment.geojson import build_features, write_features
-from resunet_ray.segment.ledger import IMAGES_FOLDER
-from resunet_ray.segment.plan import Plan
-from resunet_ray.segment.pyramid import write_label_zarr, write_mask_tiff
-from resunet_ray.segment.region import Row, chunk_uri
-from resunet_ray.segment.run import RUN_FILE, RUNS_FOLDER
-
-EXPORTS_FOLDER = "exports"
+from resunet_ray.segment import layout
+from resunet_ray.segment.export.geojson import build_features, write_features
+from resunet_ray.segment.export.pyramid import write_label_zarr, write_mask_tiff
+from resunet_ray.segment.planning.plan import Plan
+from resunet_ray.segment.rows import Row
 
 _FEATURES = 500_000  # in one GeoJSON file; QuPath reads one whole
 _ROWS = 4096  # nuclei that are read at once
@@ -49,8 +45,8 @@ def export_runs(output: str, *, kinds: Sequence[ExportKind], run_ids: Sequence[s
     Raises:
         InputError: there is no such run, or none.
     """
-    runs = storage.join(output, RUNS_FOLDER)
-    there = [name for name in storage.list_folders(runs) if storage.exists(storage.join(output, IMAGES_FOLDER, name))]
+    runs = storage.list_folders(storage.join(output, layout.RUNS))
+    there = [name for name in runs if storage.exists(storage.join(output, layout.IMAGES, name))]
     if missing := sorted(set(run_ids) - set(there)):
         raise InputError(f"{output} has no run {missing[0]} that is done: found {', '.join(there) or 'none'}")
     if not there:
@@ -59,12 +55,12 @@ def export_runs(output: str, *, kinds: Sequence[ExportKind], run_ids: Sequence[s
         (run_id, kind, part, chunks, side)
         for run_id in run_ids or there
         for kind in kinds
-        for part, (chunks, side) in enumerate(_parts(storage.join(runs, run_id, RUN_FILE)))
+        for part, (chunks, side) in enumerate(_parts(layout.record_uri(output, run_id)))
     ]
 
     def export(number: int) -> pa.Table:
         run_id, kind, part, chunks, side = parts[number]
-        folder = storage.join(output, EXPORTS_FOLDER, kind, run_id)
+        folder = storage.join(output, layout.EXPORTS, kind, run_id)
         if kind == "geojson":
             count = _export_geojson(folder, output, run_id=run_id, part=part)
         else:
@@ -85,7 +81,11 @@ def _parts(uri: str) -> list[tuple[range, int]]:
 def _images(output: str, run_id: str, chunks: range) -> Iterator[Iterator[Row]]:
     """The regions of one image after the other, as far as there is something in them."""
     columns = [*_PLACE, *_SIZE, "mask", "labels", "instances"]
-    rows = (row for chunk in chunks for row in storage.read_table(chunk_uri(output, run_id, chunk), columns=columns).to_pylist())
+    rows = (
+        row
+        for chunk in chunks
+        for row in storage.read_table(layout.chunk_uri(output, run_id, chunk), columns=columns).to_pylist()
+    )
     for _, regions in itertools.groupby((row for row in rows if row["status"] == "ok"), key=lambda row: row["image_id"]):
         yield regions
 
@@ -127,13 +127,11 @@ def _export_ome_tiff(folder: str, regions: Iterator[Row], side: int) -> int:
 
 
 def _export_geojson(folder: str, output: str, *, run_id: str, part: int) -> int:
-    name = f"{part:05d}.parquet"
-    images = storage.read_table(
-        storage.join(output, IMAGES_FOLDER, run_id, name), columns=["image_id", "image_uri", "member", "status"]
-    )
+    columns = ["image_id", "image_uri", "member", "status"]
+    images = storage.read_table(layout.part_uri(output, layout.IMAGES, run_id, part), columns=columns)
     wanted = {row["image_id"]: row for row in images.to_pylist() if row["status"] != "failed"}
     count = 0
-    with storage.Reader(storage.join(output, INSTANCES_FOLDER, run_id, name)) as file:
+    with storage.Reader(layout.part_uri(output, layout.INSTANCES, run_id, part)) as file:
         batches = pq.ParquetFile(file).iter_batches(batch_size=_ROWS)
         rows = (row for batch in batches for row in batch.to_pylist())
         for image_id, nuclei in itertools.groupby(rows, key=lambda row: row["image_id"]):

@@ -20,16 +20,12 @@ from resunet_ray.data.tiff import is_slide
 from resunet_ray.data.tissue import Tissue, find_tissue, read_view
 from resunet_ray.errors import ImageError, InputError, ResourceError, RunError
 from resunet_ray.intensity import measure_range
-from resunet_ray.segment.gate import CELL, Gate, cells_of
-from resunet_ray.segment.mosaic import Grid
-from resunet_ray.segment.region import Row, place_region
-from resunet_ray.segment.sample import fail
+from resunet_ray.segment.planning.gate import CELL, Gate, cells_of
+from resunet_ray.segment.planning.grid import Grid
+from resunet_ray.segment.rows import LEVELS, Row, fail, place_region
 from resunet_ray.storage import attempts
 
 logger = logging.getLogger(__name__)
-
-LEVELS = "level_low", "level_high"
-"""The columns of an image's range of intensities."""
 
 _SAME_SCALE = 0.01  # a slide whose pixels are so nearly the bundle's is not resampled
 

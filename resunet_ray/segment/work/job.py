@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from resunet_ray import __version__, monitoring
 from resunet_ray.config import SegmentConfig
 from resunet_ray.schema import PLAN, REGIONS
-from resunet_ray.segment.region import Row
+from resunet_ray.segment.rows import Row
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from resunet_ray.config import SegmentConfig
 from resunet_ray.data.stream import count_up
 from resunet_ray.monitoring import count_chunk, show_chunks
 from resunet_ray.progress import show_progress
-from resunet_ray.segment.job import Job
-from resunet_ray.segment.plan import count_regions
-from resunet_ray.segment.segmenter import CALLS, Segmenter
-from resunet_ray.segment.sums import ChunkSums
+from resunet_ray.segment.planning.plan import count_regions
+from resunet_ray.segment.work.job import Job
+from resunet_ray.segment.work.segmenter import CALLS, Segmenter
+from resunet_ray.segment.work.sums import ChunkSums
 from resunet_ray.storage import Lease
 
 logger = logging.getLogger(__name__)

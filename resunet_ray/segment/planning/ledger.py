@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 
 from resunet_ray import storage
 from resunet_ray.data.ahead import map_ahead
+from resunet_ray.segment import layout
 
-IMAGES_FOLDER = "images"
 ID_BYTES = 16
 
 _COLUMNS = ["image_id", "bundle_digest", "config_digest", "status", "attempt"]
@@ -32,7 +32,7 @@ class Ledger:
 
 def read_ledger(output: str, *, bundle_digest: str, config_digest: str) -> Ledger:
     """Reads the ledger of one bundle and configuration; empty where nothing was written yet."""
-    folder = storage.join(output, IMAGES_FOLDER)
+    folder = storage.join(output, layout.IMAGES)
     if not storage.exists(folder):
         return Ledger(np.empty(0, f"S{ID_BYTES}"), {})
     files = [storage.join(folder, file.path) for file in storage.walk_files(folder) if file.path.endswith(".parquet")]

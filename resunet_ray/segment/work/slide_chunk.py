@@ -11,11 +11,12 @@ from resunet_ray.config import InstanceConfig, PreprocessConfig, SegmentConfig
 from resunet_ray.data.slides import Slide
 from resunet_ray.intensity import Range
 from resunet_ray.model.tiling import Box
-from resunet_ray.segment.gate import Gate
-from resunet_ray.segment.mosaic import MARGIN, Grid, find_objects
-from resunet_ray.segment.region import Row, describe_region, region_window
-from resunet_ray.segment.sample import Sample
-from resunet_ray.segment.survey import LEVELS
+from resunet_ray.segment.planning.gate import Gate
+from resunet_ray.segment.planning.grid import Grid
+from resunet_ray.segment.rows import LEVELS, Row, region_window
+from resunet_ray.segment.work.objects import MARGIN, find_objects
+from resunet_ray.segment.work.region import describe_region
+from resunet_ray.segment.work.sample import Sample
 
 Held = dict[Box, Sample]
 

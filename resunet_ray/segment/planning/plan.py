@@ -11,14 +11,12 @@ import pyarrow.parquet as pq
 
 from resunet_ray import storage
 from resunet_ray.schema import PLAN
-from resunet_ray.segment.ledger import ID_BYTES, Ledger, SeenIds, contains
-from resunet_ray.segment.listing import Found
-from resunet_ray.segment.mosaic import block_of
-from resunet_ray.segment.region import Row
-from resunet_ray.segment.sample import fail
-from resunet_ray.segment.survey import may_be_slide
-
-PLAN_FOLDER = "plan"
+from resunet_ray.segment import layout
+from resunet_ray.segment.planning.grid import block_of
+from resunet_ray.segment.planning.ledger import ID_BYTES, Ledger, SeenIds, contains
+from resunet_ray.segment.planning.listing import Found
+from resunet_ray.segment.planning.survey import may_be_slide
+from resunet_ray.segment.rows import Row, fail
 
 _BATCH = 2**16  # images that are compared with the ledger at once
 _CHUNKS_PER_FILE = 128
@@ -78,7 +76,7 @@ def write_plan(
     files = _cut(_surveyed(rows, survey), plan)
     for number, chunks in enumerate(files):
         if folder is not None:
-            storage.write_bytes(_file_uri(folder, number), _encode(chunks))
+            storage.write_bytes(layout.plan_uri(folder, number), _encode(chunks))
     return plan
 
 
@@ -116,20 +114,16 @@ def _is_slide(row: Row) -> bool:
 def read_chunk(folder: str, chunk: int) -> pa.Table:
     """The rows of one chunk, schema PLAN."""
     number, row_group = divmod(chunk, _CHUNKS_PER_FILE)
-    return storage.read_table(_file_uri(folder, number), row_group=row_group)
+    return storage.read_table(layout.plan_uri(folder, number), row_group=row_group)
 
 
 def count_regions(folder: str, chunks: Sequence[int]) -> int:
     """How many regions some chunks have together."""
     regions = 0
     for number, members in itertools.groupby(sorted(chunks), key=lambda chunk: chunk // _CHUNKS_PER_FILE):
-        metadata = storage.read_metadata(_file_uri(folder, number))
+        metadata = storage.read_metadata(layout.plan_uri(folder, number))
         regions += sum(metadata.row_group(chunk % _CHUNKS_PER_FILE).num_rows for chunk in members)
     return regions
-
-
-def _file_uri(folder: str, number: int) -> str:
-    return storage.join(folder, PLAN_FOLDER, f"{number:05d}.parquet")
 
 
 def _new(found: Iterable[Found], plan: Plan, *, ledger: Ledger, retry_failed: bool) -> Iterator[tuple[Found, bytes, int]]:

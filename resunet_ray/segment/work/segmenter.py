@@ -38,12 +38,14 @@ from resunet_ray.errors import ImageError, InputError, ResourceError, RunError
 from resunet_ray.intensity import measure_range
 from resunet_ray.model.tiling import Box
 from resunet_ray.schema import REGIONS
-from resunet_ray.segment.job import Job
-from resunet_ray.segment.plan import read_chunk
-from resunet_ray.segment.region import Row, chunk_uri, describe_image
-from resunet_ray.segment.sample import Sample, fail, group_samples
-from resunet_ray.segment.slide_chunk import Held, SlideChunk
-from resunet_ray.segment.survey import LEVELS, stage_slide
+from resunet_ray.segment import layout
+from resunet_ray.segment.planning.plan import read_chunk
+from resunet_ray.segment.planning.survey import stage_slide
+from resunet_ray.segment.rows import LEVELS, Row, fail
+from resunet_ray.segment.work.job import Job
+from resunet_ray.segment.work.region import describe_image
+from resunet_ray.segment.work.sample import Sample, group_samples
+from resunet_ray.segment.work.slide_chunk import Held, SlideChunk
 from resunet_ray.storage import attempts
 
 logger = logging.getLogger(__name__)
@@ -107,7 +109,7 @@ class Segmenter:
                     alone.enter_context(self._calls)
                 rows = [self._segment_warily(image, chunk=chunk, number=number) for number, image in enumerate(planned)]
         table = pa.Table.from_pylist(rows, schema=REGIONS)
-        storage.write_table(chunk_uri(self._job.output, self._job.run_id, chunk), table, rows_per_group=64)
+        storage.write_table(layout.chunk_uri(self._job.output, self._job.run_id, chunk), table, rows_per_group=64)
         outcomes = Counter((row["status"], row["error_stage"] or "", row["error_type"] or "") for row in rows)
         return {
             "chunk": chunk,

@@ -21,7 +21,7 @@ from resunet_ray.data.ahead import map_ahead
 from resunet_ray.data.archives import Entry, is_archive, list_entries
 from resunet_ray.data.images import SUFFIXES
 from resunet_ray.errors import ConfigError, InputError
-from resunet_ray.segment.manifest import parse_mpp, read_manifest_rows, read_pixel_sizes
+from resunet_ray.segment.planning.manifest import parse_mpp, read_manifest_rows, read_pixel_sizes
 
 logger = logging.getLogger(__name__)
 

@@ -7,18 +7,19 @@ in each cell of a fixed grid with a halo around it, and belong to the cell that 
 halo is cut along the cells. So however a slide is cut, the same objects come out.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int32, UInt8
+from jaxtyping import Bool, Float32, Float64, Int32
 from skimage.measure import regionprops
 
 from resunet_ray.config import InstanceConfig
 from resunet_ray.model.instances import find_instances
-from resunet_ray.model.tiling import Box, blend_weight, plan_tiles
-from resunet_ray.segment.gate import CELL, REACH, Gate
+from resunet_ray.model.tiling import Box
+from resunet_ray.segment.planning.gate import REACH, Gate
+from resunet_ray.segment.planning.grid import Grid, overlap
 
 MARGIN = 64
 """Pixels around its window that a region looks at, at first; doubled while a component reaches beyond."""
@@ -26,82 +27,6 @@ LONGEST = REACH
 """Pixels in rows or columns: a longer component is looked at cell by cell. No margin is wider."""
 HALO = 256
 """Pixels around a cell in which its objects are looked for; in a long component, a longer object is cut along the cells."""
-BLOCK = 8192
-"""Side of a block, pixels: its regions are segmented together, so that few tiles are computed for two of them."""
-
-
-def block_of(top: int, left: int) -> tuple[int, int]:
-    """The block that a window lies in, by its corner."""
-    return top // BLOCK, left // BLOCK
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The tiles of a slide, at the scale at which it is segmented."""
-
-    height: int
-    width: int
-    tile: int
-    context: int
-
-    def regions(self, side: int) -> list[Box]:
-        """The windows of the slide's regions, block by block; those at its end are cut off there."""
-        windows = [
-            Box(top, min(top + side, self.height), left, min(left + side, self.width))
-            for top in range(0, self.height, side)
-            for left in range(0, self.width, side)
-        ]
-        return sorted(windows, key=lambda window: (block_of(window.top, window.left), window.top, window.left))
-
-    def cells(self, window: Box) -> list[Box]:
-        """Those of the fixed grid that a window lies in, row by row."""
-        return [
-            Box(top, min(top + CELL, self.height), left, min(left + CELL, self.width))
-            for top in range(window.top // CELL * CELL, window.bottom, CELL)
-            for left in range(window.left // CELL * CELL, window.right, CELL)
-        ]
-
-    def widen(self, window: Box, margin: int) -> Box:
-        """A window with so many pixels more on each side, as far as the slide goes."""
-        return Box(
-            max(0, window.top - margin),
-            min(self.height, window.bottom + margin),
-            max(0, window.left - margin),
-            min(self.width, window.right + margin),
-        )
-
-    def tiles(self, window: Box) -> list[Box]:
-        """Those that a window is made of, row by row."""
-        return plan_tiles(self.height, self.width, tile=self.tile, context=self.context, window=window)
-
-    def blend(self, window: Box, probabilities: Mapping[Box, Float32[np.ndarray, "_h _w"]]) -> Float32[np.ndarray, "h w"]:
-        """The probability of a window out of its tiles'."""
-        whole = np.zeros(window.shape, np.float32)
-        for tile in self.tiles(window):
-            inside, place = _overlap(tile, window)
-            weight = blend_weight(tile, height=self.height, width=self.width, context=self.context, window=inside)
-            whole[place] += probabilities[tile][inside] * weight
-        return whole
-
-    def paste(self, window: Box, images: Mapping[Box, UInt8[np.ndarray, "_h _w 3"]]) -> UInt8[np.ndarray, "h w 3"]:
-        """The image of a window out of its tiles'."""
-        whole = np.empty((*window.shape, 3), np.uint8)
-        for tile in self.tiles(window):
-            inside, place = _overlap(tile, window)
-            whole[place] = images[tile][inside]
-        return whole
-
-
-Window = tuple[slice, slice]
-
-
-def _overlap(tile: Box, window: Box) -> tuple[Window, Window]:
-    """What two windows share, counted from the corner of the one and of the other."""
-    top, bottom = max(tile.top, window.top), min(tile.bottom, window.bottom)
-    left, right = max(tile.left, window.left), min(tile.right, window.right)
-    inside, place = ((slice(top - one.top, bottom - one.top), slice(left - one.left, right - one.left)) for one in (tile, window))
-    return inside, place
-
 
 Points = Float64[np.ndarray, "n 2"]
 """Places y and x in pixels of the slide; the centre of its first pixel is 0.5."""
@@ -163,7 +88,7 @@ def find_objects(look: Look, *, region: Box, grid: Grid, config: InstanceConfig,
     margin = MARGIN
     while True:
         view = _view(look, grid.widen(region, margin), grid=grid, config=config)
-        inside = _overlap(view.window, region)[0]
+        inside = overlap(view.window, region)[0]
         points = _centroids(view)
         near = view.among(view.labels[inside]) | _contains(region, points)
         if margin >= LONGEST or not (near & view.among(view.labels[view.close])).any():
@@ -176,7 +101,7 @@ def find_objects(look: Look, *, region: Box, grid: Grid, config: InstanceConfig,
     own, neighbours = [_keep(view, counted & here)], [points[counted & ~here]]
     if (near & long).any():
         for cell in grid.cells(region):
-            if not view.long[_overlap(view.window, grid.widen(cell, HALO))[0]].any():
+            if not view.long[overlap(view.window, grid.widen(cell, HALO))[0]].any():
                 continue
             found = _find_in_cell(look, cell, view=view, grid=grid, config=config)
             points = _centroids(found)
@@ -184,9 +109,9 @@ def find_objects(look: Look, *, region: Box, grid: Grid, config: InstanceConfig,
             own.append(_keep(found, counted & here & _contains(cell, points)))
             neighbours.append(points[counted & ~here])
             part = _intersect(cell, region)
-            labels = found.labels[_overlap(found.window, part)[0]]
-            new = counted[labels] & view.long[_overlap(view.window, part)[0]]
-            place = _overlap(region, part)[0]
+            labels = found.labels[overlap(found.window, part)[0]]
+            new = counted[labels] & view.long[overlap(view.window, part)[0]]
+            place = overlap(region, part)[0]
             shown[place] = np.where(new, labels + shown.max(initial=0), shown[place])
     seen = np.concatenate(neighbours)
     return Objects(shown, view.probability[inside], own, seen[_contains(grid.widen(region, MARGIN), seen)])
@@ -222,12 +147,12 @@ def _find_in_cell(look: Look, cell: Box, *, view: _View, grid: Grid, config: Ins
     window = grid.widen(cell, HALO)
     probability = look(window)
     labels = find_instances(probability, config=config)
-    place, known = _overlap(window, view.window)
+    place, known = overlap(window, view.window)
     kept = np.zeros(int(labels.max(initial=0)) + 1, bool)
     kept[labels[place][view.long[known]]] = True
     kept[0] = False
     pieces = np.zeros_like(labels)
-    inside, last = _overlap(window, cell)[0], len(kept) - 1
+    inside, last = overlap(window, cell)[0], len(kept) - 1
     for region in regionprops(labels):
         if kept[region.label] and max(region.bbox[2] - region.bbox[0], region.bbox[3] - region.bbox[1]) > HALO:
             kept[region.label] = False

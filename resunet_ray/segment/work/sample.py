@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from resunet_ray import storage
 from resunet_ray.intensity import Range
 from resunet_ray.model.tiling import Box
-from resunet_ray.segment.region import Row
+from resunet_ray.segment.rows import Row
 
 
 @dataclass
@@ -25,12 +24,6 @@ class Sample:
     """Range of the whole image, where the network's intensity scale asks for it."""
     truth: UInt8[np.ndarray, "h w"] | None = None
     probability: Float32[np.ndarray, "h w"] | None = field(default=None, repr=False)
-
-
-def fail(row: Row, *, stage: str, error: Exception) -> None:
-    """Notes in a row what went wrong, and where."""
-    message = storage.mask_credentials(str(error)) or type(error).__name__
-    row |= {"status": "failed", "error_stage": stage, "error_type": type(error).__name__, "error_message": message}
 
 
 def group_samples(samples: Iterable[Sample], *, pixels: int) -> Iterator[list[Sample]]:

@@ -14,7 +14,7 @@ import zarr
 from jaxtyping import Int32
 
 from resunet_ray.data.images import decode_stored
-from resunet_ray.segment.region import Row, region_window
+from resunet_ray.segment.rows import Row, region_window
 
 Array = zarr.Array[Any]
 

@@ -1,7 +1,6 @@
 """What one region comes to: the probability of its pixels → mask, instances with their measures, and sums for its scores."""
 
 import warnings
-from typing import Any
 
 import cv2
 import numpy as np
@@ -10,19 +9,15 @@ import rasterio.features
 import shapely
 from jaxtyping import Float32, Float64, Int32, UInt8
 
-from resunet_ray import storage
 from resunet_ray.config import InstanceConfig
 from resunet_ray.data.images import encode_labels, encode_png
 from resunet_ray.model.instances import find_instances
 from resunet_ray.model.metrics import count_pixels
 from resunet_ray.model.tiling import Box
-from resunet_ray.segment.mosaic import Found, Objects
+from resunet_ray.segment.rows import Row
+from resunet_ray.segment.work.objects import Found, Objects
 
 warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)  # an image has no place on Earth
-
-Row = dict[str, Any]
-
-REGIONS_FOLDER = "regions"
 
 UNCERTAIN = (0.25, 0.75)
 """A pixel whose probability lies between is uncertain."""
@@ -209,29 +204,3 @@ def _sum_sharpness(image: UInt8[np.ndarray, "h w 3"]) -> Row:
         "grey_square_sum": float(np.square(grey, dtype=np.float64).sum()),
         "laplacian_square_sum": float(np.square(laplacian, dtype=np.float64).sum()),
     }
-
-
-def place_region(window: Box, *, scale: float) -> Row:
-    """Where a window lies, in pixels of the slide."""
-    top, left = round(window.top * scale), round(window.left * scale)
-    height, width = round(window.bottom * scale) - top, round(window.right * scale) - left
-    return {"y": top, "x": left, "height": height, "width": width}
-
-
-def region_window(row: Row, *, height: int, width: int, side: int) -> Box:
-    """The window that `place_region` placed, among those of the grid.
-
-    Args:
-        row: of the plan.
-        height: of the slide at the row's scale.
-        width: of the slide.
-        side: of a region.
-    """
-    scale = row["scale_to_level0"]
-    top, left = (round(row[name] / scale / side) * side for name in "yx")
-    return Box(top, min(top + side, height), left, min(left + side, width))
-
-
-def chunk_uri(output: str, run_id: str, chunk: int) -> str:
-    """Where the regions of a chunk are."""
-    return storage.join(output, REGIONS_FOLDER, run_id, f"{chunk:06d}.parquet")

@@ -1,0 +1,86 @@
+"""The grid of a slide: its tiles, which depend on the slide alone, its regions, and the cells in which objects are decided on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from resunet_ray.model.tiling import Box, blend_weight, plan_tiles
+from resunet_ray.segment.planning.gate import CELL
+
+BLOCK = 8192
+"""Side of a block, pixels: its regions are segmented together, so that few tiles are computed for two of them."""
+
+
+def block_of(top: int, left: int) -> tuple[int, int]:
+    """The block that a window lies in, by its corner."""
+    return top // BLOCK, left // BLOCK
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The tiles of a slide, at the scale at which it is segmented."""
+
+    height: int
+    width: int
+    tile: int
+    context: int
+
+    def regions(self, side: int) -> list[Box]:
+        """The windows of the slide's regions, block by block; those at its end are cut off there."""
+        windows = [
+            Box(top, min(top + side, self.height), left, min(left + side, self.width))
+            for top in range(0, self.height, side)
+            for left in range(0, self.width, side)
+        ]
+        return sorted(windows, key=lambda window: (block_of(window.top, window.left), window.top, window.left))
+
+    def cells(self, window: Box) -> list[Box]:
+        """Those of the fixed grid that a window lies in, row by row."""
+        return [
+            Box(top, min(top + CELL, self.height), left, min(left + CELL, self.width))
+            for top in range(window.top // CELL * CELL, window.bottom, CELL)
+            for left in range(window.left // CELL * CELL, window.right, CELL)
+        ]
+
+    def widen(self, window: Box, margin: int) -> Box:
+        """A window with so many pixels more on each side, as far as the slide goes."""
+        return Box(
+            max(0, window.top - margin),
+            min(self.height, window.bottom + margin),
+            max(0, window.left - margin),
+            min(self.width, window.right + margin),
+        )
+
+    def tiles(self, window: Box) -> list[Box]:
+        """Those that a window is made of, row by row."""
+        return plan_tiles(self.height, self.width, tile=self.tile, context=self.context, window=window)
+
+    def blend(self, window: Box, probabilities: Mapping[Box, Float32[np.ndarray, "_h _w"]]) -> Float32[np.ndarray, "h w"]:
+        """The probability of a window out of its tiles'."""
+        whole = np.zeros(window.shape, np.float32)
+        for tile in self.tiles(window):
+            inside, place = overlap(tile, window)
+            weight = blend_weight(tile, height=self.height, width=self.width, context=self.context, window=inside)
+            whole[place] += probabilities[tile][inside] * weight
+        return whole
+
+    def paste(self, window: Box, images: Mapping[Box, UInt8[np.ndarray, "_h _w 3"]]) -> UInt8[np.ndarray, "h w 3"]:
+        """The image of a window out of its tiles'."""
+        whole = np.empty((*window.shape, 3), np.uint8)
+        for tile in self.tiles(window):
+            inside, place = overlap(tile, window)
+            whole[place] = images[tile][inside]
+        return whole
+
+
+Slices = tuple[slice, slice]
+
+
+def overlap(tile: Box, window: Box) -> tuple[Slices, Slices]:
+    """What two windows share, counted from the corner of the one and of the other."""
+    top, bottom = max(tile.top, window.top), min(tile.bottom, window.bottom)
+    left, right = max(tile.left, window.left), min(tile.right, window.right)
+    inside, place = ((slice(top - one.top, bottom - one.top), slice(left - one.left, right - one.left)) for one in (tile, window))
+    return inside, place

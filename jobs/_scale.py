@@ -93,7 +93,7 @@ def _measure(folder: str, *, bundle: str, count: int) -> Scaled:
     )
 
 
-def _time(config: SegmentConfig) -> tuple[float, list[run.Segmented]]:
+def _time(config: SegmentConfig) -> tuple[float, list[run.SegmentationResult]]:
     start = time.perf_counter()
     done = run.segment(config)
     return time.perf_counter() - start, done

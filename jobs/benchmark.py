@@ -36,7 +36,7 @@ from resunet_ray.data.prepare import prepare
 from resunet_ray.data.synthetic import generate_image, write_images
 from resunet_ray.errors import InputError
 from resunet_ray.segment.run import segment
-from resunet_ray.sweep.run import sweep
+from resunet_ray.sweep.tuner import sweep
 from resunet_ray.train.tracking import HISTORY_FILE, read_history, run_folder
 from resunet_ray.train.trainer import train
 

@@ -6,8 +6,8 @@ from typing import Any
 from _job import read_config, run_job
 
 from resunet_ray.config import DoctorConfig
+from resunet_ray.doctor.checkup import examine
 from resunet_ray.doctor.page import print_page
-from resunet_ray.doctor.run import examine
 
 
 def _work() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from _job import read_config, run_job
 from resunet_ray.config import SweepConfig, TrainConfig, baseline_recipe
 from resunet_ray.errors import LeaseError
 from resunet_ray.report.sweep import write_sweep_report
-from resunet_ray.sweep.run import sweep
+from resunet_ray.sweep.tuner import sweep
 
 
 def _start(recipe: Any, **required: Any) -> SweepConfig:

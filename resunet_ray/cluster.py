@@ -121,7 +121,7 @@ def _prepare_quiet_worker() -> None:
     logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.CRITICAL)
 
 
-def require_resources(
+def wait_for_resources(
     bundles: Sequence[Mapping[str, float]],
     *,
     what: str,

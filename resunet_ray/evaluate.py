@@ -14,7 +14,7 @@ from resunet_ray.bundle import Bundle, read_bundle_info
 from resunet_ray.config import EvaluateConfig, PreprocessConfig
 from resunet_ray.data.dataset import Row, open_dataset
 from resunet_ray.data.images import encode_png
-from resunet_ray.data.labelled import Labelled
+from resunet_ray.data.labelled import LabelledImage
 from resunet_ray.data.stream import collect
 from resunet_ray.errors import RunError
 from resunet_ray.model import metrics
@@ -32,7 +32,7 @@ _GAP = 4  # white columns between the three parts of a picture
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluationResult:
     """Scores of a whole split."""
 
     images: int
@@ -45,7 +45,7 @@ class Evaluated:
     by_modality: dict[str, dict[str, float]]
 
 
-def evaluate(config: EvaluateConfig) -> Evaluated:
+def evaluate(config: EvaluateConfig) -> EvaluationResult:
     """Scores a split and writes score.csv, scores.parquet, summary.json and pictures/ under the output.
 
     Raises:
@@ -90,11 +90,11 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
     return result
 
 
-def summarise(table: pd.DataFrame) -> Evaluated:
+def summarise(table: pd.DataFrame) -> EvaluationResult:
     """The scores of a split from its rows of scores.parquet."""
     counts = metrics.Counts(*(table[name].to_numpy(np.int64) for name in ("tp", "fp", "fn", "tn")))
     groups = {str(name): group for name, group in table.groupby(table["modality"].fillna("unknown"))}
-    return Evaluated(
+    return EvaluationResult(
         images=len(table),
         scores=_means(table),
         pooled=metrics.pooled_scores(counts),
@@ -106,7 +106,7 @@ def summarise(table: pd.DataFrame) -> Evaluated:
 
 
 def _means(table: pd.DataFrame) -> dict[str, float]:
-    return {name: float(table[name].mean()) for name in metrics.SCORES}
+    return {name: float(table[name].mean()) for name in metrics.SCORE_NAMES}
 
 
 def _instance_means(table: pd.DataFrame) -> dict[str, float] | None:
@@ -121,14 +121,14 @@ def _instance_means(table: pd.DataFrame) -> dict[str, float] | None:
 
 def _score_csv(table: pd.DataFrame) -> str:
     """The baseline's own table."""
-    names = {"image_id": "Image", **{name: name.capitalize() for name in metrics.SCORES}}
+    names = {"image_id": "Image", **{name: name.capitalize() for name in metrics.SCORE_NAMES}}
     return str(
         table[list(names)].assign(image_id=table["image_id"].map(storage.csv_cell)).rename(columns=names).to_csv(index=False)
     )
 
 
-def _build_predict(config: EvaluateConfig) -> Callable[[Bundle, list[Labelled]], list[Float32[np.ndarray, "_h _w"]]]:
-    def predict_block(bundle: Bundle, images: list[Labelled]) -> list[Float32[np.ndarray, "_h _w"]]:
+def _build_predict(config: EvaluateConfig) -> Callable[[Bundle, list[LabelledImage]], list[Float32[np.ndarray, "_h _w"]]]:
+    def predict_block(bundle: Bundle, images: list[LabelledImage]) -> list[Float32[np.ndarray, "_h _w"]]:
         batch_size = 16 if bundle.device.type == "cuda" else 1  # on CPUs one tile at a time is as fast, and smaller
         if config.protocol == "native":
             return bundle.predict([image.image for image in images], batch_size=batch_size, flips=config.flips)
@@ -150,8 +150,8 @@ def _to_baseline_size(array: np.ndarray) -> np.ndarray:
     return np.asarray(cv2.resize(array, (_BASELINE_SIDE, _BASELINE_SIDE), interpolation=cv2.INTER_LINEAR))
 
 
-def _build_score(config: EvaluateConfig, output: str) -> Callable[[Bundle, Labelled, Float32[np.ndarray, "h w"]], Row]:
-    def score(bundle: Bundle, image: Labelled, probability: Float32[np.ndarray, "h w"]) -> Row:
+def _build_score(config: EvaluateConfig, output: str) -> Callable[[Bundle, LabelledImage, Float32[np.ndarray, "h w"]], Row]:
+    def score(bundle: Bundle, image: LabelledImage, probability: Float32[np.ndarray, "h w"]) -> Row:
         if config.protocol == "baseline":
             pixels = _to_baseline_size(image.image)
             mask = (_to_baseline_size(image.mask.astype(np.float32)) > 0.5).astype(np.uint8)

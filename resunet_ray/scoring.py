@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float32
 
 from resunet_ray.bundle import Bundle, load_bundle
-from resunet_ray.cluster import MODEL_ENVIRONMENT, connect, count_cores, count_gpus, require_resources
+from resunet_ray.cluster import MODEL_ENVIRONMENT, connect, count_cores, count_gpus, wait_for_resources
 from resunet_ray.data.dataset import Dataset, Row, Span, plan_once
-from resunet_ray.data.labelled import Labelled, read_images
+from resunet_ray.data.labelled import LabelledImage, read_images
 from resunet_ray.data.stream import count_up
 
-Score = Callable[[Bundle, Labelled, Float32[np.ndarray, "h w"]], Row]
+Score = Callable[[Bundle, LabelledImage, Float32[np.ndarray, "h w"]], Row]
 """Bundle, image with its truth, probability → one row."""
 
 
@@ -26,7 +26,7 @@ def score_split(
     bundle: str,
     score: Score,
     schema: pa.Schema,
-    predict: Callable[[Bundle, list[Labelled]], list[Float32[np.ndarray, "_h _w"]]],
+    predict: Callable[[Bundle, list[LabelledImage]], list[Float32[np.ndarray, "_h _w"]]],
     actors: int | None = None,
 ) -> ray.data.Dataset:
     """A lazy Ray Data set with one row an image.
@@ -48,7 +48,7 @@ def score_split(
     spans = plan_once(dataset, split)
     actors = min(actors or max(1, gpus), len(spans))
     each = {"CPU": 1, **({"GPU": 1} if gpus else {})}
-    require_resources([each] * actors + [{"CPU": 1}], what=f"{actors} scoring actors, with one CPU left for Ray Data")
+    wait_for_resources([each] * actors + [{"CPU": 1}], what=f"{actors} scoring actors, with one CPU left for Ray Data")
     return count_up(len(spans)).map_batches(
         _Scorer,
         fn_constructor_args=(dataset, spans, bundle, score, schema, predict, actors),

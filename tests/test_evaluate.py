@@ -15,13 +15,13 @@ from resunet_ray import storage
 from resunet_ray.config import EvaluateConfig
 from resunet_ray.data.images import decode_stored
 from resunet_ray.data.splits import split_as_baseline
-from resunet_ray.evaluate import Evaluated, evaluate
+from resunet_ray.evaluate import EvaluationResult, evaluate
 from resunet_ray.report.evaluation import write_evaluation_report
 from resunet_ray.schema import SCORES
 
 
 @pytest.fixture(scope="module")
-def scored(bundle_uri: str, dataset_uri: str, s3: str, cluster: str) -> tuple[str, Evaluated]:
+def scored(bundle_uri: str, dataset_uri: str, s3: str, cluster: str) -> tuple[str, EvaluationResult]:
     """Where it was written, in object storage, and what came of it."""
     config = EvaluateConfig(bundle=bundle_uri, data=dataset_uri, output=f"{s3}/scores")
     return config.output, evaluate(config)
@@ -31,7 +31,7 @@ def read_scores(uri: str) -> pd.DataFrame:
     return pd.read_parquet(io.BytesIO(storage.read_bytes(f"{uri}/scores.parquet")))
 
 
-def test_every_table_agrees(scored: tuple[str, Evaluated]) -> None:
+def test_every_table_agrees(scored: tuple[str, EvaluationResult]) -> None:
     uri, found = scored
     assert found.images == 4
     assert pq.read_schema(io.BytesIO(storage.read_bytes(f"{uri}/scores.parquet"))).equals(SCORES)
@@ -45,7 +45,7 @@ def test_every_table_agrees(scored: tuple[str, Evaluated]) -> None:
     assert sum(part["images"] for part in found.by_modality.values()) == 4
 
 
-def test_pictures_show_image_mask_and_prediction(scored: tuple[str, Evaluated], generated: Path) -> None:
+def test_pictures_show_image_mask_and_prediction(scored: tuple[str, EvaluationResult], generated: Path) -> None:
     uri, _ = scored
     rows = read_scores(uri).set_index("image_id")
     names = [name for name, _ in storage.list_files(f"{uri}/pictures")]
@@ -59,7 +59,7 @@ def test_pictures_show_image_mask_and_prediction(scored: tuple[str, Evaluated], 
         assert (picture[:, 232:, 0] > 0).sum() == rows.loc[Path(name).stem, ["tp", "fp"]].sum()
 
 
-def test_the_report_opens_in_a_browser_and_shows_what_was_measured(scored: tuple[str, Evaluated], tmp_path: Path) -> None:
+def test_the_report_opens_in_a_browser_and_shows_what_was_measured(scored: tuple[str, EvaluationResult], tmp_path: Path) -> None:
     uri, found = scored
     history = tmp_path / "history.csv"
     scores = {f"val_{name}": [0.5, 0.6] for name in ("accuracy", "f1", "jaccard", "recall", "precision")}
@@ -76,7 +76,7 @@ def test_the_report_opens_in_a_browser_and_shows_what_was_measured(scored: tuple
 
 
 def test_scores_do_not_depend_on_the_number_of_actors(
-    scored: tuple[str, Evaluated], bundle_uri: str, dataset_uri: str, tmp_path: Path
+    scored: tuple[str, EvaluationResult], bundle_uri: str, dataset_uri: str, tmp_path: Path
 ) -> None:
     other = evaluate(EvaluateConfig(bundle=bundle_uri, data=dataset_uri, output=str(tmp_path), actors=2))
     assert (other.scores, other.pooled, other.instance) == (scored[1].scores, scored[1].pooled, scored[1].instance)

@@ -12,7 +12,7 @@ from resunet_ray.data import images
 from resunet_ray.data.archives import Entry
 from resunet_ray.data.sources import Source
 from resunet_ray.errors import InputError
-from resunet_ray.storage import Cache, attempts
+from resunet_ray.storage import Cache, crashes
 
 
 class _RejectedError(Exception):
@@ -38,7 +38,7 @@ def check_source(source: Source, *, max_pixels: int, known: Mapping[str, Any], c
 
 def blame_source(source: Source, deaths: int) -> dict[str, Any]:
     """The row of a labelled image over which the process died so often."""
-    message = attempts.describe(source.name, deaths)
+    message = crashes.describe(source.name, deaths)
     return {"image_id": source.image_id, "source_uri": source.name, "reason": "crash", "message": message}
 
 

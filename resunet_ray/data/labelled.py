@@ -15,7 +15,7 @@ _THREADS = 4  # decoding releases Python's lock, and is done ahead of the networ
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledImage:
     """One image and its truth."""
 
     index: int
@@ -28,7 +28,7 @@ class Labelled:
     labels: Int32[np.ndarray, "h w"] | None
 
 
-def read_images(dataset: Dataset, spans: list[Span]) -> Iterator[Labelled]:
+def read_images(dataset: Dataset, spans: list[Span]) -> Iterator[LabelledImage]:
     """The images of some spans, in their order."""
     with ThreadPoolExecutor(_THREADS) as pool:
         for span in spans:
@@ -36,9 +36,9 @@ def read_images(dataset: Dataset, spans: list[Span]) -> Iterator[Labelled]:
             yield from pool.map(_decode, rows)
 
 
-def _decode(numbered: tuple[int, Row]) -> Labelled:
+def _decode(numbered: tuple[int, Row]) -> LabelledImage:
     index, row = numbered
-    return Labelled(
+    return LabelledImage(
         index=index,
         image_id=row["image_id"],
         modality=row["modality"],

@@ -1,4 +1,4 @@
-"""Labelled images of any known layout → checked Parquet shards. Every image is decoded once, here.
+"""LabelledImage images of any known layout → checked Parquet shards. Every image is decoded once, here.
 
     sources ─► check, on all CPUs ─► staging/*.parquet ─► duplicates, splits ─► SPLIT-00000.parquet … ─► dataset.json
 
@@ -30,7 +30,7 @@ from resunet_ray.data.sources import Source, list_sources
 from resunet_ray.data.stream import run_tasks
 from resunet_ray.errors import InputError
 from resunet_ray.schema import DATASET, REJECTS
-from resunet_ray.storage import attempts
+from resunet_ray.storage import crashes
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ _CHECKED = pa.schema(
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparationResult:
     """What became of the input."""
 
     images: int
@@ -58,7 +58,7 @@ class Prepared:
     reasons: dict[str, int]
 
 
-def prepare(config: PrepareConfig) -> Prepared:
+def prepare(config: PrepareConfig) -> PreparationResult:
     """Writes the data set; starts Ray once it knows what there is to do.
 
     Raises:
@@ -91,7 +91,7 @@ def prepare(config: PrepareConfig) -> Prepared:
     counts = {str(split): int(count) for split, count in accepted["split"].value_counts().sort_index().items()}
     _commit(accepted, shards=shards, counts=counts, config=config)
     storage.delete(staging)
-    return Prepared(len(accepted), len(rejects), counts, dict(Counter(rejects["reason"])))
+    return PreparationResult(len(accepted), len(rejects), counts, dict(Counter(rejects["reason"])))
 
 
 def _require_free(output: str) -> None:
@@ -142,7 +142,7 @@ def _check_all(
         return check_source(source, max_pixels=config.max_pixels, known=known, cache=storage.Cache.of(config))
 
     def check_task(number: int) -> pa.Table:
-        notes = attempts.Notes(staging, session, node=this_node(), is_lost=is_lost)
+        notes = crashes.Notes(staging, session, node=this_node(), is_lost=is_lost)
         rows = notes.work_through(number, tasks[number], check, blame=blame_source)
         table = pa.Table.from_pylist(rows, schema=_CHECKED)
         storage.write_table(storage.join(staging, f"{number:06d}.parquet"), table, rows_per_group=config.rows_per_group)

@@ -8,12 +8,12 @@ from ray._private import state
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.util import placement_group_table
 
-from resunet_ray.cluster import count_gpus, has_autoscaler, require_resources
+from resunet_ray.cluster import count_gpus, has_autoscaler, wait_for_resources
 from resunet_ray.config import DoctorConfig, SegmentConfig, TrainConfig
 from resunet_ray.doctor.finding import Finding, count, failed, ok, warning
 from resunet_ray.doctor.nodes import Node
 from resunet_ray.errors import ResourceError
-from resunet_ray.train.fit import require_fit
+from resunet_ray.train.capacity import wait_for_workers
 
 _RPC_SECONDS = 5
 _ID_DIGITS = 8  # of a job, at the end of its placement groups' ids
@@ -33,7 +33,7 @@ def examine_training(config: DoctorConfig, nodes: Sequence[Node]) -> Finding:
     asked = f"{count(workers, 'training worker')} of {count(cpus, 'CPU')}, with one CPU left for Ray Data"
     fix = "Give jobs/train.py fewer --workers or --cpus-per-worker, or add nodes"
     try:
-        require_fit(training, wait=False)
+        wait_for_workers(training, wait=False)
     except ResourceError as error:
         return _judge_small("training", str(error), expected=asked, fix=fix)
     places = sum(_count_places(node, cpus=cpus, gpu=count_gpus() > 0) for node in nodes)
@@ -52,7 +52,7 @@ def examine_segmentation() -> Finding:
     cpus = SegmentConfig.cpus_per_actor
     asked = f"a segmenting actor of {count(cpus, 'CPU')}, with one CPU left for Ray Data"
     try:
-        require_resources([{"CPU": cpus}, {"CPU": 1}], what=asked, wait=False)
+        wait_for_resources([{"CPU": cpus}, {"CPU": 1}], what=asked, wait=False)
     except ResourceError as error:
         fix = "Add nodes, or start them with --num-cpus as many as they have"
         return _judge_small("segmentation", str(error), expected=asked, fix=fix)

@@ -11,12 +11,12 @@ from ray.exceptions import AuthenticationError
 
 from resunet_ray.cluster import connect, disconnect
 from resunet_ray.config import DoctorConfig
-from resunet_ray.doctor import capacity, door, machines, probes
+from resunet_ray.doctor import capacity, dashboard, machines, probes
 from resunet_ray.doctor.finding import Check, Finding, count, describe, failed, judge, not_asked, ok
-from resunet_ray.doctor.nodes import Answers, Node, gather, list_nodes, measure_offsets, start_witnesses, travel_by_value
-from resunet_ray.doctor.survey import take_survey
+from resunet_ray.doctor.node_facts import list_facts
+from resunet_ray.doctor.nodes import Answers, Node, gather, list_nodes, measure_offsets, start_node_probes, travel_by_value
 
-_KNOCK_SECONDS = 5.0
+_CONNECT_SECONDS = 5.0
 _MARGIN_SECONDS = 2.0  # so that a node that is silent is named here, before this process is ended from without
 _CLOCK_ROUNDS = 5
 _START = (
@@ -29,11 +29,11 @@ def examine(config: DoctorConfig) -> Iterator[Finding]:
     """Joins the cluster and asks."""
     address = os.environ.get("RAY_ADDRESS", "local")
     try:
-        _knock(address)
+        _try_connection(address)
         connect()
     except Exception as error:  # noqa: BLE001 (whatever Ray says is what was found)
         if isinstance(error, AuthenticationError):
-            yield door.judge_refusal(describe(error))
+            yield dashboard.judge_refusal(describe(error))
         yield failed("ray", f"RAY_ADDRESS={address}: {describe(error)}", expected="a cluster that answers", fix=_START)
         return
     nodes = list_nodes()
@@ -50,11 +50,11 @@ def examine(config: DoctorConfig) -> Iterator[Finding]:
     disconnect()
 
 
-def _knock(address: str) -> None:
+def _try_connection(address: str) -> None:
     """Raises OSError if nobody listens there: Ray itself would try for a long time."""
     host, _, port = address.rpartition(":")
     if host and port.isdigit() and "://" not in address:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
 
 
 def _list_checks(config: DoctorConfig, nodes: list[Node], *, local: bool) -> Iterator[Check]:
@@ -62,24 +62,24 @@ def _list_checks(config: DoctorConfig, nodes: list[Node], *, local: bool) -> Ite
     requirements = machines.list_requirements()
     names = [item.name for item in requirements]
     travel_by_value()
-    witnesses = start_witnesses(nodes)
-    asked = {node: witness.survey.remote(names, config.cache) for node, witness in witnesses.items()}
+    node_probes = start_node_probes(nodes)
+    asked = {node: node_probe.list_facts.remote(names, config.cache) for node, node_probe in node_probes.items()}
     silent = f"runs nothing within {config.node_seconds:g} s, though Ray calls it alive"
     answers = gather(asked, until=time.monotonic() + config.node_seconds, silent=silent)
-    surveys = answers.values
+    facts = answers.values
     until = time.monotonic() + config.check_seconds - _MARGIN_SECONDS
-    probing = probes.start_probes(config, {node: found["nvidia_devices"] for node, found in surveys.items()}, until=until)
+    probing = probes.start_probes(config, {node: found["nvidia_devices"] for node, found in facts.items()}, until=until)
     yield "nodes", lambda: [_judge_nodes(answers, config)]
     yield "dashboard", lambda: _examine_head(local=local)
     yield "training", lambda: [capacity.examine_training(config, nodes)]
     yield "segmentation", lambda: [capacity.examine_segmentation()]
     yield "waiting", lambda: [capacity.examine_waiting(nodes)]
-    if surveys:
-        here = take_survey(names, cache=config.cache, session=config.cache)
-        yield "packages", lambda: [machines.judge_packages(surveys, here, requirements)]
-        yield "code", lambda: [machines.judge_code(surveys, here)]
-        yield "shared memory", lambda: machines.judge_machines(surveys, config)
-        willing = {node: witnesses[node] for node in surveys}
+    if facts:
+        here = list_facts(names, cache=config.cache, session=config.cache)
+        yield "packages", lambda: [machines.judge_packages(facts, here, requirements)]
+        yield "code", lambda: [machines.judge_code(facts, here)]
+        yield "shared memory", lambda: machines.judge_machines(facts, config)
+        willing = {node: node_probes[node] for node in facts}
         yield "clocks", lambda: [machines.judge_clocks(measure_offsets(willing, rounds=_CLOCK_ROUNDS, until=until), config)]
         yield from probing
 
@@ -103,8 +103,8 @@ def _examine_head(*, local: bool) -> Iterable[Finding]:
     """The token and the dashboard, as a process of the cluster meets them."""
     address = get_webui_url_from_internal_kv()
     if address:
-        return door.knock(f"http://{address}", silent="warning")
-    token = door.judge_mode(os.environ.get("RAY_AUTH_MODE", ""))  # Ray sets it where it found a token by itself
+        return dashboard.check_address(f"http://{address}", silent="warning")
+    token = dashboard.judge_mode(os.environ.get("RAY_AUTH_MODE", ""))  # Ray sets it where it found a token by itself
     if local:
         return [token, not_asked("dashboard", "a local Ray has none, and needs none")]
-    return [token, door.judge_dashboard("the cluster was started without it", status="warning")]
+    return [token, dashboard.judge_dashboard("the cluster was started without it", status="warning")]

@@ -11,14 +11,14 @@ from packaging.version import Version
 import resunet_ray
 from resunet_ray.config import DoctorConfig
 from resunet_ray.doctor.finding import Finding, count, judge
+from resunet_ray.doctor.node_facts import NodeFacts
 from resunet_ray.doctor.nodes import Node
-from resunet_ray.doctor.survey import Survey
 
 _ALIKE = ("ray", "torch", "numpy", "pyarrow", "opencv-python-headless")
 """Packages whose objects travel between nodes, or whose results are compared: the same version everywhere."""
 _GIB = 2**30
 
-Surveys = Mapping[Node, Survey]
+Surveys = Mapping[Node, NodeFacts]
 
 
 def list_requirements() -> list[Requirement]:
@@ -34,7 +34,7 @@ def list_requirements() -> list[Requirement]:
     return [item for item in map(Requirement, lines) if item.marker is None or item.marker.evaluate({"extra": ""})]
 
 
-def judge_packages(surveys: Surveys, here: Survey, requirements: list[Requirement]) -> Finding:
+def judge_packages(surveys: Surveys, here: NodeFacts, requirements: list[Requirement]) -> Finding:
     """Whether every package is there, new enough, and where it matters the same as here."""
     complaints = {}
     for name, found in {"this process": here, **{node.name: found for node, found in surveys.items()}}.items():
@@ -50,7 +50,7 @@ def judge_packages(surveys: Surveys, here: Survey, requirements: list[Requiremen
     )
 
 
-def _unmet(found: Survey, requirements: list[Requirement]) -> list[str]:
+def _unmet(found: NodeFacts, requirements: list[Requirement]) -> list[str]:
     wrong = []
     for item in requirements:
         version = found["packages"].get(item.name)
@@ -61,7 +61,7 @@ def _unmet(found: Survey, requirements: list[Requirement]) -> list[str]:
     return wrong
 
 
-def _unlike(found: Survey, here: Survey) -> list[str]:
+def _unlike(found: NodeFacts, here: NodeFacts) -> list[str]:
     """A build's own suffix does not count: +cpu on the head and +cu128 on GPU nodes is how it should be."""
     pairs: list[tuple[str, str | None, str | None]] = [("python", found["python"], here["python"])]
     pairs += [(name, found["packages"].get(name), here["packages"].get(name)) for name in _ALIKE]
@@ -74,7 +74,7 @@ def _public(version: str) -> str:
     return Version(version).public
 
 
-def judge_code(surveys: Surveys, here: Survey) -> Finding:
+def judge_code(surveys: Surveys, here: NodeFacts) -> Finding:
     """Whether every node imports the code that stands here."""
     complaints = {}
     for node, found in surveys.items():

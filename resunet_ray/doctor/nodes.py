@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from resunet_ray.doctor import survey
+from resunet_ray.doctor import node_facts
 from resunet_ray.doctor.finding import describe
 
 
@@ -62,8 +62,8 @@ def list_nodes() -> list[Node]:
 
 
 def travel_by_value() -> None:
-    """From now on the survey's code travels with what is asked, to nodes that cannot import it as well."""
-    ray.cloudpickle.register_pickle_by_value(survey)
+    """From now on the code of `node_facts` travels with what is asked, to nodes that cannot import it as well."""
+    ray.cloudpickle.register_pickle_by_value(node_facts)
 
 
 def ask(node: Node, module: str, function: str, *arguments: Any) -> Any:
@@ -75,14 +75,14 @@ def ask(node: Node, module: str, function: str, *arguments: Any) -> Any:
         function: its name.
         arguments: of the call.
     """
-    task = ray.remote(num_cpus=0, max_retries=0)(survey.call)
+    task = ray.remote(num_cpus=0, max_retries=0)(node_facts.call)
     return task.options(scheduling_strategy=_only_on(node)).remote(module, function, arguments)
 
 
-def start_witnesses(nodes: Iterable[Node]) -> dict[Node, Any]:
+def start_node_probes(nodes: Iterable[Node]) -> dict[Node, Any]:
     """A process on each node that answers as soon as it has started."""
-    witness = ray.remote(num_cpus=0)(survey.Witness)
-    return {node: witness.options(scheduling_strategy=_only_on(node)).remote() for node in nodes}
+    node_probe = ray.remote(num_cpus=0)(node_facts.NodeProbe)
+    return {node: node_probe.options(scheduling_strategy=_only_on(node)).remote() for node in nodes}
 
 
 def _only_on(node: Node) -> NodeAffinitySchedulingStrategy:
@@ -114,23 +114,25 @@ def gather(asked: Mapping[Node, Any], *, until: float, silent: str) -> Answers:
     return answers
 
 
-def measure_offsets(witnesses: Mapping[Node, Any], *, rounds: int, until: float) -> dict[Node, tuple[float, float]]:
+def measure_offsets(node_probes: Mapping[Node, Any], *, rounds: int, until: float) -> dict[Node, tuple[float, float]]:
     """How far each node's clock is ahead of this one's, and by how much that may be wrong, seconds.
 
     A question's way there and back is timed: the node's clock was read somewhere in between, so the middle is off by half of it
     at most. The quickest of several questions counts, so no wait for a process to be scheduled is taken for a clock that is off.
 
     Args:
-        witnesses: of each node.
+        node_probes: of each node.
         rounds: questions to each.
         until: by `time.monotonic`; beyond it, `ray.exceptions.GetTimeoutError` is raised.
     """
-    return {node: min(_ask_time(witness, until=until) for _ in range(rounds))[::-1] for node, witness in witnesses.items()}
+    return {
+        node: min(_ask_time(node_probe, until=until) for _ in range(rounds))[::-1] for node, node_probe in node_probes.items()
+    }
 
 
-def _ask_time(witness: Any, *, until: float) -> tuple[float, float]:
+def _ask_time(node_probe: Any, *, until: float) -> tuple[float, float]:
     """By how much the offset may be wrong, and the offset."""
     sent = time.time()
-    theirs = ray.get(witness.now.remote(), timeout=max(0.1, until - time.monotonic()))
+    theirs = ray.get(node_probe.now.remote(), timeout=max(0.1, until - time.monotonic()))
     received = time.time()
     return (received - sent) / 2, theirs - (sent + received) / 2

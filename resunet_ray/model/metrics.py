@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32, Int64, UInt8
 NUM_BINS = 256
 THRESHOLDS = np.arange(1, NUM_BINS) / NUM_BINS
 """The thresholds that a histogram can tell apart: k / 256."""
-SCORES = ("accuracy", "f1", "jaccard", "recall", "precision")
+SCORE_NAMES = ("accuracy", "f1", "jaccard", "recall", "precision")
 """The baseline's five, in its order."""
 
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from resunet_ray import storage
 from resunet_ray.evaluate import PICTURES, SCORES_FILE, SUMMARY_FILE
-from resunet_ray.model.metrics import SCORES
+from resunet_ray.model.metrics import SCORE_NAMES
 from resunet_ray.report.page import COLOURS, REPORT_FILE, to_svg, write_page
 from resunet_ray.train.tracking import read_history
 
@@ -35,7 +35,7 @@ def write_evaluation_report(output: str, *, history: str | None) -> str:
         storage.join(output, REPORT_FILE),
         template="evaluation.html",
         summary=summary,
-        scores=SCORES,
+        scores=SCORE_NAMES,
         instance_scores=_INSTANCE_SCORES if summary["instance"] else (),
         distributions=_draw_distributions(table),
         curves=_draw_curves(read_history(history)) if history else None,
@@ -57,7 +57,7 @@ def _draw_distributions(table: pd.DataFrame) -> str:
     figure = Figure(figsize=(11, 2.6), layout="constrained")
     modality = table["modality"].fillna("unknown")
     names = sorted(modality.unique())
-    for axis, score in zip(figure.subplots(1, len(SCORES), sharey=True), SCORES, strict=True):
+    for axis, score in zip(figure.subplots(1, len(SCORE_NAMES), sharey=True), SCORE_NAMES, strict=True):
         values = [table.loc[modality == name, score] for name in names]
         low = min(0.9, float(np.floor(table[score].min() * 10) / 10))
         colours = [COLOURS[number % len(COLOURS)] for number in range(len(names))]

@@ -20,7 +20,7 @@ import shapely
 from resunet_ray import storage
 from resunet_ray.data.stream import run_tasks
 from resunet_ray.errors import RunError
-from resunet_ray.model.metrics import SCORES, Counts, score_counts
+from resunet_ray.model.metrics import SCORE_NAMES, Counts, score_counts
 from resunet_ray.schema import IMAGES, INSTANCES, REGIONS
 from resunet_ray.segment import layout
 from resunet_ray.segment.planning.plan import Plan, read_chunk
@@ -191,7 +191,7 @@ def _scores(regions: list[Row], *, areas: np.ndarray) -> Row:
         row["median_nucleus_area_um2"] = float(np.median(areas)) * mpp**2 if len(areas) else None
     if regions[0]["tp"] is not None:
         counts = Counts(*(np.asarray(sum(region[name] for region in regions)) for name in ("tp", "fp", "fn", "tn")))
-        row |= {name: float(value) for name, value in score_counts(counts).items() if name in SCORES}
+        row |= {name: float(value) for name, value in score_counts(counts).items() if name in SCORE_NAMES}
     return row
 
 

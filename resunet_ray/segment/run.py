@@ -30,12 +30,12 @@ from resunet_ray.segment import layout
 from resunet_ray.segment.commit import commit_run
 from resunet_ray.segment.planning.ledger import read_ledger
 from resunet_ray.segment.planning.listing import Listing
-from resunet_ray.segment.planning.plan import Plan, write_plan
+from resunet_ray.segment.planning.plan import Plan, count_plan, write_plan
 from resunet_ray.segment.planning.survey import Surveyor
 from resunet_ray.segment.rows import Row
 from resunet_ray.segment.work.actors import segment_chunks, uses_gpu
 from resunet_ray.segment.work.job import Job
-from resunet_ray.storage import Lease, attempts
+from resunet_ray.storage import Lease, crashes
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ _SURVEY_TASKS = 64  # that look at files which may be slides, at a time
 
 
 @dataclass
-class Segmented:
+class SegmentationResult:
     """What a run came to."""
 
     run_id: str | None
@@ -68,7 +68,7 @@ class Segmented:
         return self.images.get("failed", 0) / max(1, sum(self.images.values()))
 
 
-def segment(config: SegmentConfig) -> list[Segmented]:
+def segment(config: SegmentConfig) -> list[SegmentationResult]:
     """Segments what is new; an interrupted run over the same output is finished before.
 
     Returns one result for each run that was finished, that of this configuration last.
@@ -82,14 +82,14 @@ def segment(config: SegmentConfig) -> list[Segmented]:
     """
     config = _resolve(config)
     info, digest = read_bundle_info(config.bundle)
-    storage.check_writable(config.output)
     if config.dry_run:
         return [_plan(config, info=info, digest=digest, run_id=None, lease=None)[1]]
+    storage.check_writable(config.output)
     lease = hold_lease(config)
     with lease as held:
-        results = [_finish(run_id, config=config, lease=held) for run_id in _unfinished(config.output)]
+        results = [_run_planned(run_id, config=config, lease=held) for run_id in _clear_and_list_unfinished(config.output)]
         run_id, planned = _plan(config, info=info, digest=digest, run_id=_new_run_id(), lease=held)
-        results.append(planned if run_id is None else _finish(run_id, config=config, lease=held))
+        results.append(planned if run_id is None else _run_planned(run_id, config=config, lease=held))
     return results
 
 
@@ -116,13 +116,16 @@ def _new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
 
 
-def _unfinished(output: str) -> list[str]:
-    """Runs that were planned and not finished. All are looked at: a clock that was wrong gives names that sort anywhere."""
+def _clear_and_list_unfinished(output: str) -> list[str]:
+    """Deletes runs that ended while they were planned; gives those that were planned and not finished.
+
+    All are looked at: a clock that was wrong gives names that sort anywhere.
+    """
     folder = storage.join(output, layout.RUNS)
 
     def look(run_id: str) -> str | None:
         uri = layout.record_uri(output, run_id)
-        if not storage.exists(uri):  # it ended while it was planned, and did nothing
+        if not storage.exists(uri):
             storage.delete(storage.join(folder, run_id))
             return None
         return run_id if json.loads(storage.read_bytes(uri))["status"] == "planned" else None
@@ -133,7 +136,7 @@ def _unfinished(output: str) -> list[str]:
 
 def _plan(
     config: SegmentConfig, *, info: BundleInfo, digest: str, run_id: str | None, lease: Lease | None
-) -> tuple[str | None, Segmented]:
+) -> tuple[str | None, SegmentationResult]:
     """Writes the plan of a new run; without an id it is only counted. Returns None for the id where there is nothing to do."""
     start = time.perf_counter()
     ledger = read_ledger(config.output, bundle_digest=digest, config_digest=config.digest)
@@ -141,11 +144,14 @@ def _plan(
         config.input, storage.Cache.of(config), masks=config.masks, mpp=config.mpp, mpp_csv=config.mpp_csv, exclude=config.output
     )
     folder = None if run_id is None else layout.run_folder(config.output, run_id)
-    survey = None if folder is None else _Survey(Surveyor.of(config, info), storage.join(folder, "survey"))
-    plan = write_plan(folder, listing, ledger=ledger, retry_failed=config.retry_failed, survey=survey)
+    if folder is None:
+        plan = count_plan(listing, ledger=ledger, retry_failed=config.retry_failed)
+    else:
+        survey = _Survey(Surveyor.of(config, info), storage.join(folder, "survey"))
+        plan = write_plan(folder, listing, ledger=ledger, retry_failed=config.retry_failed, survey=survey)
     if not plan.listed:
         raise InputError(f"{', '.join(config.input)}: no image found")
-    result = Segmented(
+    result = SegmentationResult(
         run_id=run_id if plan.regions else None,
         images={"planned": plan.images} if config.dry_run else {},
         regions=plan.regions,
@@ -192,7 +198,7 @@ class _Survey:
         self._chunks += len(slices)
 
         def look(number: int) -> pa.Table:
-            notes = attempts.Notes(folder, session, node=this_node(), is_lost=is_lost)
+            notes = crashes.Notes(folder, session, node=this_node(), is_lost=is_lost)
             found = notes.work_through(first + number, slices[number], surveyor, blame=surveyor.blame)
             return pa.Table.from_pylist(list(itertools.chain.from_iterable(found)), schema=PLAN)
 
@@ -201,14 +207,14 @@ class _Survey:
         regions = (row for table in tables for batch in table.to_batches(_ROWS) for row in batch.to_pylist())
         for _, of_one in itertools.groupby(regions, key=lambda row: row["image_id"]):
             yield of_one
-        attempts.forget(folder)
+        crashes.forget(folder)
 
 
 def _write_record(folder: str, record: dict[str, Any]) -> None:
     storage.write_bytes(storage.join(folder, layout.RUN_FILE), json.dumps(record, indent=1).encode())
 
 
-def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segmented:
+def _run_planned(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> SegmentationResult:
     """Segments what a planned run has not, commits it, and records the outcome."""
     folder = layout.run_folder(config.output, run_id)
     record = json.loads(storage.read_bytes(storage.join(folder, layout.RUN_FILE)))
@@ -255,7 +261,7 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
     if lease is not None:
         lease.check()
     seconds = {"segment": segmented - begun, "commit": time.perf_counter() - segmented, **sums.stages}
-    result = Segmented(
+    result = SegmentationResult(
         run_id=run_id,
         images=dict(statuses),
         regions=plan.regions,
@@ -267,7 +273,7 @@ def _finish(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> Segme
         model_busy_fraction=round(sums.stages["model"] / sums.network_seconds, 4),
         seconds={name: round(value, 3) for name, value in seconds.items()},
     )
-    attempts.forget(folder)
+    crashes.forget(folder)
     for name in (layout.REGIONS, layout.INSTANCES, layout.IMAGES, layout.RUNS):
         storage.clear_parts(storage.join(config.output, name, run_id))
     _write_record(folder, {**record, "status": "done", "versions": versions(), "result": asdict(result)})

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from resunet_ray import storage
 from resunet_ray.config import TrainConfig, lower_is_better
-from resunet_ray.model.metrics import SCORES
+from resunet_ray.model.metrics import SCORE_NAMES
 from resunet_ray.schema import TRIALS
 from resunet_ray.sweep.space import Parameters
 from resunet_ray.train.tracking import HISTORY_FILE, read_history
@@ -110,11 +110,13 @@ def read_validations(output: str, trial: Trial) -> pd.DataFrame:
     """The validated epochs of a trial, from its history.csv: `epoch`, the scores by their names, `seconds` since its start."""
     uri = storage.join(trial_folder(output, trial.number), HISTORY_FILE)
     if not storage.exists(uri):
-        return pd.DataFrame({name: pd.Series(dtype=float) for name in ("epoch", "loss", *SCORES, "seconds", "images_per_second")})
+        return pd.DataFrame(
+            {name: pd.Series(dtype=float) for name in ("epoch", "loss", *SCORE_NAMES, "seconds", "images_per_second")}
+        )
     history = read_history(uri)
     history["seconds"] = history["seconds"].cumsum()
     validated = history[history["val_loss"].notna()]
-    return validated.rename(columns={f"val_{name}": name for name in ("loss", *SCORES)})
+    return validated.rename(columns={f"val_{name}": name for name in ("loss", *SCORE_NAMES)})
 
 
 def best_row(validations: pd.DataFrame, monitor: str) -> Mapping[str, Any] | None:
@@ -140,7 +142,7 @@ def tabulate(output: str, trials: Sequence[Trial], *, training: TrainConfig) -> 
             "score": best.get(training.monitor),
             "bundle": bundle,
         }
-        row |= {name: best.get(name) for name in ("epoch", "loss", *SCORES)}
+        row |= {name: best.get(name) for name in ("epoch", "loss", *SCORE_NAMES)}
         row |= {
             "epochs": int(validations["epoch"].max()) if best else 0,
             "seconds": float(validations["seconds"].max()) if best else 0.0,

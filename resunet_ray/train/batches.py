@@ -33,6 +33,19 @@ def portion_rows(config: TrainConfig) -> int:
     return max(1, _PORTION_BYTES // (4 * (config.preprocess.resize or config.crop) ** 2))
 
 
+def require_modalities(dataset: Dataset, config: TrainConfig) -> None:
+    """Refuses to balance modalities of data that knows none.
+
+    Raises:
+        InputError: it does not.
+    """
+    if config.balance_modalities and not dataset.read_column(TRAIN, "modality").fillna("").any():
+        raise InputError(
+            f"--balance-modalities {config.balance_modalities}: {dataset.uri} knows no modalities. Prepare it with "
+            "--metadata, a CSV with columns `id` and `modality`"
+        )
+
+
 def draw_weights(dataset: Dataset, config: TrainConfig) -> np.ndarray | None:
     """How often each training image is drawn, relative to the others; None: equally.
 
@@ -46,12 +59,8 @@ def draw_weights(dataset: Dataset, config: TrainConfig) -> np.ndarray | None:
         area = dataset.read_column(TRAIN, "height").to_numpy(np.float64) * dataset.read_column(TRAIN, "width").to_numpy()
         weights *= np.maximum(area, config.crop**2) ** exponent  # one crop shows all of a small image
     if config.balance_modalities:
+        require_modalities(dataset, config)
         modality = dataset.read_column(TRAIN, "modality").fillna("")
-        if not modality.any():
-            raise InputError(
-                f"--balance-modalities {config.balance_modalities}: {dataset.uri} knows no modalities. Prepare it with "
-                "--metadata, a CSV with columns `id` and `modality`"
-            )
         share = modality.map(modality.value_counts(normalize=True)).to_numpy(np.float64)
         weights *= share**-config.balance_modalities
     return None if np.ptp(weights) == 0 else weights

@@ -9,7 +9,7 @@ from jaxtyping import Float32
 from resunet_ray.bundle import Bundle
 from resunet_ray.config import InstanceConfig
 from resunet_ray.data.dataset import Dataset, Row
-from resunet_ray.data.labelled import Labelled
+from resunet_ray.data.labelled import LabelledImage
 from resunet_ray.data.splits import VAL
 from resunet_ray.data.stream import collect
 from resunet_ray.model.instances import find_instances
@@ -44,11 +44,11 @@ def _methods(start: InstanceConfig) -> list[InstanceConfig]:
     return [replace(start, method="components"), *distances]
 
 
-def _predict(bundle: Bundle, images: list[Labelled]) -> list[Float32[np.ndarray, "_h _w"]]:
+def _predict(bundle: Bundle, images: list[LabelledImage]) -> list[Float32[np.ndarray, "_h _w"]]:
     return bundle.predict([image.image for image in images], batch_size=8 if bundle.device.type == "cuda" else 1)
 
 
-def _score_candidates(bundle: Bundle, image: Labelled, probability: Float32[np.ndarray, "h w"]) -> Row:
+def _score_candidates(bundle: Bundle, image: LabelledImage, probability: Float32[np.ndarray, "h w"]) -> Row:
     if image.labels is None:
         return {"pq": None}
     quality = []

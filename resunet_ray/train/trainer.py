@@ -31,16 +31,16 @@ from resunet_ray.data.labelled import read_images
 from resunet_ray.data.prepare import prepare
 from resunet_ray.data.splits import TRAIN, VAL
 from resunet_ray.errors import ConfigError, InputError, RunError
-from resunet_ray.model.metrics import SCORES
+from resunet_ray.model.metrics import SCORE_NAMES
 from resunet_ray.progress import is_verbose
-from resunet_ray.train.batches import draw_weights, epoch_size
+from resunet_ray.train.batches import epoch_size, require_modalities
 from resunet_ray.train.calibration import choose_instances
+from resunet_ray.train.capacity import uses_gpu, wait_for_workers
 from resunet_ray.train.checkpoint import load_weights
-from resunet_ray.train.fit import require_fit, uses_gpu
 from resunet_ray.train.loop import FAILURE_FILE, train_worker
 from resunet_ray.train.relay import FailureTeller, cause, show_training
+from resunet_ray.train.saved_settings import write_settings_once
 from resunet_ray.train.session import start_from
-from resunet_ray.train.settings import require_same_settings
 from resunet_ray.train.tracking import HISTORY_FILE, import_mlflow, read_history, run_folder
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ FREE_TO_CHANGE = {
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """What a run came to."""
 
     bundle: str
@@ -65,7 +65,7 @@ class Trained:
     images_per_second: float
 
 
-def train(config: TrainConfig, *, callbacks: Sequence[UserCallback] = ()) -> Trained:
+def train(config: TrainConfig, *, callbacks: Sequence[UserCallback] = ()) -> TrainingResult:
     """Trains and writes `bundle/` under the output; where that is already there, only says so. Ray starts once all is in order.
 
     Args:
@@ -80,16 +80,16 @@ def train(config: TrainConfig, *, callbacks: Sequence[UserCallback] = ()) -> Tra
     """
     config = resolve(config)
     storage.check_writable(config.output)
-    prepared = prepare_pairs(config.data, own=storage.join(run_folder(config), "data"))
+    prepared = prepare_if_folder(config.data, own=storage.join(run_folder(config), "data"))
     dataset = open_dataset(prepared, needs=(TRAIN, VAL))
-    draw_weights(dataset, config)
+    require_modalities(dataset, config)
     bundle_uri = storage.join(run_folder(config), "bundle")
     finished = storage.exists(storage.join(bundle_uri, BUNDLE_FILE))
     if not finished:
         require_means(config)
         connect()
-        require_fit(config)
-    require_same_settings(
+        wait_for_workers(config)
+    write_settings_once(
         storage.join(run_folder(config), _CONFIG_FILE),
         config,
         data_digest=dataset.digest,
@@ -115,7 +115,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     )
 
 
-def prepare_pairs(data: str, *, own: str) -> str:
+def prepare_if_folder(data: str, *, own: str) -> str:
     """The prepared data set: `data` itself, or of a plain folder pair what is made at `own`, with the defaults of `prepare`."""
     if storage.exists(storage.join(data, DATASET_FILE)) or not storage.exists(storage.join(data, "images")):
         return data
@@ -232,7 +232,7 @@ def _save_bundle(
         preprocess=config.preprocess,
         instances=InstanceConfig(threshold=scores["threshold"]),
         mpp=dataset.mpp,
-        scores={name: scores[name] for name in ("loss", *SCORES)},
+        scores={name: scores[name] for name in ("loss", *SCORE_NAMES)},
         provenance={
             "run": run_folder(config),
             "epoch": scores["epoch"],
@@ -258,9 +258,9 @@ def _save_bundle(
     return bundle
 
 
-def _summary(config: TrainConfig, bundle_uri: str) -> Trained:
+def _summary(config: TrainConfig, bundle_uri: str) -> TrainingResult:
     info, _ = read_bundle_info(bundle_uri)
     history = read_history(storage.join(run_folder(config), HISTORY_FILE))
     images = (history["seconds"] * history["images_per_second"]).sum()
     rate = round(float(images / history["seconds"].sum()), 3)
-    return Trained(bundle_uri, len(history), {**info.scores, "epoch": info.provenance["epoch"]}, rate)
+    return TrainingResult(bundle_uri, len(history), {**info.scores, "epoch": info.provenance["epoch"]}, rate)

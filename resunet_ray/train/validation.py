@@ -25,7 +25,7 @@ class Tally:
     """Number of each image within the split."""
     loss: float = 0.0
     scores: Float64[np.ndarray, "5 thresholds"] = field(
-        default_factory=lambda: np.zeros((len(metrics.SCORES), len(metrics.THRESHOLDS)))
+        default_factory=lambda: np.zeros((len(metrics.SCORE_NAMES), len(metrics.THRESHOLDS)))
     )
 
     def add(self, other: "Tally") -> None:
@@ -37,8 +37,8 @@ class Tally:
     def result(self) -> dict[str, float]:
         """Mean loss and scores over images, at the threshold with the highest mean F1."""
         mean = self.scores / len(self.seen)
-        best = int(mean[metrics.SCORES.index("f1")].argmax())
-        found = {name: float(mean[row, best]) for row, name in enumerate(metrics.SCORES)}
+        best = int(mean[metrics.SCORE_NAMES.index("f1")].argmax())
+        found = {name: float(mean[row, best]) for row, name in enumerate(metrics.SCORE_NAMES)}
         return {"loss": self.loss / len(self.seen), **found, "threshold": float(metrics.THRESHOLDS[best])}
 
 

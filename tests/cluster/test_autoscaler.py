@@ -20,23 +20,23 @@ HEAD = "f" * 51 + "00000"
 
 ASK = """
 import logging, ray
-from resunet_ray.cluster import connect, require_resources
+from resunet_ray.cluster import connect, wait_for_resources
 from resunet_ray.errors import ResourceError
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 connect()
 print(ray.cluster_resources().get("GPU", 0))
 worker = {"CPU": 2, "GPU": 1}
-require_resources([worker, worker, {"CPU": 1}], what="two workers")
+wait_for_resources([worker, worker, {"CPU": 1}], what="two workers")
 print(ray.cluster_resources()["GPU"])
 held = ray.util.placement_group([worker])
 ray.get(held.ready())
 try:
-    require_resources([worker, worker], what="two more", nodes_seconds=8, busy_seconds=8)
+    wait_for_resources([worker, worker], what="two more", nodes_seconds=8, busy_seconds=8)
 except ResourceError as error:
     print(error)
 ray.util.remove_placement_group(held)
 try:
-    require_resources([worker] * 3, what="three workers")
+    wait_for_resources([worker] * 3, what="three workers")
 except ResourceError as error:
     print(error)
 """

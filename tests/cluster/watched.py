@@ -15,7 +15,7 @@ import ray
 
 from resunet_ray.cluster import connect
 from resunet_ray.config import ModelConfig, SegmentConfig, TrainConfig
-from resunet_ray.segment.run import Segmented, segment
+from resunet_ray.segment.run import SegmentationResult, segment
 from resunet_ray.segment.work.segmenter import Segmenter
 from resunet_ray.train.trainer import train
 
@@ -35,7 +35,7 @@ class DiesOnce(Segmenter):
         return super()._read(planned)
 
 
-def _segment(name: str, *, bundle: str, folder: Path) -> Segmented:
+def _segment(name: str, *, bundle: str, folder: Path) -> SegmentationResult:
     (result,) = segment(SegmentConfig(bundle=bundle, input=(str(folder / f"{name}.csv"),), output=str(folder / name)))
     return result
 

@@ -18,7 +18,8 @@ _DIED = 9
 def main(bundle: str, images: str, outputs: str) -> None:
     for writes in range(1000):
         output = Path(outputs) / str(writes)
-        config = SegmentConfig(bundle=bundle, input=(images,), output=str(output), precision="fp32", actors=0)
+        # Nobody renews a lease of ten minutes meanwhile, which would be one write more in some runs.
+        config = SegmentConfig(bundle=bundle, input=(images,), output=str(output), precision="fp32", actors=0, lease_seconds=600)
         read, write = os.pipe()
         child = os.fork()
         if child == 0:

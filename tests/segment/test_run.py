@@ -22,7 +22,7 @@ from resunet_ray.errors import InputError
 from resunet_ray.model.instances import find_instances
 from resunet_ray.report.segmentation import write_segmentation_report
 from resunet_ray.segment.export.files import export_runs
-from resunet_ray.segment.run import Segmented, segment
+from resunet_ray.segment.run import SegmentationResult, segment
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +46,14 @@ def archive(s3: str, generated: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def first(archive: str, bundle_uri: str, s3: str, generated: Path, cluster: str) -> tuple[SegmentConfig, Segmented]:
+def first(archive: str, bundle_uri: str, s3: str, generated: Path, cluster: str) -> tuple[SegmentConfig, SegmentationResult]:
     config = SegmentConfig(bundle=bundle_uri, input=(archive,), output=f"{s3}/segmented", labels=True, mpp=0.5, precision="fp32")
     (result,) = segment(config)
     return config, result
 
 
 def test_each_image_is_there_once_with_the_mask_that_the_bundle_gives(
-    first: tuple[SegmentConfig, Segmented], archive: str
+    first: tuple[SegmentConfig, SegmentationResult], archive: str
 ) -> None:
     config, result = first
     assert result.images == {"ok": 18}, read_output(config.output, "images")["error_message"].tolist()
@@ -81,7 +81,7 @@ def test_each_image_is_there_once_with_the_mask_that_the_bundle_gives(
     assert images.set_index("image_id")["num_nuclei"].to_dict() == regions.set_index("image_id")["num_instances"].to_dict()
 
 
-def test_other_programs_read_the_tables(first: tuple[SegmentConfig, Segmented], tmp_path: Path) -> None:
+def test_other_programs_read_the_tables(first: tuple[SegmentConfig, SegmentationResult], tmp_path: Path) -> None:
     config, _ = first
     for folder in ("images", "instances"):
         for number, file in enumerate(storage.walk_files(f"{config.output}/{folder}")):
@@ -99,7 +99,7 @@ def test_other_programs_read_the_tables(first: tuple[SegmentConfig, Segmented], 
     assert shapes.geometry.bounds["minx"].sum() == pytest.approx(left)
 
 
-def test_masks_become_files_that_any_viewer_opens(first: tuple[SegmentConfig, Segmented]) -> None:
+def test_masks_become_files_that_any_viewer_opens(first: tuple[SegmentConfig, SegmentationResult]) -> None:
     config, result = first
     assert export_runs(config.output, kinds=["png"]) == 36
     regions = read_output(config.output, "regions").set_index("image_id")
@@ -111,7 +111,7 @@ def test_masks_become_files_that_any_viewer_opens(first: tuple[SegmentConfig, Se
 
 
 def test_the_report_shows_images_wherever_they_lie(
-    first: tuple[SegmentConfig, Segmented], monkeypatch: pytest.MonkeyPatch
+    first: tuple[SegmentConfig, SegmentationResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, result = first
     monkeypatch.setattr("resunet_ray.report.segmentation._SHOWN", 18)
@@ -140,7 +140,7 @@ def files(output: str, run_id: str) -> list[tuple[str, int]]:
 
 
 def test_the_same_again_does_nothing_and_a_change_is_work(
-    first: tuple[SegmentConfig, Segmented], archive: str, generated: Path, monkeypatch: pytest.MonkeyPatch
+    first: tuple[SegmentConfig, SegmentationResult], archive: str, generated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, _ = first
     with monkeypatch.context() as patch:

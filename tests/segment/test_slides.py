@@ -22,14 +22,14 @@ from resunet_ray.data.images import decode_stored
 from resunet_ray.intensity import measure_range
 from resunet_ray.report.segmentation import write_segmentation_report
 from resunet_ray.segment.export.files import export_runs
-from resunet_ray.segment.run import Segmented, segment
+from resunet_ray.segment.run import SegmentationResult, segment
 
 
 def nuclei(output: Path | str) -> pd.DataFrame:
     return read_output(str(output), "instances").sort_values(["centroid_y", "centroid_x"], ignore_index=True)
 
 
-def run(slide: Path | str, output: Path | str, bundle: str, **settings: Any) -> Segmented:
+def run(slide: Path | str, output: Path | str, bundle: str, **settings: Any) -> SegmentationResult:
     """In this process: what becomes of a slide does not depend on who does it, and an actor takes seconds to start."""
     fixed: dict[str, Any] = {"precision": "fp32", "actors": 0}
     return segment(SegmentConfig(bundle=bundle, input=(str(slide),), output=str(output), **{**fixed, **settings}))[-1]

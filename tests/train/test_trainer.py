@@ -21,7 +21,7 @@ from resunet_ray.config import ModelConfig, TrainConfig
 from resunet_ray.errors import ConfigError, InputError, ResourceError
 from resunet_ray.train import trainer
 from resunet_ray.train.relay import show_training
-from resunet_ray.train.trainer import Trained, train
+from resunet_ray.train.trainer import TrainingResult, train
 
 EPOCHS = 8
 """Long enough to be killed in the middle: Ray Train looks for new checkpoints twice a second."""
@@ -43,7 +43,7 @@ def config(data: str, output: Path, **fields: Any) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def run(dataset_uri: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Trained]:
+def run(dataset_uri: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, TrainingResult]:
     """One finished run of one worker, with MLflow."""
     output = tmp_path_factory.mktemp("run")
     chosen = config(dataset_uri, output, mlflow=f"sqlite:///{output}/mlflow.db")
@@ -54,7 +54,7 @@ def history(output: str) -> pd.DataFrame:
     return pd.read_csv(Path(output) / "train" / "history.csv")
 
 
-def test_the_bundle_says_where_it_comes_from_and_how_good_it_is(run: tuple[TrainConfig, Trained]) -> None:
+def test_the_bundle_says_where_it_comes_from_and_how_good_it_is(run: tuple[TrainConfig, TrainingResult]) -> None:
     chosen, trained = run
     info = load_bundle(trained.bundle).info
     rows = history(chosen.output)
@@ -71,7 +71,7 @@ def test_the_bundle_says_where_it_comes_from_and_how_good_it_is(run: tuple[Train
     assert trained.images_per_second > 0
 
 
-def test_tensorboard_and_mlflow_hold_the_curves(run: tuple[TrainConfig, Trained]) -> None:
+def test_tensorboard_and_mlflow_hold_the_curves(run: tuple[TrainConfig, TrainingResult]) -> None:
     from mlflow import MlflowClient
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -89,7 +89,7 @@ def test_tensorboard_and_mlflow_hold_the_curves(run: tuple[TrainConfig, Trained]
     assert record.info.status == "FINISHED"
 
 
-def test_the_same_command_again_does_nothing_and_other_settings_are_refused(run: tuple[TrainConfig, Trained]) -> None:
+def test_the_same_command_again_does_nothing_and_other_settings_are_refused(run: tuple[TrainConfig, TrainingResult]) -> None:
     chosen, trained = run
     begun = time.perf_counter()
     assert train(chosen) == trained
@@ -98,7 +98,7 @@ def test_the_same_command_again_does_nothing_and_other_settings_are_refused(run:
         train(replace(chosen, learning_rate=0.02))
 
 
-def test_two_workers_score_as_one_does(run: tuple[TrainConfig, Trained], dataset_uri: str, tmp_path: Path) -> None:
+def test_two_workers_score_as_one_does(run: tuple[TrainConfig, TrainingResult], dataset_uri: str, tmp_path: Path) -> None:
     """Two workers that start from one worker's bundle and learn next to nothing give its validation scores to the sixth digit."""
     _, trained = run
     still: dict[str, Any] = {"init": trained.bundle, "learning_rate": 1e-12, "epochs": 1, "weight_decay": 0.0, "ema_decay": None}
@@ -138,7 +138,7 @@ def resumed(dataset_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Resum
 
 
 def test_killed_and_started_again_it_ends_where_the_uninterrupted_run_ends(
-    run: tuple[TrainConfig, Trained], resumed: Resumed
+    run: tuple[TrainConfig, TrainingResult], resumed: Resumed
 ) -> None:
     assert re.search(r"resumed after epoch \d+", resumed.errors), resumed.errors
     chosen, trained = run
@@ -166,7 +166,7 @@ def test_its_log_says_what_each_epoch_came_to_and_nothing_of_rays(resumed: Resum
 
 @pytest.mark.campaign
 def test_a_training_whose_log_is_lost_goes_on_to_the_same_end(
-    run: tuple[TrainConfig, Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    run: tuple[TrainConfig, TrainingResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The actor that carries it dies before anybody has told it anything."""
 

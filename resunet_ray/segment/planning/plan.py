@@ -59,13 +59,11 @@ class Plan:
         return cls(**{{"lots": "chunks"}.get(name, name): value for name, value in saved.items()})
 
 
-def write_plan(
-    folder: str | None, found: Iterable[Found], *, ledger: Ledger, retry_failed: bool, survey: Survey | None = None
-) -> Plan:
+def write_plan(folder: str, found: Iterable[Found], *, ledger: Ledger, retry_failed: bool, survey: Survey | None = None) -> Plan:
     """Writes the plan of a run, file by file, in memory that does not grow with it.
 
     Args:
-        folder: the run's; None: only count.
+        folder: the run's.
         found: the listing.
         ledger: what is done.
         retry_failed: plan what failed before again.
@@ -75,8 +73,16 @@ def write_plan(
     rows = (_row(*new) for new in _new(found, plan, ledger=ledger, retry_failed=retry_failed))
     files = _cut(_surveyed(rows, survey), plan)
     for number, chunks in enumerate(files):
-        if folder is not None:
-            storage.write_bytes(layout.plan_uri(folder, number), _encode(chunks))
+        storage.write_bytes(layout.plan_uri(folder, number), _encode(chunks))
+    return plan
+
+
+def count_plan(found: Iterable[Found], *, ledger: Ledger, retry_failed: bool) -> Plan:
+    """What `write_plan` would plan; what may be a slide counts as one region."""
+    plan = Plan()
+    rows = (_row(*new) for new in _new(found, plan, ledger=ledger, retry_failed=retry_failed))
+    for _ in _cut(rows, plan):
+        pass
     return plan
 
 

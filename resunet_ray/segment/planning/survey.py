@@ -23,7 +23,7 @@ from resunet_ray.intensity import measure_range
 from resunet_ray.segment.planning.gate import CELL, Gate, cells_of
 from resunet_ray.segment.planning.grid import Grid
 from resunet_ray.segment.rows import LEVELS, Row, fail, place_region
-from resunet_ray.storage import attempts
+from resunet_ray.storage import crashes
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Surveyor:
     def blame(self, planned: Row, deaths: int) -> list[Row]:
         """The row of a file over which the process died so often."""
         row = dict(planned)
-        fail(row, stage="crash", error=RunError(attempts.describe(planned["image_uri"], deaths)))
+        fail(row, stage="crash", error=RunError(crashes.describe(planned["image_uri"], deaths)))
         return [row]
 
     def _survey(self, planned: Row) -> list[Row]:

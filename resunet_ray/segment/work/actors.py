@@ -11,7 +11,7 @@ import pyarrow as pa
 import ray.data
 import torch
 
-from resunet_ray.cluster import MODEL_ENVIRONMENT, count_cpu_nodes, count_gpus, has_autoscaler, require_resources
+from resunet_ray.cluster import MODEL_ENVIRONMENT, count_cpu_nodes, count_gpus, has_autoscaler, wait_for_resources
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.stream import count_up
 from resunet_ray.monitoring import count_chunk, show_chunks
@@ -75,7 +75,7 @@ def _map_chunks(job: Job, *, actors: int) -> Iterator[pa.Table]:
     """What becomes of each chunk, lazily, as they come in from the cluster's actors."""
     config = job.config
     each = {"CPU": config.cpus_per_actor, **({"GPU": 1} if job.gpu else {})}
-    require_resources(
+    wait_for_resources(
         [each] * (1 if config.nodes_seconds or has_autoscaler() else actors) + [{"CPU": 1}],  # more actors start as nodes come
         what=f"{actors} segmenting actors of {config.cpus_per_actor} CPUs, with one CPU left for Ray Data",
         nodes_seconds=config.nodes_seconds,

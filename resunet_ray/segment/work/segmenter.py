@@ -46,7 +46,7 @@ from resunet_ray.segment.work.job import Job
 from resunet_ray.segment.work.region import describe_image
 from resunet_ray.segment.work.sample import Sample, group_samples
 from resunet_ray.segment.work.slide_chunk import Held, SlideChunk
-from resunet_ray.storage import attempts
+from resunet_ray.storage import crashes
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Segmenter:
         """
         cv2.setNumThreads(1)  # the threads below are enough
         self._job, self._cache = job, storage.Cache.of(job.config)
-        self._notes = attempts.Notes(job.folder, job.session, node=this_node(), is_lost=is_lost)
+        self._notes = crashes.Notes(job.folder, job.session, node=this_node(), is_lost=is_lost)
         if not job.gpu:
             # Each core its own image. Cores that share one meet after every layer, and there the slowest, which was just reading
             # or writing, keeps the others waiting.
@@ -100,7 +100,7 @@ class Segmenter:
         """Segments one chunk and writes its file."""
         start = time.time()
         planned = read_chunk(self._job.folder, chunk).to_pylist()
-        if self._notes.note_chunk(chunk) < attempts.TRUSTED:
+        if self._notes.note_chunk(chunk) < crashes.TRUSTED:
             with self._calls:
                 rows = self._segment(planned)
         else:
@@ -171,11 +171,11 @@ class Segmenter:
     def _segment_warily(self, planned: Row, *, chunk: int, number: int) -> Row:
         """Alone, and with a note of it: an image over which the process dies is not begun again."""
         with self._notes.note_image(chunk, number) as deaths:
-            if deaths < attempts.BLAMED:
+            if deaths < crashes.BLAMED:
                 (row,) = self._segment([planned])
             else:
                 row = self._job.begin_row(planned)
-                fail(row, stage="crash", error=RunError(attempts.describe(planned["image_uri"], deaths)))
+                fail(row, stage="crash", error=RunError(crashes.describe(planned["image_uri"], deaths)))
         return row
 
     def _read(self, planned: Row) -> Sample:

@@ -1,4 +1,4 @@
-"""The cluster's door: its dashboard with the Jobs API, and the token that it asks for."""
+"""The cluster's dashboard with the Jobs API, and the token that it asks for."""
 
 import json
 import os
@@ -44,10 +44,10 @@ def examine(config: DoctorConfig) -> Iterator[Finding]:  # noqa: ARG001 (every g
     """What a machine that submits jobs meets."""
     address = find_address()
     assert address is not None
-    yield from knock(address, silent="failed")
+    yield from check_address(address, silent="failed")
 
 
-def knock(address: str, *, silent: Status) -> Iterator[Finding]:
+def check_address(address: str, *, silent: Status) -> Iterator[Finding]:
     """The token and the dashboard, as found at an address.
 
     Args:
@@ -78,7 +78,7 @@ def judge_dashboard(found: str, *, status: Status) -> Finding:
 
 
 def judge_refusal(found: str) -> Finding:
-    """What is here does not open the door."""
+    """What is here does not open the dashboard."""
     mode = os.environ.get("RAY_AUTH_MODE") or "not set"
     return failed("token", f"{found}; RAY_AUTH_MODE is {mode}", expected="the cluster's own token", fix=_COPY)
 

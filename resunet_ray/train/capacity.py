@@ -1,6 +1,6 @@
 """What a training takes of the cluster, known before it starts."""
 
-from resunet_ray.cluster import count_gpus, require_resources
+from resunet_ray.cluster import count_gpus, wait_for_resources
 from resunet_ray.config import TrainConfig
 from resunet_ray.train.batches import portion_rows
 
@@ -13,7 +13,7 @@ def uses_gpu(config: TrainConfig) -> bool:
     return count_gpus() > 0 if config.gpu is None else config.gpu
 
 
-def require_fit(config: TrainConfig, *, runs: int = 1, beside_gib: float = 0.0, wait: bool = True) -> None:
+def wait_for_workers(config: TrainConfig, *, runs: int = 1, beside_gib: float = 0.0, wait: bool = True) -> None:
     """Refuses training that the cluster cannot take.
 
     Args:
@@ -32,7 +32,7 @@ def require_fit(config: TrainConfig, *, runs: int = 1, beside_gib: float = 0.0, 
     gpu = uses_gpu(config)
     of_runs = f" ({runs} trials at once)" if runs > 1 else ""
     each = {"CPU": config.cpus_per_worker, **({"GPU": 1} if gpu else {})}
-    require_resources(
+    wait_for_resources(
         [each] * workers + [{"CPU": 1}],
         what=f"{workers} training workers of {config.cpus_per_worker} CPUs{of_runs}, with one CPU left for Ray Data",
         memory_gib=beside_gib + (0.0 if gpu else gib),

@@ -10,7 +10,7 @@ from resunet_ray.config import load_config
 from resunet_ray.errors import ConfigError
 
 
-def require_same_settings(uri: str, config: Any, *, data_digest: str, free: Collection[str], advice: str) -> None:
+def write_settings_once(uri: str, config: Any, *, data_digest: str, free: Collection[str], advice: str) -> None:
     """Writes the settings down where none are yet, or refuses others than those.
 
     Args:

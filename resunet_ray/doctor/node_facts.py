@@ -35,7 +35,7 @@ class Disk(TypedDict):
     free: int
 
 
-class Survey(TypedDict):
+class NodeFacts(TypedDict):
     """What a node says."""
 
     python: str
@@ -61,19 +61,19 @@ def call(module: str, function: str, arguments: Sequence[Any]) -> Any:
     return getattr(importlib.import_module(module), function)(*arguments)
 
 
-class Witness:
+class NodeProbe:
     """A process on a node that is asked."""
 
-    def survey(self, packages: Sequence[str], cache: str) -> Survey:
+    def list_facts(self, packages: Sequence[str], cache: str) -> NodeFacts:
         """What the node says of itself."""
-        return take_survey(packages, cache=cache, session=ray._private.worker.global_worker.node.get_session_dir_path())
+        return list_facts(packages, cache=cache, session=ray._private.worker.global_worker.node.get_session_dir_path())
 
     def now(self) -> float:
         """The node's clock, seconds since 1970."""
         return time.time()
 
 
-def take_survey(packages: Sequence[str], *, cache: str, session: str) -> Survey:
+def list_facts(packages: Sequence[str], *, cache: str, session: str) -> NodeFacts:
     """What this machine says of itself.
 
     Args:
@@ -82,7 +82,7 @@ def take_survey(packages: Sequence[str], *, cache: str, session: str) -> Survey:
         session: Ray's own folder.
     """
     digest, folder = digest_code()
-    return Survey(
+    return NodeFacts(
         python=platform.python_version(),
         packages={name: _version(name) for name in packages},
         code=digest,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from resunet_ray.storage.attempts import Notes, forget
+from resunet_ray.storage.crashes import Notes, forget
 
 
 def notes(folder: Path, *, session: str = "tonight", node: str = "n1", lost: tuple[str, ...] = ()) -> Notes:

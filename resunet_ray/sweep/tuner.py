@@ -20,7 +20,7 @@ from resunet_ray.config import SweepConfig, TrainConfig
 from resunet_ray.data.dataset import open_dataset
 from resunet_ray.data.splits import TRAIN, VAL
 from resunet_ray.errors import ResUNetRayError, RunError
-from resunet_ray.sweep.progress import TrialTable
+from resunet_ray.sweep.live_table import TrialTable
 from resunet_ray.sweep.scheduling import NUMBER, build_scheduler
 from resunet_ray.sweep.space import Parameters, Space, apply, parse_space
 from resunet_ray.sweep.study import Study, count_trials
@@ -38,13 +38,13 @@ from resunet_ray.sweep.trials import (
     trial_name,
 )
 from resunet_ray.sweep.winner import Swept, conclude
-from resunet_ray.train.fit import require_fit
-from resunet_ray.train.settings import require_same_settings
+from resunet_ray.train.capacity import wait_for_workers
+from resunet_ray.train.saved_settings import write_settings_once
 from resunet_ray.train.tracking import save_hyperparameters
 from resunet_ray.train.trainer import (
     FREE_TO_CHANGE,
     discard_damaged_snapshot,
-    prepare_pairs,
+    prepare_if_folder,
     require_means,
     resolve,
     train,
@@ -84,11 +84,11 @@ def sweep(config: SweepConfig) -> Swept:
         if left > 0:
             require_means(training)
             connect(dashboard=True)
-            require_fit(training, runs=at_once.concurrent, beside_gib=at_once.concurrent * _DRIVER_BYTES / 2**30)
+            wait_for_workers(training, runs=at_once.concurrent, beside_gib=at_once.concurrent * _DRIVER_BYTES / 2**30)
             if config.scheduler != "none":
                 require_dashboard("only with it can Ray Train free what a stopped trial held (or give --scheduler none)")
-        data = prepare_pairs(training.data, own=storage.join(training.output, "data"))
-        require_same_settings(
+        data = prepare_if_folder(training.data, own=storage.join(training.output, "data"))
+        write_settings_once(
             storage.join(training.output, SWEEP_FILE),
             config,
             data_digest=open_dataset(data, needs=(TRAIN, VAL)).digest,

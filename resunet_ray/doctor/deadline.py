@@ -29,7 +29,7 @@ _KILLED_SECONDS = 1.0
 _ALARM_SECONDS = 60
 
 
-class Apart:
+class ProcessWithDeadline:
     """The `examine` of a module of this package, in a process of its own; a context, after which there is no such process."""
 
     def __init__(self, module: str, config: DoctorConfig) -> None:
@@ -41,7 +41,7 @@ class Apart:
         """
         self._inbox: queue.Queue[Finding | None] = queue.Queue()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as this)
-        command = [sys.executable, "-m", f"{_PACKAGE}.apart", module, save_config(config)]
+        command = [sys.executable, "-m", f"{_PACKAGE}.deadline", module, save_config(config)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True)  # noqa: S603 (our own)
         threading.Thread(target=self._read, daemon=True).start()
 

@@ -7,23 +7,23 @@ from dataclasses import replace
 
 from resunet_ray import storage
 from resunet_ray.config import DoctorConfig
-from resunet_ray.doctor import door
-from resunet_ray.doctor.apart import Apart
+from resunet_ray.doctor import dashboard
+from resunet_ray.doctor.deadline import ProcessWithDeadline
 from resunet_ray.doctor.finding import Finding, failed, not_asked
 
 _MACHINE_CHECKS = ("packages", "code", "clocks", "gpus", "shared memory", "disk", "slide cache", "memory", "open files")
 _ROOM_CHECKS = ("training", "segmentation", "waiting")
 _PROBE_CHECKS = ("node storage", "shared storage", "node bundle")
-_DOOR_CHECKS = ("token", "dashboard")
+_DASHBOARD_CHECKS = ("token", "dashboard")
 _STORAGE_CHECKS, _BUNDLE_CHECKS = ("storage", "one writer"), ("bundle",)
 _PAGE = (
-    *("ray", *_DOOR_CHECKS, "nodes", *_MACHINE_CHECKS, *_ROOM_CHECKS),
+    *("ray", *_DASHBOARD_CHECKS, "nodes", *_MACHINE_CHECKS, *_ROOM_CHECKS),
     *(*_STORAGE_CHECKS, "node storage", "shared storage", *_BUNDLE_CHECKS, "node bundle"),
 )
 """Every check, as they stand on the page."""
 _GROUPS = {
-    "cluster": ("ray", "nodes", *_DOOR_CHECKS, *_ROOM_CHECKS, *_MACHINE_CHECKS, *_PROBE_CHECKS),
-    "door": _DOOR_CHECKS,
+    "cluster": ("ray", "nodes", *_DASHBOARD_CHECKS, *_ROOM_CHECKS, *_MACHINE_CHECKS, *_PROBE_CHECKS),
+    "dashboard": _DASHBOARD_CHECKS,
     "store": _STORAGE_CHECKS,
     "weights": _BUNDLE_CHECKS,
 }
@@ -32,7 +32,7 @@ _HANGING = {
     "cluster": "See that RAY_ADDRESS names the head of a running Ray (`ray status` there; port 6379 unless --port says another), "
     "and that no firewall swallows what is sent there. Where a machine is only busy, "
     "--connect-seconds and --check-seconds wait for longer",
-    "door": "See what listens at that address, and forward the dashboard's port anew",
+    "dashboard": "See what listens at that address, and forward the dashboard's port anew",
     "store": "The storage takes connections and does not answer: try `curl -m 5 $AWS_ENDPOINT_URL` from here, and look at "
     "proxies and firewalls on the way; a folder may lie on a network file system that is away",
     "weights": "Try the storage that holds the bundle (`curl -m 5 $AWS_ENDPOINT_URL`), and time `python -c 'import torch'`",
@@ -48,7 +48,7 @@ def examine(config: DoctorConfig) -> list[Finding]:
         One finding for each check, in the order of the page.
     """
     found = {finding.check: finding for finding in _list_not_asked(config)}
-    left_out = "door" if door.find_address() is None else "cluster"
+    left_out = "dashboard" if dashboard.find_address() is None else "cluster"
     groups = {name: [check for check in checks if check not in found] for name, checks in _GROUPS.items() if name != left_out}
     with ThreadPoolExecutor(len(groups)) as threads:
         runs = [threads.submit(_run_group, name, checks, config) for name, checks in groups.items() if checks]
@@ -62,9 +62,9 @@ def _list_not_asked(config: DoctorConfig) -> Iterator[Finding]:
         yield from (not_asked(check, "give --storage") for check in (*_STORAGE_CHECKS, "node storage", "shared storage"))
     if config.bundle is None:
         yield from (not_asked(check, "give --bundle") for check in (*_BUNDLE_CHECKS, "node bundle"))
-    if (address := door.find_address()) is not None:
+    if (address := dashboard.find_address()) is not None:
         why = f"from here jobs go to {address}: `ray job submit --working-dir . -- python jobs/doctor.py` looks from within"
-        yield from (not_asked(check, why) for check in _GROUPS["cluster"] if check not in _DOOR_CHECKS)
+        yield from (not_asked(check, why) for check in _GROUPS["cluster"] if check not in _DASHBOARD_CHECKS)
 
 
 def _mask(finding: Finding) -> Finding:
@@ -74,11 +74,13 @@ def _mask(finding: Finding) -> Finding:
 def _run_group(name: str, checks: Sequence[str], config: DoctorConfig) -> dict[str, Finding]:
     """The findings of one group; where one does not come, a failure says so."""
     found: dict[str, Finding] = {}
-    with Apart(name, config) as process:
+    with ProcessWithDeadline(name, config) as process:
         problem = _listen(process, found, name=name, checks=checks, config=config)
         log = process.read_log()
     if _REFUSED in log:
-        found.setdefault("token", door.judge_refusal("the cluster refuses what comes from here (Ray's log: InvalidAuthToken)"))
+        found.setdefault(
+            "token", dashboard.judge_refusal("the cluster refuses what comes from here (Ray's log: InvalidAuthToken)")
+        )
     missing = [check for check in checks if check not in found]
     if missing and problem is not None:
         text, fix = problem
@@ -88,7 +90,7 @@ def _run_group(name: str, checks: Sequence[str], config: DoctorConfig) -> dict[s
 
 
 def _listen(
-    process: Apart, found: dict[str, Finding], *, name: str, checks: Sequence[str], config: DoctorConfig
+    process: ProcessWithDeadline, found: dict[str, Finding], *, name: str, checks: Sequence[str], config: DoctorConfig
 ) -> tuple[str, str] | None:
     """Takes findings until all are there, no more come, or time is up; what went wrong, and what to do."""
     begun = time.monotonic()

@@ -9,12 +9,14 @@ from resunet_ray.config import (
     ModelConfig,
     PrepareConfig,
     PreprocessConfig,
+    SegmentConfig,
     SweepConfig,
     TrainConfig,
     baseline_recipe,
     load_config,
     save_config,
 )
+from resunet_ray.config.roles import DECIDES, TODAYS, list_fields
 from resunet_ray.errors import ConfigError
 
 
@@ -99,6 +101,23 @@ def test_a_saved_configuration_of_version_0_1_0_is_read() -> None:
     assert config.split == "baseline"
     saved = '{"bundle": "a", "data": "b", "output": "c", "protocol": "report"}'
     assert load_config(saved, kind=EvaluateConfig, source="f").protocol == "baseline"
+    for before, now in (("null", "auto"), ("true", "on"), ("false", "off")):
+        training = f'{{"data": "a", "output": "b", "gpu": {before}}}'
+        assert load_config(training, kind=TrainConfig, source="f").gpu == now
+        assert load_config(f'{{"training": {training}}}', kind=SweepConfig, source="f").training.gpu == now
+
+
+def test_what_a_field_is_to_a_run_is_said_at_the_field() -> None:
+    """A digest of version 0.1.0 still names the same work."""
+    assert {"threshold", "mpp", "masks"} <= set(list_fields(SegmentConfig, DECIDES))
+    assert set(list_fields(SegmentConfig, TODAYS)) >= {"output", "cache", "cache_gib", "actors"}
+    assert not set(list_fields(SegmentConfig, TODAYS)) & set(list_fields(SegmentConfig, DECIDES))
+    digest = "3de628f66bb83920c7e7d64c378273f90136d2122f69828c94d4c15f067bb466"
+    assert SegmentConfig(input=("a",), output="b").digest == digest
+    assert SegmentConfig(input=("a",), output="b", region=256, readers=9, cache="/x").digest == digest
+    digest = "8a0d46e65c3e5f194bfc17b3897a4ae03e67f3cc16a5fb429416c4f23150beab"
+    assert SegmentConfig(input=("a",), output="b", mpp=0.3, tissue="off", flips=True).digest == digest
+    assert "nodes_seconds" in list_fields(TrainConfig, TODAYS)
 
 
 def test_a_saved_configuration_with_an_unknown_or_wrong_field_is_refused() -> None:

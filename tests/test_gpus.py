@@ -42,7 +42,7 @@ def test_actors_take_the_gpus_that_ray_has(bundle_uri: str, dataset_uri: str, ge
     else:
         assert (done.returncode, line["error"]) == (2, "ResourceError"), done.stderr[-3000:]
         assert "torch finds none" in line["message"]
-        assert "--gpu False" in line["message"]
+        assert "--gpu off" in line["message"]
 
 
 def test_a_gpu_finds_what_a_cpu_finds(bundle_uri: str) -> None:

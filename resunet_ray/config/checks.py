@@ -1,5 +1,6 @@
 """What a configuration demands of its values: in range, and none that would be ignored."""
 
+import tempfile
 from dataclasses import fields
 from typing import Any
 
@@ -9,6 +10,8 @@ ANY = float("inf")
 """No upper limit."""
 TINY = 1e-12
 """The least positive number that makes sense anywhere here."""
+NODE_FOLDER = tempfile.gettempdir()
+"""Where each node keeps what is temporary."""
 
 
 def require(condition: bool, message: str) -> None:

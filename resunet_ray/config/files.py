@@ -10,7 +10,10 @@ from resunet_ray.errors import ConfigError
 
 Config = TypeVar("Config")
 
-RENAMED = {name: {"report": "baseline"} for name in ("recipe", "split", "protocol")}
+RENAMED: dict[str, dict[Any, str]] = {
+    **{name: {"report": "baseline"} for name in ("recipe", "split", "protocol")},
+    "gpu": {None: "auto", True: "on", False: "off", "None": "auto", "True": "on", "False": "off"},
+}
 """Values of fields that version 0.1.0 called otherwise, and their names now."""
 
 
@@ -27,14 +30,20 @@ def load_config(text: str, *, kind: type[Config], source: str) -> Config:
     """
     try:
         content = TypeAdapter(dict[str, Any]).validate_json(text)
-        fields = content.get("config", content)
-        if isinstance(fields, dict):
-            fields = {name: _with_new_word(name, value) for name, value in fields.items()}
+        fields = _with_new_words(content.get("config", content))
         return TypeAdapter(kind).validate_python(fields, extra="forbid")
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors())
         raise ConfigError(f"{source} is not a saved {kind.__name__}: {problems}") from None
 
 
-def _with_new_word(name: str, value: Any) -> Any:
-    return RENAMED.get(name, {}).get(value, value) if isinstance(value, str) else value
+def _with_new_words(values: Any) -> Any:
+    """The same settings in the words of today."""
+    if not isinstance(values, dict):
+        return values
+    return {
+        name: RENAMED[name].get(value, value)
+        if name in RENAMED and isinstance(value, str | bool | None)
+        else _with_new_words(value)
+        for name, value in values.items()
+    }

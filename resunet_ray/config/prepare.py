@@ -1,10 +1,9 @@
 """The configuration of `jobs/prepare.py`."""
 
-import tempfile
 from dataclasses import dataclass
 from typing import Literal
 
-from resunet_ray.config.checks import ANY, TINY, require, require_default, require_range
+from resunet_ray.config.checks import ANY, NODE_FOLDER, TINY, require, require_default, require_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +35,7 @@ class PrepareConfig:
     """The job fails when more than this share of the images is rejected; rejects.parquet says which and why."""
     max_pixels: int = 2**28
     """An image whose header claims more pixels is refused before it is decoded."""
-    cache: str = tempfile.gettempdir()
+    cache: str = NODE_FOLDER
     """Folder on each node's disk: compressed tar files are expanded in one of this user's own below it."""
     cache_gib: float = 50.0
     """What that one may hold; what was not used for longest leaves it."""

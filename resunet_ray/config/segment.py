@@ -3,21 +3,13 @@
 import hashlib
 import json
 import re
-import tempfile
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from resunet_ray.config.checks import ANY, TINY, require, require_range
+from resunet_ray.config.checks import ANY, NODE_FOLDER, TINY, require, require_range
+from resunet_ray.config.roles import DECIDES, OF_EACH_IMAGE, Decides, OfEachImage, Todays, list_fields
 
 ExportKind = Literal["png", "geojson", "ome-zarr", "ome-tiff"]
-
-_DECISIVE = (
-    *("threshold", "flips", "precision", "labels", "probabilities", "max_pixels", "mpp", "masks"),
-    *("mpp_csv", "missing_mpp", "tissue"),
-)
-"""Fields that decide what is written about an image: another value is new work."""
-_OF_EACH = ("masks", "mpp_csv")
-"""Those among them that say something of each image, and count as a part of its name: see `Found.image_id`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,55 +21,55 @@ class SegmentConfig:
     input: tuple[str, ...]
     """What to segment, mixed as you like: folders or prefixes, globs, single images, zip or tar, manifests (Parquet or CSV with a
     column `uri`, and where known `member`, `mask_uri`, `mpp`)."""
-    output: str
+    output: Todays[str]
     """Where regions/, images/, instances/ and runs/ go. One output collects the runs of many nights."""
-    masks: str | None = None
-    """Folder of true masks, each with its image's path below the input: their scores are written as well."""
-    mpp: float | None = None
-    """Microns per pixel of all images; over what a manifest says."""
-    mpp_csv: str | None = None
-    """CSV with the columns `name` (a slide's file name or location) and `mpp`: over what the slides' own metadata say."""
-    missing_mpp: Literal["native", "skip", "error"] = "native"
-    """What becomes of a slide whose pixel size is unknown: segmented at its own resolution, left out, or failed."""
     region: int = 512
     """Side of the regions that a slide is cut into, pixels. The same nuclei are found whatever it is."""
-    tissue: Literal["auto", "off"] = "auto"
-    """auto: only regions of a slide with tissue are read. off: all."""
-    threshold: float | None = None
+    threshold: Decides[float | None] = None
     """Threshold in place of the bundle's."""
-    flips: bool = False
+    flips: Decides[bool] = False
     """Average the probability over the image's four mirror images: four times the work."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Decides[Literal["auto", "fp32", "bf16"]] = "auto"
     """bf16: autocast. auto: bf16 where the processor computes in it, else fp32."""
-    labels: bool = False
+    labels: Decides[bool] = False
     """Write the label image of each region too."""
-    probabilities: bool = False
+    probabilities: Decides[bool] = False
     """Write the probability of each region too."""
-    max_pixels: int = 2**26
+    max_pixels: Decides[int] = 2**26
     """An image whose header claims more pixels fails before it is decoded; a TIFF of more is read in parts, as a slide is."""
+    mpp: Decides[float | None] = None
+    """Microns per pixel of all images; over what a manifest says."""
+    masks: OfEachImage[str | None] = None
+    """Folder of true masks, each with its image's path below the input: their scores are written as well."""
+    mpp_csv: OfEachImage[str | None] = None
+    """CSV with the columns `name` (a slide's file name or location) and `mpp`: over what the slides' own metadata say."""
+    missing_mpp: Decides[Literal["native", "skip", "error"]] = "native"
+    """What becomes of a slide whose pixel size is unknown: segmented at its own resolution, left out, or failed."""
+    tissue: Decides[Literal["auto", "off"]] = "auto"
+    """auto: only regions of a slide with tissue are read. off: all."""
     max_error_fraction: float = 0.05
     """When more than this share of a run's images fails, the job ends with exit code 3."""
     retry_failed: bool = False
     """Try the images again that failed before."""
     dry_run: bool = False
     """Only say what there is to do."""
-    actors: int | None = None
+    actors: Todays[int | None] = None
     """Most model processes. None: one for each GPU, or one for each node, which computes on all of its cores. 0: all is done in
     this process, without Ray: for a debugger, or a few images."""
-    gpu: bool | None = None
-    """A GPU for each model process. None: if the cluster has them when the work begins."""
-    cpus_per_actor: int = 1
+    gpu: Todays[Literal["auto", "on", "off"]] = "auto"
+    """A GPU for each model process. auto: if the cluster has them when the work begins."""
+    cpus_per_actor: Todays[int] = 1
     """CPUs that Ray sets aside for each, and that each computes on where their number is given."""
-    nodes_seconds: float | None = None
+    nodes_seconds: Todays[float | None] = None
     """How long to wait for nodes where the cluster is too small. None: half an hour if it says that it has an autoscaler."""
-    readers: int = 4
+    readers: Todays[int] = 4
     """Threads of an actor that read and decode ahead of the model."""
-    batch_size: int | None = None
+    batch_size: Todays[int | None] = None
     """Tiles of a model batch. None: 16 on a GPU, 1 on CPUs, where more is slower."""
-    cache: str = tempfile.gettempdir()
+    cache: Todays[str] = NODE_FOLDER
     """Folder on each node's disk: slides from object storage are staged, and compressed
     tar files expanded, in one of this user's own below it."""
-    cache_gib: float = 50.0
+    cache_gib: Todays[float] = 50.0
     """What that one may hold; what was not used for longest leaves it."""
     lease: bool = True
     """Off: nothing keeps two runs over one output apart (for storage without conditional writes)."""
@@ -100,8 +92,9 @@ class SegmentConfig:
     @property
     def digest(self) -> str:
         """Names what this configuration decides; it stands in every row."""
-        values = asdict(self) | dict.fromkeys(_OF_EACH)
-        return hashlib.sha256(json.dumps({name: values[name] for name in _DECISIVE}).encode()).hexdigest()
+        values = asdict(self) | dict.fromkeys(list_fields(type(self), OF_EACH_IMAGE))
+        decisive = {name: values[name] for name in list_fields(type(self), DECIDES)}
+        return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from resunet_ray.config.checks import ANY, TINY, require, require_range
+from resunet_ray.config.roles import Todays
 from resunet_ray.config.train import TrainConfig
 
 
@@ -20,9 +21,9 @@ class SweepConfig:
     batch_size=choice:4,8,16, the batch being of one step over all workers."""
     search: Literal["optuna", "random", "grid"] = "optuna"
     """optuna: tree-structured Parzen estimator. grid: every combination of choices, in random order."""
-    trials: int = 16
+    trials: Todays[int] = 16
     """Training runs to make; a larger number later goes on with the same sweep."""
-    concurrent: int = 2
+    concurrent: Todays[int] = 2
     """Trials that run at the same time."""
     scheduler: Literal["asha", "median", "none"] = "asha"
     """What stops a trial early, by its `monitor` at an epoch. asha: it is not among the best 1/`reduction_factor` there.
@@ -31,13 +32,13 @@ class SweepConfig:
     """Epochs that every trial may train."""
     reduction_factor: int = 3
     """Share of trials that asha lets go on (1 in so many), and the ratio of the epochs at which it asks."""
-    hours: float | None = None
+    hours: Todays[float | None] = None
     """Time after which no trial goes on; the same command later does. None: no limit."""
-    retry_failed: bool = False
+    retry_failed: Todays[bool] = False
     """Try the trials again that failed before."""
-    final_epochs: int | None = None
+    final_epochs: Todays[int | None] = None
     """Train the winner anew for so many epochs. None: its trial's bundle is the result."""
-    final_seeds: int = 1
+    final_seeds: Todays[int] = 1
     """Train the winner anew with so many seeds, to know its scores' spread; the best bundle is the result."""
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from resunet_ray.config.checks import ANY, TINY, require, require_default, require_range
 from resunet_ray.config.model import AugmentConfig, ModelConfig, PreprocessConfig
+from resunet_ray.config.roles import Shared, Todays
 
 Metric = Literal["loss", "accuracy", "f1", "jaccard", "recall", "precision"]
 
@@ -21,21 +22,21 @@ def lower_is_better(metric: str) -> bool:
 class TrainConfig:
     """One training run. The defaults are the default recipe; `--recipe baseline` starts from the baseline's."""
 
-    data: str
+    data: Todays[str]
     """What `jobs/prepare.py` wrote, or a plain folder with images/ and masks/."""
-    output: str
+    output: Shared[str]
     """Where checkpoints, history, logs and the bundle go. The same command over the same output resumes."""
-    name: str = "train"
+    name: Shared[str] = "train"
     """Name of the run under the output."""
-    workers: int = 1
+    workers: Todays[int] = 1
     """Data-parallel workers."""
-    min_workers: int | None = None
+    min_workers: Todays[int | None] = None
     """Smallest number of workers to go on with when nodes leave: an elastic run. None: exactly `workers`."""
-    gpu: bool | None = None
-    """One GPU for each worker. None: if the cluster has them."""
-    cpus_per_worker: int = 1
+    gpu: Todays[Literal["auto", "on", "off"]] = "auto"
+    """One GPU for each worker. auto: if the cluster has them."""
+    cpus_per_worker: Todays[int] = 1
     """CPUs that Ray sets aside for each worker."""
-    threads: int | None = None
+    threads: Todays[int | None] = None
     """Threads that the model uses in a CPU worker. None: the cores of the node over the workers on it; Ray Data's decoding
     takes little of them."""
     init: str | None = None
@@ -62,7 +63,7 @@ class TrainConfig:
     """Decoupled weight decay."""
     batch_size: int = 8
     """Crops in one step, over all workers."""
-    epochs: int = 36
+    epochs: Shared[int] = 36
     """Passes over the training split."""
     schedule: Literal["constant", "cosine", "plateau"] = "cosine"
     """cosine: linear warm-up, then half a cosine to 1% of the peak. plateau: times `plateau_factor` when `monitor` stalls."""
@@ -82,25 +83,25 @@ class TrainConfig:
     """bf16: autocast. auto: bf16 where the processor computes in it, else fp32."""
     compile: bool = False
     """torch.compile the network (on CPUs it needs a C++ compiler, and was measured to gain nothing)."""
-    validation_interval: int = 4
+    validation_interval: Shared[int] = 4
     """Epochs between validations; the last epoch is always validated. Patience counts validations."""
-    monitor: Metric = "f1"
+    monitor: Shared[Metric] = "f1"
     """Validation score that picks the best checkpoint and drives plateau and early stopping; the mean over images."""
     early_stopping_patience: int | None = None
     """Validations without improvement before training ends; None: never."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Todays[int] = 2
     """Best checkpoints to keep, beside the latest."""
     shuffle_buffer: int = 512
     """Crops among which the next one is drawn, per worker."""
     seed: int = 0
     """Seed of everything random. The same seed and number of workers repeat a run."""
-    max_failures: int = 3
+    max_failures: Todays[int] = 3
     """Times that lost workers or nodes are replaced before the run fails."""
-    start_timeout_seconds: float = 120.0
+    start_timeout_seconds: Todays[float] = 120.0
     """How long to wait for workers that fit the cluster but do not start, for instance because other jobs hold the CPUs."""
-    nodes_seconds: float | None = None
+    nodes_seconds: Todays[float | None] = None
     """How long to wait for nodes where the cluster is too small. None: half an hour if it says that it has an autoscaler."""
-    mlflow: str | None = None
+    mlflow: Todays[str | None] = None
     """MLflow tracking URI to log to (needs the extra `mlflow`)."""
 
     def __post_init__(self) -> None:

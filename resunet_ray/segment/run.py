@@ -22,6 +22,7 @@ from resunet_ray import bundles, storage
 from resunet_ray.bundle import BundleInfo, read_bundle_info, versions
 from resunet_ray.cluster import connect, is_lost, this_node
 from resunet_ray.config import GiveUpConfig, SegmentConfig, load_config
+from resunet_ray.config.roles import TODAYS, list_fields
 from resunet_ray.data.stream import stream_tasks
 from resunet_ray.errors import InputError
 from resunet_ray.monitoring import count_images
@@ -39,7 +40,6 @@ from resunet_ray.storage import Lease, crashes
 
 logger = logging.getLogger(__name__)
 
-_HOW = ("output", "actors", "gpu", "cpus_per_actor", "nodes_seconds", "readers", "batch_size", "cache", "cache_gib")
 _LOOK_THREADS = 16
 _ROWS = 4096  # of a plan that are rows of Python at a time
 _SURVEY_TASKS = 64  # that look at files which may be slides, at a time
@@ -220,7 +220,7 @@ def _run_planned(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> 
     record = json.loads(storage.read_bytes(storage.join(folder, layout.RUN_FILE)))
     saved = load_config(json.dumps(record["config"]), kind=SegmentConfig, source=storage.join(folder, layout.RUN_FILE))
     # What decides the result is the run's own; how it is done is today's.
-    own = replace(saved, **{name: getattr(config, name) for name in _HOW})
+    own = replace(saved, **{name: getattr(config, name) for name in list_fields(SegmentConfig, TODAYS)})
     plan = Plan.read(record["plan"])
     _, digest = read_bundle_info(own.bundle)
     if digest != record["bundle_digest"]:

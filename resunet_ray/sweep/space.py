@@ -11,6 +11,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from pydantic import TypeAdapter, ValidationError
 
 from resunet_ray.config import TrainConfig
+from resunet_ray.config.roles import SHARED, TODAYS, list_fields
 from resunet_ray.errors import ConfigError
 
 Space = dict[str, BaseDistribution]
@@ -21,14 +22,6 @@ Parameters = dict[str, Any]
 
 _DEFAULT = ("learning_rate=loguniform:1e-4,1e-2", "batch_size=choice:4,8,16")
 _KINDS = "choice:A,B,…, uniform:LOW,HIGH or loguniform:LOW,HIGH"
-_FIXED = frozenset(
-    (
-        *("data", "output", "name", "workers", "min_workers", "gpu", "cpus_per_worker", "threads", "epochs", "monitor"),
-        *("validation_interval", "keep_checkpoints", "max_failures", "start_timeout_seconds", "mlflow"),
-    )
-)
-"""Fields that say where and how long all trials run, and what they are compared by."""
-
 _MOST_TRIED = 4096  # combinations that are checked before the start
 _MOST_LISTED = 1024  # whole numbers of a range that are checked one by one
 
@@ -99,10 +92,11 @@ def _combine(values: Mapping[str, Sequence[Any]]) -> list[Parameters]:
 def _field_type(name: str, training: TrainConfig) -> Any:
     part, dot, field = name.rpartition(".")
     owner = getattr(training, part, None) if dot else training
-    known = set(_list_fields(training)) - _FIXED
+    fixed = {*list_fields(TrainConfig, SHARED), *list_fields(TrainConfig, TODAYS)}
+    known = set(_list_fields(training)) - fixed
     if name not in known:
         close = difflib.get_close_matches(name, sorted(known), n=1)
-        because = "is the same for all trials" if name in _FIXED else "is no training field with one value"
+        because = "is the same for all trials" if name in fixed else "is no training field with one value"
         raise ConfigError(
             f"--space {name} {because}: expected {f'perhaps {close[0]}, or ' if close else ''}one that --help lists"
         )

@@ -17,6 +17,7 @@ from resunet_ray import storage
 from resunet_ray.bundle import BUNDLE_FILE
 from resunet_ray.cluster import connect, count_cores, require_dashboard
 from resunet_ray.config import SweepConfig, TrainConfig
+from resunet_ray.config.roles import TODAYS, list_fields
 from resunet_ray.data.dataset import open_dataset
 from resunet_ray.data.splits import TRAIN, VAL
 from resunet_ray.errors import ResUNetRayError, RunError
@@ -42,7 +43,6 @@ from resunet_ray.train.capacity import wait_for_workers
 from resunet_ray.train.saved_settings import write_settings_once
 from resunet_ray.train.tracking import save_hyperparameters
 from resunet_ray.train.trainer import (
-    FREE_TO_CHANGE,
     discard_damaged_snapshot,
     prepare_if_folder,
     require_means,
@@ -53,11 +53,6 @@ from resunet_ray.train.trainer import (
 logger = logging.getLogger(__name__)
 
 SWEEP_FILE = "sweep.json"
-
-_FREE = {"trials", "concurrent", "hours", "retry_failed", "final_epochs", "final_seeds"} | {
-    f"training.{name}" for name in FREE_TO_CHANGE
-}
-"""Fields that may change when a sweep goes on."""
 
 _LEASE_SECONDS = 60.0
 _DRIVER_BYTES = 700 * 2**20  # of the process of a trial that waits for its training run; measured 0.53 GiB
@@ -92,7 +87,10 @@ def sweep(config: SweepConfig) -> Swept:
             storage.join(training.output, SWEEP_FILE),
             config,
             data_digest=open_dataset(data, needs=(TRAIN, VAL)).digest,
-            free=_FREE,
+            free=[
+                *list_fields(SweepConfig, TODAYS),
+                *(f"training.{name}" for name in list_fields(TrainConfig, TODAYS)),  # the data is known by its digest
+            ],
             advice="give another --output, or the same settings to go on with it",
         )
         for trial in trials:

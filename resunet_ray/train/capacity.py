@@ -10,7 +10,7 @@ _BYTES_PER_PIXEL = 3600
 
 def uses_gpu(config: TrainConfig) -> bool:
     """Whether its workers take a GPU each."""
-    return count_gpus() > 0 if config.gpu is None else config.gpu
+    return count_gpus() > 0 if config.gpu == "auto" else config.gpu == "on"
 
 
 def wait_for_workers(config: TrainConfig, *, runs: int = 1, beside_gib: float = 0.0, wait: bool = True) -> None:

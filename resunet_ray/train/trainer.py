@@ -26,6 +26,7 @@ from resunet_ray.bundle import (
 )
 from resunet_ray.cluster import MODEL_ENVIRONMENT, connect
 from resunet_ray.config import InstanceConfig, PrepareConfig, TrainConfig, lower_is_better
+from resunet_ray.config.roles import TODAYS, list_fields
 from resunet_ray.data.dataset import DATASET_FILE, Dataset, open_dataset, plan_once
 from resunet_ray.data.labelled import read_images
 from resunet_ray.data.prepare import prepare
@@ -48,11 +49,6 @@ logger = logging.getLogger(__name__)
 _CONFIG_FILE = "train.json"
 _SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"  # Ray Train's own
 _SAMPLE_SIDE = 96  # pixels: small, and more than one tile's worth of context
-FREE_TO_CHANGE = {
-    "workers", "min_workers", "gpu", "cpus_per_worker", "threads", "max_failures", "start_timeout_seconds", "nodes_seconds",
-    "mlflow", "keep_checkpoints", "data",
-}  # fmt: skip
-"""Fields that a resumed run may be given anew: they do not decide what is learnt. The data is known by its digest."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[UserCallback] = ()) -> Tra
         storage.join(run_folder(config), _CONFIG_FILE),
         config,
         data_digest=dataset.digest,
-        free=FREE_TO_CHANGE,
+        free=list_fields(TrainConfig, TODAYS),
         advice="give another --output or --name, or the same settings to resume it",
     )
     if finished:

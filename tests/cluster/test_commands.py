@@ -187,7 +187,7 @@ def test_what_a_job_asks_for_fits_its_cluster(name: str) -> None:
         training = config.training if isinstance(config, SweepConfig) else config
         at_once = config.concurrent if isinstance(config, SweepConfig) else 1
         workers, each, gpu = at_once * training.workers, training.cpus_per_worker, training.gpu
-    assert gpu
+    assert gpu == "on"
     assert workers is not None
     assert workers * each + 1 <= cpus
     assert workers == gpus  # none waits, none is idle

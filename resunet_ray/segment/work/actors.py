@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 def uses_gpu(config: SegmentConfig) -> bool:
     """Whether each model process has a GPU."""
-    if config.gpu is not None:
-        return config.gpu
+    if config.gpu != "auto":
+        return config.gpu == "on"
     return torch.cuda.is_available() if config.actors == 0 else count_gpus() > 0
 
 

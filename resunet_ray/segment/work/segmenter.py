@@ -253,7 +253,7 @@ def _load(job: Job, *, device: torch.device) -> Bundle:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ResourceError(
             "Ray gives the segmenting actor a GPU and torch finds none: install a torch with CUDA on that node, "
-            "or segment on CPUs (--gpu False)"
+            "or segment on CPUs (--gpu off)"
         )
     bundle = load_bundle(job.config.bundle, device=device)
     if bundle.digest != job.bundle_digest:

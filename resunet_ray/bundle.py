@@ -15,19 +15,23 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import safetensors
 import safetensors.torch
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int32, UInt8
 from pydantic import TypeAdapter, ValidationError
 
 from resunet_ray import __version__, bundles, storage
 from resunet_ray.config import InstanceConfig, ModelConfig, PreprocessConfig
 from resunet_ray.data.images import decode_stored, encode_png
 from resunet_ray.errors import InputError, RunError
-from resunet_ray.intensity import Range
+from resunet_ray.intensity import Range, measure_range
 from resunet_ray.model.inference import autocast_dtype, predict
+from resunet_ray.model.instances import find_instances
+from resunet_ray.model.measures import measure_instances
 from resunet_ray.model.resunet import ResUNet
+from resunet_ray.schema import INSTANCE
 
 BUNDLE_FILE = "bundle.json"
 _WEIGHTS, _SAMPLE, _EXPECTED = "model.safetensors", "sample.png", "expected.png"
@@ -50,6 +54,21 @@ class BundleInfo:
     """The run, the data's digest, the configuration, the versions."""
     sha256: dict[str, str] = field(default_factory=dict)
     """Digest of each other file."""
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What was found in one image."""
+
+    labels: Int32[np.ndarray, "h w"]
+    """The number of the nucleus that each pixel belongs to, from 1; 0 is background."""
+    mask: UInt8[np.ndarray, "h w"]
+    """1 where there is a nucleus."""
+    probability: Float32[np.ndarray, "h w"]
+    """Of each pixel to be nucleus."""
+    nuclei: pd.DataFrame
+    """One row a nucleus, in the order of their numbers: `centroid_y` and `centroid_x` (pixels), `area_px`, `perimeter_px`,
+    `eccentricity`, `score` (mean probability), `touches_edge`, `polygon` (WKB)."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +103,19 @@ class Bundle:
             flips=flips,
             ranges=ranges,
         )
+
+    def segment(self, image: UInt8[np.ndarray, "h w 3"], *, flips: bool = False) -> Segmentation:
+        """Finds the nuclei of one image.
+
+        Args:
+            image: RGB.
+            flips: average the probability over the image's four mirror images: four times the work.
+        """
+        levels = measure_range(image) if self.info.preprocess.intensity == "percentiles" else None
+        (probability,) = self.predict([image], batch_size=1, flips=flips, ranges=[levels])
+        labels = find_instances(probability, config=self.info.instances)
+        nuclei = pd.DataFrame(measure_instances(labels, probability), columns=[field.name for field in INSTANCE])
+        return Segmentation(labels, (labels > 0).astype(np.uint8), probability, nuclei)
 
     def self_test(self) -> None:
         """Runs the sample and compares.

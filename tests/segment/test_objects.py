@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resunet_ray.config import InstanceConfig
+from resunet_ray.model.measures import measure_instances
 from resunet_ray.model.tiling import Box
 from resunet_ray.segment.planning import gate, grid
 from resunet_ray.segment.planning.gate import Gate
 from resunet_ray.segment.planning.grid import BLOCK, Grid
 from resunet_ray.segment.work import objects
 from resunet_ray.segment.work.objects import find_objects, seam_disagreement
-from resunet_ray.segment.work.region import measure_instances
 
 GRID = Grid(height=900, width=1300, tile=192, context=16)
 COMPONENTS = InstanceConfig(threshold=0.5, method="components")

@@ -11,7 +11,8 @@ from resunet_ray.config import InstanceConfig
 from resunet_ray.data.images import decode_stored
 from resunet_ray.data.synthetic import generate_image
 from resunet_ray.model.instances import find_instances
-from resunet_ray.segment.work.region import describe_image, measure_instances
+from resunet_ray.model.measures import measure_instances
+from resunet_ray.segment.work.region import describe_image
 
 
 def sample() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

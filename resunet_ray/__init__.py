@@ -1,3 +1,3 @@
 """Train a ResUNet on microscopy images and segment cell nuclei with it, on Ray."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,5 +1,6 @@
-"""The README is true: its tree is the disk, its tables are the schemas, and what it shows runs."""
+"""README and docs are true: tree, tables and flags are the code's, links lead somewhere, and what is shown runs."""
 
+import importlib.util
 import os
 import re
 import shlex
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,22 +19,45 @@ from resunet_ray.data.images import encode_png
 from resunet_ray.data.synthetic import generate_image
 from resunet_ray.schema import DATASET, IMAGES, INSTANCES, REGIONS, REJECTS, SCORES, TRIALS
 
-TEXT = (ROOT / "README.md").read_text()
+DOCS = ROOT / "docs"
+README, GUIDE, ARCHITECTURE = ((path).read_text() for path in (ROOT / "README.md", DOCS / "guide.md", DOCS / "architecture.md"))
 
 
-def blocks(language: str) -> list[str]:
+def blocks(text: str, language: str) -> list[str]:
     """The fenced blocks of one language, read in order: a closing fence looks like the opening one of a block without any."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, flags=re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
     return [block for name, block in found if name == language]
 
 
 def test_it_is_short_enough_to_read() -> None:
-    assert len(TEXT.splitlines()) <= 150
+    assert len(README.splitlines()) <= 120
+    assert max(map(len, README.splitlines())) <= 120
+
+
+def test_links_lead_to_files() -> None:
+    for page in [ROOT / "README.md", *DOCS.glob("*.md")]:
+        for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_the_pages_that_follow_from_the_code_are_up_to_date() -> None:
+    generate = load_generator()
+    assert (DOCS / "tables.md").read_text() == generate.describe_tables(), "run docs/generate.py"
+    assert (DOCS / "jobs.md").read_text() == generate.describe_jobs(), "run docs/generate.py"
+
+
+def load_generator() -> Any:
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_its_tree_is_the_disk() -> None:
     """A line for each folder and each module beside them; a folder's modules stand after its colon, in the order of imports."""
-    (tree,) = [block for block in blocks("") if block.startswith("resunet_ray/")]
+    (tree,) = [block for block in blocks(ARCHITECTURE, "") if block.startswith("resunet_ray/")]
     shown: dict[str, list[str]] = {}  # names of modules, by the folder or module whose line it is
     folders = ["resunet_ray/"]
     for indent, name, text in re.findall(r"^( *)(\S+) +(.*(?:\n {10,}.*)*)", tree, flags=re.MULTILINE):
@@ -48,12 +73,13 @@ def test_its_tree_is_the_disk() -> None:
     assert others <= shown.keys()
 
 
-def test_it_names_every_job_and_every_column() -> None:
+def test_each_job_has_its_page_and_each_column_its_line() -> None:
+    jobs, tables = (DOCS / "jobs.md").read_text(), (DOCS / "tables.md").read_text()
     for path in (ROOT / "jobs").glob("[a-z]*.py"):
-        assert re.search(rf"\b{path.stem}\b", TEXT), f"{path.name} is not in the README"
+        assert f"jobs/{path.name}" in jobs + GUIDE or path.stem == "demo", f"{path.name} is on no page"
     for schema in (DATASET, REJECTS, SCORES, REGIONS, IMAGES, INSTANCES, TRIALS):
         for name in schema.names:
-            assert f"`{name}`" in TEXT, f"column {name} is not in the README"
+            assert f"| `{name}` |" in tables, f"column {name} is not in docs/tables.md"
 
 
 def write_kaggle_zip(path: Path, *, masks: bool) -> None:
@@ -75,9 +101,9 @@ def test_its_commands_on_real_data_run(tmp_path: Path, cluster: str) -> None:
     """
     write_kaggle_zip(tmp_path / "stage1_train.zip", masks=True)
     write_kaggle_zip(tmp_path / "stage1_test.zip", masks=False)
-    shown = [block.replace("\\\n", "") for block in blocks("bash")]
+    shown = [block.replace("\\\n", "") for text in (README, GUIDE) for block in blocks(text, "bash")]
     lines = [shlex.split(line) for block in shown for line in block.splitlines() if line.startswith(".venv/bin/python")]
-    assert [Path(line[1]).stem for line in lines] == ["prepare", "train", "evaluate", "tune", "dashboard", "segment"]
+    assert [Path(line[1]).stem for line in lines] == ["segment", "prepare", "train", "evaluate", "tune", "dashboard"]
     short = {"train": [*SMALL, "--epochs", "1"], "tune": [*SMALL, "--epochs", "1", "--trials", "1", "--scheduler", "none"]}
     joined = {**os.environ, "RAY_ADDRESS": cluster, "FORCE_COLOR": "1"}
     for line in lines:

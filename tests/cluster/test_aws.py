@@ -95,7 +95,7 @@ def test_the_image_is_fetched_where_it_was_logged_in_to() -> None:
     (login,) = CONFIG["initialization_commands"]
     assert login.endswith(f" {registry}")
     assert f"--region {CONFIG['provider']['region']} " in login
-    assert image == "resunet_ray:0.1.0-cuda"
+    assert image == "resunet_ray:0.2.0-cuda"
 
 
 def test_workers_have_disk_for_what_the_object_store_spills() -> None:

@@ -17,7 +17,7 @@ from support import ROOT
 from resunet_ray.config import DoctorConfig, EvaluateConfig, PrepareConfig, SegmentConfig, SweepConfig, TrainConfig
 from resunet_ray.errors import ConfigError
 
-PAGES = [ROOT / "README.md", ROOT / "cluster" / "README.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "cluster" / "README.md"]
 STORAGE = "s3://my-bucket/nuclei"
 
 READERS: dict[str, Callable[..., Any]] = {

@@ -206,7 +206,7 @@ def test_one_file_decides_the_image_and_the_storage(tmp_path: Path) -> None:
     shutil.copytree(FOLDER, tmp_path / "copy")
     file = tmp_path / "copy" / "settings" / "kustomization.yaml"
     text = file.read_text()
-    for old, new in (("registry.example", "other.example"), ("0.1.0-cuda", "7.7.7"), ("s3://my-bucket/nuclei", "gs://other")):
+    for old, new in (("registry.example", "other.example"), ("0.2.0-cuda", "7.7.7"), ("s3://my-bucket/nuclei", "gs://other")):
         assert text.count(old) == 1
         text = text.replace(old, new)
     file.write_text(text)

@@ -39,8 +39,8 @@ JOBS: dict[str, type[Any]] = {
     "dashboard.py": DashboardConfig,
     "evaluate.py": EvaluateConfig,
     "segment.py": SegmentConfig,
-    "segment.py export": ExportConfig,
     "segment.py give-up": GiveUpConfig,
+    "export.py": ExportConfig,
     "doctor.py": DoctorConfig,
 }
 TABLES = {

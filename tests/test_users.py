@@ -82,7 +82,7 @@ def test_every_job_runs_beside_anothers_files(home: Path, bundle_uri: str, gener
     assert run_as_second(home, "segment", *segmenting, "--output", f"{s3}/shared/second")["images"] == {"ok": 21}
     tables = [read_output(f"{s3}/shared/{name}", "images").sort_values("image_uri") for name in ("first", "second")]
     np.testing.assert_array_equal(*(table[["image_id", "num_nuclei"]].to_numpy() for table in tables))
-    assert run_as_second(home, "segment", "export", "--output", str(home / "demo" / "segmented"))["files"] == 20
+    assert run_as_second(home, "export", "--output", str(home / "demo" / "segmented"))["files"] == 20
     run_id = Path(str(read_output(str(home / "demo" / "segmented"), "images")["run_id"][0])).name
     assert (
         run_as_second(home, "segment", "give-up", "--output", str(home / "demo" / "segmented"), "--run", run_id)["run"] == run_id

@@ -76,7 +76,7 @@ class SegmentConfig:
     lease_seconds: float = 60.0
     """A run that shows no sign of life for so long may be followed by another."""
     export: tuple[ExportKind, ...] = ()
-    """Also writes files for other programs under exports/ (see `jobs/segment.py export --help`)."""
+    """Also writes files for other programs under exports/ (see `jobs/export.py --help`)."""
 
     def __post_init__(self) -> None:
         require(bool(self.input), "--input names nothing: expected at least one location")

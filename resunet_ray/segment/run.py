@@ -207,7 +207,7 @@ class _Survey:
         regions = (row for table in tables for batch in table.to_batches(_ROWS) for row in batch.to_pylist())
         for _, of_one in itertools.groupby(regions, key=lambda row: row["image_id"]):
             yield of_one
-        crashes.forget(folder)
+        storage.delete(folder)
 
 
 def _write_record(folder: str, record: dict[str, Any]) -> None:

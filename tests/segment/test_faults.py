@@ -231,7 +231,7 @@ def test_a_slide_that_kills_who_looks_at_it_is_named_and_the_rest_completes(
     (failed,) = rows[rows["status"] == "failed"].itertuples()
     assert (failed.error_stage, Path(failed.image_uri).name) == ("crash", "poison.tif")
     assert "the process died 2 times over" in failed.error_message
-    assert not list((tmp_path / "out").rglob("attempts/*"))
+    assert {path.name for path in (tmp_path / "out" / "runs" / str(result.run_id)).iterdir()} == {"plan", "run.json"}
 
 
 def watch(condition: Callable[[], bool], *, then: Callable[[], Any]) -> Any:

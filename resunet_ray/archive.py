@@ -1,0 +1,64 @@
+"""An archive from its inputs to its reports: all that `jobs/segment.py` does."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pyarrow as pa
+
+from resunet_ray import storage
+from resunet_ray.cluster import connect
+from resunet_ray.config import SegmentConfig
+from resunet_ray.data.stream import run_tasks
+from resunet_ray.report.segmentation import find_unreported, write_segmentation_report
+from resunet_ray.segment.export.files import export_runs
+from resunet_ray.segment.run import SegmentationResult, segment
+
+
+@dataclass(frozen=True)
+class ArchiveResult:
+    """What a job came to."""
+
+    status: Literal["planned", "nothing to do", "done", "too many errors"]
+    result: SegmentationResult
+    """Of the newest run that had something to do."""
+    finished_runs: list[str] = field(default_factory=list)
+    """Runs that were interrupted earlier, and are finished now."""
+    report: str | None = None
+    """The page of the newest run; None: none was written."""
+
+
+def segment_archive(config: SegmentConfig) -> ArchiveResult:
+    """Segments what is new, finishes what was interrupted, and writes the exports and the report of each run.
+
+    Raises:
+        LeaseError: another run is writing to the output.
+        ResUNetRayError: as `segment` does.
+    """
+    output = storage.absolute(config.output)
+    unreported = find_unreported(output)
+    *earlier, result = segment(config)
+    if config.dry_run:
+        return ArchiveResult("planned", result)
+    if result.run_id is None and earlier:  # all that was to do had been begun before
+        result = earlier.pop()
+    done = [run.run_id for run in [*earlier, result] if run.run_id is not None]
+    report = None
+    for run_id in [*unreported, *done]:
+        if config.actors != 0:
+            connect()
+        if config.export:
+            export_runs(output, kinds=config.export, run_ids=[run_id])
+        report = _write_report(output, run_id)  # last: where it is, all of the run is
+    failed = max(run.error_fraction for run in [*earlier, result]) > config.max_error_fraction
+    status: Literal["done", "nothing to do"] = "done" if result.run_id is not None else "nothing to do"
+    finished = [str(run.run_id) for run in earlier]
+    return ArchiveResult("too many errors" if failed else status, result, finished, report)
+
+
+def _write_report(output: str, run_id: str) -> str:
+    """Where there is a cluster, on one of its nodes: the page needs images decoded that nobody vouches for."""
+
+    def write(_: int) -> pa.Table:
+        return pa.table({"uri": [write_segmentation_report(output, run_id=run_id)]})
+
+    return str(run_tasks(write, count=1, total=1, what="reports written")["uri"][0])

@@ -24,7 +24,7 @@ from resunet_ray.model.metrics import SCORE_NAMES, Counts, score_counts
 from resunet_ray.schema import IMAGES, INSTANCES, REGIONS
 from resunet_ray.segment import layout
 from resunet_ray.segment.planning.plan import Plan, read_chunk
-from resunet_ray.segment.rows import Row
+from resunet_ray.segment.rows import Row, is_slide
 from resunet_ray.segment.work.objects import seam_disagreement
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ class _Image:
         row |= {name: sum(region[name] for region in self.regions) for name in ("read_seconds", "model_seconds", "post_seconds")}
         row |= {"num_regions": len(read) + len(failed), "num_regions_failed": len(failed), "finished_at": datetime.now(UTC)}
         row |= {"status": "partial" if read and failed else "failed" if failed else "ok" if read else "empty"}
-        row["is_slide"] = first["slide_height"] is not None
+        row["is_slide"] = is_slide(first)
         if row["is_slide"]:
             row |= {"height": first["slide_height"], "width": first["slide_width"]}
         if failed:
@@ -149,7 +149,7 @@ class _Image:
 
     def _seams(self, read: list[Row]) -> Row:
         """How well the regions of a slide agree, where both of two neighbours were read."""
-        if read[0]["slide_height"] is None:
+        if not is_slide(read[0]):
             return {}
         neighbours = np.array([(y, x) for region in read for y, x in region["neighbours"] or ()], np.float64).reshape(-1, 2)
         inside = np.zeros(len(neighbours), bool)

@@ -17,6 +17,11 @@ def fail(row: Row, *, stage: str, error: Exception) -> None:
     row |= {"status": "failed", "error_stage": stage, "error_type": type(error).__name__, "error_message": message}
 
 
+def is_slide(row: Row) -> bool:
+    """Whether a region is one of a slide, which is read in parts."""
+    return row["slide_height"] is not None
+
+
 def place_region(window: Box, *, scale: float) -> Row:
     """Where a window lies, in pixels of the slide."""
     top, left = round(window.top * scale), round(window.left * scale)

@@ -26,7 +26,7 @@ from resunet_ray.segment import layout
 from resunet_ray.segment.export.geojson import build_features, write_features
 from resunet_ray.segment.export.pyramid import write_label_zarr, write_mask_tiff
 from resunet_ray.segment.planning.plan import Plan
-from resunet_ray.segment.rows import Row
+from resunet_ray.segment.rows import Row, is_slide
 
 _FEATURES = 500_000  # in one GeoJSON file; QuPath reads one whole
 _ROWS = 4096  # nuclei that are read at once
@@ -98,7 +98,7 @@ def _name(row: Row) -> str:
 def _export_png(folder: str, regions: Iterable[Row], _side: int) -> int:
     count = 0
     for row in regions:
-        place = f".y{row['y']}-x{row['x']}" if row["slide_height"] is not None else ""
+        place = f".y{row['y']}-x{row['x']}" if is_slide(row) else ""
         for kind in ("mask", "labels"):
             if row[kind] is not None:
                 storage.write_bytes(storage.join(folder, f"{_name(row)}{place}.{kind}.png"), row[kind])

@@ -16,7 +16,7 @@ from resunet_ray.segment.planning.grid import block_of
 from resunet_ray.segment.planning.ledger import ID_BYTES, Ledger, SeenIds, contains
 from resunet_ray.segment.planning.listing import Found
 from resunet_ray.segment.planning.survey import may_be_slide
-from resunet_ray.segment.rows import Row, fail
+from resunet_ray.segment.rows import Row, fail, is_slide
 
 _BATCH = 2**16  # images that are compared with the ledger at once
 _CHUNKS_PER_FILE = 128
@@ -105,16 +105,12 @@ def _look(rows: list[Row], survey: Survey) -> Iterator[Row]:
     plain: list[Row] = []
     for found in survey(rows):
         first = next(found)
-        if _is_slide(first):
+        if is_slide(first):
             yield first
             yield from found
         else:
             plain += [first, *found]
     yield from plain
-
-
-def _is_slide(row: Row) -> bool:
-    return row["slide_height"] is not None
 
 
 def read_chunk(folder: str, chunk: int) -> pa.Table:
@@ -164,7 +160,7 @@ def _cut(rows: Iterable[Row], plan: Plan) -> Iterator[list[pa.Table]]:
     part = 0  # chunks that are in it
     for _, group in itertools.groupby(rows, key=_chunk_key):
         while chunk := _take_chunk(group, size=next(size for limit, size in _CHUNK_SIZES if plan.chunks < limit)):
-            slide, first = _is_slide(chunk[0]), chunk[0]["region_index"] == 0
+            slide, first = is_slide(chunk[0]), chunk[0]["region_index"] == 0
             if not plan.parts or (first if slide else part >= _PART_CHUNKS):
                 plan.parts.append(plan.chunks)
                 part = 0
@@ -181,7 +177,7 @@ def _cut(rows: Iterable[Row], plan: Plan) -> Iterator[list[pa.Table]]:
 
 
 def _chunk_key(row: Row) -> Any:
-    if _is_slide(row):
+    if is_slide(row):
         return row["image_id"], block_of(*(round(row[name] / row["scale_to_level0"]) for name in "yx"))
     return row["image_uri"] if row["member"] is not None else None
 
@@ -190,8 +186,8 @@ def _take_chunk(rows: Iterator[Row], *, size: int) -> list[Row]:
     chunk, held = [], 0
     for row in rows:
         chunk.append(row)
-        held += 0 if _is_slide(row) else row["source_bytes"] or 0
-        if (len(chunk) == size and not _is_slide(row)) or held >= _CHUNK_BYTES:
+        held += 0 if is_slide(row) else row["source_bytes"] or 0
+        if (len(chunk) == size and not is_slide(row)) or held >= _CHUNK_BYTES:
             break
     return chunk
 

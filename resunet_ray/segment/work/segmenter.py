@@ -41,7 +41,7 @@ from resunet_ray.schema import REGIONS
 from resunet_ray.segment import layout
 from resunet_ray.segment.planning.plan import read_chunk
 from resunet_ray.segment.planning.survey import stage_slide
-from resunet_ray.segment.rows import LEVELS, Row, fail
+from resunet_ray.segment.rows import LEVELS, Row, fail, is_slide
 from resunet_ray.segment.work.job import Job
 from resunet_ray.segment.work.region import describe_image
 from resunet_ray.segment.work.sample import Sample, group_samples
@@ -122,7 +122,7 @@ class Segmenter:
         }
 
     def _segment(self, planned: list[Row]) -> list[Row]:
-        if planned[0]["num_regions"] and planned[0]["slide_height"] is not None:
+        if planned[0]["num_regions"] and is_slide(planned[0]):
             return self._segment_slide(planned)
         samples = map_ahead(self._readers, self._read, planned, depth=2 * self._job.config.readers)
         return list(map_ahead(self._post, self._describe, self._compute(samples), depth=4 * _POST_THREADS))

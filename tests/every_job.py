@@ -1,0 +1,38 @@
+"""What every job does, on small generated data and in one Ray. Prints what it came to as one line of JSON."""
+
+import json
+import sys
+from pathlib import Path
+
+from resunet_ray.archive import segment_archive
+from resunet_ray.cluster import connect, disconnect
+from resunet_ray.config import EvaluateConfig, GiveUpConfig, ModelConfig, PrepareConfig, SegmentConfig, SweepConfig, TrainConfig
+from resunet_ray.data.prepare import prepare
+from resunet_ray.data.synthetic import write_images
+from resunet_ray.evaluate import evaluate
+from resunet_ray.segment.export.files import export_runs
+from resunet_ray.segment.give_up import give_up
+from resunet_ray.sweep.tuner import sweep
+from resunet_ray.train.trainer import train
+
+
+def main(home: Path) -> None:
+    connect(dashboard=True)
+    write_images(str(home / "raw"), count=20, height=96, width=112, seed=3)
+    data, segmented = str(home / "data"), str(home / "segmented")
+    prepared = prepare(PrepareConfig(input=(str(home / "raw"),), output=data))
+    small = TrainConfig(data=data, output=str(home), model=ModelConfig(widths=(16, 32)), crop=64, batch_size=4, epochs=1)
+    trained = train(small)
+    scored = evaluate(EvaluateConfig(bundle=trained.bundle, data=data, output=str(home / "scores")))
+    trial = TrainConfig(**{**vars(small), "output": str(home / "sweep")})
+    swept = sweep(SweepConfig(training=trial, trials=1, concurrent=1, scheduler="none", space=("learning_rate=choice:1e-2",)))
+    done = segment_archive(SegmentConfig(bundle=trained.bundle, input=(str(home / "raw" / "images"),), output=segmented))
+    exported = export_runs(segmented, kinds=["geojson"])
+    give_up(GiveUpConfig(output=segmented, run=str(done.result.run_id)))
+    disconnect()
+    counts = {"prepared": prepared.images, "scored": scored.images, "trials": swept.trials, "exported": exported}
+    print(json.dumps({**counts, "segmented": done.result.images, "left": len(list(Path(segmented, "images").glob("*/*")))}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

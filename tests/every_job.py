@@ -1,4 +1,4 @@
-"""What every job does, on small generated data and in one Ray. Prints what it came to as one line of JSON."""
+"""What every job does, on small generated data and in one Ray; the training is a trial's. Prints one line of JSON."""
 
 import json
 import sys
@@ -13,7 +13,6 @@ from resunet_ray.evaluate import evaluate
 from resunet_ray.segment.export.files import export_runs
 from resunet_ray.segment.give_up import give_up
 from resunet_ray.sweep.tuner import sweep
-from resunet_ray.train.trainer import train
 
 
 def main(home: Path) -> None:
@@ -21,12 +20,12 @@ def main(home: Path) -> None:
     write_images(str(home / "raw"), count=20, height=96, width=112, seed=3)
     data, segmented = str(home / "data"), str(home / "segmented")
     prepared = prepare(PrepareConfig(input=(str(home / "raw"),), output=data))
-    small = TrainConfig(data=data, output=str(home), model=ModelConfig(widths=(16, 32)), crop=64, batch_size=4, epochs=1)
-    trained = train(small)
-    scored = evaluate(EvaluateConfig(bundle=trained.bundle, data=data, output=str(home / "scores")))
-    trial = TrainConfig(**{**vars(small), "output": str(home / "sweep")})
+    trial = TrainConfig(
+        data=data, output=str(home / "sweep"), model=ModelConfig(widths=(16, 32)), crop=64, batch_size=4, epochs=1
+    )
     swept = sweep(SweepConfig(training=trial, trials=1, concurrent=1, scheduler="none", space=("learning_rate=choice:1e-2",)))
-    done = segment_archive(SegmentConfig(bundle=trained.bundle, input=(str(home / "raw" / "images"),), output=segmented))
+    scored = evaluate(EvaluateConfig(bundle=swept.bundle, data=data, output=str(home / "scores")))
+    done = segment_archive(SegmentConfig(bundle=swept.bundle, input=(str(home / "raw" / "images"),), output=segmented))
     exported = export_runs(segmented, kinds=["geojson"])
     give_up(GiveUpConfig(output=segmented, run=str(done.result.run_id)))
     disconnect()

@@ -66,7 +66,7 @@ def write_archives(folder: Path, names: list[str]) -> None:
         csv.writer(file).writerows([["uri", "member"], *((str(folder / "a.zip"), f"not {name}") for name in names)])
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.lists(NAMES, min_size=10, max_size=20, unique=True))
 def test_a_name_is_only_a_name(
     names: list[str], dark_bundle: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch

@@ -22,7 +22,7 @@ from resunet_ray import storage
 from resunet_ray.bundle import load_bundle
 from resunet_ray.sweep.trials import list_trials
 
-EPOCHS = 8
+EPOCHS = 6
 
 pytestmark = pytest.mark.campaign
 

@@ -120,6 +120,7 @@ def _draw_distributions(measures: dict[str, np.ndarray]) -> str:
         axis.hist(measures[name], bins=30, color=COLOURS[0])
         axis.set_title(title, fontsize=9)
         axis.tick_params(labelsize=8)
+        axis.locator_params(axis="x", nbins=4)
         axis.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("images", fontsize=8)
     return to_svg(figure)

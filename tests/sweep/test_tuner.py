@@ -22,7 +22,7 @@ from resunet_ray import storage
 from resunet_ray.bundle import load_bundle
 from resunet_ray.sweep.trials import list_trials
 
-EPOCHS = 6
+EPOCHS = 8
 
 pytestmark = pytest.mark.campaign
 

@@ -1,4 +1,4 @@
-"""LabelledImage images of any known layout → Parquet shards that training reads."""
+"""Labelled images of any known layout → Parquet shards that training reads."""
 
 from dataclasses import asdict
 from typing import Any

@@ -1,4 +1,4 @@
-"""LabelledImage images of any known layout → checked Parquet shards. Every image is decoded once, here.
+"""Labelled images of any known layout → checked Parquet shards. Every image is decoded once, here.
 
     sources ─► check, on all CPUs ─► staging/*.parquet ─► duplicates, splits ─► SPLIT-00000.parquet … ─► dataset.json
 
@@ -134,7 +134,6 @@ def _check_all(
 ) -> pd.DataFrame:
     """Decodes every image on the cluster; what can be read waits in `staging`, one file a task."""
     tasks = [sources[start : start + _IMAGES_PER_TASK] for start in range(0, len(sources), _IMAGES_PER_TASK)]
-
     session = uuid.uuid4().hex
 
     def check(source: Source) -> dict[str, Any]:

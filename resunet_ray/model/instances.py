@@ -2,7 +2,7 @@
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Bool, Float32, Int32, UInt8
 from skimage.feature import peak_local_max
 from skimage.segmentation import watershed
 
@@ -65,9 +65,19 @@ def label_watershed(mask: UInt8[np.ndarray, "h w"], *, min_distance: int, min_ar
 
 
 def _drop_small(labels: Int32[np.ndarray, "h w"], areas: np.ndarray, *, min_area: int) -> Int32[np.ndarray, "h w"]:
-    kept = (areas >= min_area) & (areas > 0)
+    return keep_instances(labels, (areas >= min_area) & (areas > 0))
+
+
+def keep_instances(labels: Int32[np.ndarray, "h w"], wanted: Bool[np.ndarray, " n"]) -> Int32[np.ndarray, "h w"]:
+    """Some of the instances, numbered anew from 1; 0 stays background.
+
+    Args:
+        labels: numbered in any way.
+        wanted: for each number from 0 to the largest whether it is to stay. Each that is occurs among the labels.
+    """
+    kept = wanted.copy()
     kept[0] = False
-    numbers = np.zeros(len(areas), np.int32)
+    numbers = np.zeros(len(kept), np.int32)
     numbers[kept] = np.arange(1, kept.sum() + 1)
     kept_labels: Int32[np.ndarray, "h w"] = numbers[labels]
     return kept_labels

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float32, Float64, Int32
 from skimage.measure import regionprops
 
 from resunet_ray.config import InstanceConfig
-from resunet_ray.model.instances import find_instances
+from resunet_ray.model.instances import find_instances, keep_instances
 from resunet_ray.model.tiling import Box
 from resunet_ray.segment.planning.gate import REACH, Gate
 from resunet_ray.segment.planning.grid import Grid, overlap
@@ -67,13 +67,6 @@ class _View(Found):
     long: Bool[np.ndarray, "h w"]
     """Those that reach beyond it, or are longer than `LONGEST`."""
 
-    def among(self, labels: Int32[np.ndarray, "*shape"]) -> Bool[np.ndarray, " n"]:
-        """For each object of the view, and for the background, whether its number is among some labels; the background is not."""
-        there = np.zeros(int(self.labels.max(initial=0)) + 1, bool)
-        there[labels.ravel()] = True
-        there[0] = False
-        return there
-
 
 def find_objects(look: Look, *, region: Box, grid: Grid, config: InstanceConfig, gate: Gate | None = None) -> Objects:
     """Finds instances, and which of them belong to a region.
@@ -90,11 +83,11 @@ def find_objects(look: Look, *, region: Box, grid: Grid, config: InstanceConfig,
         view = _view(look, grid.widen(region, margin), grid=grid, config=config)
         inside = overlap(view.window, region)[0]
         points = _centroids(view)
-        near = view.among(view.labels[inside]) | _contains(region, points)
-        if margin >= LONGEST or not (near & view.among(view.labels[view.close])).any():
+        near = _among(view.labels, view.labels[inside]) | _contains(region, points)
+        if margin >= LONGEST or not (near & _among(view.labels, view.labels[view.close])).any():
             break
         margin *= 2
-    long = view.among(view.labels[view.long])
+    long = _among(view.labels, view.labels[view.long])
     counted = ~long & _let_in(points, gate)
     shown = np.where(counted[view.labels[inside]], view.labels[inside], 0)
     here = _contains(region, points)
@@ -148,9 +141,7 @@ def _find_in_cell(look: Look, cell: Box, *, view: _View, grid: Grid, config: Ins
     probability = look(window)
     labels = find_instances(probability, config=config)
     place, known = overlap(window, view.window)
-    kept = np.zeros(int(labels.max(initial=0)) + 1, bool)
-    kept[labels[place][view.long[known]]] = True
-    kept[0] = False
+    kept = _among(labels, labels[place][view.long[known]])
     pieces = np.zeros_like(labels)
     inside, last = overlap(window, cell)[0], len(kept) - 1
     for region in regionprops(labels):
@@ -162,13 +153,18 @@ def _find_in_cell(look: Look, cell: Box, *, view: _View, grid: Grid, config: Ins
     return Found(window, np.where(kept[labels], labels, pieces), probability)
 
 
+def _among(labels: Int32[np.ndarray, "h w"], some: Int32[np.ndarray, "*shape"]) -> Bool[np.ndarray, " n"]:
+    """For each number from 0 to the largest label, whether it is among some of them; that of the background never is."""
+    there = np.zeros(int(labels.max(initial=0)) + 1, bool)
+    there[some.ravel()] = True
+    there[0] = False
+    return there
+
+
 def _keep(found: Found, wanted: Bool[np.ndarray, " n"]) -> Found:
     """Some of the objects, numbered anew from 1."""
-    there = wanted & (np.bincount(found.labels.ravel(), minlength=len(wanted)) > 0)
-    there[0] = False
-    numbers = np.zeros(len(there), np.int32)
-    numbers[there] = np.arange(1, there.sum() + 1)
-    return Found(found.window, numbers[found.labels], found.probability)
+    there = wanted & _among(found.labels, found.labels)
+    return Found(found.window, keep_instances(found.labels, there), found.probability)
 
 
 def _centroids(found: Found) -> Points:

@@ -65,10 +65,21 @@ def describe_tables() -> str:
     page = ["# The tables", _REMARK]
     for name, title in TABLES.items():
         parts = [blocks[part] for part in re.findall(r"\*(_\w+)", blocks[name])]
-        remarks = {column: remark for block in [*parts, blocks[name]] for column, remark in _COLUMN.findall(block)}
+        remarks = {
+            column: remark
+            for block in [*parts, blocks[name]]
+            for column, remark in _COLUMN.findall(block)
+        }
         (about,) = re.findall(rf'^{name} = .*?^"""(.*?)"""', source, re.MULTILINE | re.DOTALL)
-        rows = [f"| `{field.name}` | {field.type} | {remarks.get(field.name, '')} |" for field in getattr(schema, name)]
-        page += [f"## {title}", " ".join(about.split()), "\n".join(["| column | type | |", "|---|---|---|", *rows])]
+        rows = [
+            f"| `{field.name}` | {field.type} | {remarks.get(field.name, '')} |"
+            for field in getattr(schema, name)
+        ]
+        page += [
+            f"## {title}",
+            " ".join(about.split()),
+            "\n".join(["| column | type | |", "|---|---|---|", *rows]),
+        ]
     return "\n\n".join(page) + "\n"
 
 
@@ -89,7 +100,13 @@ def list_flags(kind: type[Any], prefix: str = "") -> Iterator[str]:
             part = "" if field.name == "training" else f"{prefix}{field.name}."
             later.append((hints[field.name], part))
             continue
-        default = "required" if field.default is MISSING else "" if field.default in (None, ()) else f"`{field.default}`"
+        default = (
+            "required"
+            if field.default is MISSING
+            else ""
+            if field.default in (None, ())
+            else f"`{field.default}`"
+        )
         default = default.replace(NODE_FOLDER, "the node's /tmp")
         yield f"| `--{prefix}{field.name.replace('_', '-')}` | {default} | {remarks[field.name].replace('|', chr(92) + '|')} |"
     for part_kind, part in later:
@@ -102,7 +119,11 @@ def read_remarks(kind: type[Any]) -> dict[str, str]:
     found = {}
     for item, after in zip(body.body, body.body[1:], strict=False):
         if isinstance(item, ast.AnnAssign):
-            text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+            text = (
+                after.value.value
+                if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                else ""
+            )
             found[item.target.id] = " ".join(text.split())
     return found
 
@@ -111,11 +132,15 @@ def draw_picture(path: Path) -> None:
     """Two generated images and the outlines of what the bundle that ships finds in them."""
     shown = []
     for modality, seed in (("fluorescence", 4), ("stained", 1)):
-        image, _ = generate_image(220, 400, modality=modality, num_nuclei=45, rng=np.random.default_rng(seed))
+        image, _ = generate_image(
+            220, 400, modality=modality, num_nuclei=45, rng=np.random.default_rng(seed)
+        )
         labels = load_bundle("nuclei").segment(image).labels
         marked = image.copy()
         for number in range(1, labels.max() + 1):
-            outline, _ = cv2.findContours((labels == number).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+            outline, _ = cv2.findContours(
+                (labels == number).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+            )
             cv2.drawContours(marked, outline, -1, (255, 210, 0), 1)
         shown.append(marked)
     path.parent.mkdir(exist_ok=True)

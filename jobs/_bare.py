@@ -54,7 +54,13 @@ def run_bare_network(uri: str) -> float:
         x = torch.rand((batch_size, bundle.info.model.in_channels, SIDE, SIDE), device=device)
         x = x.contiguous(memory_format=torch.channels_last)
         for network, tiles in ((half, x.bfloat16()), (bundle.network, x)):
-            best = max(best, *(_network_rate(network, tiles, streams=streams) for streams in {1, os.cpu_count() or 1}))
+            best = max(
+                best,
+                *(
+                    _network_rate(network, tiles, streams=streams)
+                    for streams in {1, os.cpu_count() or 1}
+                ),
+            )
     return best
 
 
@@ -78,16 +84,19 @@ def _network_rate(network: torch.nn.Module, tiles: torch.Tensor, *, streams: int
 def run_one_at_a_time(uri: str, folder: str) -> float:
     """Megapixels/s of a loop over single images, as the baseline's notebook had it: decode, predict, score, write."""
     bundle = load_bundle(uri)
-    files = [storage.join(folder, "images", name) for name, _ in storage.list_files(storage.join(folder, "images"))][
-        :_SINGLE_IMAGES
-    ]
+    files = [
+        storage.join(folder, "images", name)
+        for name, _ in storage.list_files(storage.join(folder, "images"))
+    ][:_SINGLE_IMAGES]
     pixels, start = 0, time.perf_counter()
     for number, file in enumerate(files):
         image = decode_image(storage.read_bytes(file), name=file)
         (probability,) = bundle.predict([image], batch_size=1, precision="fp32")
         mask = threshold_mask(probability, threshold=bundle.info.instances.threshold)
         score_counts(count_pixels(mask, mask))
-        storage.write_bytes(storage.join(folder, "single", f"{number}.png"), encode_png(mask * np.uint8(255)))
+        storage.write_bytes(
+            storage.join(folder, "single", f"{number}.png"), encode_png(mask * np.uint8(255))
+        )
         pixels += mask.size
     return pixels / 1e6 / (time.perf_counter() - start)
 
@@ -95,7 +104,9 @@ def run_one_at_a_time(uri: str, folder: str) -> float:
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["training", config]:
-            print(run_bare_training(load_config(config, kind=TrainConfig, source="the command line")))
+            print(
+                run_bare_training(load_config(config, kind=TrainConfig, source="the command line"))
+            )
         case ["network", bundle]:
             print(run_bare_network(bundle))
         case ["one-at-a-time", bundle, folder]:

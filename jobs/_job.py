@@ -32,7 +32,9 @@ _NATIVE_LEVEL = "RAY_BACKEND_LOG_LEVEL"  # Ray's own: which lines its part in C+
 _NATIVE_LINE = r"^\[[-0-9 :,]* [DIWE] [0-9 ]*\] [a-z_]*\.cc:"
 _BAD_USAGE = 2  # tyro's and argparse's own exit code
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # in the text of Ray's exceptions, wherever they are shown
-_RAY_ADVICE = "\nFailed to apply UDF transform"  # what Ray Data adds to the text of an exception of ours
+_RAY_ADVICE = (
+    "\nFailed to apply UDF transform"  # what Ray Data adds to the text of an exception of ours
+)
 
 
 def read_config(
@@ -60,19 +62,25 @@ def read_config(
         first.add_argument("--config")
     if recipes:
         first.add_argument("--recipe", choices=sorted(recipes), default="default")
-    known, rest = first.parse_known_args(_with_new_words(sys.argv[1:] if arguments is None else arguments))
+    known, rest = first.parse_known_args(
+        _with_new_words(sys.argv[1:] if arguments is None else arguments)
+    )
     file = known.config if saved else None
     if file is not None and recipes and known.recipe != "default":
         raise ConfigError("--config and --recipe are both starting points: give one of them")
     start = None
     if file is not None:
-        start = load_config(storage.read_bytes(file).decode(errors="replace"), kind=kind, source=file)
+        start = load_config(
+            storage.read_bytes(file).decode(errors="replace"), kind=kind, source=file
+        )
     elif recipes:
         start = recipes[known.recipe](**dict.fromkeys(required, tyro.MISSING))
     extra = f"--config FILE starts from what an earlier run saved in {saved}." if saved else ""
     extra += f" --recipe {'|'.join(sorted(recipes))} chooses the defaults." if recipes else ""
     extra += "\n\n--verbose shows all that Ray and its libraries say."
-    result: Config = tyro.cli(kind, args=rest, default=start, description=f"{description}\n\n{extra}")  # type: ignore[assignment]
+    result: Config = tyro.cli(
+        kind, args=rest, default=start, description=f"{description}\n\n{extra}"
+    )  # type: ignore[assignment]
     return result
 
 
@@ -82,9 +90,13 @@ def _with_new_words(arguments: Sequence[str]) -> list[str]:
     for number, word in enumerate(words):
         name, equals, value = word.partition("=")
         field = name.removeprefix("--").replace("-", "_")
-        new = RENAMED.get(field, {}).get(value if equals else "".join(words[number + 1 : number + 2]))
+        new = RENAMED.get(field, {}).get(
+            value if equals else "".join(words[number + 1 : number + 2])
+        )
         if name.startswith("--") and new is not None:
-            logger.warning("%s %s is now called %s", name, value if equals else words[number + 1], new)
+            logger.warning(
+                "%s %s is now called %s", name, value if equals else words[number + 1], new
+            )
             words[number if equals else number + 1] = f"{name}={new}" if equals else new
     return words
 
@@ -102,7 +114,9 @@ def run_job(name: str, work: Callable[[], dict[str, Any]]) -> None:
     else:
         _hide_native_lines()
     if not sys.stderr.isatty():
-        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # Ray colours what it passes on, even in a file
+        os.environ.setdefault(
+            "RAY_COLOR_PREFIX", "0"
+        )  # Ray colours what it passes on, even in a file
     try:
         with redirect_stdout(_Printed(sys.stdout)):
             result = work()
@@ -112,21 +126,42 @@ def run_job(name: str, work: Callable[[], dict[str, Any]]) -> None:
         if not leaving.code:
             raise
         if leaving.code == _BAD_USAGE:
-            code, line = 2, {"job": name, "status": "failed", "error": "ConfigError", "message": "bad usage: see standard error"}
+            code, line = (
+                2,
+                {
+                    "job": name,
+                    "status": "failed",
+                    "error": "ConfigError",
+                    "message": "bad usage: see standard error",
+                },
+            )
         else:  # Ray turns SIGTERM into an exit with its number
             message = f"ended from without (exit code {leaving.code}): the same command goes on"
-            code, line = 1, {"job": name, "status": "failed", "error": "RunError", "message": message}
+            code, line = (
+                1,
+                {"job": name, "status": "failed", "error": "RunError", "message": message},
+            )
     except Exception as error:  # noqa: BLE001 (whoever waits for the last line gets one)
         kind, message = _find_own(error) or (None, "")
         if kind is None:
-            print(_COLOUR.sub("", storage.mask_credentials(traceback.format_exc())), file=sys.stderr)
+            print(
+                _COLOUR.sub("", storage.mask_credentials(traceback.format_exc())), file=sys.stderr
+            )
             lines = _COLOUR.sub("", storage.mask_credentials(str(error))).strip().splitlines()
             message = lines[-1] if lines else ""
         code = 1 if kind is None else kind.exit_code
-        line = {"job": name, "status": "failed", "error": (kind or type(error)).__name__, "message": message}
+        line = {
+            "job": name,
+            "status": "failed",
+            "error": (kind or type(error)).__name__,
+            "message": message,
+        }
         print(f"{name}: {message}", file=sys.stderr)
         if code == 1 and (folder := log_folder()) is not None and not is_verbose():
-            print(f"More is in Ray's log, {folder} on each node; --verbose shows it as it comes", file=sys.stderr)
+            print(
+                f"More is in Ray's log, {folder} on each node; --verbose shows it as it comes",
+                file=sys.stderr,
+            )
     disconnect()  # what Ray still has to say comes before the last line
     sys.stderr.flush()
     print(json.dumps(line), flush=True)
@@ -138,7 +173,9 @@ def _find_own(error: Exception) -> tuple[type[ResUNetRayError], str] | None:
     if isinstance(error, ResUNetRayError):
         cause = getattr(error, "cause", error)  # from a task it comes with a traceback for its text
         return type(cause), str(cause).partition(_RAY_ADVICE)[0]
-    last = str(error).rpartition(f"\n{errors.__name__}.")[2]  # from an actor that could not start, it ends a traceback
+    last = str(error).rpartition(f"\n{errors.__name__}.")[
+        2
+    ]  # from an actor that could not start, it ends a traceback
     kind, _, message = last.partition(": ")
     return (getattr(errors, kind), message.strip()) if hasattr(errors, kind) else None
 
@@ -156,9 +193,13 @@ def _hide_native_lines() -> None:
     stderr = os.dup(sys.stderr.fileno())
     command = [grep, "--line-buffered", "--invert-match", "--extended-regexp", _NATIVE_LINE]
     # In a session of its own, it outlives an interrupt from the keyboard, and ends with the last process that can write to it.
-    rest = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stderr, stderr=stderr, start_new_session=True)
+    rest = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=stderr, stderr=stderr, start_new_session=True
+    )
     assert rest.stdin is not None, "it is a pipe"
-    sys.stderr = os.fdopen(stderr, "w", buffering=1, encoding=sys.stderr.encoding, errors=sys.stderr.errors)
+    sys.stderr = os.fdopen(
+        stderr, "w", buffering=1, encoding=sys.stderr.encoding, errors=sys.stderr.errors
+    )
     os.dup2(rest.stdin.fileno(), 2)
     rest.stdin.close()
 

@@ -71,7 +71,9 @@ def measure_scale(folder: str, *, bundle: str, counts: list[int]) -> list[Scaled
 
 def _measure(folder: str, *, bundle: str, count: int) -> Scaled:
     _write_archives(Path(folder) / "in", count=count)
-    config = SegmentConfig(bundle=bundle, input=(storage.join(folder, "in"),), output=storage.join(folder, "out"))
+    config = SegmentConfig(
+        bundle=bundle, input=(storage.join(folder, "in"),), output=storage.join(folder, "out")
+    )
     connect()
     with PeakMemory() as everything, PeakMemory(alone=True) as driver:
         whole, (done,) = _time(config)
@@ -115,11 +117,20 @@ def _draw(results: list[Scaled]) -> bytes:
     for axes, title, fields in zip(
         figure.subplots(1, 3),
         ("seconds", "peak GiB", "files in storage"),
-        (("plan_seconds", "segment_seconds", "commit_seconds", "again_seconds"), ("driver_gib", "all_gib"), ("files",)),
+        (
+            ("plan_seconds", "segment_seconds", "commit_seconds", "again_seconds"),
+            ("driver_gib", "all_gib"),
+            ("files",),
+        ),
         strict=True,
     ):
         for name in fields:
-            axes.plot(images, [getattr(result, name) for result in results], marker="o", label=name.partition("_")[0])
+            axes.plot(
+                images,
+                [getattr(result, name) for result in results],
+                marker="o",
+                label=name.partition("_")[0],
+            )
         axes.set(title=title, xlabel="images", xscale="log")
         axes.set(**({"ylim": (0, None)} if "GiB" in title else {"yscale": "log"}))
         axes.grid(alpha=0.3)

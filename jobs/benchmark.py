@@ -30,7 +30,14 @@ from _scale import measure_scale
 
 from resunet_ray import bundles, storage
 from resunet_ray.cluster import MODEL_ENVIRONMENT, connect
-from resunet_ray.config import ModelConfig, PrepareConfig, SegmentConfig, SweepConfig, TrainConfig, save_config
+from resunet_ray.config import (
+    ModelConfig,
+    PrepareConfig,
+    SegmentConfig,
+    SweepConfig,
+    TrainConfig,
+    save_config,
+)
 from resunet_ray.data.dataset import DATASET_FILE
 from resunet_ray.data.prepare import prepare
 from resunet_ray.data.synthetic import generate_image, write_images
@@ -94,13 +101,17 @@ def benchmark_train(config: BenchmarkConfig) -> dict[str, Any]:
 
 def _measure_bare(training: TrainConfig) -> float:
     """Images/s of the same steps in a process without Ray."""
-    return float(_run_alone("training", save_config(training), environment=MODEL_ENVIRONMENT["env_vars"]))
+    return float(
+        _run_alone("training", save_config(training), environment=MODEL_ENVIRONMENT["env_vars"])
+    )
 
 
 def _run_alone(*arguments: str, environment: dict[str, str]) -> str:
     """What _bare.py prints, in a process without Ray."""
     command = [sys.executable, str(Path(__file__).with_name("_bare.py")), *arguments]
-    done = subprocess.run(command, env={**os.environ, **environment}, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, check=True, stdout=subprocess.PIPE, text=True
+    )
     return done.stdout.splitlines()[-1]
 
 
@@ -136,7 +147,13 @@ def benchmark_segment(config: BenchmarkConfig) -> dict[str, Any]:
         _write_copies(folder, count=count)
         with PeakMemory() as peak:
             connect()
-            (done,) = segment(SegmentConfig(bundle=bundle, input=(folder,), output=storage.join(config.output, f"out-{count}")))
+            (done,) = segment(
+                SegmentConfig(
+                    bundle=bundle,
+                    input=(folder,),
+                    output=storage.join(config.output, f"out-{count}"),
+                )
+            )
             ray.shutdown()
         peaks.append(peak.gib)
         jobs.append(done)
@@ -163,7 +180,9 @@ def benchmark_slide(config: BenchmarkConfig) -> dict[str, Any]:
     bare = [_measure_bare_network(bundle)]
     with PeakMemory() as peak:
         connect()
-        (done,) = segment(SegmentConfig(bundle=bundle, input=(slide,), output=storage.join(config.output, "out")))
+        (done,) = segment(
+            SegmentConfig(bundle=bundle, input=(slide,), output=storage.join(config.output, "out"))
+        )
         ray.shutdown()
     bare.append(_measure_bare_network(bundle))
     return {
@@ -180,14 +199,21 @@ def benchmark_slide(config: BenchmarkConfig) -> dict[str, Any]:
 def benchmark_scale(config: BenchmarkConfig) -> dict[str, Any]:
     """What everything but the network takes, as an archive grows."""
     results = measure_scale(
-        config.output, bundle=_require_bundle(config), counts=[config.images * times for times in (1, 10, 100)]
+        config.output,
+        bundle=_require_bundle(config),
+        counts=[config.images * times for times in (1, 10, 100)],
     )
-    each = [(result.plan_seconds + result.segment_seconds + result.commit_seconds) / result.images for result in results]
+    each = [
+        (result.plan_seconds + result.segment_seconds + result.commit_seconds) / result.images
+        for result in results
+    ]
     return {
         "ratio": round(each[-1] / each[0], 3),
         "unit": f"seconds of an image of {results[-1].images} over those of one of {results[0].images}",
         "images_per_second": [round(1 / seconds, 1) for seconds in each],
-        "measured": [{name: round(value, 3) for name, value in vars(result).items()} for result in results],
+        "measured": [
+            {name: round(value, 3) for name, value in vars(result).items()} for result in results
+        ],
     }
 
 
@@ -196,13 +222,25 @@ def benchmark_tune(config: BenchmarkConfig) -> dict[str, Any]:
     connect()
     data = config.data or _generate(storage.join(config.output, "data"), count=config.images)
     ray.shutdown()
-    training = TrainConfig(data=data, output="", epochs=config.epochs, validation_interval=config.epochs, warmup_epochs=0)
+    training = TrainConfig(
+        data=data,
+        output="",
+        epochs=config.epochs,
+        validation_interval=config.epochs,
+        warmup_epochs=0,
+    )
     alone = [_time_training(replace(training, output=storage.join(config.output, "first")))]
     connect(dashboard=True)
     tuned = replace(training, output=storage.join(config.output, "sweep"))
     start = time.perf_counter()
     sweep(
-        SweepConfig(training=tuned, space=(f"batch_size=choice:{training.batch_size}",), trials=1, concurrent=1, scheduler="none")
+        SweepConfig(
+            training=tuned,
+            space=(f"batch_size=choice:{training.batch_size}",),
+            trials=1,
+            concurrent=1,
+            scheduler="none",
+        )
     )
     seconds = time.perf_counter() - start
     ray.shutdown()
@@ -227,7 +265,9 @@ def _time_training(training: TrainConfig) -> float:
 
 def _require_bundle(config: BenchmarkConfig) -> str:
     if config.bundle is None:
-        raise InputError(f"{config.what} needs --bundle: an untrained network finds no nuclei to measure")
+        raise InputError(
+            f"{config.what} needs --bundle: an untrained network finds no nuclei to measure"
+        )
     return bundles.absolute(config.bundle)
 
 
@@ -235,14 +275,26 @@ def _write_slide(path: Path, *, side: int) -> None:
     """A pyramid of generated images side by side, of which a few dozen differ."""
     path.parent.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    pieces = [generate_image(SIDE, SIDE, modality="stained", num_nuclei=40, rng=rng)[0] for _ in range(_DISTINCT)]
+    pieces = [
+        generate_image(SIDE, SIDE, modality="stained", num_nuclei=40, rng=rng)[0]
+        for _ in range(_DISTINCT)
+    ]
     count = side // SIDE
     whole = np.vstack(
-        [np.hstack([pieces[(row * count + column) % _DISTINCT] for column in range(count)]) for row in range(count)]
+        [
+            np.hstack([pieces[(row * count + column) % _DISTINCT] for column in range(count)])
+            for row in range(count)
+        ]
     )
     with tifffile.TiffWriter(path) as writer:
         for level in range(3):
-            writer.write(whole, tile=(SIDE, SIDE), photometric="rgb", compression="zlib", subfiletype=int(level > 0))
+            writer.write(
+                whole,
+                tile=(SIDE, SIDE),
+                photometric="rgb",
+                compression="zlib",
+                subfiletype=int(level > 0),
+            )
             whole = cv2.resize(whole, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
 
 
@@ -250,10 +302,13 @@ def _write_copies(folder: str, *, count: int) -> None:
     """So many images of 256×256, of which a few dozen differ."""
     write_images(folder, count=min(count, _DISTINCT), height=SIDE, width=SIDE, seed=0)
     first = [
-        storage.read_bytes(storage.join(folder, "images", name)) for name, _ in storage.list_files(storage.join(folder, "images"))
+        storage.read_bytes(storage.join(folder, "images", name))
+        for name, _ in storage.list_files(storage.join(folder, "images"))
     ]
     for number in range(_DISTINCT, count):
-        storage.write_bytes(storage.join(folder, "images", f"copy-{number:06d}.png"), first[number % _DISTINCT])
+        storage.write_bytes(
+            storage.join(folder, "images", f"copy-{number:06d}.png"), first[number % _DISTINCT]
+        )
     for name in ("masks", "instances"):
         storage.delete(storage.join(folder, name))
 
@@ -284,7 +339,9 @@ def _work() -> dict[str, Any]:
     config = read_config(BenchmarkConfig, description=__doc__ or "")
     config = replace(config, output=storage.absolute(config.output))
     if storage.list_folders(config.output):
-        raise InputError(f"{config.output} holds an earlier run, which would be taken for this one: give another --output")
+        raise InputError(
+            f"{config.output} holds an earlier run, which would be taken for this one: give another --output"
+        )
     return _BENCHMARKS[config.what](config)
 
 

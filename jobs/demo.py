@@ -41,12 +41,18 @@ def _work() -> dict[str, Any]:
     if not storage.exists(storage.join(data, DATASET_FILE)):
         logger.info("generating %d images", config.images)
         write_images(raw, count=config.images, height=192, width=224, seed=0)
-        prepare(PrepareConfig(input=(raw,), output=data, metadata=storage.join(raw, "metadata.csv")))
+        prepare(
+            PrepareConfig(input=(raw,), output=data, metadata=storage.join(raw, "metadata.csv"))
+        )
     training = TrainConfig(data=data, output=output, crop=128, epochs=config.epochs, ema_decay=0.98)
     trained = train(training)
-    scoring = EvaluateConfig(bundle=trained.bundle, data=data, output=storage.join(output, "evaluation"))
+    scoring = EvaluateConfig(
+        bundle=trained.bundle, data=data, output=storage.join(output, "evaluation")
+    )
     scores = evaluate(scoring)
-    report = write_evaluation_report(scoring.output, history=storage.join(run_folder(training), HISTORY_FILE))
+    report = write_evaluation_report(
+        scoring.output, history=storage.join(run_folder(training), HISTORY_FILE)
+    )
     segmenting = SegmentConfig(
         bundle=trained.bundle,
         input=(storage.join(raw, "images"),),
@@ -58,15 +64,36 @@ def _work() -> dict[str, Any]:
         _show_table(segmenting.output, result.run_id)
         logger.info("\nOpen %s", write_segmentation_report(segmenting.output, run_id=result.run_id))
     logger.info("Open %s\nThe trained model is %s", report, trained.bundle)
-    return {"bundle": trained.bundle, **asdict(scores)["scores"], "segmented": result.images, "report": report}
+    return {
+        "bundle": trained.bundle,
+        **asdict(scores)["scores"],
+        "segmented": result.images,
+        "report": report,
+    }
 
 
 def _show_table(output: str, run_id: str) -> None:
     """The first rows of images/, as any program reads them."""
     table = storage.read_table(layout.part_uri(output, layout.IMAGES, run_id, 0)).to_pandas()
     table["image"] = table["image_uri"].str.rsplit("/", n=1).str[-1]
-    shown = table[["image", "status", "num_nuclei", "foreground_fraction", "mean_confidence", "focus_score", "f1", "qc_status"]]
-    logger.info("\n%s\n%d rows in %s", shown.head(8).to_string(index=False), len(table), storage.join(output, layout.IMAGES))
+    shown = table[
+        [
+            "image",
+            "status",
+            "num_nuclei",
+            "foreground_fraction",
+            "mean_confidence",
+            "focus_score",
+            "f1",
+            "qc_status",
+        ]
+    ]
+    logger.info(
+        "\n%s\n%d rows in %s",
+        shown.head(8).to_string(index=False),
+        len(table),
+        storage.join(output, layout.IMAGES),
+    )
 
 
 if __name__ == "__main__":

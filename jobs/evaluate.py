@@ -15,10 +15,16 @@ from resunet_ray.train.tracking import HISTORY_FILE
 def _work() -> dict[str, Any]:
     config = read_config(EvaluateConfig, description=__doc__ or "", saved="summary.json")
     if config.history is not None and not storage.exists(config.history):
-        raise InputError(f"--history {config.history} is not there: leave it out to use the one beside the bundle")
+        raise InputError(
+            f"--history {config.history} is not there: leave it out to use the one beside the bundle"
+        )
     result = evaluate(config)
-    history = config.history or storage.join(storage.parent(bundles.locate(config.bundle)), HISTORY_FILE)
-    report = write_evaluation_report(storage.absolute(config.output), history=history if storage.exists(history) else None)
+    history = config.history or storage.join(
+        storage.parent(bundles.locate(config.bundle)), HISTORY_FILE
+    )
+    report = write_evaluation_report(
+        storage.absolute(config.output), history=history if storage.exists(history) else None
+    )
     return {
         "images": result.images,
         **result.scores,

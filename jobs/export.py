@@ -16,7 +16,11 @@ def export(arguments: Sequence[str]) -> dict[str, Any]:
     """Writes the exports that a command line asks for."""
     config = read_config(ExportConfig, description=__doc__ or "", arguments=arguments)
     connect()
-    return {"files": export_runs(storage.absolute(config.output), kinds=config.format, run_ids=config.run)}
+    return {
+        "files": export_runs(
+            storage.absolute(config.output), kinds=config.format, run_ids=config.run
+        )
+    }
 
 
 if __name__ == "__main__":

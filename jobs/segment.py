@@ -16,7 +16,9 @@ from resunet_ray.segment.give_up import give_up
 
 
 def _give_up() -> dict[str, Any]:
-    config = read_config(GiveUpConfig, description=GiveUpConfig.__doc__ or "", arguments=sys.argv[2:])
+    config = read_config(
+        GiveUpConfig, description=GiveUpConfig.__doc__ or "", arguments=sys.argv[2:]
+    )
     give_up(config)
     return {"run": config.run}
 

@@ -19,7 +19,10 @@ def _work() -> dict[str, Any]:
     config = read_config(
         SweepConfig,
         description=__doc__ or "",
-        recipes={"default": partial(_start, TrainConfig), "baseline": partial(_start, baseline_recipe)},
+        recipes={
+            "default": partial(_start, TrainConfig),
+            "baseline": partial(_start, baseline_recipe),
+        },
         required=("data", "output"),
         saved="sweep.json",
     )

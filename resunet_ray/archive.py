@@ -50,7 +50,9 @@ def segment_archive(config: SegmentConfig) -> ArchiveResult:
             export_runs(output, kinds=config.export, run_ids=[run_id])
         report = _write_report(output, run_id)  # last: where it is, all of the run is
     failed = max(run.error_fraction for run in [*earlier, result]) > config.max_error_fraction
-    status: Literal["done", "nothing to do"] = "done" if result.run_id is not None else "nothing to do"
+    status: Literal["done", "nothing to do"] = (
+        "done" if result.run_id is not None else "nothing to do"
+    )
     finished = [str(run.run_id) for run in earlier]
     return ArchiveResult("too many errors" if failed else status, result, finished, report)
 

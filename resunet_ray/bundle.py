@@ -114,7 +114,9 @@ class Bundle:
         levels = measure_range(image) if self.info.preprocess.intensity == "percentiles" else None
         (probability,) = self.predict([image], batch_size=1, flips=flips, ranges=[levels])
         labels = find_instances(probability, config=self.info.instances)
-        nuclei = pd.DataFrame(measure_instances(labels, probability), columns=[field.name for field in INSTANCE])
+        nuclei = pd.DataFrame(
+            measure_instances(labels, probability), columns=[field.name for field in INSTANCE]
+        )
         return Segmentation(labels, (labels > 0).astype(np.uint8), probability, nuclei)
 
     def self_test(self) -> None:
@@ -124,7 +126,10 @@ class Bundle:
             RunError: the output is not what it was when the bundle was saved.
         """
         sample = decode_stored(storage.read_bytes(storage.join(self.uri, _SAMPLE)))
-        expected = decode_stored(storage.read_bytes(storage.join(self.uri, _EXPECTED))).astype(np.float32) / 255
+        expected = (
+            decode_stored(storage.read_bytes(storage.join(self.uri, _EXPECTED))).astype(np.float32)
+            / 255
+        )
         (found,) = self.predict([sample], batch_size=1, precision="fp32")
         difference = float(np.abs(found - expected).max())
         if difference > _TOLERANCE:
@@ -147,7 +152,13 @@ def build_network(config: ModelConfig) -> ResUNet:
     return network
 
 
-def save_bundle(uri: str, *, weights: dict[str, torch.Tensor], info: BundleInfo, sample: UInt8[np.ndarray, "h w 3"]) -> Bundle:
+def save_bundle(
+    uri: str,
+    *,
+    weights: dict[str, torch.Tensor],
+    info: BundleInfo,
+    sample: UInt8[np.ndarray, "h w 3"],
+) -> Bundle:
     """Writes a bundle, bundle.json last: without it there is none.
 
     Args:
@@ -161,7 +172,9 @@ def save_bundle(uri: str, *, weights: dict[str, torch.Tensor], info: BundleInfo,
     draft = Bundle(uri, info, "", network.eval(), torch.device("cpu"))
     (probability,) = draft.predict([sample], batch_size=1, precision="fp32")
     files = {
-        _WEIGHTS: safetensors.torch.save({name: tensor.contiguous() for name, tensor in weights.items()}),
+        _WEIGHTS: safetensors.torch.save(
+            {name: tensor.contiguous() for name, tensor in weights.items()}
+        ),
         _SAMPLE: encode_png(sample),
         _EXPECTED: encode_png(np.rint(probability * 255).astype(np.uint8)),
     }
@@ -192,7 +205,9 @@ def read_bundle_info(uri: str) -> tuple[BundleInfo, str]:
     location = storage.join(bundles.locate(uri), BUNDLE_FILE)
     if not storage.exists(location):
         names = ", ".join(bundles.list_names())
-        raise InputError(f"{uri} holds no {BUNDLE_FILE}: expected a bundle that jobs/train.py wrote, or the name of one: {names}")
+        raise InputError(
+            f"{uri} holds no {BUNDLE_FILE}: expected a bundle that jobs/train.py wrote, or the name of one: {names}"
+        )
     content = storage.read_bytes(location)
     try:
         info = TypeAdapter(BundleInfo).validate_json(content)
@@ -201,7 +216,9 @@ def read_bundle_info(uri: str) -> tuple[BundleInfo, str]:
             f"{location} is not a bundle of this version: {error.errors()[0]['loc']} {error.errors()[0]['msg']}"
         ) from None
     if info.sha256.keys() != {_WEIGHTS, _SAMPLE, _EXPECTED}:
-        raise InputError(f"{uri} lists {', '.join(sorted(info.sha256))}: expected {_WEIGHTS}, {_SAMPLE} and {_EXPECTED}")
+        raise InputError(
+            f"{uri} lists {', '.join(sorted(info.sha256))}: expected {_WEIGHTS}, {_SAMPLE} and {_EXPECTED}"
+        )
     return info, hashlib.sha256(content).hexdigest()
 
 
@@ -220,17 +237,26 @@ def load_bundle(uri: str, *, device: torch.device | None = None) -> Bundle:
     for name, expected in info.sha256.items():
         found = hashlib.sha256(storage.read_bytes(storage.join(uri, name))).hexdigest()
         if found != expected:
-            raise InputError(f"{storage.join(uri, name)} is damaged: its sha256 is {found}, bundle.json says {expected}")
+            raise InputError(
+                f"{storage.join(uri, name)} is damaged: its sha256 is {found}, bundle.json says {expected}"
+            )
     network = build_network(info.model)
     try:
-        network.load_state_dict(safetensors.torch.load(storage.read_bytes(storage.join(uri, _WEIGHTS))))
+        network.load_state_dict(
+            safetensors.torch.load(storage.read_bytes(storage.join(uri, _WEIGHTS)))
+        )
     except (RuntimeError, safetensors.SafetensorError) as error:
-        raise InputError(f"the weights of {uri} do not fit the network of its bundle.json: {error}") from None
+        raise InputError(
+            f"the weights of {uri} do not fit the network of its bundle.json: {error}"
+        ) from None
     device = device or torch.device("cpu")
     return Bundle(uri, info, digest, network.eval().to(device), device)
 
 
 def versions() -> dict[str, str]:
     """What the code ran with, for the provenance."""
-    libraries = {name: metadata.version(name) for name in ("ray", "torch", "numpy", "opencv-python-headless", "pyarrow")}
+    libraries = {
+        name: metadata.version(name)
+        for name in ("ray", "torch", "numpy", "opencv-python-headless", "pyarrow")
+    }
     return {"resunet_ray": __version__, "python": platform.python_version(), **libraries}

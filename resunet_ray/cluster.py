@@ -21,7 +21,9 @@ from resunet_ray.progress import is_verbose
 
 logger = logging.getLogger(__name__)
 
-_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # Linux, control groups version 2: microseconds of CPU time, and in how many
+_CPU_QUOTA = Path(
+    "/sys/fs/cgroup/cpu.max"
+)  # Linux, control groups version 2: microseconds of CPU time, and in how many
 _FORWARD = "RAY_LOG_TO_DRIVER"  # Ray's own: whether what workers say is shown here
 _REMARKS = ("ray._private.authentication", "ray.data._internal.progress", "ray.data.exceptions")
 """Loggers of Ray that say what everybody knows: a local Ray has a token, bars are off, and what is in the exception as well."""
@@ -34,7 +36,13 @@ _LEAST_LOCAL_CPUS = 3
 """CPUs that a local Ray says it has, at least. Only numbers to schedule by: two training workers fit, beside Ray Data."""
 
 
-MODEL_ENVIRONMENT = {"env_vars": {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}}
+MODEL_ENVIRONMENT = {
+    "env_vars": {
+        "MALLOC_ARENA_MAX": "1",
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    }
+}
 """The runtime environment of processes that hold a network on CPUs: the GNU C library keeps what tensors free, where it
 would hand each large one back to the kernel and fault it in anew. Measured on two cores, batch 8 of 256×256 in bf16:
 training 4.3 → 8.9 images/s, inference 19 → 35. It must stand in the environment before the process starts: Ray runs its work in
@@ -66,7 +74,9 @@ def _start_or_join(*, dashboard: bool) -> None:
     level = logging.INFO if is_verbose() else logging.WARNING
     # Ray Data takes its level from the environment of each process, this one among them.
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", logging.getLevelName(level))
-    environment: dict[str, Any] = {"env_vars": {"RAY_DATA_LOG_LEVEL": os.environ["RAY_DATA_LOG_LEVEL"]}}
+    environment: dict[str, Any] = {
+        "env_vars": {"RAY_DATA_LOG_LEVEL": os.environ["RAY_DATA_LOG_LEVEL"]}
+    }
     shown: dict[str, Any] = {"logging_level": level}
     if _FORWARD not in os.environ:  # else Ray does as it says
         shown["log_to_driver"] = is_verbose()
@@ -75,13 +85,20 @@ def _start_or_join(*, dashboard: bool) -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one more process; nobody takes this machine away
+        os.environ.setdefault(
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0"
+        )  # one more process; nobody takes this machine away
         context = ray.init(
             address="local",
             num_cpus=max(_LEAST_LOCAL_CPUS, count_cores()),
             include_dashboard=dashboard,
             **shown,
-            runtime_env={**environment, "worker_process_setup_hook": _prepare_worker if dashboard else _prepare_quiet_worker},
+            runtime_env={
+                **environment,
+                "worker_process_setup_hook": _prepare_worker
+                if dashboard
+                else _prepare_quiet_worker,
+            },
         )
         if dashboard:
             logger.info("Ray's dashboard: http://%s", context.dashboard_url)
@@ -89,7 +106,9 @@ def _start_or_join(*, dashboard: bool) -> None:
         try:
             context = ray.init(address=address, **shown, runtime_env=environment)
         except ConnectionError as error:
-            raise ResourceError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from None
+            raise ResourceError(
+                f"no Ray cluster answers at RAY_ADDRESS={address}: {error}"
+            ) from None
     _session.update(context.address_info)
     logging.getLogger("ray.data").setLevel(os.environ["RAY_DATA_LOG_LEVEL"])
 
@@ -118,7 +137,9 @@ def _prepare_quiet_worker() -> None:
     only complains twice a second.
     """
     os.environ["RAY_API_SERVER_ADDRESS"] = _NOWHERE
-    logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.CRITICAL)
+    logging.getLogger(
+        "ray.train.v2._internal.execution.controller.placement_group_cleaner"
+    ).setLevel(logging.CRITICAL)
 
 
 def wait_for_resources(
@@ -156,7 +177,9 @@ def wait_for_resources(
     if not wait:
         return
     share = int(memory_gib * 2**30 / len(bundles))
-    group = placement_group([{**bundle, "memory": share} if share else dict(bundle) for bundle in bundles])
+    group = placement_group(
+        [{**bundle, "memory": share} if share else dict(bundle) for bundle in bundles]
+    )
     try:
         _wait_for(group, what=what, lacking=lacking, seconds=max(nodes_seconds, busy_seconds))
     finally:
@@ -171,16 +194,27 @@ def _wait_for(group: PlacementGroup, *, what: str, lacking: list[str], seconds: 
         logger.info("waiting up to %g s for %s: %s", seconds, what, why)
     while not group.wait(_SOON_SECONDS):
         if _is_infeasible(group) and _is_idle():  # else only what others hold is lacking
-            raise ResourceError(f"the Ray cluster's autoscaler may not add what {what} take: {why}. Ask for less, or allow more")
+            raise ResourceError(
+                f"the Ray cluster's autoscaler may not add what {what} take: {why}. Ask for less, or allow more"
+            )
         if time.monotonic() - begun > seconds:
-            raise ResourceError(f"the Ray cluster had no room for {what} in {seconds:g} s: {why}. Ask for less, or later")
+            raise ResourceError(
+                f"the Ray cluster had no room for {what} in {seconds:g} s: {why}. Ask for less, or later"
+            )
 
 
 def _is_infeasible(group: PlacementGroup) -> bool:
     """Whether the autoscaler, if there is one, says that no nodes that it may add would do."""
     reply = GetClusterStatusReply()
-    reply.ParseFromString(GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=_DASHBOARD_SECONDS))
-    return any(group.id.hex() in request.details for request in reply.autoscaling_state.infeasible_gang_resource_requests)
+    reply.ParseFromString(
+        GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status(
+            timeout_s=_DASHBOARD_SECONDS
+        )
+    )
+    return any(
+        group.id.hex() in request.details
+        for request in reply.autoscaling_state.infeasible_gang_resource_requests
+    )
 
 
 def _is_idle() -> bool:
@@ -213,11 +247,17 @@ def require_dashboard(why: str) -> None:
     Raises:
         ResourceError: it does not answer.
     """
-    elsewhere = {name: os.environ.pop(name) for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS") if name in os.environ}
+    elsewhere = {
+        name: os.environ.pop(name)
+        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+        if name in os.environ
+    }
     try:
         list_nodes(address=ray.get_runtime_context().gcs_address, timeout=_DASHBOARD_SECONDS)
     except (RayStateApiException, OSError, ValueError) as error:
-        raise ResourceError(f"the Ray cluster's dashboard does not answer ({error}), and {why}: start its head with it") from None
+        raise ResourceError(
+            f"the Ray cluster's dashboard does not answer ({error}), and {why}: start its head with it"
+        ) from None
     finally:
         os.environ.update(elsewhere)  # which go before the address that is asked for
 
@@ -229,7 +269,9 @@ def has_autoscaler() -> bool:
 
 def count_cores() -> int:
     """CPU cores that this process may use: those of its machine, as far as its affinity and its container's quota go."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     try:
         quota, period = _CPU_QUOTA.read_text().split()
     except OSError:  # no control group of version 2
@@ -254,4 +296,8 @@ def this_node() -> str:
 
 def is_lost(node: str) -> bool:
     """Whether a node of that id, once `this_node` of a process there, has left the cluster."""
-    return bool(node) and ray.is_initialized() and not any(found["NodeID"] == node and found["Alive"] for found in ray.nodes())
+    return (
+        bool(node)
+        and ray.is_initialized()
+        and not any(found["NodeID"] == node and found["Alive"] for found in ray.nodes())
+    )

@@ -69,7 +69,9 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     scored = collect(rows, total=total, what="images scored").cast(SCORES).sort_by("image_id")
     table = scored.to_pandas()
     if len(table) != total:
-        raise RunError(f"{len(table)} images were scored and split {config.split} has {total}: run it again")
+        raise RunError(
+            f"{len(table)} images were scored and split {config.split} has {total}: run it again"
+        )
     result = summarise(table)
     storage.write_table(storage.join(output, SCORES_FILE), scored)
     storage.write_bytes(storage.join(output, "score.csv"), _score_csv(table).encode())
@@ -93,14 +95,17 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
 def summarise(table: pd.DataFrame) -> EvaluationResult:
     """The scores of a split from its rows of scores.parquet."""
     counts = metrics.Counts(*(table[name].to_numpy(np.int64) for name in ("tp", "fp", "fn", "tn")))
-    groups = {str(name): group for name, group in table.groupby(table["modality"].fillna("unknown"))}
+    groups = {
+        str(name): group for name, group in table.groupby(table["modality"].fillna("unknown"))
+    }
     return EvaluationResult(
         images=len(table),
         scores=_means(table),
         pooled=metrics.pooled_scores(counts),
         instance=_instance_means(table),
         by_modality={
-            name: {"images": len(group), **_means(group), **(_instance_means(group) or {})} for name, group in groups.items()
+            name: {"images": len(group), **_means(group), **(_instance_means(group) or {})}
+            for name, group in groups.items()
         },
     )
 
@@ -115,7 +120,13 @@ def _instance_means(table: pd.DataFrame) -> dict[str, float] | None:
         return None
     precision = np.stack([np.asarray(values) for values in known["ap"]]).mean(axis=0)
     at = dict(zip(THRESHOLDS, precision, strict=True))
-    means = {"ap50": at[0.5], "ap75": at[0.75], "ap": precision.mean(), "pq": known["pq"].mean(), "aji": known["aji"].mean()}
+    means = {
+        "ap50": at[0.5],
+        "ap75": at[0.75],
+        "ap": precision.mean(),
+        "pq": known["pq"].mean(),
+        "aji": known["aji"].mean(),
+    }
     return {name: float(value) for name, value in means.items()}
 
 
@@ -123,19 +134,32 @@ def _score_csv(table: pd.DataFrame) -> str:
     """The baseline's own table."""
     names = {"image_id": "Image", **{name: name.capitalize() for name in metrics.SCORE_NAMES}}
     return str(
-        table[list(names)].assign(image_id=table["image_id"].map(storage.csv_cell)).rename(columns=names).to_csv(index=False)
+        table[list(names)]
+        .assign(image_id=table["image_id"].map(storage.csv_cell))
+        .rename(columns=names)
+        .to_csv(index=False)
     )
 
 
-def _build_predict(config: EvaluateConfig) -> Callable[[Bundle, list[LabelledImage]], list[Float32[np.ndarray, "_h _w"]]]:
-    def predict_block(bundle: Bundle, images: list[LabelledImage]) -> list[Float32[np.ndarray, "_h _w"]]:
-        batch_size = 16 if bundle.device.type == "cuda" else 1  # on CPUs one tile at a time is as fast, and smaller
+def _build_predict(
+    config: EvaluateConfig,
+) -> Callable[[Bundle, list[LabelledImage]], list[Float32[np.ndarray, "_h _w"]]]:
+    def predict_block(
+        bundle: Bundle, images: list[LabelledImage]
+    ) -> list[Float32[np.ndarray, "_h _w"]]:
+        batch_size = (
+            16 if bundle.device.type == "cuda" else 1
+        )  # on CPUs one tile at a time is as fast, and smaller
         if config.protocol == "native":
-            return bundle.predict([image.image for image in images], batch_size=batch_size, flips=config.flips)
+            return bundle.predict(
+                [image.image for image in images], batch_size=batch_size, flips=config.flips
+            )
         return predict(
             bundle.network,
             [_to_baseline_size(image.image) for image in images],
-            config=PreprocessConfig(tile=_BASELINE_SIDE, intensity=bundle.info.preprocess.intensity),
+            config=PreprocessConfig(
+                tile=_BASELINE_SIDE, intensity=bundle.info.preprocess.intensity
+            ),
             channels=bundle.info.model.in_channels,
             device=bundle.device,
             dtype=None,
@@ -147,10 +171,14 @@ def _build_predict(config: EvaluateConfig) -> Callable[[Bundle, list[LabelledIma
 
 
 def _to_baseline_size(array: np.ndarray) -> np.ndarray:
-    return np.asarray(cv2.resize(array, (_BASELINE_SIDE, _BASELINE_SIDE), interpolation=cv2.INTER_LINEAR))
+    return np.asarray(
+        cv2.resize(array, (_BASELINE_SIDE, _BASELINE_SIDE), interpolation=cv2.INTER_LINEAR)
+    )
 
 
-def _build_score(config: EvaluateConfig, output: str) -> Callable[[Bundle, LabelledImage, Float32[np.ndarray, "h w"]], Row]:
+def _build_score(
+    config: EvaluateConfig, output: str
+) -> Callable[[Bundle, LabelledImage, Float32[np.ndarray, "h w"]], Row]:
     def score(bundle: Bundle, image: LabelledImage, probability: Float32[np.ndarray, "h w"]) -> Row:
         if config.protocol == "baseline":
             pixels = _to_baseline_size(image.image)
@@ -182,12 +210,20 @@ def _build_score(config: EvaluateConfig, output: str) -> Callable[[Bundle, Label
 
 
 def side_by_side(
-    image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], found: UInt8[np.ndarray, "h w"]
+    image: UInt8[np.ndarray, "h w 3"],
+    mask: UInt8[np.ndarray, "h w"],
+    found: UInt8[np.ndarray, "h w"],
 ) -> UInt8[np.ndarray, "i j 3"]:
     """Image | mask | prediction, as the baseline shows them; masks hold 0 or 1. A large image is shown smaller."""
-    parts = [image, *(np.repeat(part[..., None] * np.uint8(255), 3, axis=2) for part in (mask, found))]
+    parts = [
+        image,
+        *(np.repeat(part[..., None] * np.uint8(255), 3, axis=2) for part in (mask, found)),
+    ]
     factor = min(1.0, _PICTURE_SIDE / max(image.shape[:2]))
     if factor < 1:
-        parts = [cv2.resize(part, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA) for part in parts]
+        parts = [
+            cv2.resize(part, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+            for part in parts
+        ]
     gap = np.full((parts[0].shape[0], _GAP, 3), 255, np.uint8)
     return np.hstack([parts[0], gap, parts[1], gap, parts[2]])

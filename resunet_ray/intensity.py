@@ -18,7 +18,9 @@ def measure_range(image: UInt8[np.ndarray, "h w c"]) -> Range:
     return low, max(high, low + _LEAST_EXTENT)
 
 
-def stretch(image: UInt8[np.ndarray, "h w c"], levels: Range | None = None) -> UInt8[np.ndarray, "h w c"]:
+def stretch(
+    image: UInt8[np.ndarray, "h w c"], levels: Range | None = None
+) -> UInt8[np.ndarray, "h w c"]:
     """The image with its range spread over 0 to 255; what lies beyond is cut off.
 
     Args:

@@ -46,7 +46,12 @@ class _Metric:
     labels: tuple[str, ...] = ()
 
 
-_IMAGES = _Metric(Counter, "resunet_segment_images", "Images that runs committed, by what became of them.", ("status",))
+_IMAGES = _Metric(
+    Counter,
+    "resunet_segment_images",
+    "Images that runs committed, by what became of them.",
+    ("status",),
+)
 _REGIONS = _Metric(
     Counter,
     "resunet_segment_regions",
@@ -54,17 +59,35 @@ _REGIONS = _Metric(
     ("status", "error_stage", "error_type"),
 )
 _MEGAPIXELS = _Metric(Counter, "resunet_segment_megapixels", "Megapixels that were segmented.")
-_SECONDS = _Metric(Counter, "resunet_segment_seconds", "Seconds that threads spent on a stage: read, model, post.", ("stage",))
+_SECONDS = _Metric(
+    Counter,
+    "resunet_segment_seconds",
+    "Seconds that threads spent on a stage: read, model, post.",
+    ("stage",),
+)
 _NETWORK_SECONDS = _Metric(
-    Counter, "resunet_segment_network_seconds", "Seconds that networks were there to compute, at work or not."
+    Counter,
+    "resunet_segment_network_seconds",
+    "Seconds that networks were there to compute, at work or not.",
 )
 _CHUNKS_LEFT = _Metric(Gauge, "resunet_segment_chunks_left", "Chunks that a run has yet to do.")
-_WAITING = _Metric(Gauge, "resunet_segment_waiting", "What waits in an actor for a thread of a stage: model, post.", ("stage",))
+_WAITING = _Metric(
+    Gauge,
+    "resunet_segment_waiting",
+    "What waits in an actor for a thread of a stage: model, post.",
+    ("stage",),
+)
 
 _EPOCH = _Metric(Gauge, "resunet_train_epoch", "Epochs that a training has done.")
 _LOSS = _Metric(Gauge, "resunet_train_loss", "Mean training loss of the last epoch.")
-_RATE = _Metric(Gauge, "resunet_train_images_per_second", "Images a second in the last epoch, all workers together.")
-_VALIDATION = _Metric(Gauge, "resunet_train_validation", "Scores of the last validation.", ("score",))
+_RATE = _Metric(
+    Gauge,
+    "resunet_train_images_per_second",
+    "Images a second in the last epoch, all workers together.",
+)
+_VALIDATION = _Metric(
+    Gauge, "resunet_train_validation", "Scores of the last validation.", ("score",)
+)
 _OF_COLUMN = {"epoch": _EPOCH, "train_loss": _LOSS, "images_per_second": _RATE}
 
 _Reading = tuple[_Metric, tuple[str, ...], float]
@@ -184,4 +207,6 @@ def _build(metric: _Metric) -> Any:
 
 def _tags(metric: _Metric, run: Run, *labels: str) -> dict[str, str]:
     values = zip(("output", "run", *metric.labels), (run.output, run.name, *labels), strict=True)
-    return {name: value.encode("ascii", "backslashreplace").decode() for name, value in values}  # Ray takes nothing else
+    return {
+        name: value.encode("ascii", "backslashreplace").decode() for name, value in values
+    }  # Ray takes nothing else

@@ -24,7 +24,9 @@ logger = logging.getLogger(__name__)
 
 _PACKAGE = __name__.partition(".")[0]
 _LINE_SECONDS = 5.0  # between two lines in a file, at least
-_LINE_FRACTION = 0.01  # of the time that has passed: work of hours gets some hundred lines, not thousands
+_LINE_FRACTION = (
+    0.01  # of the time that has passed: work of hours gets some hundred lines, not thousands
+)
 _DRAWN_PER_SECOND = 2
 _BAR_WIDTH = 20  # characters
 
@@ -46,7 +48,9 @@ def is_shown() -> bool:
 
 def _is_terminal() -> bool:
     """Whether standard error is a terminal that can draw a line anew. Nothing in the environment makes one of a file."""
-    stderr = getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # what stands in for it beside a live line is none
+    stderr = getattr(
+        sys.stderr, "rich_proxied_file", sys.stderr
+    )  # what stands in for it beside a live line is none
     return bool(stderr.isatty()) and _console().is_interactive
 
 
@@ -130,7 +134,9 @@ class ProgressLine:
         """
         if begun is not None:
             now = time.monotonic()
-            self._pace.begun = min(now, max(self._begun, now - (time.time() - begun)))  # clocks of nodes differ
+            self._pace.begun = min(
+                now, max(self._begun, now - (time.time() - begun))
+            )  # clocks of nodes differ
         self._arrive(self._pace.done + count, note)
 
     def move_to(self, done: int, *, note: str | None = None) -> None:
@@ -159,7 +165,9 @@ class ProgressLine:
     def end(self) -> str:
         """The last line."""
         seconds = time.monotonic() - self._begun
-        return ", ".join(filter(None, [f"{self._count()} {self._what} in {_duration(seconds)}", self._note]))
+        return ", ".join(
+            filter(None, [f"{self._count()} {self._what} in {_duration(seconds)}", self._note])
+        )
 
     def draw(self) -> RenderableType:
         """The live line."""
@@ -167,7 +175,12 @@ class ProgressLine:
         row.add_column(no_wrap=True)
         row.add_column(width=_BAR_WIDTH)
         row.add_column(no_wrap=True, overflow="ellipsis")
-        bar = ProgressBar(total=self._total or None, completed=self._pace.done, width=_BAR_WIDTH, pulse=not self._total)
+        bar = ProgressBar(
+            total=self._total or None,
+            completed=self._pace.done,
+            width=_BAR_WIDTH,
+            pulse=not self._total,
+        )
         row.add_row(self._what, bar, Text(self._describe("")))
         return row
 
@@ -176,7 +189,11 @@ class ProgressLine:
         rate = self._pace.rate(now)
         left = max(0, self._total - self._pace.done)
         speed = _speed(rate) or f"{_duration(now - self._begun)} so far"
-        parts = [f"{self._count()} {what}".strip(), speed, f"{_duration(left / rate)} left" if left and rate else ""]
+        parts = [
+            f"{self._count()} {what}".strip(),
+            speed,
+            f"{_duration(left / rate)} left" if left and rate else "",
+        ]
         return ", ".join(filter(None, [*parts, self._note]))
 
     def _count(self) -> str:
@@ -185,7 +202,11 @@ class ProgressLine:
 
 @contextmanager
 def show_progress(
-    what: str, *, total: int = 0, above: Callable[[], RenderableType] | None = None, lines: bool = True
+    what: str,
+    *,
+    total: int = 0,
+    above: Callable[[], RenderableType] | None = None,
+    lines: bool = True,
 ) -> Iterator[ProgressLine]:
     """Shows how far a piece of work is, while the context lasts.
 
@@ -195,7 +216,9 @@ def show_progress(
         above: draws what stands above the live line on a terminal, and stays there in the end.
         lines: False: in a file, the caller says in lines of its own how far it is.
     """
-    live = _is_terminal() and not is_verbose()  # what Ray draws and writes by itself would tear a live line
+    live = (
+        _is_terminal() and not is_verbose()
+    )  # what Ray draws and writes by itself would tear a live line
     line = ProgressLine(what, total=total, live=live, lines=lines)
 
     def draw() -> RenderableType:

@@ -99,10 +99,16 @@ _PLACE: list[tuple[str, pa.DataType]] = [
     ("slide_height", pa.int64()),  # level-0 pixels; null: no slide
     ("slide_width", pa.int64()),
     ("format", pa.string()),
-    ("level_low", pa.float64()),  # the levels of the whole image between which the network sees it; null: all
+    (
+        "level_low",
+        pa.float64(),
+    ),  # the levels of the whole image between which the network sees it; null: all
     ("level_high", pa.float64()),
     ("tissue_fraction", pa.float64()),
-    ("warnings", pa.list_(pa.string())),  # mpp_not_believed, mpp_missing, no_tissue, view_unreadable, fluorescence
+    (
+        "warnings",
+        pa.list_(pa.string()),
+    ),  # mpp_not_believed, mpp_missing, no_tissue, view_unreadable, fluorescence
 ]
 
 PLAN = _versioned([*_SOURCE, *_PLACE, ("tissue", pa.binary()), ("attempt", pa.int32()), *_ERROR])
@@ -131,7 +137,10 @@ REGIONS = _versioned(
         ("probability", pa.binary()),  # PNG, times 255, on request
         ("instances", pa.list_(INSTANCE)),
         ("num_instances", pa.int64()),
-        ("neighbours", pa.list_(pa.list_(pa.float64(), 2))),  # y and x of nuclei that it saw and that belong to other regions
+        (
+            "neighbours",
+            pa.list_(pa.list_(pa.float64(), 2)),
+        ),  # y and x of nuclei that it saw and that belong to other regions
         ("pixels", pa.int64()),
         ("foreground_pixels", pa.int64()),
         ("uncertain_pixels", pa.int64()),

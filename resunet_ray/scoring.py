@@ -10,7 +10,13 @@ import torch
 from jaxtyping import Float32
 
 from resunet_ray.bundle import Bundle, load_bundle
-from resunet_ray.cluster import MODEL_ENVIRONMENT, connect, count_cores, count_gpus, wait_for_resources
+from resunet_ray.cluster import (
+    MODEL_ENVIRONMENT,
+    connect,
+    count_cores,
+    count_gpus,
+    wait_for_resources,
+)
 from resunet_ray.data.dataset import Dataset, Row, Span, plan_once
 from resunet_ray.data.labelled import LabelledImage, read_images
 from resunet_ray.data.stream import count_up
@@ -48,7 +54,10 @@ def score_split(
     spans = plan_once(dataset, split)
     actors = min(actors or max(1, gpus), len(spans))
     each = {"CPU": 1, **({"GPU": 1} if gpus else {})}
-    wait_for_resources([each] * actors + [{"CPU": 1}], what=f"{actors} scoring actors, with one CPU left for Ray Data")
+    wait_for_resources(
+        [each] * actors + [{"CPU": 1}],
+        what=f"{actors} scoring actors, with one CPU left for Ray Data",
+    )
     return count_up(len(spans)).map_batches(
         _Scorer,
         fn_constructor_args=(dataset, spans, bundle, score, schema, predict, actors),
@@ -64,15 +73,27 @@ class _Scorer:
     """The actor: loads the bundle once, then reads and scores span after span."""
 
     def __init__(
-        self, dataset: Dataset, spans: list[Span], bundle: str, score: Score, schema: pa.Schema, predict: Any, actors: int
+        self,
+        dataset: Dataset,
+        spans: list[Span],
+        bundle: str,
+        score: Score,
+        schema: pa.Schema,
+        predict: Any,
+        actors: int,
     ) -> None:
         torch.set_num_threads(max(1, count_cores() // actors))
         self._dataset, self._spans, self._schema = dataset, spans, schema
-        self._bundle = load_bundle(bundle, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self._bundle = load_bundle(
+            bundle, device=torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        )
         self._score, self._predict = score, predict
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
         images = list(read_images(self._dataset, [self._spans[number] for number in batch["id"]]))
         probabilities = self._predict(self._bundle, images)
-        rows = [self._score(self._bundle, image, probability) for image, probability in zip(images, probabilities, strict=True)]
+        rows = [
+            self._score(self._bundle, image, probability)
+            for image, probability in zip(images, probabilities, strict=True)
+        ]
         return pa.Table.from_pylist(rows, schema=self._schema)

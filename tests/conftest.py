@@ -4,7 +4,17 @@ from jaxtyping import install_import_hook
 
 # Not the modules whose inner functions travel to Ray's processes: what checks them cannot be pickled.
 install_import_hook(
-    [f"resunet_ray.{name}" for name in ("bundle", "data.augment", "data.dataset", "data.images", "data.labelled", "model")],
+    [
+        f"resunet_ray.{name}"
+        for name in (
+            "bundle",
+            "data.augment",
+            "data.dataset",
+            "data.images",
+            "data.labelled",
+            "model",
+        )
+    ],
     "beartype.beartype",
 )
 
@@ -66,7 +76,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(marker)
 
     def rank(item: pytest.Item) -> int:
-        return next((number for number, name in enumerate(_COSTLY) if item.get_closest_marker(name)), len(_COSTLY))
+        return next(
+            (number for number, name in enumerate(_COSTLY) if item.get_closest_marker(name)),
+            len(_COSTLY),
+        )
 
     ranks: dict[Path, int] = {}
     for item in items:
@@ -99,7 +112,11 @@ def dataset_uri(generated: Path, tmp_path_factory: pytest.TempPathFactory, clust
     uri = str(tmp_path_factory.mktemp("prepared"))
     prepare(
         PrepareConfig(
-            input=(str(generated),), output=uri, metadata=str(generated / "metadata.csv"), rows_per_group=3, rows_per_shard=6
+            input=(str(generated),),
+            output=uri,
+            metadata=str(generated / "metadata.csv"),
+            rows_per_group=3,
+            rows_per_shard=6,
         )
     )
     return uri
@@ -118,7 +135,9 @@ def bundle_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
         scores={},
     )
     uri = str(tmp_path_factory.mktemp("bundle"))
-    sample, _ = generate_image(48, 40, modality="stained", num_nuclei=5, rng=np.random.default_rng(0))
+    sample, _ = generate_image(
+        48, 40, modality="stained", num_nuclei=5, rng=np.random.default_rng(0)
+    )
     save_bundle(uri, weights=build_network(model).state_dict(), info=info, sample=sample)
     return uri
 
@@ -173,7 +192,13 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.P
         "actions": ["Admin", "Read", "Write", "List"],
     }
     (folder / "identities.json").write_text(json.dumps({"identities": [identity]}))
-    command = [str(Path(sys.executable).parent / "weed"), "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}"]
+    command = [
+        str(Path(sys.executable).parent / "weed"),
+        "server",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        f"-dir={folder}",
+    ]
     command += [
         "-s3",
         "-s3.port.iceberg=0",

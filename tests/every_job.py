@@ -6,7 +6,15 @@ from pathlib import Path
 
 from resunet_ray.archive import segment_archive
 from resunet_ray.cluster import connect, disconnect
-from resunet_ray.config import EvaluateConfig, GiveUpConfig, ModelConfig, PrepareConfig, SegmentConfig, SweepConfig, TrainConfig
+from resunet_ray.config import (
+    EvaluateConfig,
+    GiveUpConfig,
+    ModelConfig,
+    PrepareConfig,
+    SegmentConfig,
+    SweepConfig,
+    TrainConfig,
+)
 from resunet_ray.data.prepare import prepare
 from resunet_ray.data.synthetic import write_images
 from resunet_ray.evaluate import evaluate
@@ -21,16 +29,44 @@ def main(home: Path) -> None:
     data, segmented = str(home / "data"), str(home / "segmented")
     prepared = prepare(PrepareConfig(input=(str(home / "raw"),), output=data))
     trial = TrainConfig(
-        data=data, output=str(home / "sweep"), model=ModelConfig(widths=(16, 32)), crop=64, batch_size=4, epochs=1
+        data=data,
+        output=str(home / "sweep"),
+        model=ModelConfig(widths=(16, 32)),
+        crop=64,
+        batch_size=4,
+        epochs=1,
     )
-    swept = sweep(SweepConfig(training=trial, trials=1, concurrent=1, scheduler="none", space=("learning_rate=choice:1e-2",)))
+    swept = sweep(
+        SweepConfig(
+            training=trial,
+            trials=1,
+            concurrent=1,
+            scheduler="none",
+            space=("learning_rate=choice:1e-2",),
+        )
+    )
     scored = evaluate(EvaluateConfig(bundle=swept.bundle, data=data, output=str(home / "scores")))
-    done = segment_archive(SegmentConfig(bundle=swept.bundle, input=(str(home / "raw" / "images"),), output=segmented))
+    done = segment_archive(
+        SegmentConfig(bundle=swept.bundle, input=(str(home / "raw" / "images"),), output=segmented)
+    )
     exported = export_runs(segmented, kinds=["geojson"])
     give_up(GiveUpConfig(output=segmented, run=str(done.result.run_id)))
     disconnect()
-    counts = {"prepared": prepared.images, "scored": scored.images, "trials": swept.trials, "exported": exported}
-    print(json.dumps({**counts, "segmented": done.result.images, "left": len(list(Path(segmented, "images").glob("*/*")))}))
+    counts = {
+        "prepared": prepared.images,
+        "scored": scored.images,
+        "trials": swept.trials,
+        "exported": exported,
+    }
+    print(
+        json.dumps(
+            {
+                **counts,
+                "segmented": done.result.images,
+                "left": len(list(Path(segmented, "images").glob("*/*"))),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -31,12 +31,20 @@ Path_ = tuple[str | int, ...]
 def list_kustomizations(kind: str = "Kustomization") -> list[str]:
     """The folders that are applied; of kind Component, those that others include."""
     found = sorted(FOLDER.rglob("kustomization.yaml"))
-    return [str(file.parent.relative_to(FOLDER)) for file in found if yaml.safe_load(file.read_text())["kind"] == kind]
+    return [
+        str(file.parent.relative_to(FOLDER))
+        for file in found
+        if yaml.safe_load(file.read_text())["kind"] == kind
+    ]
 
 
 def list_sources() -> list[str]:
     """Every file that is not a kustomization."""
-    return [str(file.relative_to(FOLDER)) for file in sorted(FOLDER.rglob("*.y*ml")) if file.name != "kustomization.yaml"]
+    return [
+        str(file.relative_to(FOLDER))
+        for file in sorted(FOLDER.rglob("*.y*ml"))
+        if file.name != "kustomization.yaml"
+    ]
 
 
 def render(name: str, *, folder: Path = FOLDER) -> list[Object]:
@@ -47,7 +55,9 @@ def render(name: str, *, folder: Path = FOLDER) -> list[Object]:
     """
     if shutil.which("kubectl") is None:
         pytest.skip("no kubectl: what Kustomize makes of cluster/kubernetes was not checked")
-    done = subprocess.run(["kubectl", "kustomize", str(folder / name)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(folder / name)], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise ValueError(done.stderr)
     return list(yaml.safe_load_all(done.stdout))
@@ -68,7 +78,13 @@ def find(kind: str, *, among: str) -> Object:
 def walk(value: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
     """Every value within an object, with the keys and indices that lead to it."""
     yield path, value
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, inner in items:
         yield from walk(inner, (*path, key))
 
@@ -85,7 +101,11 @@ def misspell(item: Any, path: Path_) -> Any:
 
 def list_fields(item: Object) -> list[Path_]:
     """Every key that somebody else defines."""
-    return [path for path, _ in walk(item) if path and isinstance(path[-1], str) and not (len(path) > 1 and path[-2] in _FREE)]
+    return [
+        path
+        for path, _ in walk(item)
+        if path and isinstance(path[-1], str) and not (len(path) > 1 and path[-2] in _FREE)
+    ]
 
 
 def list_pods(item: Object) -> list[Object]:
@@ -95,7 +115,9 @@ def list_pods(item: Object) -> list[Object]:
 
 def list_clusters(item: Object) -> list[Object]:
     """The specifications of all Ray clusters that an object leads to."""
-    return [value for _, value in walk(item) if isinstance(value, dict) and "headGroupSpec" in value]
+    return [
+        value for _, value in walk(item) if isinstance(value, dict) and "headGroupSpec" in value
+    ]
 
 
 def problems(item: Object) -> list[str]:
@@ -118,8 +140,14 @@ def _schema_problems(item: Object) -> list[str]:
     validators = _ray_validators()
     if item["kind"] not in validators:
         return [f"there is no kind {item['kind']} in {group}"]
-    metadata = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": item.get("metadata")}  # which a CRD leaves to Kubernetes
-    return [error.message for error in validators[item["kind"]].iter_errors(item)] or _schema_problems(metadata)
+    metadata = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": item.get("metadata"),
+    }  # which a CRD leaves to Kubernetes
+    return [
+        error.message for error in validators[item["kind"]].iter_errors(item)
+    ] or _schema_problems(metadata)
 
 
 @cache
@@ -131,7 +159,9 @@ def _ray_validators() -> dict[str, jsonschema.Draft202012Validator]:
     for file in CRDS.glob("*.yaml"):
         crd = yaml.load(file.read_text(), Loader=yaml.CSafeLoader)["spec"]
         (version,) = [version for version in crd["versions"] if version["name"] == "v1"]
-        found[crd["names"]["kind"]] = jsonschema.Draft202012Validator(_close(version["schema"]["openAPIV3Schema"]))
+        found[crd["names"]["kind"]] = jsonschema.Draft202012Validator(
+            _close(version["schema"]["openAPIV3Schema"])
+        )
     return found
 
 
@@ -142,7 +172,9 @@ def _close(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     closed = {key: _close(value) for key, value in schema.items()}
-    names_all = isinstance(closed.get("properties"), dict) and not closed.get("x-kubernetes-preserve-unknown-fields")
+    names_all = isinstance(closed.get("properties"), dict) and not closed.get(
+        "x-kubernetes-preserve-unknown-fields"
+    )
     if names_all and closed.get("type") == "object":
         closed.setdefault("additionalProperties", False)
     return closed
@@ -152,17 +184,32 @@ def _name_problems(item: Object) -> Iterator[str]:
     """Names that no schema knows: of resources, and of the options of `ray start`."""
     options = {name.lstrip("-") for option in ray_start.params for name in option.opts}
     for path, value in walk(item):
-        known = _RESOURCES if path[-2:-1] == ("resources",) else options if path[-1:] == ("rayStartParams",) else None
+        known = (
+            _RESOURCES
+            if path[-2:-1] == ("resources",)
+            else options
+            if path[-1:] == ("rayStartParams",)
+            else None
+        )
         if known is not None and isinstance(value, dict):
-            yield from (f"{'.'.join(map(str, path))}: {name} is none of {sorted(known)}" for name in value if name not in known)
+            yield from (
+                f"{'.'.join(map(str, path))}: {name} is none of {sorted(known)}"
+                for name in value
+                if name not in known
+            )
 
 
 def _operator_problems(item: Object) -> Iterator[str]:
     """Rules of KubeRay's operator that its schema does not hold (controllers/ray/utils/validation.go)."""
     name = item.get("metadata", {}).get("name", "")
-    if item["apiVersion"] == "ray.io/v1" and not re.fullmatch(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?", name):
+    if item["apiVersion"] == "ray.io/v1" and not re.fullmatch(
+        r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?", name
+    ):
         yield "metadata.name: at most 47 small letters, digits and hyphens, a letter first"
-    job = {"RayJob": item.get("spec", {}), "RayCronJob": item.get("spec", {}).get("jobTemplate", {})}.get(item["kind"])
+    job = {
+        "RayJob": item.get("spec", {}),
+        "RayCronJob": item.get("spec", {}).get("jobTemplate", {}),
+    }.get(item["kind"])
     if job is not None:
         yield from (problem for problem, broken in _JOB_RULES.items() if broken(job))
     for cluster in list_clusters(item):
@@ -174,19 +221,32 @@ _JOB_RULES: dict[str, Callable[[Object], bool]] = {
         job.get("ttlSecondsAfterFinished", 0) > 0 and not job.get("shutdownAfterJobFinishes")
     ),
     "shutdownAfterJobFinishes excludes deletionRules": lambda job: (
-        bool(job.get("shutdownAfterJobFinishes")) and "deletionRules" in job.get("deletionStrategy", {})
+        bool(job.get("shutdownAfterJobFinishes"))
+        and "deletionRules" in job.get("deletionStrategy", {})
     ),
-    "suspend needs shutdownAfterJobFinishes": lambda job: bool(job.get("suspend")) and not job.get("shutdownAfterJobFinishes"),
-    "backoffLimit excludes clusterSelector": lambda job: job.get("backoffLimit", 0) > 0 and "clusterSelector" in job,
-    "suspend excludes clusterSelector": lambda job: bool(job.get("suspend")) and "clusterSelector" in job,
-    "either rayClusterSpec or clusterSelector": lambda job: ("rayClusterSpec" in job) == ("clusterSelector" in job),
-    "clusterSelector names no cluster": lambda job: "clusterSelector" in job and not job["clusterSelector"].get("ray.io/cluster"),
+    "suspend needs shutdownAfterJobFinishes": lambda job: (
+        bool(job.get("suspend")) and not job.get("shutdownAfterJobFinishes")
+    ),
+    "backoffLimit excludes clusterSelector": lambda job: (
+        job.get("backoffLimit", 0) > 0 and "clusterSelector" in job
+    ),
+    "suspend excludes clusterSelector": lambda job: (
+        bool(job.get("suspend")) and "clusterSelector" in job
+    ),
+    "either rayClusterSpec or clusterSelector": lambda job: (
+        ("rayClusterSpec" in job) == ("clusterSelector" in job)
+    ),
+    "clusterSelector names no cluster": lambda job: (
+        "clusterSelector" in job and not job["clusterSelector"].get("ray.io/cluster")
+    ),
     "InteractiveMode excludes backoffLimit": lambda job: (
         job.get("submissionMode") == "InteractiveMode" and job.get("backoffLimit", 0) > 0
     ),
     "SidecarMode excludes clusterSelector and a submitter of one's own": lambda job: (
         job.get("submissionMode") == "SidecarMode"
-        and any(name in job for name in ("clusterSelector", "submitterPodTemplate", "submitterConfig"))
+        and any(
+            name in job for name in ("clusterSelector", "submitterPodTemplate", "submitterConfig")
+        )
     ),
     "activeDeadlineSeconds must be positive": lambda job: job.get("activeDeadlineSeconds", 1) <= 0,
 }
@@ -209,17 +269,23 @@ _CLUSTER_RULES: dict[str, Callable[[Object], bool]] = {
     ),
     "the second autoscaler wants pods that are never restarted": lambda cluster: (
         bool(cluster.get("enableInTreeAutoscaling"))
-        and any(group["template"]["spec"].get("restartPolicy", "Never") != "Never" for group in _groups(cluster))
+        and any(
+            group["template"]["spec"].get("restartPolicy", "Never") != "Never"
+            for group in _groups(cluster)
+        )
     ),
     "resources stand in rayStartParams and beside them": lambda cluster: any(
-        group.get("resources") and {"num-cpus", "num-gpus", "memory", "resources"} & set(group.get("rayStartParams", {}))
+        group.get("resources")
+        and {"num-cpus", "num-gpus", "memory", "resources"} & set(group.get("rayStartParams", {}))
         for group in _groups(cluster)
     ),
     "labels stand in rayStartParams": lambda cluster: any(
         "labels" in group.get("rayStartParams", {}) for group in _groups(cluster)
     ),
     "minReplicas ≤ replicas ≤ maxReplicas": lambda cluster: any(
-        not group["minReplicas"] <= group.get("replicas", group["minReplicas"]) <= group["maxReplicas"]
+        not group["minReplicas"]
+        <= group.get("replicas", group["minReplicas"])
+        <= group["maxReplicas"]
         for group in cluster.get("workerGroupSpecs", [])
     ),
     "the autoscaler cannot suspend a group": lambda cluster: any(

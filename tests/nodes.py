@@ -49,15 +49,26 @@ class Nodes:
         (self.folder / "token").write_text(secrets.token_hex(32))
         self.address = f"127.0.0.1:{free_port()}"
         self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))},
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith(("RAY_", "PYTHONPATH"))
+            },
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "RAY_AUTH_MODE": "token",
             "RAY_JOB_STOP_WAIT_TIME_S": "30",  # as in the image
             "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
             "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{(dashboard := free_port())}",
         }
-        head = ["--head", f"--port={self.address.rpartition(':')[2]}", f"--dashboard-port={dashboard}", "--num-cpus=0"]
-        self._add(*head, f"--ray-client-server-port={free_port()}", f"--temp-dir={self.folder / 'ray'}")
+        head = [
+            "--head",
+            f"--port={self.address.rpartition(':')[2]}",
+            f"--dashboard-port={dashboard}",
+            "--num-cpus=0",
+        ]
+        self._add(
+            *head, f"--ray-client-server-port={free_port()}", f"--temp-dir={self.folder / 'ray'}"
+        )
         self.restore()
 
     @property
@@ -76,21 +87,34 @@ class Nodes:
     def add(self, *, cpus: int) -> psutil.Popen:
         """One worker more."""
         # The nodes share one folder of logs, which the head's monitor reads already.
-        return self._add(f"--address={self.address}", f"--num-cpus={cpus}", "--include-log-monitor=false")
+        return self._add(
+            f"--address={self.address}", f"--num-cpus={cpus}", "--include-log-monitor=false"
+        )
 
     def _add(self, *flags: str) -> psutil.Popen:
-        ports = [f"--{name}={free_port()}" for name in ("dashboard-agent-listen-port", "metrics-export-port")]
+        ports = [
+            f"--{name}={free_port()}"
+            for name in ("dashboard-agent-listen-port", "metrics-export-port")
+        ]
         common = ["--block", "--disable-usage-stats", f"--object-store-memory={200 * 2**20}"]
         before = self.list_alive()
         log = self.folder / f"node-{len(self.processes)}.log"
         with log.open("wb") as file:
             command = [str(BIN / "ray"), "start", *common, *ports, *flags]
-            node = psutil.Popen(command, cwd=self.folder, env=self.environment, stdout=file, stderr=subprocess.STDOUT)
+            node = psutil.Popen(
+                command,
+                cwd=self.folder,
+                env=self.environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
         self.processes.append(node)
         deadline = time.monotonic() + _START_SECONDS
         while not self.list_alive() - before:
             assert node.poll() is None, f"the node ended: {log.read_text()[-2000:]}"
-            assert time.monotonic() < deadline, f"the node did not join within {_START_SECONDS} s: {log.read_text()[-2000:]}"
+            assert time.monotonic() < deadline, (
+                f"the node did not join within {_START_SECONDS} s: {log.read_text()[-2000:]}"
+            )
             time.sleep(0.2)
         return node
 
@@ -110,9 +134,22 @@ class Nodes:
             rows: list[dict[str, Any]] = json.load(answer)["data"]["result"]["result"]
         return rows
 
-    def submit(self, job: str, *arguments: str, flags: tuple[str, ...] = ()) -> tuple[int, dict[str, Any], str]:
+    def submit(
+        self, job: str, *arguments: str, flags: tuple[str, ...] = ()
+    ) -> tuple[int, dict[str, Any], str]:
         """`ray job submit` of one job, from the clone: its exit code, the job's last JSON line, and all that was shown."""
-        command = ["ray", "job", "submit", "--working-dir", ".", *flags, "--", "python", f"jobs/{job}.py", *arguments]
+        command = [
+            "ray",
+            "job",
+            "submit",
+            "--working-dir",
+            ".",
+            *flags,
+            "--",
+            "python",
+            f"jobs/{job}.py",
+            *arguments,
+        ]
         done = self.run(*command)
         lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
         return done.returncode, json.loads(lines[-1]) if lines else {}, done.stdout
@@ -132,11 +169,21 @@ class Nodes:
 
     def kill_worker(self, *, holding: str) -> None:
         """Power loss of the node on which an actor of the given class stands: all of its processes at once."""
-        ids = {actor["node_id"] for actor in self.ask("actors") if actor["state"] == "ALIVE" and holding in actor["class_name"]}
+        ids = {
+            actor["node_id"]
+            for actor in self.ask("actors")
+            if actor["state"] == "ALIVE" and holding in actor["class_name"]
+        }
         assert ids, f"no {holding} anywhere"
         for node in self.workers:
-            raylets = [process for process in node.children(recursive=True) if process.name() == "raylet"]
-            if any(f"--node_id={name}" in " ".join(raylet.cmdline()) for raylet in raylets for name in ids):
+            raylets = [
+                process for process in node.children(recursive=True) if process.name() == "raylet"
+            ]
+            if any(
+                f"--node_id={name}" in " ".join(raylet.cmdline())
+                for raylet in raylets
+                for name in ids
+            ):
                 _kill(node)
                 return
         raise AssertionError(f"{holding} stands on none of the workers")
@@ -146,7 +193,9 @@ class Nodes:
         running = [node for node in self.processes if node.poll() is None]
         for node in running:
             node.terminate()
-        for node in psutil.wait_procs(running, timeout=_END_SECONDS)[1]:  # Ray itself would wait half a minute for some
+        for node in psutil.wait_procs(running, timeout=_END_SECONDS)[
+            1
+        ]:  # Ray itself would wait half a minute for some
             _kill(node)
         try:
             self.wait_until(lambda: not self._left(), what=f"the end of {self._left()}", seconds=20)
@@ -155,7 +204,11 @@ class Nodes:
 
     def _left(self) -> list[str]:
         """Processes that bear this cluster's token, whoever started them."""
-        return [" ".join(process.cmdline()) for process in psutil.process_iter() if _belongs_to(process, self.folder)]
+        return [
+            " ".join(process.cmdline())
+            for process in psutil.process_iter()
+            if _belongs_to(process, self.folder)
+        ]
 
     @staticmethod
     def wait_until(condition: Any, *, what: str, seconds: float = 90) -> None:
@@ -168,7 +221,9 @@ class Nodes:
 
 def _copy_tracked(clone: Path) -> None:
     """The files under version control as they stand now; the package's version says that they are these."""
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    names = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     for name in filter(None, names.split("\0")):
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, clone / name)
@@ -190,7 +245,8 @@ def _kill(node: psutil.Popen) -> None:
 def _belongs_to(process: psutil.Process, folder: Path) -> bool:
     try:
         return bool(
-            process.status() != psutil.STATUS_ZOMBIE and process.environ().get("RAY_AUTH_TOKEN_PATH") == str(folder / "token")
+            process.status() != psutil.STATUS_ZOMBIE
+            and process.environ().get("RAY_AUTH_TOKEN_PATH") == str(folder / "token")
         )
     except psutil.Error:
         return False

@@ -29,7 +29,9 @@ ROOT = Path(__file__).resolve().parents[1]
 REAL_DATA = ROOT.parent / "shared" / "data" / "dsb2018"
 REAL_SLIDES = ROOT.parent / "shared" / "data" / "slides"
 
-RAYS_OWN = re.compile(r"pid=\d+|Reporting training result|core_worker|authentication|\tINFO |\tWARNING |ray\.init")
+RAYS_OWN = re.compile(
+    r"pid=\d+|Reporting training result|core_worker|authentication|\tINFO |\tWARNING |ray\.init"
+)
 """What Ray says of itself, which a job keeps to itself unless it is asked for."""
 
 SMALL = ["--model.widths", "16", "32", "--crop", "64", "--batch-size", "4", "--precision", "fp32"]
@@ -52,27 +54,55 @@ def read_output(output: str, folder: str, *, columns: list[str] | None = None) -
     return pd.concat(parts, ignore_index=True)
 
 
-def write_pyramid(path: Path, image: np.ndarray, *, levels: int = 3, mpp: float | None = None, tile: int = 128) -> None:
+def write_pyramid(
+    path: Path, image: np.ndarray, *, levels: int = 3, mpp: float | None = None, tile: int = 128
+) -> None:
     """A tiled pyramid, as scanners' software writes it; its levels are averages."""
-    resolution: dict[str, Any] = {} if mpp is None else {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
+    resolution: dict[str, Any] = (
+        {}
+        if mpp is None
+        else {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
+    )
     with tifffile.TiffWriter(path) as writer:
         for level in range(levels):
             writer.write(
-                image, tile=(tile, tile), photometric="rgb", compression="zlib", subfiletype=int(level > 0), **resolution
+                image,
+                tile=(tile, tile),
+                photometric="rgb",
+                compression="zlib",
+                subfiletype=int(level > 0),
+                **resolution,
             )
-            image = cv2.resize(image, (image.shape[1] // 2, image.shape[0] // 2), interpolation=cv2.INTER_AREA)
+            image = cv2.resize(
+                image, (image.shape[1] // 2, image.shape[0] // 2), interpolation=cv2.INTER_AREA
+            )
             resolution = {}
 
 
-def write_ome(path: Path, image: np.ndarray, *, axes: str, levels: int = 2, bigtiff: bool = False, **metadata: Any) -> None:
+def write_ome(
+    path: Path,
+    image: np.ndarray,
+    *,
+    axes: str,
+    levels: int = 2,
+    bigtiff: bool = False,
+    **metadata: Any,
+) -> None:
     """An OME-TIFF whose smaller levels lie in SubIFDs, as Bio-Formats writes it; they are every second pixel."""
     with tifffile.TiffWriter(path, ome=True, bigtiff=bigtiff) as writer:
-        tiles: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb" if "S" in axes else "minisblack"}
+        tiles: dict[str, Any] = {
+            "tile": (64, 64),
+            "photometric": "rgb" if "S" in axes else "minisblack",
+        }
         tiles |= {"planarconfig": "separate"} if axes.startswith("S") else {}
         writer.write(image, subifds=levels - 1, metadata={"axes": axes, **metadata}, **tiles)
         for level in range(1, levels):
             step = slice(None, None, 2**level)
-            writer.write(image[..., step, step] if axes.endswith("X") else image[step, step], subfiletype=1, **tiles)
+            writer.write(
+                image[..., step, step] if axes.endswith("X") else image[step, step],
+                subfiletype=1,
+                **tiles,
+            )
 
 
 APERIO = "Aperio Image Library v11.2.1 \n{1}x{0} [0,0 {1}x{0}] (128x128) JPEG/RGB Q=70|AppMag = 20|MPP = 0.4990"
@@ -81,7 +111,12 @@ APERIO = "Aperio Image Library v11.2.1 \n{1}x{0} [0,0 {1}x{0}] (128x128) JPEG/RG
 def write_svs(path: Path, image: np.ndarray) -> None:
     """A slide with two levels of JPEG tiles that OpenSlide takes for a scanner's."""
     with tifffile.TiffWriter(path) as writer:
-        tiles: dict[str, Any] = {"tile": (128, 128), "photometric": "rgb", "compression": "jpeg", "metadata": None}
+        tiles: dict[str, Any] = {
+            "tile": (128, 128),
+            "photometric": "rgb",
+            "compression": "jpeg",
+            "metadata": None,
+        }
         writer.write(image, description=APERIO.format(*image.shape), **tiles)
         writer.write(image[::2, ::2], subfiletype=1, **tiles)
 
@@ -89,8 +124,12 @@ def write_svs(path: Path, image: np.ndarray) -> None:
 def tiff_header(*, height: int, width: int, side: int = 256, tiled: bool = True) -> bytes:
     """A grey TIFF that claims a size, and says where one tile of it is, or one strip."""
     tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 277: 1}
-    tags |= {322: side, 323: side, 324: 256, 325: 1000} if tiled else {273: 256, 278: height, 279: 1000}
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    tags |= (
+        {322: side, 323: side, 324: 256, 325: 1000} if tiled else {273: 256, 278: height, 279: 1000}
+    )
+    entries = b"".join(
+        struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items())
+    )
     header = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
     return header.ljust(256, b"\0") + bytes(1000)
 
@@ -100,8 +139,19 @@ def open_in_browser(page: bytes, *, folder: Path) -> str:
     if shutil.which("chromium") is None:
         pytest.skip("no chromium: the report was not opened in a browser")
     (folder / "page.html").write_bytes(page)
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-    command += [f"--user-data-dir={folder / 'profile'}", "--window-size=1200,2400", f"--screenshot={folder / 'page.png'}"]
+    command = [
+        "chromium",
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--no-first-run",
+    ]
+    command += [
+        f"--user-data-dir={folder / 'profile'}",
+        "--window-size=1200,2400",
+        f"--screenshot={folder / 'page.png'}",
+    ]
     command += ["--dump-dom", f"file://{folder / 'page.html'}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -135,7 +185,9 @@ def call_job(name: str, *arguments: str) -> tuple[int, dict[str, Any], str]:
     return int(ended.value.code or 0), line, output.getvalue() + errors.getvalue()
 
 
-def run_job(name: str, *arguments: str, timeout: float = 240, address: str = "local") -> tuple[int, dict[str, Any], str]:
+def run_job(
+    name: str, *arguments: str, timeout: float = 240, address: str = "local"
+) -> tuple[int, dict[str, Any], str]:
     """Runs a job as a user would, with a Ray of its own or on the cluster at an address.
 
     Gives its exit code, its last line on standard output, and its standard error.

@@ -10,7 +10,14 @@ import pytest
 import torch
 
 from resunet_ray import bundles
-from resunet_ray.bundle import Bundle, BundleInfo, build_network, load_bundle, read_bundle_info, save_bundle
+from resunet_ray.bundle import (
+    Bundle,
+    BundleInfo,
+    build_network,
+    load_bundle,
+    read_bundle_info,
+    save_bundle,
+)
 from resunet_ray.config import InstanceConfig, ModelConfig, PreprocessConfig
 from resunet_ray.data.images import decode_image, decode_labels
 from resunet_ray.data.synthetic import generate_image
@@ -24,7 +31,9 @@ SMALL = ModelConfig(widths=(16, 32))
 
 def saved(folder: Path) -> Bundle:
     torch.manual_seed(0)
-    image, _ = generate_image(40, 56, modality="stained", num_nuclei=6, rng=np.random.default_rng(0))
+    image, _ = generate_image(
+        40, 56, modality="stained", num_nuclei=6, rng=np.random.default_rng(0)
+    )
     info = BundleInfo(
         model=SMALL,
         preprocess=PreprocessConfig(tile=64, context=8),
@@ -33,7 +42,9 @@ def saved(folder: Path) -> Bundle:
         scores={"f1": 0.9},
         provenance={"run": "test"},
     )
-    return save_bundle(str(folder), weights=build_network(SMALL).state_dict(), info=info, sample=image)
+    return save_bundle(
+        str(folder), weights=build_network(SMALL).state_dict(), info=info, sample=image
+    )
 
 
 def test_it_comes_back_as_it_was_saved(tmp_path: Path) -> None:
@@ -42,13 +53,22 @@ def test_it_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert len(after.digest) == 64
     assert after.info.instances == InstanceConfig(threshold=0.25, min_area=9)
     image = np.random.default_rng(1).integers(0, 256, (50, 70, 3), dtype=np.uint8)
-    one, other = (bundle.predict([image], batch_size=2, precision="fp32")[0] for bundle in (before, after))
+    one, other = (
+        bundle.predict([image], batch_size=2, precision="fp32")[0] for bundle in (before, after)
+    )
     np.testing.assert_array_equal(one, other)
     after.self_test()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle.json", "expected.png", "model.safetensors", "sample.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "bundle.json",
+        "expected.png",
+        "model.safetensors",
+        "sample.png",
+    ]
 
 
-def test_damaged_weights_are_refused_and_a_changed_network_fails_its_self_test(tmp_path: Path) -> None:
+def test_damaged_weights_are_refused_and_a_changed_network_fails_its_self_test(
+    tmp_path: Path,
+) -> None:
     bundle = saved(tmp_path)
     with torch.no_grad():
         bundle.network.head.weight.add_(1)
@@ -65,12 +85,17 @@ def test_a_bundle_names_no_files_but_its_own(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
     content["sha256"]["../../secret"] = "0" * 64
     (tmp_path / "bundle" / "bundle.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"lists ../../secret, expected.png, .*: expected model.safetensors, sample.png and"):
+    with pytest.raises(
+        InputError,
+        match=r"lists ../../secret, expected.png, .*: expected model.safetensors, sample.png and",
+    ):
         load_bundle(str(tmp_path / "bundle"))
 
 
 def test_what_is_no_bundle_is_said_to_be_none(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no bundle.json: expected a bundle that jobs/train.py wrote"):
+    with pytest.raises(
+        InputError, match="holds no bundle.json: expected a bundle that jobs/train.py wrote"
+    ):
         load_bundle(str(tmp_path))
     saved(tmp_path)
     content = json.loads((tmp_path / "bundle.json").read_text())
@@ -82,19 +107,35 @@ def test_what_is_no_bundle_is_said_to_be_none(tmp_path: Path) -> None:
 
 def test_an_image_and_its_parts_are_seen_at_the_intensities_of_the_whole(tmp_path: Path) -> None:
     bundle = saved(tmp_path)
-    info = replace(bundle.info, preprocess=PreprocessConfig(tile=64, context=8, intensity="percentiles"), sha256={})
+    info = replace(
+        bundle.info,
+        preprocess=PreprocessConfig(tile=64, context=8, intensity="percentiles"),
+        sha256={},
+    )
     sample = np.zeros((48, 40, 3), np.uint8)
-    bundle = save_bundle(str(tmp_path / "scaled"), weights=bundle.network.state_dict(), info=info, sample=sample)
-    image = generate_image(64, 64, modality="fluorescence", num_nuclei=6, rng=np.random.default_rng(0))[0]
+    bundle = save_bundle(
+        str(tmp_path / "scaled"), weights=bundle.network.state_dict(), info=info, sample=sample
+    )
+    image = generate_image(
+        64, 64, modality="fluorescence", num_nuclei=6, rng=np.random.default_rng(0)
+    )[0]
     whole, dim, part = (
         bundle.predict([pixels], batch_size=1, precision="fp32", ranges=ranges)[0]
-        for pixels, ranges in ((image, None), (image // 4 + 9, None), (image[:32], [measure_range(image)]))
+        for pixels, ranges in (
+            (image, None),
+            (image // 4 + 9, None),
+            (image[:32], [measure_range(image)]),
+        )
     )
     assert np.abs(whole - dim).mean() < 0.01
-    np.testing.assert_allclose(part[:16], whole[:16], atol=0.02)  # what is near the cut sees another neighbourhood
+    np.testing.assert_allclose(
+        part[:16], whole[:16], atol=0.02
+    )  # what is near the cut sees another neighbourhood
 
 
-def test_the_bundle_that_ships_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bundle_that_ships_is_found_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     bundle = load_bundle("nuclei")
     bundle.self_test()
@@ -102,7 +143,9 @@ def test_the_bundle_that_ships_is_found_by_its_name(tmp_path: Path, monkeypatch:
     assert bundles.absolute("nuclei") == "nuclei"
     assert bundles.absolute("other") == str(tmp_path / "other")
     assert bundles.absolute("./nuclei") == str(tmp_path / "nuclei")
-    with pytest.raises(InputError, match=r"nucleus holds no bundle.json: expected .*, or the name of one: nuclei"):
+    with pytest.raises(
+        InputError, match=r"nucleus holds no bundle.json: expected .*, or the name of one: nuclei"
+    ):
         load_bundle("nucleus")
 
 
@@ -112,19 +155,27 @@ def test_its_card_says_what_its_bundle_says() -> None:
     rows = [scores["test"], scores["validation"], *scores["validation"]["by_modality"].values()]
     columns = ("f1", "jaccard", "ap50", "ap75", "pq")
     expected = [[str(row["images"]), *(f"{row[name]:.3f}" for name in columns)] for row in rows]
-    table = re.findall(r"^\| [^|]+ \| (\d+.*) \|$", (Path(bundle.uri) / "README.md").read_text(), flags=re.MULTILINE)
+    table = re.findall(
+        r"^\| [^|]+ \| (\d+.*) \|$",
+        (Path(bundle.uri) / "README.md").read_text(),
+        flags=re.MULTILINE,
+    )
     assert [row.split(" | ") for row in table] == expected
     assert scores["validation"]["f1"] == round(bundle.info.scores["f1"], 3)
 
 
-def test_the_bundle_that_ships_finds_the_nuclei_of_images_that_it_was_not_trained_on(real_data: Path) -> None:
+def test_the_bundle_that_ships_finds_the_nuclei_of_images_that_it_was_not_trained_on(
+    real_data: Path,
+) -> None:
     """Dim ones as well: a quarter of the levels."""
     bundle = load_bundle("nuclei")
     names = json.loads((real_data / "split-stardist.json").read_text())["test"][:10]
     for divisor in (1, 4):
         scores = []
         for name in names:
-            image = decode_image((real_data / "images" / f"{name}.png").read_bytes(), name=name) // np.uint8(divisor)
+            image = decode_image(
+                (real_data / "images" / f"{name}.png").read_bytes(), name=name
+            ) // np.uint8(divisor)
             truth = decode_labels((real_data / "masks" / f"{name}.png").read_bytes(), name=name) > 0
             (probability,) = bundle.predict([image], batch_size=1)
             found = threshold_mask(probability, threshold=bundle.info.instances.threshold)

@@ -24,7 +24,9 @@ def ask_for_an_actor() -> Any:
 
 def test_another_ray_s_dashboard_is_not_asked_about_our_runs(cluster: str) -> None:
     connect()
-    with subprocess.Popen([sys.executable, "-c", OTHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", OTHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
         assert other.stdout is not None
         assert b":" in other.stdout.readline()
         answer = ray.get(ray.remote(num_cpus=0)(ask_for_an_actor).remote(), timeout=60)

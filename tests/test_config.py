@@ -23,24 +23,42 @@ from resunet_ray.errors import ConfigError
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"batch_size": 9, "workers": 2}, "--batch-size 9 is per step over all workers and does not divide by 2"),
+        (
+            {"batch_size": 9, "workers": 2},
+            "--batch-size 9 is per step over all workers and does not divide by 2",
+        ),
         (
             {"batch_size": 4, "workers": 4, "min_workers": 2},
             "does not divide by 3: expected a multiple of every number of workers",
         ),
         ({"workers": 2, "min_workers": 3}, "--min-workers 3: expected 1 to 2"),
         ({"optimizer": "adam"}, "--weight-decay 0.01 would be ignored by --optimizer adam"),
-        ({"loss": "dice", "positive_weight": 2.0}, "--positive-weight 2.0 would be ignored by --loss dice"),
+        (
+            {"loss": "dice", "positive_weight": 2.0},
+            "--positive-weight 2.0 would be ignored by --loss dice",
+        ),
         ({"crop": 100}, "--crop 100 and --preprocess.tile 512: expected multiples of 16"),
         ({"ema_decay": 1.0}, "--ema-decay 1.0: expected a number above 0 and below 1"),
         ({"learning_rate": 0.0}, "--learning-rate 0.0: expected a number above 0"),
-        ({"early_stopping_patience": 0}, "--early-stopping-patience 0: expected a number from 1 on"),
+        (
+            {"early_stopping_patience": 0},
+            "--early-stopping-patience 0: expected a number from 1 on",
+        ),
         ({"balance_area": 1.5}, "--balance-area 1.5: expected a number from 0 to 1"),
         ({"crop": -256}, "--crop -256: expected a number from 1 on"),
         ({"warmup_epochs": -1.0}, "--warmup-epochs -1.0: expected a number from 0 on"),
-        ({"plateau_patience": 3}, "--plateau-patience 3 would be ignored by --schedule cosine: leave it out"),
-        ({"preprocess": PreprocessConfig(resize=256), "crop": 128}, "--crop 128 would be ignored where --preprocess.resize"),
-        ({"preprocess": PreprocessConfig(resize=256), "balance_area": 0.5}, "--balance-area 0.5 would be ignored with"),
+        (
+            {"plateau_patience": 3},
+            "--plateau-patience 3 would be ignored by --schedule cosine: leave it out",
+        ),
+        (
+            {"preprocess": PreprocessConfig(resize=256), "crop": 128},
+            "--crop 128 would be ignored where --preprocess.resize",
+        ),
+        (
+            {"preprocess": PreprocessConfig(resize=256), "balance_area": 0.5},
+            "--balance-area 0.5 would be ignored with",
+        ),
         ({"name": "a/b"}, "--name 'a/b': expected the name of one folder"),
         ({"mlflow": "https://me:secret@host"}, "--mlflow carries credentials"),
     ],
@@ -53,17 +71,23 @@ def test_a_setting_that_cannot_work_is_refused(fields: dict[str, object], messag
 def test_parts_check_themselves() -> None:
     with pytest.raises(ConfigError, match="leaves nothing of a tile"):
         PreprocessConfig(tile=64, context=32)
-    with pytest.raises(ConfigError, match="--augment.no-enabled and --augment.blur: the second would be ignored"):
+    with pytest.raises(
+        ConfigError, match="--augment.no-enabled and --augment.blur: the second would be ignored"
+    ):
         AugmentConfig(enabled=False, blur=3.0)
     with pytest.raises(ConfigError, match="at least two positive multiples of 16"):
         ModelConfig(widths=(16,))
     with pytest.raises(ConfigError, match=r"--model.widths \(16, 24\)"):
         ModelConfig(widths=(16, 24))
-    with pytest.raises(ConfigError, match=r"--augment.blur-probability 2: expected a number from 0 to 1"):
+    with pytest.raises(
+        ConfigError, match=r"--augment.blur-probability 2: expected a number from 0 to 1"
+    ):
         AugmentConfig(blur_probability=2)
     with pytest.raises(ConfigError, match=r"--augment.gamma 0.5: expected a number from 1 on"):
         AugmentConfig(gamma=0.5)
-    with pytest.raises(ConfigError, match=r"--seed 5 would be ignored by --split baseline: leave it out"):
+    with pytest.raises(
+        ConfigError, match=r"--seed 5 would be ignored by --split baseline: leave it out"
+    ):
         PrepareConfig(input=("a",), output="b", seed=5)
     with pytest.raises(ConfigError, match=r"--actors 0: expected a number from 1 on"):
         EvaluateConfig(bundle="a", data="b", output="c", actors=0)
@@ -72,39 +96,54 @@ def test_parts_check_themselves() -> None:
 def test_large_images_are_drawn_more_often_only_where_one_crop_does_not_show_all() -> None:
     assert TrainConfig(data="a", output="b").area_exponent == 0.5
     assert TrainConfig(data="a", output="b", balance_area=0.0).area_exponent == 0.0
-    assert TrainConfig(data="a", output="b", preprocess=PreprocessConfig(resize=256)).area_exponent == 0.0
+    assert (
+        TrainConfig(data="a", output="b", preprocess=PreprocessConfig(resize=256)).area_exponent
+        == 0.0
+    )
 
 
 def test_a_sweep_in_which_no_trial_could_be_stopped_early_is_refused() -> None:
     training = TrainConfig(data="data", output="output", epochs=8, validation_interval=4)
     assert SweepConfig(training=training, grace_epochs=4).grace_epochs == 4
-    with pytest.raises(ConfigError, match="--grace-epochs 5 leaves --scheduler asha nothing to stop in 8 epochs"):
+    with pytest.raises(
+        ConfigError, match="--grace-epochs 5 leaves --scheduler asha nothing to stop in 8 epochs"
+    ):
         SweepConfig(training=training, grace_epochs=5)
 
 
 def test_a_doctor_who_would_take_more_than_a_minute_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match="--connect-seconds, --node-seconds and --check-seconds are 70 together: expected at most"
+        ConfigError,
+        match="--connect-seconds, --node-seconds and --check-seconds are 70 together: expected at most",
     ):
         DoctorConfig(check_seconds=40)
 
 
 def test_a_saved_configuration_comes_back() -> None:
-    config = TrainConfig(data="a", output="b", augment=AugmentConfig(scale=2.0), model=ModelConfig(widths=(16, 48)))
+    config = TrainConfig(
+        data="a", output="b", augment=AugmentConfig(scale=2.0), model=ModelConfig(widths=(16, 48))
+    )
     assert load_config(save_config(config), kind=TrainConfig, source="f") == config
     baseline = baseline_recipe(data="a", output="b")
     assert load_config(save_config(baseline), kind=TrainConfig, source="f") == baseline
 
 
 def test_a_saved_configuration_of_version_0_1_0_is_read() -> None:
-    config = load_config('{"config": {"input": ["a"], "output": "b", "split": "report"}}', kind=PrepareConfig, source="f")
+    config = load_config(
+        '{"config": {"input": ["a"], "output": "b", "split": "report"}}',
+        kind=PrepareConfig,
+        source="f",
+    )
     assert config.split == "baseline"
     saved = '{"bundle": "a", "data": "b", "output": "c", "protocol": "report"}'
     assert load_config(saved, kind=EvaluateConfig, source="f").protocol == "baseline"
     for before, now in (("null", "auto"), ("true", "on"), ("false", "off")):
         training = f'{{"data": "a", "output": "b", "gpu": {before}}}'
         assert load_config(training, kind=TrainConfig, source="f").gpu == now
-        assert load_config(f'{{"training": {training}}}', kind=SweepConfig, source="f").training.gpu == now
+        assert (
+            load_config(f'{{"training": {training}}}', kind=SweepConfig, source="f").training.gpu
+            == now
+        )
 
 
 def test_what_a_field_is_to_a_run_is_said_at_the_field() -> None:
@@ -114,9 +153,13 @@ def test_what_a_field_is_to_a_run_is_said_at_the_field() -> None:
     assert not set(list_fields(SegmentConfig, TODAYS)) & set(list_fields(SegmentConfig, DECIDES))
     digest = "3de628f66bb83920c7e7d64c378273f90136d2122f69828c94d4c15f067bb466"
     assert SegmentConfig(input=("a",), output="b").digest == digest
-    assert SegmentConfig(input=("a",), output="b", region=256, readers=9, cache="/x").digest == digest
+    assert (
+        SegmentConfig(input=("a",), output="b", region=256, readers=9, cache="/x").digest == digest
+    )
     digest = "8a0d46e65c3e5f194bfc17b3897a4ae03e67f3cc16a5fb429416c4f23150beab"
-    assert SegmentConfig(input=("a",), output="b", mpp=0.3, tissue="off", flips=True).digest == digest
+    assert (
+        SegmentConfig(input=("a",), output="b", mpp=0.3, tissue="off", flips=True).digest == digest
+    )
     assert "nodes_seconds" in list_fields(TrainConfig, TODAYS)
 
 
@@ -132,9 +175,19 @@ def test_a_saved_configuration_with_an_unknown_or_wrong_field_is_refused() -> No
 def test_the_baseline_s_recipe_is_the_baseline_s() -> None:
     """Resize 256, no augmentation, BCE, Adam 1e-4, batch 8, 10 epochs, plateau 0.1/5/1e-7, Keras's batch normalisation."""
     config = baseline_recipe(data="a", output="b")
-    assert (config.preprocess.resize, config.augment.enabled, config.loss, config.optimizer) == (256, False, "bce", "adam")
+    assert (config.preprocess.resize, config.augment.enabled, config.loss, config.optimizer) == (
+        256,
+        False,
+        "bce",
+        "adam",
+    )
     assert (config.learning_rate, config.batch_size, config.epochs) == (1e-4, 8, 10)
-    assert (config.schedule, config.plateau_factor, config.plateau_patience, config.min_learning_rate) == (
+    assert (
+        config.schedule,
+        config.plateau_factor,
+        config.plateau_patience,
+        config.min_learning_rate,
+    ) == (
         "plateau",
         0.1,
         5,

@@ -29,12 +29,28 @@ from resunet_ray.doctor.probes import judge_gpus
 
 BIN = Path(sys.executable).parent
 AUTH = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "the-token-of-these-tests"}
-ROOMY = ("--cache-gib", "0.05", "--disk-gib", "0.1", "--disk-fraction", "1", "--memory-gib", "0.1", "--open-files", "2100")
+ROOMY = (
+    "--cache-gib",
+    "0.05",
+    "--disk-gib",
+    "0.1",
+    "--disk-fraction",
+    "1",
+    "--memory-gib",
+    "0.1",
+    "--open-files",
+    "2100",
+)
 PATIENT = ("--start-seconds", "20", "--storage-seconds", "20", "--storage-mib-per-second", "0")
 """Flags with which a small and busy machine is in order."""
 UNSHARE = ("unshare", "--mount", *(() if os.geteuid() == 0 else ("--map-root-user",)))
-OWN_MOUNTS = shutil.which("unshare") is not None and subprocess.run([*UNSHARE, "true"], check=False).returncode == 0
-needs_mounts = pytest.mark.skipif(not OWN_MOUNTS, reason="no namespace of mounts here: a node with other disks was not tried")
+OWN_MOUNTS = (
+    shutil.which("unshare") is not None
+    and subprocess.run([*UNSHARE, "true"], check=False).returncode == 0
+)
+needs_mounts = pytest.mark.skipif(
+    not OWN_MOUNTS, reason="no namespace of mounts here: a node with other disks was not tried"
+)
 
 LEAVE = """
 import ray
@@ -68,7 +84,9 @@ class Said:
     seconds: float
 
     def list_wrong(self) -> set[str]:
-        return {name for name, check in self.checks.items() if check["status"] in ("warning", "failed")}
+        return {
+            name for name, check in self.checks.items() if check["status"] in ("warning", "failed")
+        }
 
     def expect(self, check: str, status: str, *, found: str, fix: str) -> None:
         said = self.checks[check]
@@ -85,14 +103,20 @@ class Doctor:
         self._begun = time.monotonic()
         command = [sys.executable, str(ROOT / "jobs" / "doctor.py"), *flags]
         self._process = subprocess.Popen(
-            command, stdout=PIPE, stderr=PIPE, text=True, env=clean_environment(**{**AUTH, **variables})
+            command,
+            stdout=PIPE,
+            stderr=PIPE,
+            text=True,
+            env=clean_environment(**{**AUTH, **variables}),
         )
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
 
     def _read(self) -> None:
         output, page = self._process.communicate()
-        self._said = Said(self._process.returncode, read_checks(output), page, time.monotonic() - self._begun)
+        self._said = Said(
+            self._process.returncode, read_checks(output), page, time.monotonic() - self._begun
+        )
 
     def read(self) -> Said:
         self._thread.join(timeout=120)
@@ -100,18 +124,33 @@ class Doctor:
 
 
 def read_checks(output: str) -> dict[str, dict[str, str]]:
-    (line,) = [json.loads(line) for line in output.splitlines() if line.startswith('{"job": "doctor"')]
-    assert (line["status"] == "failed") == any(check["status"] == "failed" for check in line["checks"])
+    (line,) = [
+        json.loads(line) for line in output.splitlines() if line.startswith('{"job": "doctor"')
+    ]
+    assert (line["status"] == "failed") == any(
+        check["status"] == "failed" for check in line["checks"]
+    )
     return {check["check"]: check for check in line["checks"]}
 
 
 @contextmanager
-def ray_started(*flags: str, before: tuple[str, ...] = (), **variables: str) -> Iterator[subprocess.Popen[str]]:
+def ray_started(
+    *flags: str, before: tuple[str, ...] = (), **variables: str
+) -> Iterator[subprocess.Popen[str]]:
     """A node of a cluster, started as its users do."""
-    command = [*before, str(BIN / "ray"), "start", "--block", "--object-store-memory=100000000", "--disable-usage-stats"]
+    command = [
+        *before,
+        str(BIN / "ray"),
+        "start",
+        "--block",
+        "--object-store-memory=100000000",
+        "--disable-usage-stats",
+    ]
     command += ["--dashboard-agent-listen-port=0", "--metrics-export-port=0", *flags]
     environment = clean_environment(**AUTH, RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="0", **variables)
-    with subprocess.Popen(command, stdout=PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as node:
+    with subprocess.Popen(
+        command, stdout=PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as node:
         assert node.stdout is not None
         said = []
         for line in node.stdout:
@@ -139,9 +178,16 @@ class Head:
 def head(s3: str) -> Iterator[Head]:
     """A cluster of one node with three CPUs."""
     port, dashboard = free_port(), free_port()
-    flags = [f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}", "--num-cpus=3"]
+    flags = [
+        f"--port={port}",
+        f"--dashboard-port={dashboard}",
+        f"--ray-client-server-port={free_port()}",
+        "--num-cpus=3",
+    ]
     with (
-        TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,  # short: sockets lie below it
+        TemporaryDirectory(
+            prefix="ray-", ignore_cleanup_errors=True
+        ) as folder,  # short: sockets lie below it
         ray_started("--head", *flags, f"--temp-dir={folder}") as node,
     ):
         yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", node.pid)
@@ -168,11 +214,15 @@ def hanging(silent: int, s3: str) -> Doctor:
 def nobody(s3: str) -> Doctor:
     """A run in which no one listens."""
     address = f"http://127.0.0.1:{free_port()}"
-    return Doctor("--storage", f"{s3}/nobody", RAY_API_SERVER_ADDRESS=address, AWS_ENDPOINT_URL=address)
+    return Doctor(
+        "--storage", f"{s3}/nobody", RAY_API_SERVER_ADDRESS=address, AWS_ENDPOINT_URL=address
+    )
 
 
 @pytest.fixture(scope="module")
-def refused(head: Head, s3: str, bundle_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Doctor:
+def refused(
+    head: Head, s3: str, bundle_uri: str, tmp_path_factory: pytest.TempPathFactory
+) -> Doctor:
     """A run with another cluster's token, wrong keys, and a bundle that now gives something else."""
     bundle = shutil.copytree(bundle_uri, tmp_path_factory.mktemp("other") / "bundle")
     _, content = cv2.imencode(".png", 255 - read_picture(bundle / "expected.png"))
@@ -192,7 +242,17 @@ def test_where_nothing_is_wrong_it_says_so(head: Head, s3: str, bundle_uri: str)
     """Submitted as a job, with the code travelling along. No other run goes on meanwhile: it would take the time of this one."""
     flags = [*ROOMY, *PATIENT, "--storage", f"{s3}/healthy", "--bundle", bundle_uri]
     done = subprocess.run(
-        [str(BIN / "ray"), "job", "submit", "--working-dir", str(ROOT), "--", "python", "jobs/doctor.py", *flags],
+        [
+            str(BIN / "ray"),
+            "job",
+            "submit",
+            "--working-dir",
+            str(ROOT),
+            "--",
+            "python",
+            "jobs/doctor.py",
+            *flags,
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -203,11 +263,15 @@ def test_where_nothing_is_wrong_it_says_so(head: Head, s3: str, bundle_uri: str)
     assert {check["status"] for check in checks.values()} == {"ok"}, done.stdout
     assert len(checks) == 22
     left = boto3.client("s3").list_objects_v2(Bucket="lab", Prefix="healthy/").get("Contents", [])
-    assert [item["Key"] for item in left if not item["Key"].endswith("/")] == [], "what it wrote is removed"
+    assert [item["Key"] for item in left if not item["Key"].endswith("/")] == [], (
+        "what it wrote is removed"
+    )
 
 
 @pytest.fixture(scope="module")
-def ill(head: Head, refused: Doctor, bundle_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Said]]:
+def ill(
+    head: Head, refused: Doctor, bundle_uri: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Said]]:
     """A second node with much that is wrong; what the doctor says of it, and once it stands still, as does the dashboard."""
     folder = tmp_path_factory.mktemp("ill")
     plant_packages(folder / "path")
@@ -221,10 +285,21 @@ def ill(head: Head, refused: Doctor, bundle_uri: str, tmp_path_factory: pytest.T
     before = (*UNSHARE, "sh", "-e", "-c", mounts) if OWN_MOUNTS else ()
     joined = clean_environment(**AUTH, RAY_ADDRESS=head.address)
     joining = [f"--address={head.address}", "--num-cpus=1", "--num-gpus=1"]
-    flags = [*ROOMY, *PATIENT, "--storage", str(shared), "--bundle", str(shared / "bundle"), "--cache", str(cache)]
+    flags = [
+        *ROOMY,
+        *PATIENT,
+        "--storage",
+        str(shared),
+        "--bundle",
+        str(shared / "bundle"),
+        "--cache",
+        str(cache),
+    ]
     with (
         subprocess.Popen([sys.executable, "-c", LEAVE], env=joined) as leaver,
-        subprocess.Popen([sys.executable, "-c", ASK_TOO_MUCH], env=joined, stdin=PIPE, stdout=PIPE) as driver,
+        subprocess.Popen(
+            [sys.executable, "-c", ASK_TOO_MUCH], env=joined, stdin=PIPE, stdout=PIPE
+        ) as driver,
         ray_started(*joining, before=before, PYTHONPATH=f"{folder / 'path'}:{ROOT}") as node,
     ):
         assert leaver.wait() == 0
@@ -232,21 +307,35 @@ def ill(head: Head, refused: Doctor, bundle_uri: str, tmp_path_factory: pytest.T
         assert driver.stdout.readline() == b"asked\n"
         said = {"ill": Doctor(*flags, "--workers", "9", RAY_ADDRESS=head.address).read()}
         fix = said["ill"].checks["waiting"]["fix"].split("`")[1]
-        subprocess.run(fix, shell=True, check=True, env={**joined, "PATH": f"{BIN}:{os.environ['PATH']}"}, capture_output=True)  # noqa: S602 (as users would)
+        subprocess.run(
+            fix,
+            shell=True,
+            check=True,
+            env={**joined, "PATH": f"{BIN}:{os.environ['PATH']}"},
+            capture_output=True,
+        )  # noqa: S602 (as users would)
         driver.communicate(b"\n")
-        with standing_still(find_child(node.pid, "raylet/raylet"), find_child(head.pid, "dashboard/dashboard.py")):
-            said["stopped"] = Doctor(*ROOMY, *PATIENT, "--node-seconds", "6", RAY_ADDRESS=head.address).read()
+        with standing_still(
+            find_child(node.pid, "raylet/raylet"), find_child(head.pid, "dashboard/dashboard.py")
+        ):
+            said["stopped"] = Doctor(
+                *ROOMY, *PATIENT, "--node-seconds", "6", RAY_ADDRESS=head.address
+            ).read()
         yield said
 
 
 def plant_packages(folder: Path) -> None:
     """Another NumPy as far as packaging can tell, other code of ours, and a clock that is 90 s ahead in every Python process."""
     (folder / "numpy-1.26.4.dist-info").mkdir(parents=True)
-    (folder / "numpy-1.26.4.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 1.26.4\n")
+    (folder / "numpy-1.26.4.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: numpy\nVersion: 1.26.4\n"
+    )
     shutil.copytree(ROOT / "resunet_ray", folder / "resunet_ray")
     with (folder / "resunet_ray" / "errors.py").open("a") as file:
         file.write("# another state\n")
-    (folder / "sitecustomize.py").write_text("import time\n_true = time.time\ntime.time = lambda: _true() + 90\n")
+    (folder / "sitecustomize.py").write_text(
+        "import time\n_true = time.time\ntime.time = lambda: _true() + 90\n"
+    )
 
 
 def find_child(parent: int, program: str) -> int:
@@ -274,22 +363,55 @@ def standing_still(*processes: int) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("check", "status", "found", "fix"),
     [
-        ("packages", "failed", "numpy 1.26.4 where >=2.1 is asked for, numpy 1.26.4 where", "pip install -c constraints.txt ."),
-        ("clocks", "failed", "s ahead of this process's clock (measured to", "timedatectl set-ntp true"),
+        (
+            "packages",
+            "failed",
+            "numpy 1.26.4 where >=2.1 is asked for, numpy 1.26.4 where",
+            "pip install -c constraints.txt .",
+        ),
+        (
+            "clocks",
+            "failed",
+            "s ahead of this process's clock (measured to",
+            "timedatectl set-ntp true",
+        ),
         ("gpus", "failed", "Ray gives away 1 GPUs, torch", "nvidia-smi"),
         ("training", "failed", "10 CPUs needed, 4 there", "fewer --workers"),
         ("segmentation", "warning", "of 4 CPUs are free now, 2 are needed", "ray status"),
-        ("waiting", "warning", "1 placement group of ended jobs: 1 CPU of job", "remove_placement_group"),
+        (
+            "waiting",
+            "warning",
+            "1 placement group of ended jobs: 1 CPU of job",
+            "remove_placement_group",
+        ),
         ("waiting", "warning", "waiting for ever, unless nodes are added: 64 CPU", "ray job stop"),
-        pytest.param("code", "failed", "imports other code, from", "ray job submit --working-dir .", marks=needs_mounts),
-        pytest.param("shared memory", "warning", "0.1 GiB in /dev/shm", "--shm-size", marks=needs_mounts),
-        pytest.param("slide cache", "warning", "has room for 0.0 GiB", "--cache-gib", marks=needs_mounts),
+        pytest.param(
+            "code",
+            "failed",
+            "imports other code, from",
+            "ray job submit --working-dir .",
+            marks=needs_mounts,
+        ),
+        pytest.param(
+            "shared memory", "warning", "0.1 GiB in /dev/shm", "--shm-size", marks=needs_mounts
+        ),
+        pytest.param(
+            "slide cache", "warning", "has room for 0.0 GiB", "--cache-gib", marks=needs_mounts
+        ),
         pytest.param("open files", "warning", "2048", "ulimit -n 2100", marks=needs_mounts),
         pytest.param("shared storage", "failed", "does not see what", "s3://", marks=needs_mounts),
-        pytest.param("node bundle", "failed", "holds no bundle.json", "that every node reads", marks=needs_mounts),
+        pytest.param(
+            "node bundle",
+            "failed",
+            "holds no bundle.json",
+            "that every node reads",
+            marks=needs_mounts,
+        ),
     ],
 )
-def test_it_finds_what_is_wrong_with_one_node(ill: dict[str, Said], check: str, status: str, found: str, fix: str) -> None:
+def test_it_finds_what_is_wrong_with_one_node(
+    ill: dict[str, Said], check: str, status: str, found: str, fix: str
+) -> None:
     said = ill["ill"]
     assert said.code == 1
     said.expect(check, status, found=found, fix=fix)
@@ -299,14 +421,30 @@ def test_a_busy_cluster_answers_and_what_is_in_order_is_ok(ill: dict[str, Said])
     """All CPUs are taken, by the living and the dead."""
     said = ill["ill"]
     assert {check for check in said.checks if said.checks[check]["status"] == "ok"} >= {
-        *("ray", "token", "dashboard", "nodes", "disk", "memory", "storage", "one writer", "node storage", "bundle")
+        *(
+            "ray",
+            "token",
+            "dashboard",
+            "nodes",
+            "disk",
+            "memory",
+            "storage",
+            "one writer",
+            "node storage",
+            "bundle",
+        )
     }
 
 
 def test_a_node_that_stands_still_is_told_from_a_busy_one(ill: dict[str, Said]) -> None:
     """So is a dashboard; and the fix of before has freed what the ended job held."""
     said = ill["stopped"]
-    said.expect("nodes", "failed", found="runs nothing within 6 s, though Ray calls it alive", fix="raylet.out")
+    said.expect(
+        "nodes",
+        "failed",
+        found="runs nothing within 6 s, though Ray calls it alive",
+        fix="raylet.out",
+    )
     said.expect("dashboard", "warning", found="timed out", fix="--include-dashboard true")
     assert said.list_wrong() == {"nodes", "dashboard"}
     assert said.seconds < 60
@@ -316,13 +454,21 @@ def test_a_slow_answer_is_no_clock_that_is_off() -> None:
     one, other = Node("1", "one", {}), Node("2", "other", {})
     assert judge_clocks({one: (2.9, 3.0), other: (-0.1, 0.1)}, DoctorConfig()).status == "ok"
     found = judge_clocks({one: (2.9, 0.5), other: (-0.1, 0.1)}, DoctorConfig())
-    assert (found.status, found.found) == ("failed", "one: 2.9 s ahead of this process's clock (measured to 500 ms)")
+    assert (found.status, found.found) == (
+        "failed",
+        "one: 2.9 s ahead of this process's clock (measured to 500 ms)",
+    )
 
 
 def test_gpus_that_nobody_told_ray_about_are_a_warning() -> None:
     """As a node's /dev shows them; a real GPU is in none of these tests."""
-    found = judge_gpus(Answers(), {Node("1", "one", {"CPU": 4.0}): 2, Node("2", "other", {"CPU": 4.0}): 0})
-    assert (found.status, found.found) == ("warning", "one: 2 NVIDIA devices, of which Ray knows none")
+    found = judge_gpus(
+        Answers(), {Node("1", "one", {"CPU": 4.0}): 2, Node("2", "other", {"CPU": 4.0}): 0}
+    )
+    assert (found.status, found.found) == (
+        "warning",
+        "one: 2 NVIDIA devices, of which Ray knows none",
+    )
     assert "--num-gpus" in found.fix
 
 
@@ -331,8 +477,15 @@ def test_it_says_when_it_is_not_let_in(refused: Doctor) -> None:
     assert said.code == 1
     said.expect("token", "failed", found="InvalidAuthToken", fix="ray get-auth-token")
     said.expect("ray", "failed", found="nothing within 12 s", fix="RAY_ADDRESS")
-    said.expect("storage", "failed", found="does not match the signature", fix="AWS_SECRET_ACCESS_KEY")
-    said.expect("bundle", "failed", found="gives another output here than where it was saved", fix="provenance")
+    said.expect(
+        "storage", "failed", found="does not match the signature", fix="AWS_SECRET_ACCESS_KEY"
+    )
+    said.expect(
+        "bundle",
+        "failed",
+        found="gives another output here than where it was saved",
+        fix="provenance",
+    )
     assert "not-the-secret" not in said.page + json.dumps(said.checks)
     assert said.list_wrong() == {"token", "ray", "storage", "bundle"}
 
@@ -351,10 +504,17 @@ def test_it_says_when_a_submitter_has_no_token_and_the_storage_knows_no_conditio
             AWS_ENDPOINT_URL=endpoint,
         ).read()
     said.expect(
-        "token", "failed", found="asks for a token, and none was sent; RAY_AUTH_MODE is disabled", fix="RAY_AUTH_MODE=token"
+        "token",
+        "failed",
+        found="asks for a token, and none was sent; RAY_AUTH_MODE is disabled",
+        fix="RAY_AUTH_MODE=token",
     )
-    said.expect("one writer", "failed", found="ignores conditions (If-None-Match)", fix="--no-lease")
-    said.expect("bundle", "failed", found="model.safetensors is damaged", fix="copy the bundle there again")
+    said.expect(
+        "one writer", "failed", found="ignores conditions (If-None-Match)", fix="--no-lease"
+    )
+    said.expect(
+        "bundle", "failed", found="model.safetensors is damaged", fix="copy the bundle there again"
+    )
     assert said.list_wrong() == {"token", "one writer", "bundle"}
     assert "ray job submit" in said.checks["nodes"]["found"]
 
@@ -375,15 +535,30 @@ def careless_storage() -> Iterator[str]:
 
 def test_it_says_when_nobody_is_there(nobody: Doctor) -> None:
     said = nobody.read()
-    said.expect("dashboard", "failed", found="nothing that is Ray's answers at http://127.0.0.1", fix="--include-dashboard true")
+    said.expect(
+        "dashboard",
+        "failed",
+        found="nothing that is Ray's answers at http://127.0.0.1",
+        fix="--include-dashboard true",
+    )
     said.expect("storage", "failed", found="does not answer", fix="AWS_ENDPOINT_URL")
 
 
 @pytest.mark.ray
 def test_a_local_ray_that_asks_nobody_for_a_token_and_little_room() -> None:
-    said = Doctor("--disk-gib", "1e6", "--memory-fraction", "0", "--cache-gib", "1e6", RAY_AUTH_MODE="disabled").read()
+    said = Doctor(
+        "--disk-gib",
+        "1e6",
+        "--memory-fraction",
+        "0",
+        "--cache-gib",
+        "1e6",
+        RAY_AUTH_MODE="disabled",
+    ).read()
     assert said.code == 1
-    said.expect("token", "warning", found="RAY_AUTH_MODE is disabled", fix="ray get-auth-token --generate")
+    said.expect(
+        "token", "warning", found="RAY_AUTH_MODE is disabled", fix="ray get-auth-token --generate"
+    )
     said.expect("disk", "warning", found=" free", fix="--temp-dir")
     said.expect("memory", "failed", found=" free", fix="give the node more memory")
     assert said.checks["dashboard"]["found"] == "a local Ray has none, and needs none"
@@ -393,8 +568,17 @@ def test_it_ends_within_a_minute_whatever_hangs(hanging: Doctor) -> None:
     said = hanging.read()
     assert said.seconds < 60
     assert said.code == 1
-    said.expect("ray", "failed", found="nothing within 20 s", fix="RAY_ADDRESS names the head of a running Ray")
+    said.expect(
+        "ray",
+        "failed",
+        found="nothing within 20 s",
+        fix="RAY_ADDRESS names the head of a running Ray",
+    )
     said.expect("storage", "failed", found="nothing within 20 s", fix="curl -m 5 $AWS_ENDPOINT_URL")
     said.expect("bundle", "failed", found="nothing within 20 s", fix="curl -m 5 $AWS_ENDPOINT_URL")
     assert said.list_wrong() == {"ray", "storage", "bundle"}
-    assert said.checks["nodes"] == {**said.checks["nodes"], "status": "not asked", "found": "what it needs was not reached"}
+    assert said.checks["nodes"] == {
+        **said.checks["nodes"],
+        "status": "not asked",
+        "found": "what it needs was not reached",
+    }

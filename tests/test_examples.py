@@ -17,7 +17,9 @@ EXAMPLES = ROOT / "docs" / "examples"
 
 
 def run(name: str, *arguments: str | Path) -> str:
-    done = subprocess.run([sys.executable, EXAMPLES / name, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name, *arguments], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -27,12 +29,18 @@ def output(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What jobs/segment.py finds in the generated images with the bundle that ships."""
     folder = tmp_path_factory.mktemp("output")
     images = [str(path) for path in sorted((generated / "images").iterdir())[:6]]
-    (result,) = segment(SegmentConfig(input=tuple(images), output=str(folder), actors=0, labels=True, precision="fp32"))
+    (result,) = segment(
+        SegmentConfig(
+            input=tuple(images), output=str(folder), actors=0, labels=True, precision="fp32"
+        )
+    )
     assert result.images == {"ok": len(images)}
     return folder
 
 
-def test_python_finds_in_one_image_what_the_job_finds(generated: Path, output: Path, tmp_path: Path) -> None:
+def test_python_finds_in_one_image_what_the_job_finds(
+    generated: Path, output: Path, tmp_path: Path
+) -> None:
     regions = read_output(str(output), "regions")
     most = regions["num_instances"].idxmax()
     path = Path(regions["image_uri"][most])

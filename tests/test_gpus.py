@@ -29,11 +29,19 @@ runpy.run_path(job, run_name="__main__")
 
 
 @pytest.mark.campaign
-def test_actors_take_the_gpus_that_ray_has(bundle_uri: str, dataset_uri: str, generated: Path, tmp_path: Path) -> None:
+def test_actors_take_the_gpus_that_ray_has(
+    bundle_uri: str, dataset_uri: str, generated: Path, tmp_path: Path
+) -> None:
     """Where torch finds none, scores come from the CPU, and segmenting says what is wrong."""
     job = [str(ROOT / "jobs" / "segment.py"), bundle_uri, dataset_uri, str(tmp_path / "scores")]
     job += ["--input", str(generated / "images"), "--output", str(tmp_path / "segmented")]
-    done = subprocess.run([sys.executable, "-c", _WITH_A_GPU, *job], capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", _WITH_A_GPU, *job],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     scored, *_, segmented = done.stdout.splitlines() or ["", ""]
     assert scored == "4", done.stderr[-3000:]
     line = json.loads(segmented)
@@ -49,9 +57,14 @@ def test_a_gpu_finds_what_a_cpu_finds(bundle_uri: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU: that it computes the same as a CPU is not shown")
     rng = np.random.default_rng(0)
-    images = [generate_image(*size, modality="fluorescence", num_nuclei=20, rng=rng)[0] for size in ((96, 112), (300, 200))]
+    images = [
+        generate_image(*size, modality="fluorescence", num_nuclei=20, rng=rng)[0]
+        for size in ((96, 112), (300, 200))
+    ]
     there, here = (load_bundle(bundle_uri, device=torch.device(name)) for name in ("cuda", "cpu"))
     for precision, tolerance in (("fp32", 1e-3), ("bf16", 5e-2)):
-        found, expected = (bundle.predict(images, batch_size=2, precision=precision) for bundle in (there, here))
+        found, expected = (
+            bundle.predict(images, batch_size=2, precision=precision) for bundle in (there, here)
+        )
         for first, second in zip(found, expected, strict=True):
             np.testing.assert_allclose(first, second, atol=tolerance)

@@ -24,7 +24,9 @@ def test_a_dim_image_becomes_a_bright_one(scale: float, offset: int) -> None:
     dim = np.rint(bright * scale + offset).astype(np.uint8)
     one, other = (stretch(image, measure_range(image)).astype(int) for image in (bright, dim))
     assert (one.min(), one.max()) == (0, 255)
-    assert np.abs(one - other).max() <= 1 / scale + 1  # half a level of the dim one at the pixel, and at the ends of the range
+    assert (
+        np.abs(one - other).max() <= 1 / scale + 1
+    )  # half a level of the dim one at the pixel, and at the ends of the range
 
 
 def test_colours_stay_and_nothing_is_made_of_noise() -> None:

@@ -65,9 +65,15 @@ def test_work_that_is_done_again_after_a_failure_counts_from_where_it_goes_on(
 
 @pytest.mark.parametrize(
     ("total", "seconds", "shown"),
-    [(0, 2.0, "5 things, 2.5/s"), (3605, 300.0, "5 of 3605 things, 1.0/min, 60 h 00 min left"), (10, 9000.0, "5 of 10 things")],
+    [
+        (0, 2.0, "5 things, 2.5/s"),
+        (3605, 300.0, "5 of 3605 things, 1.0/min, 60 h 00 min left"),
+        (10, 9000.0, "5 of 10 things"),
+    ],
 )
-def test_units_suit_the_speed(total: int, seconds: float, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_units_suit_the_speed(
+    total: int, seconds: float, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [0.0]
     monkeypatch.setattr("resunet_ray.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
     with show_progress("things", total=total) as line:
@@ -112,7 +118,11 @@ def test_a_file_gets_plain_lines_whatever_the_environment_wants() -> None:
 def test_a_terminal_gets_one_line_below_all_others() -> None:
     master, slave = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-c", WORK], cwd=ROOT, env={**os.environ, "TERM": "xterm"}, stdout=subprocess.DEVNULL, stderr=slave
+        [sys.executable, "-c", WORK],
+        cwd=ROOT,
+        env={**os.environ, "TERM": "xterm"},
+        stdout=subprocess.DEVNULL,
+        stderr=slave,
     ):
         os.close(slave)
         written, screen = read_screen(master)
@@ -120,6 +130,10 @@ def test_a_terminal_gets_one_line_below_all_others() -> None:
     assert "5 of 20, " in written
     assert " left, 0 failed" in written
     path = "a/very/long/path/" * 9
-    expected = [line for number in range(4) for line in (f"[red]line {number}[/red] of {path}", "a library's warning")]
+    expected = [
+        line
+        for number in range(4)
+        for line in (f"[red]line {number}[/red] of {path}", "a library's warning")
+    ]
     assert screen[:-1] == expected
     assert re.fullmatch(LAST, screen[-1])

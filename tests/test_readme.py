@@ -20,7 +20,9 @@ from resunet_ray.data.synthetic import generate_image
 from resunet_ray.schema import DATASET, IMAGES, INSTANCES, REGIONS, REJECTS, SCORES, TRIALS
 
 DOCS = ROOT / "docs"
-README, GUIDE, ARCHITECTURE = ((path).read_text() for path in (ROOT / "README.md", DOCS / "guide.md", DOCS / "architecture.md"))
+README, GUIDE, ARCHITECTURE = (
+    (path).read_text() for path in (ROOT / "README.md", DOCS / "guide.md", DOCS / "architecture.md")
+)
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -60,23 +62,34 @@ def test_its_tree_is_the_disk() -> None:
     (tree,) = [block for block in blocks(ARCHITECTURE, "") if block.startswith("resunet_ray/")]
     shown: dict[str, list[str]] = {}  # names of modules, by the folder or module whose line it is
     folders = ["resunet_ray/"]
-    for indent, name, text in re.findall(r"^( *)(\S+) +(.*(?:\n {10,}.*)*)", tree, flags=re.MULTILINE):
+    for indent, name, text in re.findall(
+        r"^( *)(\S+) +(.*(?:\n {10,}.*)*)", tree, flags=re.MULTILINE
+    ):
         folders[len(indent) // 2 :] = [name]
         shown["".join(folders)] = text.rpartition(":")[2].split() if ":" in text else []
     package = ROOT / "resunet_ray"
-    expected: dict[str, list[str]] = {f"resunet_ray/{path.name}": [] for path in package.glob("[a-z]*.py")}
-    for folder in [ROOT / "jobs", *(path.parent for path in package.rglob("__init__.py") if path.parent != package)]:
+    expected: dict[str, list[str]] = {
+        f"resunet_ray/{path.name}": [] for path in package.glob("[a-z]*.py")
+    }
+    for folder in [
+        ROOT / "jobs",
+        *(path.parent for path in package.rglob("__init__.py") if path.parent != package),
+    ]:
         names = [path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")]
         expected[f"{folder.relative_to(ROOT)}/"] = sorted(names)
     others = {"docs/", "cluster/", "tests/"}
-    assert {name: sorted(modules) for name, modules in shown.items() if name not in others} == expected
+    assert {
+        name: sorted(modules) for name, modules in shown.items() if name not in others
+    } == expected
     assert others <= shown.keys()
 
 
 def test_each_job_has_its_page_and_each_column_its_line() -> None:
     jobs, tables = (DOCS / "jobs.md").read_text(), (DOCS / "tables.md").read_text()
     for path in (ROOT / "jobs").glob("[a-z]*.py"):
-        assert f"jobs/{path.name}" in jobs + GUIDE or path.stem == "demo", f"{path.name} is on no page"
+        assert f"jobs/{path.name}" in jobs + GUIDE or path.stem == "demo", (
+            f"{path.name} is on no page"
+        )
     for schema in (DATASET, REJECTS, SCORES, REGIONS, IMAGES, INSTANCES, TRIALS):
         for name in schema.names:
             assert f"| `{name}` |" in tables, f"column {name} is not in docs/tables.md"
@@ -88,7 +101,10 @@ def write_kaggle_zip(path: Path, *, masks: bool) -> None:
         for number in range(10):
             rng = np.random.default_rng(number)
             image, labels = generate_image(80, 96, modality="stained", num_nuclei=8, rng=rng)
-            packed.writestr(f"{number:04d}/images/{number:04d}.png", encode_png(cv2.GaussianBlur(image, (0, 0), 0.5)))
+            packed.writestr(
+                f"{number:04d}/images/{number:04d}.png",
+                encode_png(cv2.GaussianBlur(image, (0, 0), 0.5)),
+            )
             for instance in range(1, labels.max() + 1 if masks else 1):
                 mask = (labels == instance).astype(np.uint8) * np.uint8(255)
                 packed.writestr(f"{number:04d}/masks/{instance:03d}.png", encode_png(mask))
@@ -101,10 +117,27 @@ def test_its_commands_on_real_data_run(tmp_path: Path, cluster: str) -> None:
     """
     write_kaggle_zip(tmp_path / "stage1_train.zip", masks=True)
     write_kaggle_zip(tmp_path / "stage1_test.zip", masks=False)
-    shown = [block.replace("\\\n", "") for text in (README, GUIDE) for block in blocks(text, "bash")]
-    lines = [shlex.split(line) for block in shown for line in block.splitlines() if line.startswith(".venv/bin/python")]
-    assert [Path(line[1]).stem for line in lines] == ["segment", "prepare", "train", "evaluate", "tune", "dashboard"]
-    short = {"train": [*SMALL, "--epochs", "1"], "tune": [*SMALL, "--epochs", "1", "--trials", "1", "--scheduler", "none"]}
+    shown = [
+        block.replace("\\\n", "") for text in (README, GUIDE) for block in blocks(text, "bash")
+    ]
+    lines = [
+        shlex.split(line)
+        for block in shown
+        for line in block.splitlines()
+        if line.startswith(".venv/bin/python")
+    ]
+    assert [Path(line[1]).stem for line in lines] == [
+        "segment",
+        "prepare",
+        "train",
+        "evaluate",
+        "tune",
+        "dashboard",
+    ]
+    short = {
+        "train": [*SMALL, "--epochs", "1"],
+        "tune": [*SMALL, "--epochs", "1", "--trials", "1", "--scheduler", "none"],
+    }
     joined = {**os.environ, "RAY_ADDRESS": cluster, "FORCE_COLOR": "1"}
     for line in lines:
         job = Path(line[1]).stem
@@ -112,7 +145,15 @@ def test_its_commands_on_real_data_run(tmp_path: Path, cluster: str) -> None:
         if job == "dashboard":
             end_once_served(command, folder=tmp_path)
             continue
-        done = subprocess.run(command, cwd=tmp_path, env=joined, capture_output=True, text=True, timeout=240, check=False)
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=joined,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         assert not RAYS_OWN.search(done.stderr), done.stderr
         assert "\x1b" not in done.stdout + done.stderr
@@ -124,7 +165,9 @@ def test_its_commands_on_real_data_run(tmp_path: Path, cluster: str) -> None:
 def end_once_served(command: list[str], *, folder: Path) -> None:
     """Runs what serves until it is ended, on other ports than the usual ones, which may be taken."""
     ports = ["--tensorboard-port", str(free_port()), "--optuna-port", str(free_port())]
-    with subprocess.Popen([*command, *ports], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        [*command, *ports], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as server:
         assert server.stderr is not None
         for shown in server.stderr:
             if "http://" in shown:
@@ -136,5 +179,7 @@ def end_once_served(command: list[str], *, folder: Path) -> None:
 
 @pytest.mark.parametrize("target", ["demo", "test", "campaign", "lint"])
 def test_make_knows_its_targets(target: str) -> None:
-    done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

@@ -23,7 +23,8 @@ NEEDED = [Path(sys.base_prefix), Path(sys.prefix), ROOT]
 pytestmark = [
     pytest.mark.campaign,
     pytest.mark.skipif(
-        os.geteuid() != 0 or subprocess.run(["unshare", "--mount", "true"], check=False).returncode != 0,
+        os.geteuid() != 0
+        or subprocess.run(["unshare", "--mount", "true"], check=False).returncode != 0,
         reason="not root, or no namespace of mounts here: a second user was not tried",
     ),
 ]
@@ -50,9 +51,15 @@ def run_as_second(home: Path, *command: str) -> dict[str, object]:
     for number, folder in enumerate(closed_folders()):
         inside = [path.resolve() for path in NEEDED if folder in path.resolve().parents]
         copies = [home / f"mount-{number}-{index}" for index in range(len(inside))]
-        opened += [f"mkdir -p {copy}; mount --bind {path} {copy}" for path, copy in zip(inside, copies, strict=True)]
+        opened += [
+            f"mkdir -p {copy}; mount --bind {path} {copy}"
+            for path, copy in zip(inside, copies, strict=True)
+        ]
         opened += [f"mount -t tmpfs -o mode=755 none {folder}"]
-        opened += [f"mkdir -p {path}; mount --bind {copy} {path}" for path, copy in zip(inside, copies, strict=True)]
+        opened += [
+            f"mkdir -p {path}; mount --bind {copy} {path}"
+            for path, copy in zip(inside, copies, strict=True)
+        ]
     user = f"setpriv --reuid {UID} --regid {UID} --clear-groups env HOME={home} RAY_ADDRESS=local"
     script = "; ".join([*opened, f'cd {home}; exec {user} "$@"'])
     alone = ["unshare", "--mount", "sh", "-e", "-c", script, "sh", sys.executable, *command]
@@ -61,16 +68,26 @@ def run_as_second(home: Path, *command: str) -> dict[str, object]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_every_job_runs_beside_anothers_files(home: Path, bundle_uri: str, generated: Path, s3: str, cluster: str) -> None:
+def test_every_job_runs_beside_anothers_files(
+    home: Path, bundle_uri: str, generated: Path, s3: str, cluster: str
+) -> None:
     """The first user has a Ray, and a staging cache, in the folders that both have by default."""
-    slide, _ = generate_image(600, 700, modality="stained", num_nuclei=60, rng=np.random.default_rng(0))
+    slide, _ = generate_image(
+        600, 700, modality="stained", num_nuclei=60, rng=np.random.default_rng(0)
+    )
     write_pyramid(home / "slide.tiff", slide)
     storage.write_bytes(f"{s3}/shared/in/slide.tiff", (home / "slide.tiff").read_bytes())
     shutil.make_archive(str(home / "images"), "gztar", generated / "images")
     storage.write_bytes(f"{s3}/shared/in/images.tar.gz", (home / "images.tar.gz").read_bytes())
     storage.upload(Path(bundle_uri), f"{s3}/shared/bundle")
     segmenting = ["--bundle", f"{s3}/shared/bundle", "--input", f"{s3}/shared/in", "--actors", "0"]
-    command = [sys.executable, str(ROOT / "jobs" / "segment.py"), *segmenting, "--output", f"{s3}/shared/first"]
+    command = [
+        sys.executable,
+        str(ROOT / "jobs" / "segment.py"),
+        *segmenting,
+        "--output",
+        f"{s3}/shared/first",
+    ]
     subprocess.run(command, capture_output=True, check=True)
     assert storage.cache_folder(tempfile.gettempdir()).exists()
 
@@ -82,7 +99,14 @@ def test_every_job_runs_beside_anothers_files(home: Path, bundle_uri: str, gener
         "segmented": {"ok": 20},
         "left": 0,
     }
-    second = run_as_second(home, str(ROOT / "jobs" / "segment.py"), *segmenting, "--output", f"{s3}/shared/second")
+    second = run_as_second(
+        home, str(ROOT / "jobs" / "segment.py"), *segmenting, "--output", f"{s3}/shared/second"
+    )
     assert second["images"] == {"ok": 21}
-    tables = [read_output(f"{s3}/shared/{name}", "images").sort_values("image_uri") for name in ("first", "second")]
-    np.testing.assert_array_equal(*(table[["image_id", "num_nuclei"]].to_numpy() for table in tables))
+    tables = [
+        read_output(f"{s3}/shared/{name}", "images").sort_values("image_uri")
+        for name in ("first", "second")
+    ]
+    np.testing.assert_array_equal(
+        *(table[["image_id", "num_nuclei"]].to_numpy() for table in tables)
+    )

@@ -9,7 +9,11 @@ import duckdb
 
 images = duckdb.read_parquet(f"{sys.argv[1]}/images/*/*.parquet")
 nuclei = duckdb.read_parquet(f"{sys.argv[1]}/instances/*/*.parquet")
-print(duckdb.sql("select status, count(*) as images, sum(num_nuclei) as nuclei from images group by status"))
+print(
+    duckdb.sql(
+        "select status, count(*) as images, sum(num_nuclei) as nuclei from images group by status"
+    )
+)
 print(
     duckdb.sql("""
         select image_uri, count(*) as large_nuclei, round(avg(area_px)) as mean_area_px

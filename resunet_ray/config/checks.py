@@ -25,10 +25,14 @@ def require_range(config: Any, low: float, high: float, *names: str, prefix: str
     for name in names:
         value = getattr(config, name)
         lowest = "above 0" if low == TINY else f"from {low:g} on"
-        highest = "" if high == ANY else f" and below {high:g}" if high == 1 - TINY else f" to {high:g}"
+        highest = (
+            "" if high == ANY else f" and below {high:g}" if high == 1 - TINY else f" to {high:g}"
+        )
         require(
             value is None or low <= value <= high,
-            f"--{prefix}{_flag(name)} {value}: expected a number {lowest}{highest}".replace(" on to ", " to "),
+            f"--{prefix}{_flag(name)} {value}: expected a number {lowest}{highest}".replace(
+                " on to ", " to "
+            ),
         )
 
 
@@ -37,7 +41,10 @@ def require_default(config: Any, because: str, *names: str) -> None:
     default = {item.name: item.default for item in fields(config)}
     for name in names:
         value = getattr(config, name)
-        require(value == default[name], f"--{_flag(name)} {value} would be ignored {because}: leave it out")
+        require(
+            value == default[name],
+            f"--{_flag(name)} {value} would be ignored {because}: leave it out",
+        )
 
 
 def _flag(name: str) -> str:

@@ -52,7 +52,16 @@ class DoctorConfig:
 
     def __post_init__(self) -> None:
         require_range(self, 1, ANY, "workers", "cpus_per_worker", "open_files")
-        require_range(self, TINY, ANY, "connect_seconds", "node_seconds", "check_seconds", "start_seconds", "clock_seconds")
+        require_range(
+            self,
+            TINY,
+            ANY,
+            "connect_seconds",
+            "node_seconds",
+            "check_seconds",
+            "start_seconds",
+            "clock_seconds",
+        )
         require_range(self, TINY, ANY, "cache_gib", "storage_seconds")
         require_range(self, 0, ANY, "storage_mib_per_second", "disk_gib", "memory_gib")
         require_range(self, 0, 1, "disk_fraction", "memory_fraction")

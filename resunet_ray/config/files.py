@@ -33,7 +33,9 @@ def load_config(text: str, *, kind: type[Config], source: str) -> Config:
         fields = _with_new_words(content.get("config", content))
         return TypeAdapter(kind).validate_python(fields, extra="forbid")
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors())
+        problems = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors()
+        )
         raise ConfigError(f"{source} is not a saved {kind.__name__}: {problems}") from None
 
 

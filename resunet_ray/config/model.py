@@ -93,14 +93,29 @@ class AugmentConfig:
     """Largest standard deviation of the noise, as a fraction of the range."""
 
     def __post_init__(self) -> None:
-        set_in_vain = [item.name for item in fields(self) if item.name != "enabled" and getattr(self, item.name) != item.default]
+        set_in_vain = [
+            item.name
+            for item in fields(self)
+            if item.name != "enabled" and getattr(self, item.name) != item.default
+        ]
         require(
             self.enabled or not set_in_vain,
             f"--augment.no-enabled and --augment.{'/'.join(set_in_vain)}: the second would be ignored, give one of them",
         )
         require_range(self, 1, ANY, "scale", "gamma", prefix="augment.")
         chances = [item.name for item in fields(self) if item.name.endswith("_probability")]
-        require_range(self, 0, 1, *chances, "brightness", "contrast", "hue", "saturation", "noise", prefix="augment.")
+        require_range(
+            self,
+            0,
+            1,
+            *chances,
+            "brightness",
+            "contrast",
+            "hue",
+            "saturation",
+            "noise",
+            prefix="augment.",
+        )
         require_range(self, 0, ANY, "blur", prefix="augment.")
 
 

@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from resunet_ray.config.checks import ANY, NODE_FOLDER, TINY, require, require_default, require_range
+from resunet_ray.config.checks import (
+    ANY,
+    NODE_FOLDER,
+    TINY,
+    require,
+    require_default,
+    require_range,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +54,16 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         require(bool(self.input), "--input names nothing: expected at least one folder or archive")
         require(
-            self.val_fraction > 0 and self.test_fraction >= 0 and self.val_fraction + self.test_fraction < 1,
+            self.val_fraction > 0
+            and self.test_fraction >= 0
+            and self.val_fraction + self.test_fraction < 1,
             f"--val-fraction {self.val_fraction} and --test-fraction {self.test_fraction} leave no image for training: "
             "expected 0 < val, 0 <= test and a sum below 1",
         )
         if self.split in ("baseline", "file"):
-            require_default(self, f"by --split {self.split}", "seed", "val_fraction", "test_fraction")
+            require_default(
+                self, f"by --split {self.split}", "seed", "val_fraction", "test_fraction"
+            )
         require_range(self, 0, 1, "max_reject_fraction")
         require_range(self, 1, ANY, "max_pixels", "rows_per_group", "rows_per_shard")
         require_range(self, TINY, ANY, "cache_gib")

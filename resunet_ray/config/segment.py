@@ -7,7 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from resunet_ray.config.checks import ANY, NODE_FOLDER, TINY, require, require_range
-from resunet_ray.config.roles import DECIDES, OF_EACH_IMAGE, Decides, OfEachImage, Todays, list_fields
+from resunet_ray.config.roles import (
+    DECIDES,
+    OF_EACH_IMAGE,
+    Decides,
+    OfEachImage,
+    Todays,
+    list_fields,
+)
 
 ExportKind = Literal["png", "geojson", "ome-zarr", "ome-tiff"]
 
@@ -111,7 +118,10 @@ class GiveUpConfig:
     """A run that shows no sign of life for so long counts as dead."""
 
     def __post_init__(self) -> None:
-        require(re.fullmatch(r"[\w.-]+", self.run) is not None, f"--run {self.run!r}: expected the name of one folder")
+        require(
+            re.fullmatch(r"[\w.-]+", self.run) is not None,
+            f"--run {self.run!r}: expected the name of one folder",
+        )
         require_range(self, TINY, ANY, "lease_seconds")
 
 

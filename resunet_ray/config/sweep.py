@@ -42,12 +42,15 @@ class SweepConfig:
     """Train the winner anew with so many seeds, to know its scores' spread; the best bundle is the result."""
 
     def __post_init__(self) -> None:
-        require_range(self, 1, ANY, "trials", "concurrent", "grace_epochs", "final_epochs", "final_seeds")
+        require_range(
+            self, 1, ANY, "trials", "concurrent", "grace_epochs", "final_epochs", "final_seeds"
+        )
         require_range(self, 2, ANY, "reduction_factor")
         require_range(self, TINY, ANY, "hours")
         interval = self.training.validation_interval
         require(
-            self.scheduler == "none" or -(-self.grace_epochs // interval) * interval < self.training.epochs,
+            self.scheduler == "none"
+            or -(-self.grace_epochs // interval) * interval < self.training.epochs,
             f"--grace-epochs {self.grace_epochs} leaves --scheduler {self.scheduler} nothing to stop in "
             f"{self.training.epochs} epochs with a validation every {interval}: give fewer, or --scheduler none",
         )
@@ -75,4 +78,7 @@ class DashboardConfig:
     def __post_init__(self) -> None:
         require_range(self, 1, 65535, "tensorboard_port", "optuna_port")
         require_range(self, TINY, ANY, "refresh_seconds")
-        require(self.tensorboard_port != self.optuna_port, f"--optuna-port {self.optuna_port} is TensorBoard's: give another")
+        require(
+            self.tensorboard_port != self.optuna_port,
+            f"--optuna-port {self.optuna_port} is TensorBoard's: give another",
+        )

@@ -111,20 +111,65 @@ class TrainConfig:
             low is None or 1 <= low <= self.workers,
             f"--min-workers {low}: expected 1 to {self.workers}, the number of --workers",
         )
-        require_range(self, 1, ANY, "epochs", "batch_size", "cpus_per_worker", "threads", "validation_interval")
-        require_range(self, 1, ANY, "keep_checkpoints", "shuffle_buffer", "plateau_patience", "early_stopping_patience", "crop")
-        require_range(self, 0, ANY, "max_failures", "nodes_seconds", "warmup_epochs", "min_learning_rate", "weight_decay", "seed")
-        require_range(self, TINY, ANY, "learning_rate", "clip_norm", "start_timeout_seconds", "positive_weight")
+        require_range(
+            self,
+            1,
+            ANY,
+            "epochs",
+            "batch_size",
+            "cpus_per_worker",
+            "threads",
+            "validation_interval",
+        )
+        require_range(
+            self,
+            1,
+            ANY,
+            "keep_checkpoints",
+            "shuffle_buffer",
+            "plateau_patience",
+            "early_stopping_patience",
+            "crop",
+        )
+        require_range(
+            self,
+            0,
+            ANY,
+            "max_failures",
+            "nodes_seconds",
+            "warmup_epochs",
+            "min_learning_rate",
+            "weight_decay",
+            "seed",
+        )
+        require_range(
+            self,
+            TINY,
+            ANY,
+            "learning_rate",
+            "clip_norm",
+            "start_timeout_seconds",
+            "positive_weight",
+        )
         require_range(self, 0, 1, "balance_area", "balance_modalities")
         require_range(self, TINY, 1 - TINY, "ema_decay", "plateau_factor")
-        require(bool(self.name) and "/" not in self.name, f"--name {self.name!r}: expected the name of one folder")
+        require(
+            bool(self.name) and "/" not in self.name,
+            f"--name {self.name!r}: expected the name of one folder",
+        )
         require(
             self.mlflow is None or not _CREDENTIALS.search(self.mlflow),
             "--mlflow carries credentials, which would be written into the run's files: give them through "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
         )
         if self.schedule != "plateau":
-            require_default(self, f"by --schedule {self.schedule}", "plateau_factor", "plateau_patience", "min_learning_rate")
+            require_default(
+                self,
+                f"by --schedule {self.schedule}",
+                "plateau_factor",
+                "plateau_patience",
+                "min_learning_rate",
+            )
         if self.schedule != "cosine":
             require_default(self, f"by --schedule {self.schedule}", "warmup_epochs")
         if self.preprocess.resize is not None:

@@ -9,7 +9,9 @@ Item = TypeVar("Item")
 Done = TypeVar("Done")
 
 
-def map_ahead(pool: Executor, function: Callable[[Item], Done], items: Iterable[Item], *, depth: int) -> Iterator[Done]:
+def map_ahead(
+    pool: Executor, function: Callable[[Item], Done], items: Iterable[Item], *, depth: int
+) -> Iterator[Done]:
     """`function` of each item, in the order of the items, at most `depth` of them begun and not yet taken.
 
     `Executor.map` would begin all of them at once, and keep every result.

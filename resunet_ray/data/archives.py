@@ -33,9 +33,25 @@ _DECODERS: dict[str, Any] = {
 MAX_BYTES = 2**30
 """What is read of one file or member. An image of `max_pixels` has less; slides are read in parts."""
 _MAX_HEADER = 2**20  # bytes of a tar's extended header: a path, and some attributes
-_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_HEADERS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 _BUFFER_BYTES = 2**20  # the headers of a tar of small files come many at a time
-BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, KeyError, RuntimeError, ValueError, OSError, zlib.error, lzma.LZMAError)
+BROKEN = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    ValueError,
+    OSError,
+    zlib.error,
+    lzma.LZMAError,
+)
 """What reading bad bytes raises, or a file that may not be read."""
 
 
@@ -68,16 +84,24 @@ class Entry:
             ResourceError: the storage stays away, or the cache cannot be used.
         """
         if self.size > MAX_BYTES:
-            raise InputError(f"{self.name} has {self.size} bytes: expected at most {MAX_BYTES} of one image")
+            raise InputError(
+                f"{self.name} has {self.size} bytes: expected at most {MAX_BYTES} of one image"
+            )
         try:
             if self.member is None:
                 return storage.read_bytes(self.uri, max_bytes=MAX_BYTES)
             decode = _find_decoder(self.uri)
-            content = _open_archive(self.uri).read(self) if decode is None else self._read_expanded(decode, cache)
+            content = (
+                _open_archive(self.uri).read(self)
+                if decode is None
+                else self._read_expanded(decode, cache)
+            )
         except BROKEN as error:
             raise InputError(f"{self.name} cannot be read: {error}") from None
         if len(content) < self.size:
-            raise InputError(f"{self.name} cannot be read: it ends after {len(content)} of {self.size} bytes")
+            raise InputError(
+                f"{self.name} cannot be read: it ends after {len(content)} of {self.size} bytes"
+            )
         return content
 
     def _read_expanded(self, decode: _Decoder, cache: storage.Cache) -> bytes:
@@ -101,13 +125,17 @@ class _Archive:
         self._file = storage.Reader(uri)
         self._lock = threading.Lock()
         self._zip = zipfile.ZipFile(_buffered(self._file)) if uri.lower().endswith(".zip") else None
-        self._zipped = {} if self._zip is None else {info.header_offset: info for info in self._zip.infolist()}
+        self._zipped = (
+            {} if self._zip is None else {info.header_offset: info for info in self._zip.infolist()}
+        )
 
     def read(self, entry: Entry) -> bytes:
         if self._zip is not None:
             assert entry.member is not None, f"{entry.name} is no member"
             with self._lock:
-                return self._zip.read(entry.member if entry.offset is None else self._zipped[entry.offset])
+                return self._zip.read(
+                    entry.member if entry.offset is None else self._zipped[entry.offset]
+                )
         assert entry.offset is not None, f"{entry.name} was listed without its place"
         return self._file.read_at(entry.size, entry.offset)
 
@@ -124,7 +152,9 @@ def _fingerprint(uri: str) -> str:
 
 
 def _find_decoder(uri: str) -> _Decoder | None:
-    return next((decode for suffix, decode in _DECODERS.items() if uri.lower().endswith(suffix)), None)
+    return next(
+        (decode for suffix, decode in _DECODERS.items() if uri.lower().endswith(suffix)), None
+    )
 
 
 def is_archive(uri: str) -> bool:
@@ -144,12 +174,19 @@ def list_entries(uri: str, *, max_bytes: int) -> Iterator[tuple[str, Entry]]:
     """
     uri = storage.absolute(uri)
     if not storage.exists(uri):
-        raise InputError(f"{uri} is not there: expected a folder, a zip or a tar of images and masks")
+        raise InputError(
+            f"{uri} is not there: expected a folder, a zip or a tar of images and masks"
+        )
     if not storage.is_file(uri):
-        yield from ((path, Entry(storage.join(uri, path), size=size)) for path, size in storage.list_files(uri))
+        yield from (
+            (path, Entry(storage.join(uri, path), size=size))
+            for path, size in storage.list_files(uri)
+        )
         return
     if not is_archive(uri):
-        raise InputError(f"{uri} is a file but neither .zip nor .tar (.gz, .bz2, .xz): expected one of these, or a folder")
+        raise InputError(
+            f"{uri} is a file but neither .zip nor .tar (.gz, .bz2, .xz): expected one of these, or a folder"
+        )
     try:
         with _buffered(storage.Reader(uri)) as file:
             for entry in _members(uri, file, max_bytes=max_bytes):
@@ -162,12 +199,20 @@ def _members(uri: str, file: IO[bytes], *, max_bytes: int) -> Iterator[Entry]:
     if uri.lower().endswith(".zip"):
         for found in zipfile.ZipFile(file).infolist():
             if not found.is_dir():
-                yield Entry(uri, found.filename, offset=found.header_offset, size=found.file_size, crc=found.CRC)
+                yield Entry(
+                    uri,
+                    found.filename,
+                    offset=found.header_offset,
+                    size=found.file_size,
+                    crc=found.CRC,
+                )
         return
     with tarfile.open(fileobj=file, tarinfo=_Member) as archive:
         compressed = _find_decoder(uri) is not None
         for info in archive:
-            if compressed and info.offset_data + info.size > max_bytes:  # to go on would be to decode it
+            if (
+                compressed and info.offset_data + info.size > max_bytes
+            ):  # to go on would be to decode it
                 raise tarfile.TarError(
                     f"{info.name} lies beyond the {max_bytes} bytes that the staging cache holds: give --cache-gib more"
                 )
@@ -181,7 +226,9 @@ class _Member(tarfile.TarInfo):
 
     def _proc_member(self, archive: tarfile.TarFile) -> Any:
         if self.type in _HEADERS and self.size > _MAX_HEADER:
-            raise tarfile.ReadError(f"a header of it claims {self.size} bytes: expected at most {_MAX_HEADER}")
+            raise tarfile.ReadError(
+                f"a header of it claims {self.size} bytes: expected at most {_MAX_HEADER}"
+            )
         return super()._proc_member(archive)  # type: ignore[misc]
 
 

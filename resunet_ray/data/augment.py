@@ -9,11 +9,18 @@ from jaxtyping import UInt8
 
 from resunet_ray.config import AugmentConfig
 
-_RANGE = (0.1, 99.9)  # percentiles of a crop's levels that are its range: a few hot pixels do not stretch it
+_RANGE = (
+    0.1,
+    99.9,
+)  # percentiles of a crop's levels that are its range: a few hot pixels do not stretch it
 
 
 def crop_at_random(
-    image: UInt8[np.ndarray, "h w c"], mask: UInt8[np.ndarray, "h w"], *, size: int, rng: np.random.Generator
+    image: UInt8[np.ndarray, "h w c"],
+    mask: UInt8[np.ndarray, "h w"],
+    *,
+    size: int,
+    rng: np.random.Generator,
 ) -> tuple[UInt8[np.ndarray, "s s c"], UInt8[np.ndarray, "s s"]]:
     """A window of `size` at a random place; an image that is smaller is continued by reflection."""
     low = pad_to(image, size=size), pad_to(mask, size=size)
@@ -48,14 +55,20 @@ def augment(
         rng: where all randomness comes from.
     """
     matrix = _draw_affine(mask, size=size, config=config, rng=rng)
-    image = cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-    mask = cv2.warpAffine(mask, matrix, (size, size), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT)
+    image = cv2.warpAffine(
+        image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+    )
+    mask = cv2.warpAffine(
+        mask, matrix, (size, size), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT
+    )
     if image.ndim == 2:  # OpenCV drops a single channel
         image = image[..., None]
     return _recolour(image, config=config, rng=rng), mask.astype(np.uint8, copy=False)
 
 
-def _draw_affine(mask: UInt8[np.ndarray, "h w"], *, size: int, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
+def _draw_affine(
+    mask: UInt8[np.ndarray, "h w"], *, size: int, config: AugmentConfig, rng: np.random.Generator
+) -> np.ndarray:
     """The 2×3 matrix from image coordinates (x, y) to those of the crop."""
     scale = float(np.exp(rng.uniform(-1, 1) * np.log(config.scale)))
     angle = float(rng.integers(4)) * np.pi / 2 if config.flip else 0.0
@@ -68,19 +81,26 @@ def _draw_affine(mask: UInt8[np.ndarray, "h w"], *, size: int, config: AugmentCo
     margin = size / scale / 2
     nucleus = _draw_nucleus(mask, rng=rng) if rng.random() < config.foreground_probability else None
     near = nucleus or (None, None)
-    row, column = (_draw_centre(length, near=at, margin=margin, rng=rng) for length, at in zip(mask.shape, near, strict=True))
+    row, column = (
+        _draw_centre(length, near=at, margin=margin, rng=rng)
+        for length, at in zip(mask.shape, near, strict=True)
+    )
     centre = np.array([column, row])
     # Pixel centres stand at whole numbers, so an array of n pixels has its middle at (n - 1) / 2.
     return np.column_stack((linear, (size - 1) / 2 - linear @ centre))
 
 
-def _draw_nucleus(mask: UInt8[np.ndarray, "h w"], *, rng: np.random.Generator) -> tuple[int, int] | None:
+def _draw_nucleus(
+    mask: UInt8[np.ndarray, "h w"], *, rng: np.random.Generator
+) -> tuple[int, int] | None:
     """Row and column of any nucleus pixel; None in an image without."""
     places = np.flatnonzero(mask)
     return divmod(int(places[rng.integers(len(places))]), mask.shape[1]) if len(places) else None
 
 
-def _draw_centre(length: int, *, near: int | None, margin: float, rng: np.random.Generator) -> float:
+def _draw_centre(
+    length: int, *, near: int | None, margin: float, rng: np.random.Generator
+) -> float:
     """Where the window's centre comes to lie along one side: anywhere, or so that it shows a place well inside."""
     low, high = margin - 0.5, length - margin - 0.5
     if low >= high:
@@ -112,7 +132,9 @@ def _recolour(
         sigma = float(rng.uniform(0.3, 1)) * config.blur
         image = cv2.GaussianBlur(image, (0, 0), sigma).reshape(image.shape)
     if rng.random() < config.noise_probability:
-        noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(float(rng.random()) * config.noise * extent)
+        noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(
+            float(rng.random()) * config.noise * extent
+        )
         image = np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
     return image
 

@@ -23,7 +23,9 @@ class _RejectedError(Exception):
         self.reason = reason
 
 
-def check_source(source: Source, *, max_pixels: int, known: Mapping[str, Any], cache: Cache) -> dict[str, Any]:
+def check_source(
+    source: Source, *, max_pixels: int, known: Mapping[str, Any], cache: Cache
+) -> dict[str, Any]:
     """The data set's row of one labelled image, or a row with `reason` and `message` and no pixels."""
     row: dict[str, Any] = {"image_id": source.image_id, "source_uri": source.name}
     try:
@@ -33,13 +35,21 @@ def check_source(source: Source, *, max_pixels: int, known: Mapping[str, Any], c
     except _RejectedError as rejection:
         return row | {"reason": rejection.reason, "message": str(rejection)}
     mpp, modality = known.get("mpp"), known.get("modality")
-    return row | {"mpp": None if pd.isna(mpp) else mpp, "modality": None if pd.isna(modality) else str(modality)}
+    return row | {
+        "mpp": None if pd.isna(mpp) else mpp,
+        "modality": None if pd.isna(modality) else str(modality),
+    }
 
 
 def blame_source(source: Source, deaths: int) -> dict[str, Any]:
     """The row of a labelled image over which the process died so often."""
     message = crashes.describe(source.name, deaths)
-    return {"image_id": source.image_id, "source_uri": source.name, "reason": "crash", "message": message}
+    return {
+        "image_id": source.image_id,
+        "source_uri": source.name,
+        "reason": "crash",
+        "message": message,
+    }
 
 
 _UNREAD = {
@@ -59,7 +69,9 @@ def _read_pair(source: Source, *, max_pixels: int, cache: Cache) -> dict[str, An
         raise _RejectedError("unreadable", str(error)) from None
     mask, labels = _read_truth(source, shape=image.shape[:2], max_pixels=max_pixels, cache=cache)
     return {
-        "image": content if images.is_stored_form(content) else images.encode_png(image, deflate=False),
+        "image": content
+        if images.is_stored_form(content)
+        else images.encode_png(image, deflate=False),
         "mask": images.encode_png(mask * np.uint8(255), deflate=False),
         "labels": None if labels is None else images.encode_labels(labels, name=source.name),
         "height": image.shape[0],
@@ -101,7 +113,10 @@ def _read_truth(
         return (known > 0).astype(np.uint8), known
     mask = _to_mask(read(source.masks[0]), name=source.masks[0].name)
     if known is not None and (differing := int(((known > 0) != (mask > 0)).sum())):
-        raise _RejectedError("labels_differ", f"{source.name}: mask and instances disagree on {differing} pixels: expected none")
+        raise _RejectedError(
+            "labels_differ",
+            f"{source.name}: mask and instances disagree on {differing} pixels: expected none",
+        )
     return mask, known
 
 

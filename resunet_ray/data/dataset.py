@@ -57,7 +57,9 @@ class Dataset:
     def read_column(self, split: str, column: str) -> pd.Series:
         """One column of a split, in the order of its rows."""
         names = sorted({shard for shard, *_ in self.groups(split)})
-        tables = [storage.read_table(storage.join(self.uri, name), columns=[column]) for name in names]
+        tables = [
+            storage.read_table(storage.join(self.uri, name), columns=[column]) for name in names
+        ]
         values: pd.Series = pa.concat_tables(tables)[column].to_pandas()
         return values
 
@@ -74,12 +76,18 @@ def open_dataset(uri: str, *, needs: tuple[str, ...] = ()) -> Dataset:
     """
     uri = storage.absolute(uri)
     if not storage.exists(storage.join(uri, DATASET_FILE)):
-        raise InputError(f"{uri} holds no {DATASET_FILE}: expected the output of a finished jobs/prepare.py")
+        raise InputError(
+            f"{uri} holds no {DATASET_FILE}: expected the output of a finished jobs/prepare.py"
+        )
     content = json.loads(storage.read_bytes(storage.join(uri, DATASET_FILE)))
-    dataset = Dataset(uri, **{name: content[name] for name in ("digest", "mpp", "splits", "shards")})
+    dataset = Dataset(
+        uri, **{name: content[name] for name in ("digest", "mpp", "splits", "shards")}
+    )
     there = {name for name, _ in storage.list_files(uri, recursive=False)}
     if missing := sorted(dataset.shards.keys() - there):
-        raise InputError(f"{uri} lacks {missing[0]}, which its {DATASET_FILE} names ({len(missing)} in all): copy it whole")
+        raise InputError(
+            f"{uri} lacks {missing[0]}, which its {DATASET_FILE} names ({len(missing)} in all): copy it whole"
+        )
     for split in needs:
         if not dataset.splits.get(split):
             known = ", ".join(f"{name} ({count})" for name, count in dataset.splits.items())
@@ -88,7 +96,15 @@ def open_dataset(uri: str, *, needs: tuple[str, ...] = ()) -> Dataset:
 
 
 def plan_epoch(
-    dataset: Dataset, split: str, *, epoch: int, seed: int, rank: int, workers: int, size: int, weights: np.ndarray | None
+    dataset: Dataset,
+    split: str,
+    *,
+    epoch: int,
+    seed: int,
+    rank: int,
+    workers: int,
+    size: int,
+    weights: np.ndarray | None,
 ) -> list[Span]:
     """What one worker reads in one training epoch: its share of all row groups in random order.
 
@@ -107,13 +123,20 @@ def plan_epoch(
     groups = dataset.groups(split)
     rows = sum(count for *_, count in groups)
     repeats = _draw_repeats(rows, size=size, weights=weights, rng=rng)
-    draws = [(index, row) for index in rng.permutation(len(groups)) for row in _rows_of(groups[index], repeats)]
+    draws = [
+        (index, row)
+        for index in rng.permutation(len(groups))
+        for row in _rows_of(groups[index], repeats)
+    ]
     share = size // workers
     mine = draws[rank * share : (rank + 1) * share]
     wanted: dict[int, list[int]] = {}
     for index, row in mine:
         wanted.setdefault(int(index), []).append(row)
-    return [Span(epoch, groups[i][0], groups[i][1], groups[i][2], tuple(members)) for i, members in wanted.items()]
+    return [
+        Span(epoch, groups[i][0], groups[i][1], groups[i][2], tuple(members))
+        for i, members in wanted.items()
+    ]
 
 
 def _rows_of(group: tuple[str, int, int, int], repeats: np.ndarray) -> Iterator[int]:
@@ -122,13 +145,17 @@ def _rows_of(group: tuple[str, int, int, int], repeats: np.ndarray) -> Iterator[
         yield from [row] * int(repeats[first + row])
 
 
-def _draw_repeats(rows: int, *, size: int, weights: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+def _draw_repeats(
+    rows: int, *, size: int, weights: np.ndarray | None, rng: np.random.Generator
+) -> np.ndarray:
     """How often each row is seen, `size` in all, as near to its weight as whole numbers allow (systematic sampling)."""
     order = rng.permutation(rows)
     share = np.ones(rows) if weights is None else weights
     edges = np.cumsum(share[order]) / share.sum() * size
     edges[-1] = size
-    drawn = np.diff(np.floor(edges + 1e-9 + (rng.random() if weights is not None else 0.0)), prepend=0)
+    drawn = np.diff(
+        np.floor(edges + 1e-9 + (rng.random() if weights is not None else 0.0)), prepend=0
+    )
     drawn[-1] += size - drawn.sum()
     repeats = np.empty(rows, dtype=np.int64)
     repeats[order] = drawn
@@ -146,5 +173,7 @@ def plan_once(dataset: Dataset, split: str, *, rank: int = 0, workers: int = 1) 
 
 def read_span(dataset: Dataset, span: Span, *, columns: list[str]) -> Iterator[tuple[int, Row]]:
     """The wanted rows, in the order of the plan, each with its number within the row group."""
-    rows = storage.read_table(storage.join(dataset.uri, span.shard), columns=columns, row_group=span.row_group).to_pylist()
+    rows = storage.read_table(
+        storage.join(dataset.uri, span.shard), columns=columns, row_group=span.row_group
+    ).to_pylist()
     yield from ((number, rows[number]) for number in span.wanted)

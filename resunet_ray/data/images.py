@@ -14,13 +14,25 @@ MAX_PIXELS = 2**28
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "JPEG2000")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".j2k")
 
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, struct.error, cv2.error)
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    struct.error,
+    cv2.error,
+)
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "I;16B", "I;16L"}
 _ORIENTATION_TAG = 0x0112  # EXIF 2.32, 4.6.4
 _BITS_PER_SAMPLE_TAG = 258  # TIFF 6.0, section 8
 
 
-def decode_image(content: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "h w 3"]:
+def decode_image(
+    content: bytes, *, name: str, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "h w 3"]:
     """The image in RGB order, upright as its EXIF orientation says.
 
     Grey is repeated over the three channels; 16 bit becomes 8 by the smallest of 8, 10, 12, 14 and 16 bits that holds the
@@ -38,7 +50,9 @@ def decode_image(content: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> 
     array = _decode(content, name=name, max_pixels=max_pixels)
     if array.ndim == 3 and array.shape[2] in (2, 4):
         if (array[..., -1] != np.iinfo(array.dtype).max).any():
-            raise ImageError(f"{name} is partly transparent, and what is behind it is unknown: save it without transparency")
+            raise ImageError(
+                f"{name} is partly transparent, and what is behind it is unknown: save it without transparency"
+            )
         array = array[..., :-1]
     array = to_uint8(array)
     if array.ndim == 2:
@@ -46,7 +60,9 @@ def decode_image(content: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> 
     return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
 
 
-def decode_labels(content: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> Int32[np.ndarray, "h w"]:
+def decode_labels(
+    content: bytes, *, name: str, max_pixels: int = MAX_PIXELS
+) -> Int32[np.ndarray, "h w"]:
     """The values of a one-channel image as they are stored: a mask, or the number of the instance at each pixel.
 
     Three equal colour channels count as one; of a palette the indices are the values.
@@ -102,20 +118,30 @@ def decode_stored(content: bytes) -> np.ndarray:
 def is_stored_form(content: bytes) -> bool:
     """Whether these bytes may be stored as they are: an upright RGB JPEG, which without its loss would be many times as large."""
     with Image.open(io.BytesIO(content)) as image:
-        return image.format == "JPEG" and image.mode == "RGB" and image.getexif().get(_ORIENTATION_TAG, 1) == 1
+        return (
+            image.format == "JPEG"
+            and image.mode == "RGB"
+            and image.getexif().get(_ORIENTATION_TAG, 1) == 1
+        )
 
 
-def _decode(content: bytes, *, name: str, max_pixels: int, expand_palette: bool = True) -> np.ndarray:
+def _decode(
+    content: bytes, *, name: str, max_pixels: int, expand_palette: bool = True
+) -> np.ndarray:
     if not content:
         raise ImageError(f"{name} is empty: 0 bytes")
-    Image.MAX_IMAGE_PIXELS = None  # max_pixels is the limit, checked below before a pixel is allocated
+    Image.MAX_IMAGE_PIXELS = (
+        None  # max_pixels is the limit, checked below before a pixel is allocated
+    )
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_header(image, name=name, max_pixels=max_pixels)
             array = _pixels(image, content, expand_palette=expand_palette)
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except UnidentifiedImageError:
-        raise ImageError(f"{name} is not an image: expected {', '.join(FORMATS)}, found bytes {content[:8]!r}") from None
+        raise ImageError(
+            f"{name} is not an image: expected {', '.join(FORMATS)}, found bytes {content[:8]!r}"
+        ) from None
     except _BROKEN as error:  # what Pillow's decoders raise on bad bytes
         raise ImageError(f"{name} is damaged: {error}") from None
     return _orient(array, orientation)
@@ -127,15 +153,23 @@ def _check_header(image: Image.Image, *, name: str, max_pixels: int) -> None:
         raise ImageError(f"{name} claims {height} x {width} pixels: expected at most {max_pixels}")
     pages = getattr(image, "n_frames", 1)
     if pages != 1:
-        raise ImageError(f"{name} has {pages} pages: expected one, save the one that is meant as a file of its own")
+        raise ImageError(
+            f"{name} has {pages} pages: expected one, save the one that is meant as a file of its own"
+        )
     if image.mode not in _MODES:
-        raise ImageError(f"{name} has colour mode {image.mode}: expected grey, RGB, RGBA or a palette, of 8 or 16 bit")
+        raise ImageError(
+            f"{name} has colour mode {image.mode}: expected grey, RGB, RGBA or a palette, of 8 or 16 bit"
+        )
 
 
 def _pixels(image: Image.Image, content: bytes, *, expand_palette: bool) -> np.ndarray:
     image.load()  # raises where the file ends early; OpenCV would fill the rest with grey
-    if image.mode in ("RGB", "RGBA") and _bits(image, content) == 16:  # Pillow would cut these to 8 bit
-        deep = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)  # BGR, not turned
+    if (
+        image.mode in ("RGB", "RGBA") and _bits(image, content) == 16
+    ):  # Pillow would cut these to 8 bit
+        deep = cv2.imdecode(
+            np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED
+        )  # BGR, not turned
         if deep is None:
             raise ValueError("its 16-bit colour cannot be decoded")
         return deep[..., [2, 1, 0, 3][: deep.shape[2]]]
@@ -183,9 +217,18 @@ def _orient(array: np.ndarray, orientation: int) -> np.ndarray:
     return array
 
 
-_SIGNATURES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"RIFF": "WEBP", b"II": "TIFF", b"MM": "TIFF"}
+_SIGNATURES = {
+    b"\x89PNG": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"BM": "BMP",
+    b"RIFF": "WEBP",
+    b"II": "TIFF",
+    b"MM": "TIFF",
+}
 
 
 def name_format(content: bytes) -> str:
     """The format by its first bytes; the image was decoded, so it is one of those that are known."""
-    return next((name for start, name in _SIGNATURES.items() if content.startswith(start)), "JPEG2000")
+    return next(
+        (name for start, name in _SIGNATURES.items() if content.startswith(start)), "JPEG2000"
+    )

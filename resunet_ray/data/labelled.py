@@ -32,7 +32,10 @@ def read_images(dataset: Dataset, spans: list[Span]) -> Iterator[LabelledImage]:
     """The images of some spans, in their order."""
     with ThreadPoolExecutor(_THREADS) as pool:
         for span in spans:
-            rows = [(span.first + number, row) for number, row in read_span(dataset, span, columns=_COLUMNS)]
+            rows = [
+                (span.first + number, row)
+                for number, row in read_span(dataset, span, columns=_COLUMNS)
+            ]
             yield from pool.map(_decode, rows)
 
 

@@ -64,7 +64,9 @@ def prepare(config: PrepareConfig) -> PreparationResult:
     Raises:
         InputError: an input is missing, the output is taken, or more images than allowed are rejected.
     """
-    config = replace(config, output=storage.absolute(config.output).rstrip("/"))  # tasks run in folders of their own
+    config = replace(
+        config, output=storage.absolute(config.output).rstrip("/")
+    )  # tasks run in folders of their own
     storage.check_writable(config.output)
     _require_free(config.output)
     sources = list_sources(config.input, max_bytes=storage.Cache.of(config).max_bytes)
@@ -88,7 +90,10 @@ def prepare(config: PrepareConfig) -> PreparationResult:
     accepted = checked[checked["reason"].isna() & checked["image_id"].isin(split_of.keys())]
     accepted = accepted.assign(split=accepted["image_id"].map(split_of))
     shards = _write_shards(accepted, config=config, staging=staging)
-    counts = {str(split): int(count) for split, count in accepted["split"].value_counts().sort_index().items()}
+    counts = {
+        str(split): int(count)
+        for split, count in accepted["split"].value_counts().sort_index().items()
+    }
     _commit(accepted, shards=shards, counts=counts, config=config)
     storage.delete(staging)
     return PreparationResult(len(accepted), len(rejects), counts, dict(Counter(rejects["reason"])))
@@ -96,7 +101,9 @@ def prepare(config: PrepareConfig) -> PreparationResult:
 
 def _require_free(output: str) -> None:
     if storage.exists(storage.join(output, DATASET_FILE)):
-        raise InputError(f"{output} already holds a data set ({DATASET_FILE}): give another --output, or delete it first")
+        raise InputError(
+            f"{output} already holds a data set ({DATASET_FILE}): give another --output, or delete it first"
+        )
 
 
 def _read_metadata(uri: str | None) -> dict[str, dict[str, Any]]:
@@ -107,7 +114,9 @@ def _read_metadata(uri: str | None) -> dict[str, dict[str, Any]]:
     except (ValueError, UnicodeDecodeError) as error:
         raise InputError(f"{uri} is not a CSV: {error}") from None
     if "id" not in frame:
-        raise InputError(f"{uri} has columns {', '.join(frame.columns)}: expected a column `id` with the images' names")
+        raise InputError(
+            f"{uri} has columns {', '.join(frame.columns)}: expected a column `id` with the images' names"
+        )
     if "mpp" in frame:
         numbers = pd.to_numeric(frame["mpp"], errors="coerce")
         wrong = frame[frame["mpp"].notna() & ~(numbers > 0)]
@@ -120,7 +129,9 @@ def _read_metadata(uri: str | None) -> dict[str, dict[str, Any]]:
     return {str(row["id"]): row for row in frame.to_dict("records")}
 
 
-def _require_known(metadata: Mapping[str, Mapping[str, Any]], names: list[str], *, source: str | None) -> None:
+def _require_known(
+    metadata: Mapping[str, Mapping[str, Any]], names: list[str], *, source: str | None
+) -> None:
     """Refuses metadata of which no row names an image: most likely a matter of endings."""
     if metadata and not metadata.keys() & set(names):
         raise InputError(
@@ -130,25 +141,40 @@ def _require_known(metadata: Mapping[str, Mapping[str, Any]], names: list[str], 
 
 
 def _check_all(
-    sources: list[Source], *, config: PrepareConfig, metadata: Mapping[str, Mapping[str, Any]], staging: str
+    sources: list[Source],
+    *,
+    config: PrepareConfig,
+    metadata: Mapping[str, Mapping[str, Any]],
+    staging: str,
 ) -> pd.DataFrame:
     """Decodes every image on the cluster; what can be read waits in `staging`, one file a task."""
-    tasks = [sources[start : start + _IMAGES_PER_TASK] for start in range(0, len(sources), _IMAGES_PER_TASK)]
+    tasks = [
+        sources[start : start + _IMAGES_PER_TASK]
+        for start in range(0, len(sources), _IMAGES_PER_TASK)
+    ]
     session = uuid.uuid4().hex
 
     def check(source: Source) -> dict[str, Any]:
         known = metadata.get(source.image_id, {})
-        return check_source(source, max_pixels=config.max_pixels, known=known, cache=storage.Cache.of(config))
+        return check_source(
+            source, max_pixels=config.max_pixels, known=known, cache=storage.Cache.of(config)
+        )
 
     def check_task(number: int) -> pa.Table:
         notes = crashes.Notes(staging, session, node=this_node(), is_lost=is_lost)
         rows = notes.work_through(number, tasks[number], check, blame=blame_source)
         table = pa.Table.from_pylist(rows, schema=_CHECKED)
-        storage.write_table(storage.join(staging, f"{number:06d}.parquet"), table, rows_per_group=config.rows_per_group)
+        storage.write_table(
+            storage.join(staging, f"{number:06d}.parquet"),
+            table,
+            rows_per_group=config.rows_per_group,
+        )
         light = table.drop_columns(["image", "mask", "labels"])
         return light.append_column("task", pa.array([number] * len(light), pa.int64()))
 
-    frame: pd.DataFrame = run_tasks(check_task, count=len(tasks), total=len(sources), what="images checked").to_pandas()
+    frame: pd.DataFrame = run_tasks(
+        check_task, count=len(tasks), total=len(sources), what="images checked"
+    ).to_pandas()
     frame["position"] = frame.groupby("task").cumcount()
     return frame.sort_values(["task", "position"], ignore_index=True)
 
@@ -159,14 +185,18 @@ def _reject_duplicates(checked: pd.DataFrame) -> pd.DataFrame:
     first = readable.groupby("digest")["image_id"].transform("first")
     copies = readable.index[readable.duplicated("digest")]
     checked.loc[copies, "reason"] = "duplicate"
-    checked.loc[copies, "message"] = checked.loc[copies, "source_uri"] + ": its pixels equal those of " + first.loc[copies]
+    checked.loc[copies, "message"] = (
+        checked.loc[copies, "source_uri"] + ": its pixels equal those of " + first.loc[copies]
+    )
     return checked
 
 
 def _require_few_rejects(rejects: pd.DataFrame, *, total: int, config: PrepareConfig) -> None:
     fraction = len(rejects) / total
     if len(rejects) and fraction > config.max_reject_fraction:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(rejects["reason"]).items())
+        reasons = ", ".join(
+            f"{count} {reason}" for reason, count in Counter(rejects["reason"]).items()
+        )
         raise InputError(
             f"{len(rejects)} of {total} images are rejected ({reasons}), a fraction of {fraction:.4f}: "
             f"--max-reject-fraction is {config.max_reject_fraction}. The first: {rejects['message'].iloc[0]}. All are in "
@@ -174,44 +204,68 @@ def _require_few_rejects(rejects: pd.DataFrame, *, total: int, config: PrepareCo
         )
 
 
-def _split(image_ids: list[str], *, config: PrepareConfig, metadata: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def _split(
+    image_ids: list[str], *, config: PrepareConfig, metadata: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
     if config.split == "baseline":
         return splits.split_as_baseline(image_ids)
     if config.split == "file":
         assert config.split_file is not None, "checked by PrepareConfig"
-        return splits.split_from_lists(image_ids, lists=_read_split_file(config.split_file), source=config.split_file)
+        return splits.split_from_lists(
+            image_ids, lists=_read_split_file(config.split_file), source=config.split_file
+        )
     groups = None
     if config.group_column is not None:
-        groups = {name: str(metadata.get(name, {}).get(config.group_column, "nan")) for name in image_ids}
+        groups = {
+            name: str(metadata.get(name, {}).get(config.group_column, "nan")) for name in image_ids
+        }
         without = [name for name, group in groups.items() if group == "nan"]
         if without:
             raise InputError(
                 f"{config.metadata} gives no {config.group_column} for {len(without)} images, {without[0]} the first"
             )
     return splits.split_by_fraction(
-        image_ids, val_fraction=config.val_fraction, test_fraction=config.test_fraction, seed=config.seed, groups=groups
+        image_ids,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        seed=config.seed,
+        groups=groups,
     )
 
 
 def _read_split_file(uri: str) -> dict[str, list[str]]:
     try:
         content = TypeAdapter(dict[str, Any]).validate_json(storage.read_bytes(uri))
-        named = {name: content[name] for name in (splits.TRAIN, splits.VAL, splits.TEST) if name in content}
+        named = {
+            name: content[name]
+            for name in (splits.TRAIN, splits.VAL, splits.TEST)
+            if name in content
+        }
         lists = TypeAdapter(dict[str, list[str]]).validate_python(named)
     except ValidationError as error:
-        raise InputError(f"{uri} is not a JSON object of lists of image ids: {error.errors()[0]['msg']}") from None
+        raise InputError(
+            f"{uri} is not a JSON object of lists of image ids: {error.errors()[0]['msg']}"
+        ) from None
     if splits.TRAIN not in lists or splits.VAL not in lists:
-        raise InputError(f"{uri} must list the image ids of `train` and `val` (and `test`): found {', '.join(content) or 'none'}")
+        raise InputError(
+            f"{uri} must list the image ids of `train` and `val` (and `test`): found {', '.join(content) or 'none'}"
+        )
     return lists
 
 
-def _write_shards(accepted: pd.DataFrame, *, config: PrepareConfig, staging: str) -> dict[str, list[int]]:
+def _write_shards(
+    accepted: pd.DataFrame, *, config: PrepareConfig, staging: str
+) -> dict[str, list[int]]:
     """Copies the accepted rows into one run of files for each split; returns the rows of each file's row groups."""
     plan = []
     for split, rows in accepted.groupby("split", sort=True):
         pixels = (rows["height"] * rows["width"]).cumsum()
-        for number, (_, part) in enumerate(rows.groupby(np.arange(len(rows)) // config.rows_per_shard + pixels // _SHARD_PIXELS)):
-            plan.append((f"{split}-{number:05d}.parquet", str(split), part[["task", "position"]].to_numpy()))
+        for number, (_, part) in enumerate(
+            rows.groupby(np.arange(len(rows)) // config.rows_per_shard + pixels // _SHARD_PIXELS)
+        ):
+            plan.append(
+                (f"{split}-{number:05d}.parquet", str(split), part[["task", "position"]].to_numpy())
+            )
 
     def write_shard(number: int) -> pa.Table:
         name, split, rows = plan[number]
@@ -220,20 +274,43 @@ def _write_shards(accepted: pd.DataFrame, *, config: PrepareConfig, staging: str
             table = storage.read_table(storage.join(staging, f"{task:06d}.parquet"))
             parts.append(table.take(pa.array(rows[rows[:, 0] == task, 1])))
         table = pa.concat_tables(parts)
-        table = table.append_column("split", pa.array([split] * len(table))).select(DATASET.names).cast(DATASET)
-        storage.write_table(storage.join(config.output, name), table, rows_per_group=config.rows_per_group)
+        table = (
+            table.append_column("split", pa.array([split] * len(table)))
+            .select(DATASET.names)
+            .cast(DATASET)
+        )
+        storage.write_table(
+            storage.join(config.output, name), table, rows_per_group=config.rows_per_group
+        )
         return pa.table({"name": [name], "rows": [len(table)]})
 
-    written = run_tasks(write_shard, count=len(plan), total=len(plan), what="shards written").to_pylist()
+    written = run_tasks(
+        write_shard, count=len(plan), total=len(plan), what="shards written"
+    ).to_pylist()
     size = config.rows_per_group
     return {
-        row["name"]: [min(size, int(row["rows"]) - start) for start in range(0, int(row["rows"]), size)]
+        row["name"]: [
+            min(size, int(row["rows"]) - start) for start in range(0, int(row["rows"]), size)
+        ]
         for row in sorted(written, key=lambda row: str(row["name"]))
     }
 
 
-def _commit(accepted: pd.DataFrame, *, shards: dict[str, list[int]], counts: dict[str, int], config: PrepareConfig) -> None:
-    decisive = ["image_id", "split", "digest", "truth_digest", "mpp", "modality"]  # all that a training learns from
+def _commit(
+    accepted: pd.DataFrame,
+    *,
+    shards: dict[str, list[int]],
+    counts: dict[str, int],
+    config: PrepareConfig,
+) -> None:
+    decisive = [
+        "image_id",
+        "split",
+        "digest",
+        "truth_digest",
+        "mpp",
+        "modality",
+    ]  # all that a training learns from
     rows = accepted.sort_values("image_id")[decisive].to_csv(index=False)
     mpp = accepted["mpp"].dropna().unique()
     content = {
@@ -243,4 +320,6 @@ def _commit(accepted: pd.DataFrame, *, shards: dict[str, list[int]], counts: dic
         "shards": shards,
         "config": asdict(config),
     }
-    storage.write_bytes(storage.join(config.output, DATASET_FILE), json.dumps(content, indent=1).encode())
+    storage.write_bytes(
+        storage.join(config.output, DATASET_FILE), json.dumps(content, indent=1).encode()
+    )

@@ -42,7 +42,9 @@ class _Reader(Protocol):
     mpp: float | None
     format: str
 
-    def read(self, level: int, top: int, left: int, height: int, width: int) -> UInt8[np.ndarray, "_h _w 3"]:
+    def read(
+        self, level: int, top: int, left: int, height: int, width: int
+    ) -> UInt8[np.ndarray, "_h _w 3"]:
         """A window of a level, in its own pixels, wholly within it."""
 
     def close(self) -> None:
@@ -81,7 +83,9 @@ class Slide:
             self._reader = _open_reader(path)
         height, width = self._reader.levels[0]
         if not (0 < height <= _MAX_SIDE and 0 < width <= _MAX_SIDE):
-            raise ImageError(f"{name} claims {height} x {width} pixels: expected 1 to {_MAX_SIDE} a side")
+            raise ImageError(
+                f"{name} claims {height} x {width} pixels: expected 1 to {_MAX_SIDE} a side"
+            )
         stated = self._reader.mpp
         believed = stated if stated is not None and MPP_RANGE[0] <= stated <= MPP_RANGE[1] else None
         self.info = SlideInfo(height, width, believed, stated, self._reader.format)
@@ -90,7 +94,9 @@ class Slide:
         """Height and width of the whole slide, in pixels that are `scale` pixels of its largest level wide."""
         return max(1, int(self.info.height / scale)), max(1, int(self.info.width / scale))
 
-    def read(self, top: int, left: int, height: int, width: int, *, scale: float) -> UInt8[np.ndarray, "_h _w 3"]:
+    def read(
+        self, top: int, left: int, height: int, width: int, *, scale: float
+    ) -> UInt8[np.ndarray, "_h _w 3"]:
         """A window of the slide as RGB, averaged down from the best level.
 
         Args:
@@ -105,13 +111,28 @@ class Slide:
         """
         level, factor_y, factor_x = self._best_level(scale)
         rows, columns = self._reader.levels[level]
-        box = left * factor_x, top * factor_y, min((left + width) * factor_x, columns), min((top + height) * factor_y, rows)
+        box = (
+            left * factor_x,
+            top * factor_y,
+            min((left + width) * factor_x, columns),
+            min((top + height) * factor_y, rows),
+        )
         # What is averaged lies a little beyond the window, too: so a pixel is the same in every window.
-        beyond_x, beyond_y = (0 if factor == 1 else math.ceil(max(factor, 1)) for factor in (factor_x, factor_y))
-        first_x, first_y = max(0, math.floor(box[0]) - beyond_x), max(0, math.floor(box[1]) - beyond_y)
-        last_x, last_y = min(columns, math.ceil(box[2]) + beyond_x), min(rows, math.ceil(box[3]) + beyond_y)
+        beyond_x, beyond_y = (
+            0 if factor == 1 else math.ceil(max(factor, 1)) for factor in (factor_x, factor_y)
+        )
+        first_x, first_y = (
+            max(0, math.floor(box[0]) - beyond_x),
+            max(0, math.floor(box[1]) - beyond_y),
+        )
+        last_x, last_y = (
+            min(columns, math.ceil(box[2]) + beyond_x),
+            min(rows, math.ceil(box[3]) + beyond_y),
+        )
         window = first_y, first_x, last_y - first_y, last_x - first_x
-        if window[2] * window[3] > _READ_PIXELS and max(height, width) > 1:  # a slide without small levels is read as well
+        if (
+            window[2] * window[3] > _READ_PIXELS and max(height, width) > 1
+        ):  # a slide without small levels is read as well
             return self._read_halves(top, left, height, width, scale=scale)
         with self._lock, self._naming("read"):
             try:
@@ -123,21 +144,27 @@ class Slide:
         if pixels.shape[:2] == (height, width) and factor_x == factor_y == 1:
             return pixels
         inside = box[0] - first_x, box[1] - first_y, box[2] - first_x, box[3] - first_y
-        small = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR, box=inside)
+        small = Image.fromarray(pixels).resize(
+            (width, height), Image.Resampling.BILINEAR, box=inside
+        )
         return np.asarray(small)
 
     def close(self) -> None:
         """Gives the file back."""
         self._reader.close()
 
-    def _read_halves(self, top: int, left: int, height: int, width: int, *, scale: float) -> UInt8[np.ndarray, "_h _w 3"]:
+    def _read_halves(
+        self, top: int, left: int, height: int, width: int, *, scale: float
+    ) -> UInt8[np.ndarray, "_h _w 3"]:
         if height >= width:
             half = height // 2
             parts = (top, left, half, width), (top + half, left, height - half, width)
         else:
             half = width // 2
             parts = (top, left, height, half), (top, left + half, height, width - half)
-        return np.concatenate([self.read(*part, scale=scale) for part in parts], axis=0 if height >= width else 1)
+        return np.concatenate(
+            [self.read(*part, scale=scale) for part in parts], axis=0 if height >= width else 1
+        )
 
     def _best_level(self, scale: float) -> tuple[int, float, float]:
         """The smallest level that is fine enough, and how many of its rows and columns a pixel spans."""
@@ -157,7 +184,9 @@ class Slide:
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001 (both libraries raise what they like on bad bytes)
-            raise ImageError(f"{self._name} cannot be {done} as a slide: {str(error) or type(error).__name__}") from None
+            raise ImageError(
+                f"{self._name} cannot be {done} as a slide: {str(error) or type(error).__name__}"
+            ) from None
 
 
 def _snap(factor: float, length: int) -> float:
@@ -178,14 +207,18 @@ class _OpenSlideReader:
         self._slide = openslide.OpenSlide(path)
         self._slide.set_cache(_shared_cache())
         self.levels = [(height, width) for width, height in self._slide.level_dimensions]
-        self.mpp = _mean_mpp(*(self._slide.properties.get(f"openslide.mpp-{axis}") for axis in "xy"))
+        self.mpp = _mean_mpp(
+            *(self._slide.properties.get(f"openslide.mpp-{axis}") for axis in "xy")
+        )
         self.format = self._slide.properties.get("openslide.vendor", "unknown")
         if self.format == "aperio":
             check_tables(path)  # a tile that the header does not name would be empty glass
         self._background = f"#{self._slide.properties.get('openslide.background-color', 'ffffff')}"
         self._slide.read_region((0, 0), len(self.levels) - 1, (1, 1))  # a header alone is no slide
 
-    def read(self, level: int, top: int, left: int, height: int, width: int) -> UInt8[np.ndarray, "_h _w 3"]:
+    def read(
+        self, level: int, top: int, left: int, height: int, width: int
+    ) -> UInt8[np.ndarray, "_h _w 3"]:
         rows, columns = self.levels[level]
         # Named in pixels of the largest level, whatever the level.
         place = round(left * self.levels[0][1] / columns), round(top * self.levels[0][0] / rows)

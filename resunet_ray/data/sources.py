@@ -65,7 +65,9 @@ def list_sources(uris: Iterable[str], *, max_bytes: int) -> list[Source]:
         sources += found
     sources.sort(key=lambda source: (source.image_id, source.name))
     return [
-        _rejected(source, "duplicate_id") if before is not None and before.image_id == source.image_id else source
+        _rejected(source, "duplicate_id")
+        if before is not None and before.image_id == source.image_id
+        else source
         for before, source in zip([None, *sources], sources, strict=False)
     ]
 
@@ -95,7 +97,12 @@ def _nucleus_masks(image_id: str, root: _Root) -> Source:
 
 def _named_pair(stem: str, root: _Root) -> Source:
     images, masks, labels = (kind.get(stem, []) for kind in (root.images, root.masks, root.labels))
-    source = Source(stem, images[0] if images else None, masks=tuple(masks[:1]), labels=labels[0] if labels else None)
+    source = Source(
+        stem,
+        images[0] if images else None,
+        masks=tuple(masks[:1]),
+        labels=labels[0] if labels else None,
+    )
     if not images:
         return _rejected(source, "no_image")
     if not masks and not labels:
@@ -106,4 +113,6 @@ def _named_pair(stem: str, root: _Root) -> Source:
 
 
 def _rejected(source: Source, reason: str) -> Source:
-    return Source(source.image_id, source.image, source.masks, source.labels, source.per_nucleus, reason)
+    return Source(
+        source.image_id, source.image, source.masks, source.labels, source.per_nucleus, reason
+    )

@@ -24,7 +24,12 @@ def split_as_baseline(image_ids: Sequence[str]) -> dict[str, str]:
 
 
 def split_by_fraction(
-    image_ids: Sequence[str], *, val_fraction: float, test_fraction: float, seed: int, groups: Mapping[str, str] | None = None
+    image_ids: Sequence[str],
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    groups: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """A random split; images of one group (a patient, a slide) stay together.
 
@@ -41,11 +46,15 @@ def split_by_fraction(
     order = [names[i] for i in rng.permutation(len(names))]
     num_test = math.ceil(test_fraction * len(names)) if test_fraction else 0
     num_val = math.ceil(val_fraction * len(names))
-    split_of = dict.fromkeys(order[:num_test], TEST) | dict.fromkeys(order[num_test : num_test + num_val], VAL)
+    split_of = dict.fromkeys(order[:num_test], TEST) | dict.fromkeys(
+        order[num_test : num_test + num_val], VAL
+    )
     return {image_id: split_of.get(group, TRAIN) for image_id, group in group_of.items()}
 
 
-def split_from_lists(image_ids: Sequence[str], *, lists: Mapping[str, Sequence[str]], source: str) -> dict[str, str]:
+def split_from_lists(
+    image_ids: Sequence[str], *, lists: Mapping[str, Sequence[str]], source: str
+) -> dict[str, str]:
     """The split that a file states. Images that it does not list are absent from the result.
 
     Raises:
@@ -60,7 +69,9 @@ def split_from_lists(image_ids: Sequence[str], *, lists: Mapping[str, Sequence[s
                 )
     missing = sorted(split_of.keys() - set(image_ids))
     if missing:
-        raise InputError(f"{source} lists {len(missing)} images that the input does not hold, {missing[0]} the first")
+        raise InputError(
+            f"{source} lists {len(missing)} images that the input does not hold, {missing[0]} the first"
+        )
     return split_of
 
 

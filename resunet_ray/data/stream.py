@@ -33,7 +33,12 @@ class Transform(Protocol):
 
 
 def stream_spans(
-    dataset: Dataset, spans: Iterable[Span], *, columns: list[str], transform: Transform, portion: int
+    dataset: Dataset,
+    spans: Iterable[Span],
+    *,
+    columns: list[str],
+    transform: Transform,
+    portion: int,
 ) -> Iterator[dict[str, np.ndarray]]:
     """The rows of some spans as blocks of columns, in the order of the spans: one Ray task a span.
 
@@ -52,7 +57,9 @@ def stream_spans(
 
     def materialise(part: list[Span]) -> ray.data.Dataset:
         def read(number: int) -> dict[str, list[Any]]:
-            rows = list(_transform_span(dataset, part[number], columns=columns, transform=transform))
+            rows = list(
+                _transform_span(dataset, part[number], columns=columns, transform=transform)
+            )
             return {name: [row[name] for row in rows] for name in rows[0]}
 
         data = _map_numbers(read, len(part))
@@ -64,7 +71,9 @@ def stream_spans(
         for part in _portions(spans, rows=portion):
             coming.append(pool.submit(materialise, part))
             if len(coming) == 2:
-                yield from coming.popleft().result().iter_batches(batch_size=None, batch_format="numpy")
+                yield from (
+                    coming.popleft().result().iter_batches(batch_size=None, batch_format="numpy")
+                )
         for last in coming:
             yield from last.result().iter_batches(batch_size=None, batch_format="numpy")
 
@@ -148,7 +157,9 @@ def _iterate(data: ray.data.Dataset, *, total: int, what: str) -> Iterator[pa.Ta
             yield part
 
 
-def _transform_span(dataset: Dataset, span: Span, *, columns: list[str], transform: Transform) -> Iterator[Row]:
+def _transform_span(
+    dataset: Dataset, span: Span, *, columns: list[str], transform: Transform
+) -> Iterator[Row]:
     """The rows of one span, read and transformed here and now, without Ray."""
     draws = Counter(span.wanted)
     for number, row in read_span(dataset, replace(span, wanted=tuple(draws)), columns=columns):

@@ -49,15 +49,23 @@ def generate_image(
     nuclei, labels = _place_nuclei(height, width, num_nuclei=num_nuclei, rng=rng)
     dye = _stain(nuclei, height=height, width=width, rng=rng)
     debris = _draw_debris(height, width, rng=rng)
-    around = cv2.GaussianBlur(dye, (0, 0), rng.uniform(4, 10), sigmaY=rng.uniform(4, 10))  # cytoplasm, or glow
+    around = cv2.GaussianBlur(
+        dye, (0, 0), rng.uniform(4, 10), sigmaY=rng.uniform(4, 10)
+    )  # cytoplasm, or glow
     if modality == "fluorescence":
         light = (0.06 + rng.uniform(0.45, 0.85) * (dye + 0.1 * around + debris))[..., None]
     else:
-        light = 0.93 * np.exp(-np.stack([dye, around, debris], axis=2) @ _ABSORBANCE)  # Beer and Lambert
+        light = 0.93 * np.exp(
+            -np.stack([dye, around, debris], axis=2) @ _ABSORBANCE
+        )  # Beer and Lambert
     light *= _shade(height, width, most=0.4 if modality == "fluorescence" else 0.2, rng=rng)
     noise = rng.standard_normal((height, width, 1), dtype=np.float32)
-    light += noise * np.sqrt(0.0001 + 0.0006 * light)  # that of the read-out, and that of light itself
-    return np.broadcast_to(np.clip(np.rint(light * 255), 0, 255).astype(np.uint8), (height, width, 3)).copy(), labels
+    light += noise * np.sqrt(
+        0.0001 + 0.0006 * light
+    )  # that of the read-out, and that of light itself
+    return np.broadcast_to(
+        np.clip(np.rint(light * 255), 0, 255).astype(np.uint8), (height, width, 3)
+    ).copy(), labels
 
 
 def _place_nuclei(
@@ -71,13 +79,18 @@ def _place_nuclei(
         here, shape = labels[nuclei[-1].window], nuclei[-1].shape
         before = here.copy()
         here[shape] = len(nuclei)
-        if not all(_is_seen(labels, nuclei, number) for number in {len(nuclei), *before[shape].tolist()} - {0}):
+        if not all(
+            _is_seen(labels, nuclei, number)
+            for number in {len(nuclei), *before[shape].tolist()} - {0}
+        ):
             here[:] = before
             nuclei.pop()
     return nuclei, labels
 
 
-def _draw_outlines(height: int, width: int, *, count: int, size: float, rng: np.random.Generator) -> Int32[np.ndarray, "n 32 2"]:
+def _draw_outlines(
+    height: int, width: int, *, count: int, size: float, rng: np.random.Generator
+) -> Int32[np.ndarray, "n 32 2"]:
     """Ellipses with bulges and dents, anywhere, about `size` pixels from end to middle: corners (x, y) in 1/16 of a pixel."""
     angle = np.linspace(0, 2 * np.pi, 32, endpoint=False)
     radius = size * np.exp(rng.normal(0, 0.22, (count, 1)).clip(-0.5, 0.5))
@@ -85,14 +98,21 @@ def _draw_outlines(height: int, width: int, *, count: int, size: float, rng: np.
     waves = np.cos(np.outer((2, 3, 4, 5), angle) + rng.uniform(0, 2 * np.pi, (count, 4, 1)))
     bulges = (rng.normal(0, 0.03, (count, 4, 1)) * waves).sum(axis=1)
     shape = radius * ellipse * (1 + bulges) * np.exp(1j * rng.uniform(0, np.pi, (count, 1)))
-    corners = np.stack([shape.real, shape.imag], axis=2) + rng.uniform(0, (width, height), (count, 1, 2))
+    corners = np.stack([shape.real, shape.imag], axis=2) + rng.uniform(
+        0, (width, height), (count, 1, 2)
+    )
     return np.rint(16 * corners).astype(np.int32)  # as OpenCV takes them with shift=4
 
 
 def _build_nucleus(outline: Int32[np.ndarray, "n 2"], *, height: int, width: int) -> _Nucleus:
     left, top = np.maximum(outline.min(axis=0) // 16 - _REACH, 0)
     right, bottom = np.minimum(outline.max(axis=0) // 16 + _REACH, (width, height))
-    shape = cv2.fillPoly(np.zeros((bottom - top, right - left), np.uint8), [outline - 16 * np.array([left, top])], 1, shift=4)
+    shape = cv2.fillPoly(
+        np.zeros((bottom - top, right - left), np.uint8),
+        [outline - 16 * np.array([left, top])],
+        1,
+        shift=4,
+    )
     return _Nucleus(window=np.s_[top:bottom, left:right], shape=shape > 0)
 
 
@@ -101,36 +121,63 @@ def _is_seen(labels: Int32[np.ndarray, "h w"], nuclei: list[_Nucleus], number: i
     nucleus = nuclei[number - 1]
     piece = labels[nucleus.window] == number
     enough = int(piece.sum()) >= _SEEN * int(nucleus.shape.sum())
-    return enough and cv2.connectedComponents(piece.view(np.uint8), connectivity=4)[0] == 2  # with the background
+    return (
+        enough and cv2.connectedComponents(piece.view(np.uint8), connectivity=4)[0] == 2
+    )  # with the background
 
 
-def _stain(nuclei: list[_Nucleus], *, height: int, width: int, rng: np.random.Generator) -> Float32[np.ndarray, "h w"]:
+def _stain(
+    nuclei: list[_Nucleus], *, height: int, width: int, rng: np.random.Generator
+) -> Float32[np.ndarray, "h w"]:
     """How much dye is seen at each pixel, 1 as in the darkest or brightest nucleus."""
     seen = np.zeros((height, width), np.float32)
-    chromatin = 1 + cv2.GaussianBlur(rng.standard_normal((height, width), dtype=np.float32), (0, 0), 1.5)
+    chromatin = 1 + cv2.GaussianBlur(
+        rng.standard_normal((height, width), dtype=np.float32), (0, 0), 1.5
+    )
     for nucleus in nuclei:
         blurred = rng.random() < _BLURRED
-        body = cv2.GaussianBlur(nucleus.shape * chromatin[nucleus.window], (0, 0), rng.uniform(2.0, 3.0) if blurred else 0.9)
-        below = seen[nucleus.window] * (1 - 0.6 * np.minimum(body, 1))  # some of it: nuclei are soft, and let light through
-        seen[nucleus.window] = below + np.float32(rng.uniform(0.4, 1.0) * (0.6 if blurred else 1.0)) * body
+        body = cv2.GaussianBlur(
+            nucleus.shape * chromatin[nucleus.window],
+            (0, 0),
+            rng.uniform(2.0, 3.0) if blurred else 0.9,
+        )
+        below = seen[nucleus.window] * (
+            1 - 0.6 * np.minimum(body, 1)
+        )  # some of it: nuclei are soft, and let light through
+        seen[nucleus.window] = (
+            below + np.float32(rng.uniform(0.4, 1.0) * (0.6 if blurred else 1.0)) * body
+        )
     return seen
 
 
-def _draw_debris(height: int, width: int, *, rng: np.random.Generator) -> Float32[np.ndarray, "h w"]:
+def _draw_debris(
+    height: int, width: int, *, rng: np.random.Generator
+) -> Float32[np.ndarray, "h w"]:
     """How much light specks and fibres give or take, 1 as a bright or dark nucleus."""
     debris = np.zeros((height, width), np.float32)
-    for outline in _draw_outlines(height, width, count=rng.poisson(height * width / 8000), size=1.2, rng=rng):
+    for outline in _draw_outlines(
+        height, width, count=rng.poisson(height * width / 8000), size=1.2, rng=rng
+    ):
         cv2.fillPoly(debris, [outline], rng.uniform(0.4, 1.5), shift=4)
     for _ in range(rng.poisson(height * width / 50000)):
         turns = np.cumsum(rng.normal(0, 0.35, 12)) + rng.uniform(0, 2 * np.pi)
-        points = 6 * np.stack([np.cos(turns), np.sin(turns)], axis=1).cumsum(axis=0) + rng.uniform(0, (width, height))
-        cv2.polylines(debris, [points.astype(np.int32)], isClosed=False, color=rng.uniform(0.3, 0.8))
+        points = 6 * np.stack([np.cos(turns), np.sin(turns)], axis=1).cumsum(axis=0) + rng.uniform(
+            0, (width, height)
+        )
+        cv2.polylines(
+            debris, [points.astype(np.int32)], isClosed=False, color=rng.uniform(0.3, 0.8)
+        )
     return cv2.GaussianBlur(debris, (0, 0), 0.9)
 
 
-def _shade(height: int, width: int, *, most: float, rng: np.random.Generator) -> Float32[np.ndarray, "h w 1"]:
+def _shade(
+    height: int, width: int, *, most: float, rng: np.random.Generator
+) -> Float32[np.ndarray, "h w 1"]:
     """The share of the light that is left: it falls off with the square of the distance from somewhere near the middle."""
-    y, x = np.linspace(-1, 1, height, dtype=np.float32)[:, None, None], np.linspace(-1, 1, width, dtype=np.float32)[:, None]
+    y, x = (
+        np.linspace(-1, 1, height, dtype=np.float32)[:, None, None],
+        np.linspace(-1, 1, width, dtype=np.float32)[:, None],
+    )
     distance = (y - rng.uniform(-0.5, 0.5)) ** 2 + (x - rng.uniform(-0.5, 0.5)) ** 2
     left: np.ndarray = 1 - rng.uniform(most / 2, most) * distance / distance.max()
     return left
@@ -143,10 +190,19 @@ def write_images(uri: str, *, count: int, height: int, width: int, seed: int) ->
         rng = np.random.default_rng([seed, number])
         modality = MODALITIES[number % 3 % 2]  # two in three are fluorescence
         num_nuclei = int(rng.integers(8, 30)) * height * width // 2**15
-        image, labels = generate_image(height, width, modality=modality, num_nuclei=num_nuclei, rng=rng)
+        image, labels = generate_image(
+            height, width, modality=modality, num_nuclei=num_nuclei, rng=rng
+        )
         name = f"synthetic-{number:05d}"
         storage.write_bytes(storage.join(uri, "images", f"{name}.png"), encode_png(image))
-        storage.write_bytes(storage.join(uri, "masks", f"{name}.png"), encode_png((labels > 0).astype(np.uint8) * np.uint8(255)))
-        storage.write_bytes(storage.join(uri, "instances", f"{name}.png"), encode_labels(labels, name=name))
+        storage.write_bytes(
+            storage.join(uri, "masks", f"{name}.png"),
+            encode_png((labels > 0).astype(np.uint8) * np.uint8(255)),
+        )
+        storage.write_bytes(
+            storage.join(uri, "instances", f"{name}.png"), encode_labels(labels, name=name)
+        )
         rows.append({"id": name, "modality": modality, "mpp": 0.5})
-    storage.write_bytes(storage.join(uri, "metadata.csv"), pd.DataFrame(rows).to_csv(index=False).encode())
+    storage.write_bytes(
+        storage.join(uri, "metadata.csv"), pd.DataFrame(rows).to_csv(index=False).encode()
+    )

@@ -21,8 +21,15 @@ from resunet_ray.errors import ImageError
 _LARGEST_PIECE = 2**28  # pixels of a tile or strip, which is decoded whole
 _SAMPLED = 2**25  # pixels of the level that is searched for the largest value
 _BAND = 2**22  # pixels of it that are held at a time, where it is not in pieces
-_MINISBLACK, _RGB, _YCBCR = 1, 2, 6  # photometric interpretations (TIFF 6.0, sections 3 to 6 and 21)
-_JPEG = (6, 7)  # compressions whose decoder turns YCbCr into RGB (TIFF 6.0, section 22, and its Technical Note 2)
+_MINISBLACK, _RGB, _YCBCR = (
+    1,
+    2,
+    6,
+)  # photometric interpretations (TIFF 6.0, sections 3 to 6 and 21)
+_JPEG = (
+    6,
+    7,
+)  # compressions whose decoder turns YCbCr into RGB (TIFF 6.0, section 22, and its Technical Note 2)
 _MICRONS = {"µm": 1.0, "μm": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 """Of the units in OME's metadata; the micro sign is often written as the Greek letter."""
 _FLUORESCENT = ("Fluor", "EmissionWavelength", "ExcitationWavelength")
@@ -46,7 +53,11 @@ def is_slide(file: IO[bytes], *, max_pixels: int) -> bool:
             if _breaks_off(tiff):
                 return True
             first = tiff.series[0]
-            pixels = math.prod(first.shape[:2]) if first.axes.startswith("YX") else math.prod(first.shape)
+            pixels = (
+                math.prod(first.shape[:2])
+                if first.axes.startswith("YX")
+                else math.prod(first.shape)
+            )
             return len(first.levels) > 1 or not 0 < pixels <= max_pixels
     except Exception:  # noqa: BLE001 (whatever is wrong, decoding it says so)
         return False
@@ -84,12 +95,16 @@ class TiffReader:
         shapes = [level.shape[1:3] if self._first else level.shape[:2] for level in self._levels]
         self.levels = [(height, width) for height, width in shapes]
         # Whatever a window holds, the same counts give the same grey everywhere in the slide.
-        self._largest = _largest_value(path, Path(path).stat().st_mtime_ns) if series.dtype == np.uint16 else 0
+        self._largest = (
+            _largest_value(path, Path(path).stat().st_mtime_ns) if series.dtype == np.uint16 else 0
+        )
         self.read(len(self.levels) - 1, 0, 0, 1, 1)  # a header alone is no slide
         self.mpp = _read_mpp(self._file)
         self.format = "ome-tiff" if self._file.is_ome else "tiff"
 
-    def read(self, level: int, top: int, left: int, height: int, width: int) -> UInt8[np.ndarray, "_h _w 3"]:
+    def read(
+        self, level: int, top: int, left: int, height: int, width: int
+    ) -> UInt8[np.ndarray, "_h _w 3"]:
         """A window of a level, in its own pixels, wholly within it."""
         values = _window(self._levels[level], top, left, height, width, first=self._first)
         if values.dtype == np.uint16:
@@ -105,12 +120,16 @@ def _open_file(path: str) -> tifffile.TiffFile:
     try:
         return tifffile.TiffFile(path)
     except struct.error:
-        raise ImageError("it ends within its first bytes: it was cut short. Copy it again") from None
+        raise ImageError(
+            "it ends within its first bytes: it was cut short. Copy it again"
+        ) from None
 
 
 def _breaks_off(file: tifffile.TiffFile) -> bool:
     """Whether pages are named that are not there: smaller copies of the first, or one after what tifffile takes for the last."""
-    if not len(file.pages) or any(offset >= file.filehandle.size for offset in file.pages.first.subifds or ()):
+    if not len(file.pages) or any(
+        offset >= file.filehandle.size for offset in file.pages.first.subifds or ()
+    ):
         return True
     file.filehandle.seek(file.pages.next_page_offset or 0)
     return bool(file.filehandle.read(file.tiff.offsetsize) != bytes(file.tiff.offsetsize))
@@ -124,7 +143,11 @@ def _check_kind(file: tifffile.TiffFile) -> None:
     """Refuses what has no single right reading as RGB."""
     series = file.series[0]
     axes = _axes(series)
-    if axes.strip("C") != "YX" or series.ndim not in (2, 3) or series.dtype not in (np.uint8, np.uint16):
+    if (
+        axes.strip("C") != "YX"
+        or series.ndim not in (2, 3)
+        or series.dtype not in (np.uint8, np.uint16)
+    ):
         raise ImageError(
             f"its axes are {series.axes} of {series.shape}, its values {series.dtype}: expected one plane of grey or colour, "
             "of 8 or 16 bit. Save the plane that is meant as a file of its own"
@@ -133,16 +156,26 @@ def _check_kind(file: tifffile.TiffFile) -> None:
     if channels not in (1, 3):
         raise ImageError(f"it has {channels} channels: expected grey or RGB")
     page = series.keyframe
-    if page.photometric not in (_MINISBLACK, _RGB) and not (page.photometric == _YCBCR and page.compression in _JPEG):
+    if page.photometric not in (_MINISBLACK, _RGB) and not (
+        page.photometric == _YCBCR and page.compression in _JPEG
+    ):
         colours = getattr(page.photometric, "name", page.photometric)
-        raise ImageError(f"its colours are stored as {colours}: expected grey, black being 0, or RGB")
+        raise ImageError(
+            f"its colours are stored as {colours}: expected grey, black being 0, or RGB"
+        )
     if "C" in series.axes and channels == 3 and _is_fluorescence(file):
         raise ImageError(
             "its three channels are not said to be red, green and blue: save the one that shows nuclei as its own file"
         )
-    others = [other.shape for other in file.series[1:] if 2 * math.prod(other.shape) > math.prod(series.shape)]
+    others = [
+        other.shape
+        for other in file.series[1:]
+        if 2 * math.prod(other.shape) > math.prod(series.shape)
+    ]
     if others:  # a label, a macro image or a level of its own is smaller
-        raise ImageError(f"beside {series.shape} it holds an image of {others[0]}: save the one that is meant as its own file")
+        raise ImageError(
+            f"beside {series.shape} it holds an image of {others[0]}: save the one that is meant as its own file"
+        )
 
 
 def _is_fluorescence(file: tifffile.TiffFile) -> bool:
@@ -150,29 +183,41 @@ def _is_fluorescence(file: tifffile.TiffFile) -> bool:
     if not file.is_ome:
         return True
     channels = _listed(_ome_pixels(file).get("Channel", []))
-    stains = any(stain in str(channel.get("Name", "")).lower() for channel in channels for stain in _STAINS)
+    stains = any(
+        stain in str(channel.get("Name", "")).lower() for channel in channels for stain in _STAINS
+    )
     return stains or any(mark in channel for channel in channels for mark in _FLUORESCENT)
 
 
 def _check_page(page: Any, *, file_bytes: int) -> None:
     """Refuses a page of which pixels are missing, or that no memory holds."""
     if page is None:
-        raise ImageError("planes of it are missing, or in other files: expected a file that has all of them")
+        raise ImageError(
+            "planes of it are missing, or in other files: expected a file that has all of them"
+        )
     _check_table(page)
-    end = max(offset + size for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True))
+    end = max(
+        offset + size for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True)
+    )
     end = max(end, page.dataoffsets[0] + page.keyframe.nbytes) if page.is_contiguous else end
     if end > file_bytes:
-        raise ImageError(f"its pixels reach to byte {end}, and it ends at {file_bytes}: it was cut short. Copy it again")
+        raise ImageError(
+            f"its pixels reach to byte {end}, and it ends at {file_bytes}: it was cut short. Copy it again"
+        )
     keyframe = page.keyframe
     if math.prod(keyframe.chunks[:2]) > _LARGEST_PIECE and not page.is_contiguous:
-        raise ImageError(f"its pixels are compressed in pieces of {keyframe.chunks}: expected tiles. Save it tiled")
+        raise ImageError(
+            f"its pixels are compressed in pieces of {keyframe.chunks}: expected tiles. Save it tiled"
+        )
 
 
 def _check_table(page: Any) -> None:
     wanted, found = math.prod(page.keyframe.chunked), len(page.dataoffsets)
     if found < wanted:
         shape = " x ".join(map(str, page.keyframe.shape))
-        raise ImageError(f"it claims {shape} in {wanted} tiles or strips, and names {found}: its header is damaged")
+        raise ImageError(
+            f"it claims {shape} in {wanted} tiles or strips, and names {found}: its header is damaged"
+        )
 
 
 def _open_levels(file: tifffile.TiffFile, path: str) -> list[Any]:
@@ -183,7 +228,9 @@ def _open_levels(file: tifffile.TiffFile, path: str) -> list[Any]:
             levels.append(zarr.open_array(file.series[0].aszarr(level=number), mode="r"))
         else:  # uncompressed in one piece, which would be read whole
             dtype = np.dtype(level.dtype).newbyteorder(file.byteorder)
-            levels.append(np.memmap(path, dtype, mode="r", offset=level.dataoffset, shape=level.shape))
+            levels.append(
+                np.memmap(path, dtype, mode="r", offset=level.dataoffset, shape=level.shape)
+            )
     return levels
 
 
@@ -207,14 +254,23 @@ def _largest_value(path: str, _mtime_ns: int) -> int:
     with tifffile.TiffFile(path) as file:
         levels, first = file.series[0].levels, _axes(file.series[0]).startswith("C")
         sizes = [level.shape[1:3] if first else level.shape[:2] for level in levels]
-        number = next((n for n, (height, width) in enumerate(sizes) if height * width <= _SAMPLED), len(sizes) - 1)
+        number = next(
+            (n for n, (height, width) in enumerate(sizes) if height * width <= _SAMPLED),
+            len(sizes) - 1,
+        )
         array, (height, width) = _open_levels(file, path)[number], sizes[number]
         # A row of tiles at a time, so that each is decoded once, and damage costs no others.
-        rows = levels[number].keyframe.chunks[0] if levels[number].dataoffset is None else max(1, _BAND // width)
+        rows = (
+            levels[number].keyframe.chunks[0]
+            if levels[number].dataoffset is None
+            else max(1, _BAND // width)
+        )
         found = []
         for top in range(0, height, rows):
             try:
-                found.append(int(_window(array, top, 0, min(rows, height - top), width, first=first).max()))
+                found.append(
+                    int(_window(array, top, 0, min(rows, height - top), width, first=first).max())
+                )
             except Exception as error:  # noqa: BLE001 (the regions that see the damage will say so)
                 reason = error
     if not found:
@@ -244,7 +300,11 @@ def _read_mpp(file: tifffile.TiffFile) -> float | None:
         ]
         return float(np.mean(sizes)) if sizes else None
     tags = file.pages.first.tags
-    microns = {2: 25400.0, 3: 10000.0}.get(int(tags["ResolutionUnit"].value)) if "ResolutionUnit" in tags else None
+    microns = (
+        {2: 25400.0, 3: 10000.0}.get(int(tags["ResolutionUnit"].value))
+        if "ResolutionUnit" in tags
+        else None
+    )
     if microns is None or "XResolution" not in tags:
         return None
     numerator, denominator = tags["XResolution"].value

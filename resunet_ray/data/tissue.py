@@ -10,7 +10,9 @@ from resunet_ray.data.slides import Slide
 
 _VIEW_SIDE = 2048  # pixels of the low-power view's longer side
 _BRIGHT, _DARK = 180, 75  # grey levels beyond which the commonest colour is an empty background
-_LEAST_COLOUR = 25  # grey levels between the channels of a colour, beyond which it is no empty glass
+_LEAST_COLOUR = (
+    25  # grey levels between the channels of a colour, beyond which it is no empty glass
+)
 _NOISE_FACTOR = 4.0  # robust standard deviations by which tissue differs from the background
 _LEAST_DIFFERENCE = 8.0  # grey levels, where a background is all one value
 _SMOOTHING = 4.0  # pixels of the view
@@ -50,7 +52,12 @@ class Tissue:
                 (np.arange(0, width, side), self.mask.shape[1], width),
             )
         )
-        inside = sums[bottom][:, right] - sums[top][:, right] - sums[bottom][:, left] + sums[top][:, left]
+        inside = (
+            sums[bottom][:, right]
+            - sums[top][:, right]
+            - sums[bottom][:, left]
+            + sums[top][:, left]
+        )
         return inside > 0  # type: ignore[no-any-return]
 
 
@@ -76,7 +83,10 @@ def find_tissue(view: UInt8[np.ndarray, "h w 3"], *, scale: float) -> Tissue:
         view: the whole slide, small.
         scale: side of its pixels, in level-0 pixels.
     """
-    background = np.array([np.bincount(view[..., channel].ravel(), minlength=256).argmax() for channel in range(3)], np.float32)
+    background = np.array(
+        [np.bincount(view[..., channel].ravel(), minlength=256).argmax() for channel in range(3)],
+        np.float32,
+    )
     grey, colour = float(background.mean()), float(np.ptp(background))
     if _DARK < grey < _BRIGHT or (grey >= _BRIGHT and colour > _LEAST_COLOUR):
         return Tissue(np.ones(view.shape[:2], bool), fluorescence=False, fraction=1.0, view=view)
@@ -84,7 +94,9 @@ def find_tissue(view: UInt8[np.ndarray, "h w 3"], *, scale: float) -> Tissue:
     difference = np.abs(smooth - background).max(axis=2)
     near = difference[difference <= np.median(difference)]
     noise = 1.4826 * float(np.median(near)) if near.size else 0.0
-    mask = _without_dust((difference > max(_LEAST_DIFFERENCE, _NOISE_FACTOR * noise)).astype(np.uint8), scale=scale)
+    mask = _without_dust(
+        (difference > max(_LEAST_DIFFERENCE, _NOISE_FACTOR * noise)).astype(np.uint8), scale=scale
+    )
     widened = cv2.dilate(mask, np.ones((_MARGIN, _MARGIN), np.uint8)) > 0
     return Tissue(widened, fluorescence=grey <= _DARK, fraction=float(mask.mean()), view=view)
 

@@ -11,7 +11,17 @@ from resunet_ray.doctor import dashboard
 from resunet_ray.doctor.deadline import ProcessWithDeadline
 from resunet_ray.doctor.finding import Finding, failed, not_asked
 
-_MACHINE_CHECKS = ("packages", "code", "clocks", "gpus", "shared memory", "disk", "slide cache", "memory", "open files")
+_MACHINE_CHECKS = (
+    "packages",
+    "code",
+    "clocks",
+    "gpus",
+    "shared memory",
+    "disk",
+    "slide cache",
+    "memory",
+    "open files",
+)
 _ROOM_CHECKS = ("training", "segmentation", "waiting")
 _PROBE_CHECKS = ("node storage", "shared storage", "node bundle")
 _DASHBOARD_CHECKS = ("token", "dashboard")
@@ -22,7 +32,14 @@ _PAGE = (
 )
 """Every check, as they stand on the page."""
 _GROUPS = {
-    "cluster": ("ray", "nodes", *_DASHBOARD_CHECKS, *_ROOM_CHECKS, *_MACHINE_CHECKS, *_PROBE_CHECKS),
+    "cluster": (
+        "ray",
+        "nodes",
+        *_DASHBOARD_CHECKS,
+        *_ROOM_CHECKS,
+        *_MACHINE_CHECKS,
+        *_PROBE_CHECKS,
+    ),
     "dashboard": _DASHBOARD_CHECKS,
     "store": _STORAGE_CHECKS,
     "weights": _BUNDLE_CHECKS,
@@ -49,9 +66,17 @@ def examine(config: DoctorConfig) -> list[Finding]:
     """
     found = {finding.check: finding for finding in _list_not_asked(config)}
     left_out = "dashboard" if dashboard.find_address() is None else "cluster"
-    groups = {name: [check for check in checks if check not in found] for name, checks in _GROUPS.items() if name != left_out}
+    groups = {
+        name: [check for check in checks if check not in found]
+        for name, checks in _GROUPS.items()
+        if name != left_out
+    }
     with ThreadPoolExecutor(len(groups)) as threads:
-        runs = [threads.submit(_run_group, name, checks, config) for name, checks in groups.items() if checks]
+        runs = [
+            threads.submit(_run_group, name, checks, config)
+            for name, checks in groups.items()
+            if checks
+        ]
         for run in runs:
             found |= run.result()
     return [_mask(found[check]) for check in _PAGE]
@@ -59,16 +84,25 @@ def examine(config: DoctorConfig) -> list[Finding]:
 
 def _list_not_asked(config: DoctorConfig) -> Iterator[Finding]:
     if config.storage is None:
-        yield from (not_asked(check, "give --storage") for check in (*_STORAGE_CHECKS, "node storage", "shared storage"))
+        yield from (
+            not_asked(check, "give --storage")
+            for check in (*_STORAGE_CHECKS, "node storage", "shared storage")
+        )
     if config.bundle is None:
         yield from (not_asked(check, "give --bundle") for check in (*_BUNDLE_CHECKS, "node bundle"))
     if (address := dashboard.find_address()) is not None:
         why = f"from here jobs go to {address}: `ray job submit --working-dir . -- python jobs/doctor.py` looks from within"
-        yield from (not_asked(check, why) for check in _GROUPS["cluster"] if check not in _DASHBOARD_CHECKS)
+        yield from (
+            not_asked(check, why) for check in _GROUPS["cluster"] if check not in _DASHBOARD_CHECKS
+        )
 
 
 def _mask(finding: Finding) -> Finding:
-    return replace(finding, found=storage.mask_credentials(finding.found), fix=storage.mask_credentials(finding.fix))
+    return replace(
+        finding,
+        found=storage.mask_credentials(finding.found),
+        fix=storage.mask_credentials(finding.fix),
+    )
 
 
 def _run_group(name: str, checks: Sequence[str], config: DoctorConfig) -> dict[str, Finding]:
@@ -79,7 +113,10 @@ def _run_group(name: str, checks: Sequence[str], config: DoctorConfig) -> dict[s
         log = process.read_log()
     if _REFUSED in log:
         found.setdefault(
-            "token", dashboard.judge_refusal("the cluster refuses what comes from here (Ray's log: InvalidAuthToken)")
+            "token",
+            dashboard.judge_refusal(
+                "the cluster refuses what comes from here (Ray's log: InvalidAuthToken)"
+            ),
         )
     missing = [check for check in checks if check not in found]
     if missing and problem is not None:
@@ -90,7 +127,12 @@ def _run_group(name: str, checks: Sequence[str], config: DoctorConfig) -> dict[s
 
 
 def _listen(
-    process: ProcessWithDeadline, found: dict[str, Finding], *, name: str, checks: Sequence[str], config: DoctorConfig
+    process: ProcessWithDeadline,
+    found: dict[str, Finding],
+    *,
+    name: str,
+    checks: Sequence[str],
+    config: DoctorConfig,
 ) -> tuple[str, str] | None:
     """Takes findings until all are there, no more come, or time is up; what went wrong, and what to do."""
     begun = time.monotonic()
@@ -104,7 +146,11 @@ def _listen(
         if finding is None:
             code = process.wait()
             last = process.read_log().rpartition("\n")[2]
-            return (f"the process that looks ended with exit code {code}: {last}", _CRASHED) if code else None
+            return (
+                (f"the process that looks ended with exit code {code}: {last}", _CRASHED)
+                if code
+                else None
+            )
         found[finding.check] = finding
         if finding.check == "ray":  # from here on, there are nodes to wait for
             limit = time.monotonic() - begun + config.node_seconds + config.check_seconds

@@ -16,7 +16,10 @@ ADDRESS = "RAY_API_SERVER_ADDRESS"
 _SECONDS = 5.0
 _MOST_BYTES = 2**20
 _DONE = 200
-_REFUSALS = {401: "none was sent", 403: "refuses the one that is here"}  # HTTP's codes, as Ray's dashboard uses them
+_REFUSALS = {
+    401: "none was sent",
+    403: "refuses the one that is here",
+}  # HTTP's codes, as Ray's dashboard uses them
 _COPY = (
     "`export RAY_AUTH_MODE=token`, and put what `ray get-auth-token` prints on the head into RAY_AUTH_TOKEN or "
     "~/.ray/auth_token, here and on every node"
@@ -59,7 +62,9 @@ def check_address(address: str, *, silent: Status) -> Iterator[Finding]:
         status, _ = _get(address, "/api/jobs/")
     except (OSError, ValueError, KeyError) as error:
         yield not_asked("token", "the dashboard did not answer")
-        yield judge_dashboard(f"nothing that is Ray's answers at {address}: {describe(error)}", status=silent)
+        yield judge_dashboard(
+            f"nothing that is Ray's answers at {address}: {describe(error)}", status=silent
+        )
         return
     if status in _REFUSALS:
         yield judge_refusal(f"{address} asks for a token, and {_REFUSALS[status]}")
@@ -74,13 +79,21 @@ def check_address(address: str, *, silent: Status) -> Iterator[Finding]:
 
 def judge_dashboard(found: str, *, status: Status) -> Finding:
     """There is none, or none that works."""
-    return Finding(check="dashboard", status=status, found=found, expected="Ray's dashboard, which takes jobs", fix=_DASHBOARD)
+    return Finding(
+        check="dashboard",
+        status=status,
+        found=found,
+        expected="Ray's dashboard, which takes jobs",
+        fix=_DASHBOARD,
+    )
 
 
 def judge_refusal(found: str) -> Finding:
     """What is here does not open the dashboard."""
     mode = os.environ.get("RAY_AUTH_MODE") or "not set"
-    return failed("token", f"{found}; RAY_AUTH_MODE is {mode}", expected="the cluster's own token", fix=_COPY)
+    return failed(
+        "token", f"{found}; RAY_AUTH_MODE is {mode}", expected="the cluster's own token", fix=_COPY
+    )
 
 
 def judge_mode(mode: str) -> Finding:
@@ -96,7 +109,9 @@ def judge_mode(mode: str) -> Finding:
 
 
 def _get(address: str, path: str) -> tuple[int, str]:
-    request = urllib.request.Request(f"{address.rstrip('/')}{path}", headers=get_auth_headers_if_auth_enabled({}))  # noqa: S310
+    request = urllib.request.Request(
+        f"{address.rstrip('/')}{path}", headers=get_auth_headers_if_auth_enabled({})
+    )  # noqa: S310
     try:
         with urllib.request.urlopen(request, timeout=_SECONDS) as reply:  # noqa: S310 (the address is the user's own)
             return reply.status, reply.read(_MOST_BYTES).decode(errors="replace")

@@ -42,7 +42,9 @@ class ProcessWithDeadline:
         self._inbox: queue.Queue[Finding | None] = queue.Queue()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as this)
         command = [sys.executable, "-m", f"{_PACKAGE}.deadline", module, save_config(config)]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True)  # noqa: S603 (our own)
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=self._log, text=True
+        )  # noqa: S603 (our own)
         threading.Thread(target=self._read, daemon=True).start()
 
     def __enter__(self) -> Self:
@@ -75,7 +77,9 @@ class ProcessWithDeadline:
     def kill(self) -> None:
         """Ends it now."""
         self._process.kill()
-        with suppress(subprocess.TimeoutExpired):  # the kernel itself may hang, over a network file system that is away
+        with suppress(
+            subprocess.TimeoutExpired
+        ):  # the kernel itself may hang, over a network file system that is away
             self._process.wait(timeout=_KILLED_SECONDS)
 
     def wait(self) -> int:
@@ -95,9 +99,13 @@ class ProcessWithDeadline:
 def _main(module: str, config: str) -> None:
     signal.alarm(_ALARM_SECONDS)
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as findings:
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else is printed goes to the log
+        os.dup2(
+            sys.stderr.fileno(), sys.stdout.fileno()
+        )  # whatever else is printed goes to the log
         examine = import_module(f"{_PACKAGE}.{module}").examine
-        for finding in examine(load_config(config, kind=DoctorConfig, source="the doctor's own call")):
+        for finding in examine(
+            load_config(config, kind=DoctorConfig, source="the doctor's own call")
+        ):
             print(json.dumps(asdict(finding)), file=findings, flush=True)
     os._exit(0)  # what libraries still do at their end takes long, or hangs
 

@@ -72,8 +72,14 @@ def judge(
     if not complaints:
         return ok(check, otherwise)
     shown = [f"{node}: {text}" for node, text in list(complaints.items())[:_MOST_NODES]]
-    more = [f"and {count(len(complaints) - _MOST_NODES, 'more node')}"] if len(complaints) > _MOST_NODES else []
-    return (failed if wrong else warning)(check, "; ".join(shown + more), expected=expected, fix=fix)
+    more = (
+        [f"and {count(len(complaints) - _MOST_NODES, 'more node')}"]
+        if len(complaints) > _MOST_NODES
+        else []
+    )
+    return (failed if wrong else warning)(
+        check, "; ".join(shown + more), expected=expected, fix=fix
+    )
 
 
 def count(number: float, noun: str) -> str:
@@ -87,4 +93,8 @@ def describe(error: BaseException) -> str:
     text = " ".join(storage.mask_credentials(str(cause)).split())
     if not isinstance(cause, ResUNetRayError):
         text = f"{type(cause).__name__}: {text}"
-    return text if len(text) <= _MOST_CHARACTERS else f"{text[: _MOST_CHARACTERS // 2]} … {text[-_MOST_CHARACTERS // 2 :]}"
+    return (
+        text
+        if len(text) <= _MOST_CHARACTERS
+        else f"{text[: _MOST_CHARACTERS // 2]} … {text[-_MOST_CHARACTERS // 2 :]}"
+    )

@@ -31,13 +31,20 @@ def list_requirements() -> list[Requirement]:
             lines = metadata.requires("resunet_ray") or []
         except metadata.PackageNotFoundError:
             lines = []
-    return [item for item in map(Requirement, lines) if item.marker is None or item.marker.evaluate({"extra": ""})]
+    return [
+        item
+        for item in map(Requirement, lines)
+        if item.marker is None or item.marker.evaluate({"extra": ""})
+    ]
 
 
 def judge_packages(surveys: Surveys, here: NodeFacts, requirements: list[Requirement]) -> Finding:
     """Whether every package is there, new enough, and where it matters the same as here."""
     complaints = {}
-    for name, found in {"this process": here, **{node.name: found for node, found in surveys.items()}}.items():
+    for name, found in {
+        "this process": here,
+        **{node.name: found for node, found in surveys.items()},
+    }.items():
         if wrong := [*_unmet(found, requirements), *_unlike(found, here)]:
             complaints[name] = ", ".join(wrong)
     shown = ", ".join(f"{name} {here['packages'].get(name)}" for name in _ALIKE)
@@ -66,7 +73,9 @@ def _unlike(found: NodeFacts, here: NodeFacts) -> list[str]:
     pairs: list[tuple[str, str | None, str | None]] = [("python", found["python"], here["python"])]
     pairs += [(name, found["packages"].get(name), here["packages"].get(name)) for name in _ALIKE]
     return [
-        f"{name} {one} where {other} is here" for name, one, other in pairs if one and other and _public(one) != _public(other)
+        f"{name} {one} where {other} is here"
+        for name, one, other in pairs
+        if one and other and _public(one) != _public(other)
     ]
 
 
@@ -103,7 +112,9 @@ def judge_clocks(offsets: Mapping[Node, tuple[float, float]], config: DoctorConf
     for node, (offset, error) in offsets.items():
         if abs(offset) - error > config.clock_seconds:
             way = "ahead of" if offset > 0 else "behind"
-            complaints[node.name] = f"{abs(offset):.1f} s {way} this process's clock (measured to {error * 1000:.0f} ms)"
+            complaints[node.name] = (
+                f"{abs(offset):.1f} s {way} this process's clock (measured to {error * 1000:.0f} ms)"
+            )
     largest = max((abs(offset) for offset, _ in offsets.values()), default=0.0)
     return judge(
         "clocks",
@@ -130,12 +141,16 @@ def judge_shared_memory(surveys: Surveys) -> Finding:
         for node, found in surveys.items()
         if found["shared_memory"] is not None and found["shared_memory"] < node.store_bytes
     }
-    sizes = [found["shared_memory"] for found in surveys.values() if found["shared_memory"] is not None]
+    sizes = [
+        found["shared_memory"] for found in surveys.values() if found["shared_memory"] is not None
+    ]
     return judge(
         "shared memory",
         {},
         poor=complaints,
-        otherwise=f"{_gib(min(sizes))} or more in /dev/shm, enough for every object store" if sizes else "not of this system",
+        otherwise=f"{_gib(min(sizes))} or more in /dev/shm, enough for every object store"
+        if sizes
+        else "not of this system",
         expected="room for the object store in /dev/shm: else Ray puts it on disk, and all data is slow",
         fix="Start the container with --shm-size, mount an emptyDir of medium Memory at /dev/shm, or start the node with a "
         "smaller --object-store-memory",
@@ -206,7 +221,11 @@ def judge_memory(surveys: Surveys, config: DoctorConfig) -> Finding:
 
 def judge_open_files(surveys: Surveys, config: DoctorConfig) -> Finding:
     """Whether processes may open as many files and sockets as Ray needs."""
-    low = {node.name: str(found["open_files"]) for node, found in surveys.items() if found["open_files"] < config.open_files}
+    low = {
+        node.name: str(found["open_files"])
+        for node, found in surveys.items()
+        if found["open_files"] < config.open_files
+    }
     least = min(found["open_files"] for found in surveys.values())
     return judge(
         "open files",

@@ -66,7 +66,11 @@ class NodeProbe:
 
     def list_facts(self, packages: Sequence[str], cache: str) -> NodeFacts:
         """What the node says of itself."""
-        return list_facts(packages, cache=cache, session=ray._private.worker.global_worker.node.get_session_dir_path())
+        return list_facts(
+            packages,
+            cache=cache,
+            session=ray._private.worker.global_worker.node.get_session_dir_path(),
+        )
 
     def now(self) -> float:
         """The node's clock, seconds since 1970."""

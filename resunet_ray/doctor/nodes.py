@@ -114,7 +114,9 @@ def gather(asked: Mapping[Node, Any], *, until: float, silent: str) -> Answers:
     return answers
 
 
-def measure_offsets(node_probes: Mapping[Node, Any], *, rounds: int, until: float) -> dict[Node, tuple[float, float]]:
+def measure_offsets(
+    node_probes: Mapping[Node, Any], *, rounds: int, until: float
+) -> dict[Node, tuple[float, float]]:
     """How far each node's clock is ahead of this one's, and by how much that may be wrong, seconds.
 
     A question's way there and back is timed: the node's clock was read somewhere in between, so the middle is off by half of it
@@ -126,7 +128,8 @@ def measure_offsets(node_probes: Mapping[Node, Any], *, rounds: int, until: floa
         until: by `time.monotonic`; beyond it, `ray.exceptions.GetTimeoutError` is raised.
     """
     return {
-        node: min(_ask_time(node_probe, until=until) for _ in range(rounds))[::-1] for node, node_probe in node_probes.items()
+        node: min(_ask_time(node_probe, until=until) for _ in range(rounds))[::-1]
+        for node, node_probe in node_probes.items()
     }
 
 

@@ -9,7 +9,12 @@ from rich.text import Text
 
 from resunet_ray.doctor.finding import Finding, Status
 
-_COLOURS: dict[Status, str] = {"ok": "green", "warning": "yellow", "failed": "bold red", "not asked": "dim"}
+_COLOURS: dict[Status, str] = {
+    "ok": "green",
+    "warning": "yellow",
+    "failed": "bold red",
+    "not asked": "dim",
+}
 _INDENT = " " * 27
 
 
@@ -21,6 +26,8 @@ def print_page(findings: Sequence[Finding]) -> None:
         names = ", ".join(item.check for item in same) + (": " if len(same) > 1 else "")
         console.print(Text(f"{status:<11}", style=_COLOURS[status]) + Text(f"{names:<16}{found}"))
         if status in ("warning", "failed"):
-            console.print(Text(f"{_INDENT}expected: {same[0].expected}\n{_INDENT}fix: {same[0].fix}"))
+            console.print(
+                Text(f"{_INDENT}expected: {same[0].expected}\n{_INDENT}fix: {same[0].fix}")
+            )
     counts = Counter(item.status for item in findings)
     console.print(", ".join(f"{counts[status]} {status}" for status in _COLOURS if counts[status]))

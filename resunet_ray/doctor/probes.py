@@ -24,12 +24,20 @@ def start_probes(config: DoctorConfig, devices: Mapping[Node, int], *, until: fl
         until: how long answers are waited for, by `time.monotonic`.
     """
     wait = partial(gather, until=until, silent=f"nothing within {config.check_seconds:g} s")
-    gpus = {node: ask(node, f"{_PACKAGE}.gpu", "probe") for node, there in devices.items() if there or node.gpus}
+    gpus = {
+        node: ask(node, f"{_PACKAGE}.gpu", "probe")
+        for node, there in devices.items()
+        if there or node.gpus
+    }
     checks: list[Check] = [("gpus", lambda: [judge_gpus(wait(gpus), devices)])]
     if config.storage is not None:
         folder = store.new_folder(config.storage)
-        written = {node: ask(node, f"{_PACKAGE}.store", "probe", folder, node.id) for node in devices}
-        checks.append(("node storage", lambda: _examine_storage(wait(written), folder, config, wait)))
+        written = {
+            node: ask(node, f"{_PACKAGE}.store", "probe", folder, node.id) for node in devices
+        }
+        checks.append(
+            ("node storage", lambda: _examine_storage(wait(written), folder, config, wait))
+        )
     if config.bundle is not None:
         bundle = bundles.absolute(config.bundle)
         loaded = {node: ask(node, f"{_PACKAGE}.weights", "probe", bundle) for node in devices}
@@ -37,7 +45,9 @@ def start_probes(config: DoctorConfig, devices: Mapping[Node, int], *, until: fl
     return checks
 
 
-def _examine_storage(written: Answers, folder: str, config: DoctorConfig, wait: Callable[[Any], Answers]) -> Iterator[Finding]:
+def _examine_storage(
+    written: Answers, folder: str, config: DoctorConfig, wait: Callable[[Any], Answers]
+) -> Iterator[Finding]:
     """What the nodes wrote, and which of them see it; then it is removed, on each that may have its own."""
     yield judge_storage(written, config)
     if not written.values:
@@ -80,7 +90,9 @@ def judge_sharing(answers: Answers, wrote: Sequence[Node]) -> Finding:
     return judge(
         "shared storage",
         complaints,
-        otherwise="only one node wrote there" if len(wrote) == 1 else f"each of {len(wrote)} nodes sees what the others write",
+        otherwise="only one node wrote there"
+        if len(wrote) == 1
+        else f"each of {len(wrote)} nodes sees what the others write",
         expected="one storage, which every node sees",
         fix="Give a location that all nodes share: s3://…, gs://…, or a folder of a network file system that is mounted at this "
         "path on every node",
@@ -90,7 +102,11 @@ def judge_sharing(answers: Answers, wrote: Sequence[Node]) -> Finding:
 def judge_bundle(answers: Answers) -> Finding:
     """Whether every node loads the same bundle, and gets from it what is expected (see `weights.probe`)."""
     digests = {node.name: digest for node, digest in answers.values.items()}
-    unlike = {name: f"digest {digest[:12]}" for name, digest in digests.items()} if len(set(digests.values())) > 1 else {}
+    unlike = (
+        {name: f"digest {digest[:12]}" for name, digest in digests.items()}
+        if len(set(digests.values())) > 1
+        else {}
+    )
     return judge(
         "node bundle",
         {**unlike, **answers.errors},
@@ -121,13 +137,17 @@ def judge_gpus(answers: Answers, devices: Mapping[Node, int]) -> Finding:
         for node, there in devices.items()
         if there and not node.gpus
     }
-    names: list[str] = sorted({name for found in answers.values.values() for name in found["names"]})
+    names: list[str] = sorted(
+        {name for found in answers.values.values() for name in found["names"]}
+    )
     total = sum(node.gpus for node in devices)
     return judge(
         "gpus",
         wrong,
         poor=idle,
-        otherwise=f"{total:g} of {', '.join(names)}, and all compute" if total else "none: models run on CPUs",
+        otherwise=f"{total:g} of {', '.join(names)}, and all compute"
+        if total
+        else "none: models run on CPUs",
         expected="Ray knows every GPU, and torch sees it and computes on it",
         fix="There, look at `nvidia-smi`, install a torch built for that driver's CUDA (not +cpu), give the container its "
         "GPUs (--gpus all, or nvidia.com/gpu), or start the node with the right --num-gpus",

@@ -58,7 +58,11 @@ def probe(folder: str, name: str) -> Probe:
     try:
         with storage.hold_lease(storage.join(folder, f"{name}-lease"), seconds=_LEASE_SECONDS):
             pass
-    except (ResUNetRayError, botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
+    except (
+        ResUNetRayError,
+        botocore.exceptions.ClientError,
+        botocore.exceptions.BotoCoreError,
+    ) as error:
         return Probe(seconds, rate, describe(error))
     return Probe(seconds, rate, None)
 
@@ -75,7 +79,11 @@ def _write_and_read(location: str, size: int) -> float:
 
 def list_names(folder: str) -> list[str]:
     """Who left a probe that this process sees."""
-    return [name for name, _ in storage.list_files(folder, recursive=False)] if storage.exists(folder) else []
+    return (
+        [name for name, _ in storage.list_files(folder, recursive=False)]
+        if storage.exists(folder)
+        else []
+    )
 
 
 def examine(config: DoctorConfig) -> Iterator[Finding]:
@@ -85,7 +93,12 @@ def examine(config: DoctorConfig) -> Iterator[Finding]:
     try:
         found = probe(folder, "driver")
     except (ResUNetRayError, OSError) as error:
-        yield failed("storage", describe(error), expected="a location that this process may write, read and delete in", fix=KEYS)
+        yield failed(
+            "storage",
+            describe(error),
+            expected="a location that this process may write, read and delete in",
+            fix=KEYS,
+        )
         yield not_asked("one writer", "the storage cannot be used")
         return
     yield judge_speed("storage", {"this process": found}, config)
@@ -114,5 +127,8 @@ def judge_one_writer(check: str, probes: dict[str, Probe]) -> Finding:
     if unfit is None:
         return ok(check, f"the storage knows {_APART}")
     return failed(
-        check, unfit, expected=_APART, fix="Say --no-lease to jobs/segment.py and see that one run at a time writes to an output"
+        check,
+        unfit,
+        expected=_APART,
+        fix="Say --no-lease to jobs/segment.py and see that one run at a time writes to an output",
     )

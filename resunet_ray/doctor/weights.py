@@ -31,7 +31,13 @@ def examine(config: DoctorConfig) -> Iterator[Finding]:
     except (ResUNetRayError, OSError) as error:
         fix = _OTHER if isinstance(error, RunError) else _DAMAGED
         yield failed(
-            "bundle", describe(error), expected="a bundle whose files are whole and whose sample comes out as it did", fix=fix
+            "bundle",
+            describe(error),
+            expected="a bundle whose files are whole and whose sample comes out as it did",
+            fix=fix,
         )
         return
-    yield ok("bundle", f"{config.bundle}: whole, and its sample comes out as it did; digest {digest[:12]}")
+    yield ok(
+        "bundle",
+        f"{config.bundle}: whole, and its sample comes out as it did; digest {digest[:12]}",
+    )

@@ -59,17 +59,26 @@ def predict(
         inputs = [stretch(image, levels) for image, levels in zip(inputs, known, strict=True)]
     if config.resize is not None:
         side = config.resize
-        inputs = [cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR) for image in inputs]
+        inputs = [
+            cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR) for image in inputs
+        ]
     summed = [np.zeros(image.shape[:2], np.float32) for image in inputs]
     for places in _batches(inputs, config=config, batch_size=batch_size):
         stack = np.stack([inputs[index][tile.window] for index, tile in places])
-        with torch.inference_mode(), torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None),
+        ):
             x = preprocess(torch.from_numpy(stack).to(device), channels=channels)
             probability = _flipped_mean(model, x) if flips else model(x).float().sigmoid()
         for (index, tile), piece in zip(places, probability[:, 0].cpu().numpy(), strict=True):
             height, width = inputs[index].shape[:2]
             whole = tile.shape == (height, width)
-            weight = 1 if whole else blend_weight(tile, height=height, width=width, context=config.context)
+            weight = (
+                1
+                if whole
+                else blend_weight(tile, height=height, width=width, context=config.context)
+            )
             summed[index][tile.window] += piece * weight
     if config.resize is None:
         return summed
@@ -79,16 +88,24 @@ def predict(
     ]
 
 
-def _batches(inputs: Sequence[np.ndarray], *, config: PreprocessConfig, batch_size: int) -> list[list[tuple[int, Box]]]:
+def _batches(
+    inputs: Sequence[np.ndarray], *, config: PreprocessConfig, batch_size: int
+) -> list[list[tuple[int, Box]]]:
     by_shape: dict[tuple[int, int], list[tuple[int, Box]]] = defaultdict(list)
     for index, image in enumerate(inputs):
         height, width = image.shape[:2]
         side = max(height, width) if config.resize is not None else config.tile
         for tile in plan_tiles(height, width, tile=side, context=config.context):
             by_shape[tile.shape].append((index, tile))
-    return [places[start : start + batch_size] for places in by_shape.values() for start in range(0, len(places), batch_size)]
+    return [
+        places[start : start + batch_size]
+        for places in by_shape.values()
+        for start in range(0, len(places), batch_size)
+    ]
 
 
 def _flipped_mean(model: nn.Module, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
     views = [(), (2,), (3,), (2, 3)]
-    return sum((model(x.flip(dims)).float().sigmoid().flip(dims) for dims in views), start=torch.zeros(())) / len(views)
+    return sum(
+        (model(x.flip(dims)).float().sigmoid().flip(dims) for dims in views), start=torch.zeros(())
+    ) / len(views)

@@ -11,7 +11,9 @@ from resunet_ray.config import InstanceConfig
 _STEPS = 64  # of a distance, to a pixel
 
 
-def find_instances(probability: Float32[np.ndarray, "h w"], *, config: InstanceConfig) -> Int32[np.ndarray, "h w"]:
+def find_instances(
+    probability: Float32[np.ndarray, "h w"], *, config: InstanceConfig
+) -> Int32[np.ndarray, "h w"]:
     """The instances that a bundle's own parameters find, numbered from 1."""
     mask = threshold_mask(probability, threshold=config.threshold)
     if config.method == "components":
@@ -19,7 +21,9 @@ def find_instances(probability: Float32[np.ndarray, "h w"], *, config: InstanceC
     return label_watershed(mask, min_distance=config.min_distance, min_area=config.min_area)
 
 
-def threshold_mask(probability: Float32[np.ndarray, "h w"], *, threshold: float) -> UInt8[np.ndarray, "h w"]:
+def threshold_mask(
+    probability: Float32[np.ndarray, "h w"], *, threshold: float
+) -> UInt8[np.ndarray, "h w"]:
     """1 where the probability is at least the threshold, else 0."""
     return (probability >= threshold).astype(np.uint8)
 
@@ -31,11 +35,15 @@ def label_components(mask: UInt8[np.ndarray, "h w"], *, min_area: int) -> Int32[
         mask: 0 or 1.
         min_area: components of fewer pixels are dropped.
     """
-    _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=4, ltype=cv2.CV_32S)
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(
+        mask, connectivity=4, ltype=cv2.CV_32S
+    )
     return _drop_small(labels, statistics[:, cv2.CC_STAT_AREA], min_area=min_area)
 
 
-def label_watershed(mask: UInt8[np.ndarray, "h w"], *, min_distance: int, min_area: int) -> Int32[np.ndarray, "h w"]:
+def label_watershed(
+    mask: UInt8[np.ndarray, "h w"], *, min_distance: int, min_area: int
+) -> Int32[np.ndarray, "h w"]:
     """Components, each cut where it narrows: a watershed of the distance to the background, flooded from its peaks.
 
     Args:
@@ -43,12 +51,18 @@ def label_watershed(mask: UInt8[np.ndarray, "h w"], *, min_distance: int, min_ar
         min_distance: two peaks are at least so far apart, pixels; about the radius of a small nucleus.
         min_area: instances of fewer pixels are dropped.
     """
-    count, components, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=4, ltype=cv2.CV_32S)
+    count, components, statistics, _ = cv2.connectedComponentsWithStats(
+        mask, connectivity=4, ltype=cv2.CV_32S
+    )
     # The image's own border is no background: a nucleus that is cut there keeps its distance.
     # In whole numbers, so that what is equal stays so wherever it lies: OpenCV's rounding of floats depends on the column.
     steps = cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) * _STEPS
-    distance = cv2.GaussianBlur(np.minimum(steps, 2**16 - 1).astype(np.uint16), (0, 0), 1.0).astype(np.int32)
-    peaks = peak_local_max(distance, min_distance=min_distance, labels=components, exclude_border=False)
+    distance = cv2.GaussianBlur(np.minimum(steps, 2**16 - 1).astype(np.uint16), (0, 0), 1.0).astype(
+        np.int32
+    )
+    peaks = peak_local_max(
+        distance, min_distance=min_distance, labels=components, exclude_border=False
+    )
     owners = components[tuple(peaks.T)]
     labels = components.copy()
     # One component at a time: the order in which equal peaks are flooded depends on all of those that are given together.
@@ -64,11 +78,15 @@ def label_watershed(mask: UInt8[np.ndarray, "h w"], *, min_distance: int, min_ar
     return _drop_small(labels, np.bincount(labels.ravel(), minlength=1), min_area=min_area)
 
 
-def _drop_small(labels: Int32[np.ndarray, "h w"], areas: np.ndarray, *, min_area: int) -> Int32[np.ndarray, "h w"]:
+def _drop_small(
+    labels: Int32[np.ndarray, "h w"], areas: np.ndarray, *, min_area: int
+) -> Int32[np.ndarray, "h w"]:
     return keep_instances(labels, (areas >= min_area) & (areas > 0))
 
 
-def keep_instances(labels: Int32[np.ndarray, "h w"], wanted: Bool[np.ndarray, " n"]) -> Int32[np.ndarray, "h w"]:
+def keep_instances(
+    labels: Int32[np.ndarray, "h w"], wanted: Bool[np.ndarray, " n"]
+) -> Int32[np.ndarray, "h w"]:
     """Some of the instances, numbered anew from 1; 0 stays background.
 
     Args:

@@ -14,7 +14,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 _SMOOTH = 1.0  # keeps an empty mask finite; one pixel's worth
 
 
-def bce(logits: Float[Tensor, "n k h w"], mask: Float[Tensor, "n k h w"], *, positive_weight: float = 1.0) -> Float[Tensor, ""]:
+def bce(
+    logits: Float[Tensor, "n k h w"],
+    mask: Float[Tensor, "n k h w"],
+    *,
+    positive_weight: float = 1.0,
+) -> Float[Tensor, ""]:
     """Binary cross-entropy; `positive_weight` multiplies the share of nucleus pixels."""
     weight = torch.as_tensor(positive_weight, device=logits.device)
     return functional.binary_cross_entropy_with_logits(logits, mask, pos_weight=weight)
@@ -29,18 +34,27 @@ def dice(logits: Float[Tensor, "n k h w"], mask: Float[Tensor, "n k h w"]) -> Fl
 
 
 def bce_dice(
-    logits: Float[Tensor, "n k h w"], mask: Float[Tensor, "n k h w"], *, positive_weight: float = 1.0
+    logits: Float[Tensor, "n k h w"],
+    mask: Float[Tensor, "n k h w"],
+    *,
+    positive_weight: float = 1.0,
 ) -> Float[Tensor, ""]:
     """Binary cross-entropy plus Dice loss."""
     return bce(logits, mask, positive_weight=positive_weight) + dice(logits, mask)
 
 
 def focal(
-    logits: Float[Tensor, "n k h w"], mask: Float[Tensor, "n k h w"], *, gamma: float = 2.0, positive_weight: float = 1.0
+    logits: Float[Tensor, "n k h w"],
+    mask: Float[Tensor, "n k h w"],
+    *,
+    gamma: float = 2.0,
+    positive_weight: float = 1.0,
 ) -> Float[Tensor, ""]:
     """Focal loss (Lin et al., 2017, equation 4); `positive_weight` takes the place of alpha's ratio."""
     weight = torch.as_tensor(positive_weight, device=logits.device)
-    cross_entropy = functional.binary_cross_entropy_with_logits(logits, mask, reduction="none", pos_weight=weight)
+    cross_entropy = functional.binary_cross_entropy_with_logits(
+        logits, mask, reduction="none", pos_weight=weight
+    )
     probability = logits.sigmoid()
     certainty = torch.where(mask > 0.5, probability, 1 - probability)
     return ((1 - certainty) ** gamma * cross_entropy).mean()
@@ -78,7 +92,12 @@ def _tanimoto(probability: Tensor, mask: Tensor) -> Tensor:
 WEIGHTED: dict[str, Callable[..., Tensor]] = {"bce": bce, "bce_dice": bce_dice, "focal": focal}
 """The losses that take a positive weight."""
 
-LOSSES: dict[str, Callable[..., Tensor]] = {**WEIGHTED, "dice": dice, "focal_tversky": focal_tversky, "tanimoto": tanimoto}
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    **WEIGHTED,
+    "dice": dice,
+    "focal_tversky": focal_tversky,
+    "tanimoto": tanimoto,
+}
 
 
 def build_loss(name: str, *, positive_weight: float) -> Loss:

@@ -79,7 +79,9 @@ def score_instances(overlaps: Overlaps) -> InstanceScores:
     )
 
 
-def _aggregated_jaccard(overlaps: Overlaps, union: Int64[np.ndarray, "t f"], iou: Float64[np.ndarray, "t f"]) -> float:
+def _aggregated_jaccard(
+    overlaps: Overlaps, union: Int64[np.ndarray, "t f"], iou: Float64[np.ndarray, "t f"]
+) -> float:
     shared, covered = 0, 0
     used = np.zeros(len(overlaps.area_found), dtype=bool)
     for row, area in enumerate(overlaps.area_true):

@@ -9,7 +9,9 @@ import rasterio.features
 import shapely
 from jaxtyping import Float32, Float64, Int32
 
-warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)  # an image has no place on Earth
+warnings.filterwarnings(
+    "ignore", category=rasterio.errors.NotGeoreferencedWarning
+)  # an image has no place on Earth
 
 Row = dict[str, Any]
 
@@ -44,7 +46,9 @@ def measure_instances(
     y, x = rows + 0.5, columns + 0.5  # the centre of a pixel
     mean_y, mean_x = total(y) / area, total(x) / area
     dy, dx = y - mean_y[numbers - 1], x - mean_x[numbers - 1]
-    polygons = shapely.transform(outline_instances(labels), lambda points: points + np.array(corner[::-1]))
+    polygons = shapely.transform(
+        outline_instances(labels), lambda points: points + np.array(corner[::-1])
+    )
     left, top, right, bottom = shapely.bounds(polygons).T
     height, width = bounds or labels.shape
     measures = {
@@ -52,12 +56,19 @@ def measure_instances(
         "centroid_x": (mean_x + corner[1]) * scale,
         "area_px": area * scale**2,
         "perimeter_px": _perimeters(polygons) * scale,
-        "eccentricity": _eccentricities(total(dy * dy) / area, total(dx * dx) / area, total(dy * dx) / area),
+        "eccentricity": _eccentricities(
+            total(dy * dy) / area, total(dx * dx) / area, total(dy * dx) / area
+        ),
         "score": total(probability[rows, columns].astype(np.float64)) / area,
         "touches_edge": (top <= 0) | (left <= 0) | (bottom >= height) | (right >= width),
-        "polygon": shapely.to_wkb(polygons if scale == 1 else shapely.transform(polygons, lambda points: points * scale)),
+        "polygon": shapely.to_wkb(
+            polygons if scale == 1 else shapely.transform(polygons, lambda points: points * scale)
+        ),
     }
-    return [dict(zip(measures, values, strict=True)) for values in zip(*(m.tolist() for m in measures.values()), strict=True)]
+    return [
+        dict(zip(measures, values, strict=True))
+        for values in zip(*(m.tolist() for m in measures.values()), strict=True)
+    ]
 
 
 def outline_instances(labels: Int32[np.ndarray, "h w"]) -> np.ndarray:
@@ -92,5 +103,7 @@ def _eccentricities(
     """Of the ellipse with the same second moments; a pixel is a square, whose own moment is 1/12 along each axis."""
     yy, xx = yy + 1 / 12, xx + 1 / 12
     middle, half = (yy + xx) / 2, np.sqrt(((yy - xx) / 2) ** 2 + yx**2)
-    eccentricity: Float64[np.ndarray, " n"] = np.sqrt(np.clip(1 - (middle - half) / (middle + half), 0, 1))
+    eccentricity: Float64[np.ndarray, " n"] = np.sqrt(
+        np.clip(1 - (middle - half) / (middle + half), 0, 1)
+    )
     return eccentricity

@@ -31,10 +31,14 @@ def count_pixels(found: UInt8[np.ndarray, "h w"], mask: UInt8[np.ndarray, "h w"]
     return Counts(*(np.asarray(count) for count in (tp, fp, fn, tn)))
 
 
-def histogram(probability: Float32[np.ndarray, "h w"], mask: UInt8[np.ndarray, "h w"]) -> Int64[np.ndarray, "2 bins"]:
+def histogram(
+    probability: Float32[np.ndarray, "h w"], mask: UInt8[np.ndarray, "h w"]
+) -> Int64[np.ndarray, "2 bins"]:
     """How often each of `NUM_BINS` equal ranges of the probability occurs: row 0 in the background, row 1 in nuclei."""
     bins = np.minimum((probability * NUM_BINS).astype(np.int64), NUM_BINS - 1)
-    return np.bincount((bins + NUM_BINS * mask.astype(np.int64)).ravel(), minlength=2 * NUM_BINS).reshape(2, NUM_BINS)
+    return np.bincount(
+        (bins + NUM_BINS * mask.astype(np.int64)).ravel(), minlength=2 * NUM_BINS
+    ).reshape(2, NUM_BINS)
 
 
 def counts_by_threshold(histograms: Int64[np.ndarray, "*n 2 bins"]) -> Counts:
@@ -42,7 +46,9 @@ def counts_by_threshold(histograms: Int64[np.ndarray, "*n 2 bins"]) -> Counts:
     total = histograms.sum(axis=-1, keepdims=True)
     below = np.cumsum(histograms, axis=-1)[..., :-1]
     above = total - below
-    return Counts(tp=above[..., 1, :], fp=above[..., 0, :], fn=below[..., 1, :], tn=below[..., 0, :])
+    return Counts(
+        tp=above[..., 1, :], fp=above[..., 0, :], fn=below[..., 1, :], tn=below[..., 0, :]
+    )
 
 
 def score_counts(counts: Counts) -> dict[str, Float[np.ndarray, "*n"]]:
@@ -59,7 +65,10 @@ def score_counts(counts: Counts) -> dict[str, Float[np.ndarray, "*n"]]:
         "recall": (tp, tp + fn),
         "precision": (tp, tp + fp),
     }
-    return {name: np.where(empty, 1.0, above / np.maximum(below, 1)) for name, (above, below) in ratios.items()}
+    return {
+        name: np.where(empty, 1.0, above / np.maximum(below, 1))
+        for name, (above, below) in ratios.items()
+    }
 
 
 def pooled_scores(counts: Counts) -> dict[str, float]:

@@ -14,7 +14,9 @@ class SameConv(nn.Conv2d):
     PyTorch's own padding would sample the image half a stride earlier, and weights would not carry over between the two.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, kernel_size: int = 3, stride: int = 1) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, kernel_size: int = 3, stride: int = 1
+    ) -> None:
         padding = kernel_size // 2 if stride == 1 else 0
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding)
 
@@ -28,7 +30,9 @@ class SameConv(nn.Conv2d):
 class ConvBlock(nn.Sequential):
     """Batch normalisation, ReLU, 3×3 convolution: the pre-activation order."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int, momentum: float, epsilon: float) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, stride: int, momentum: float, epsilon: float
+    ) -> None:
         super().__init__(
             nn.BatchNorm2d(in_channels, eps=epsilon, momentum=momentum),
             nn.ReLU(inplace=True),
@@ -39,7 +43,9 @@ class ConvBlock(nn.Sequential):
 class Stem(nn.Module):
     """The first level: a bare convolution and a convolution block, beside a normalised 1×1 shortcut."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, momentum: float, epsilon: float) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, momentum: float, epsilon: float
+    ) -> None:
         super().__init__()
         self.body = nn.Sequential(
             SameConv(in_channels, out_channels),
@@ -58,7 +64,9 @@ class Stem(nn.Module):
 class ResidualBlock(nn.Module):
     """Two convolution blocks beside a 1×1 shortcut; the first block and the shortcut carry the stride."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int, momentum: float, epsilon: float) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, stride: int, momentum: float, epsilon: float
+    ) -> None:
         super().__init__()
         self.body = nn.Sequential(
             ConvBlock(in_channels, out_channels, stride=stride, momentum=momentum, epsilon=epsilon),
@@ -85,17 +93,29 @@ class ResUNet(nn.Module):
     """
 
     def __init__(
-        self, *, in_channels: int, out_channels: int, widths: tuple[int, ...], norm_momentum: float, norm_epsilon: float
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        widths: tuple[int, ...],
+        norm_momentum: float,
+        norm_epsilon: float,
     ) -> None:
         super().__init__()
         norm = {"momentum": norm_momentum, "epsilon": norm_epsilon}
         self.stem = Stem(in_channels, widths[0], **norm)
-        self.encoder = nn.ModuleList(ResidualBlock(before, after, stride=2, **norm) for before, after in pairwise(widths))
-        self.bridge = nn.Sequential(*(ConvBlock(widths[-1], widths[-1], stride=1, **norm) for _ in range(2)))
+        self.encoder = nn.ModuleList(
+            ResidualBlock(before, after, stride=2, **norm) for before, after in pairwise(widths)
+        )
+        self.bridge = nn.Sequential(
+            *(ConvBlock(widths[-1], widths[-1], stride=1, **norm) for _ in range(2))
+        )
         self.decoder = nn.ModuleList()
         channels = widths[-1]
         for level in range(len(widths) - 1, 0, -1):
-            self.decoder.append(ResidualBlock(channels + widths[level - 1], widths[level], stride=1, **norm))
+            self.decoder.append(
+                ResidualBlock(channels + widths[level - 1], widths[level], stride=1, **norm)
+            )
             channels = widths[level]
         self.head = SameConv(channels, out_channels, kernel_size=1)
         self.stride = 2 ** (len(widths) - 1)

@@ -31,7 +31,9 @@ class Box:
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
 
-def plan_tiles(height: int, width: int, *, tile: int, context: int, window: Box | None = None) -> list[Box]:
+def plan_tiles(
+    height: int, width: int, *, tile: int, context: int, window: Box | None = None
+) -> list[Box]:
     """The tiles that cover an image, row by row; those at its end are cut off there.
 
     Args:
@@ -50,7 +52,9 @@ def plan_tiles(height: int, width: int, *, tile: int, context: int, window: Box 
     ]
 
 
-def _intervals(length: int, first: int, end: int, *, tile: int, context: int) -> Iterator[tuple[int, int]]:
+def _intervals(
+    length: int, first: int, end: int, *, tile: int, context: int
+) -> Iterator[tuple[int, int]]:
     """Where tiles begin and end along one axis, of those that a part of it needs."""
     for start in range(0, length - 2 * context, tile - 2 * context) if length > tile else range(1):
         if start < end and start + tile > first:
@@ -58,7 +62,12 @@ def _intervals(length: int, first: int, end: int, *, tile: int, context: int) ->
 
 
 def blend_weight(
-    tile: Box, *, height: int, width: int, context: int, window: tuple[slice, slice] = (slice(None), slice(None))
+    tile: Box,
+    *,
+    height: int,
+    width: int,
+    context: int,
+    window: tuple[slice, slice] = (slice(None), slice(None)),
 ) -> Float32[np.ndarray, "h w"]:
     """The weight of each pixel of a tile: 1 inside and at the image's border, a linear ramp where a neighbour overlaps.
 

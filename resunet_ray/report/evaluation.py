@@ -47,7 +47,9 @@ def write_evaluation_report(output: str, *, history: str | None) -> str:
 def _shown_images(rows: pd.DataFrame, output: str) -> list[dict[Any, Any]]:
     shown: list[dict[Any, Any]] = rows.fillna({"modality": "unknown"}).to_dict("records")
     for row in shown:
-        picture = storage.read_bytes(storage.join(output, PICTURES, f"{storage.file_name(row['image_id'])}.png"))
+        picture = storage.read_bytes(
+            storage.join(output, PICTURES, f"{storage.file_name(row['image_id'])}.png")
+        )
         row["picture"] = base64.b64encode(picture).decode()
     return shown
 
@@ -57,17 +59,25 @@ def _draw_distributions(table: pd.DataFrame) -> str:
     figure = Figure(figsize=(11, 2.6), layout="constrained")
     modality = table["modality"].fillna("unknown")
     names = sorted(modality.unique())
-    for axis, score in zip(figure.subplots(1, len(SCORE_NAMES), sharey=True), SCORE_NAMES, strict=True):
+    for axis, score in zip(
+        figure.subplots(1, len(SCORE_NAMES), sharey=True), SCORE_NAMES, strict=True
+    ):
         values = [table.loc[modality == name, score] for name in names]
         low = min(0.9, float(np.floor(table[score].min() * 10) / 10))
         colours = [COLOURS[number % len(COLOURS)] for number in range(len(names))]
-        axis.hist(values, bins=np.linspace(low, 1, 25).tolist(), stacked=True, color=colours, label=names)
+        axis.hist(
+            values, bins=np.linspace(low, 1, 25).tolist(), stacked=True, color=colours, label=names
+        )
         axis.axvline(table[score].mean(), color="black", linewidth=1, linestyle="--")
         axis.set_title(f"{score} (mean {table[score].mean():.4f})", fontsize=9)
         axis.tick_params(labelsize=8)
     figure.axes[0].set_ylabel("images", fontsize=8)
     figure.legend(
-        *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names), fontsize=8, frameon=False
+        *figure.axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=len(names),
+        fontsize=8,
+        frameon=False,
     )
     return to_svg(figure)
 
@@ -78,10 +88,14 @@ def _draw_curves(history: pd.DataFrame) -> str:
     loss, score, rate = figure.subplots(1, 3)
     validated = history[history["val_loss"].notna()]
     loss.plot(history["epoch"], history["train_loss"], color=COLOURS[0], label="training")
-    loss.plot(validated["epoch"], validated["val_loss"], color=COLOURS[1], marker=".", label="validation")
+    loss.plot(
+        validated["epoch"], validated["val_loss"], color=COLOURS[1], marker=".", label="validation"
+    )
     loss.set_title("loss", fontsize=9)
     for name, colour in zip(("f1", "jaccard", "recall", "precision"), COLOURS, strict=False):
-        score.plot(validated["epoch"], validated[f"val_{name}"], color=colour, marker=".", label=name)
+        score.plot(
+            validated["epoch"], validated[f"val_{name}"], color=colour, marker=".", label=name
+        )
     score.set_title("validation scores, at the best threshold", fontsize=9)
     rate.plot(history["epoch"], history["learning_rate"], color=COLOURS[3])
     rate.set_title("learning rate at the end of the epoch", fontsize=9)

@@ -30,8 +30,12 @@ def write_page(uri: str, *, template: str, **values: Any) -> str:
 def to_svg(figure: Figure) -> str:
     """The figure as an element to stand in a page."""
     text = StringIO()
-    for label in figure.findobj(Text):  # what it says may be a name, in which a dollar is no formula
+    for label in figure.findobj(
+        Text
+    ):  # what it says may be a name, in which a dollar is no formula
         label.set_parse_math(False)
-    with mpl.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "text.parse_math": False}):
+    with mpl.rc_context(
+        {"svg.fonttype": "none", "font.family": "sans-serif", "text.parse_math": False}
+    ):
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]

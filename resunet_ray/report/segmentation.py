@@ -42,8 +42,26 @@ _MEASURES = {
     "focus_score": "focus",
 }
 _COLUMNS = [
-    *("image_id", "image_uri", "member", "member_offset", "source_bytes", "source_etag", "source_mtime", "is_slide"),
-    *("height", "width", "status", "qc_reasons", "tissue_fraction", "seam_disagreement", "mpp", "mpp_source"),
+    *(
+        "image_id",
+        "image_uri",
+        "member",
+        "member_offset",
+        "source_bytes",
+        "source_etag",
+        "source_mtime",
+        "is_slide",
+    ),
+    *(
+        "height",
+        "width",
+        "status",
+        "qc_reasons",
+        "tissue_fraction",
+        "seam_disagreement",
+        "mpp",
+        "mpp_source",
+    ),
     *("error_stage", "error_type", "error_message", *_MEASURES),
 ]
 
@@ -52,7 +70,9 @@ _COLUMNS = [
 class _Summary:
     """What a report says of a run's images, gathered file by file, so that a run of millions fits into memory."""
 
-    measures: dict[str, list[np.ndarray]] = field(default_factory=lambda: {name: [] for name in _MEASURES})
+    measures: dict[str, list[np.ndarray]] = field(
+        default_factory=lambda: {name: [] for name in _MEASURES}
+    )
     reasons: Counter[str] = field(default_factory=Counter)
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)
     failed: list[dict[str, Any]] = field(default_factory=list)
@@ -68,10 +88,16 @@ class _Summary:
         self.reasons.update(done["qc_reasons"].explode().dropna())
         self.failures.update(zip(failed["error_stage"], failed["error_type"], strict=True))
         self.failed += failed.head(_FAILURES - len(self.failed)).to_dict("records")
-        self.slides += images[images["is_slide"]].head(_SLIDES - len(self.slides)).to_dict("records")
+        self.slides += (
+            images[images["is_slide"]].head(_SLIDES - len(self.slides)).to_dict("records")
+        )
         done = done[~done["is_slide"]]
-        both = pd.concat([self.suspects, done.assign(reasons=done["qc_reasons"].map(len))], ignore_index=True)
-        self.suspects = both.sort_values(["reasons", "uncertain_fraction"], ascending=False, kind="stable").head(_SHOWN)
+        both = pd.concat(
+            [self.suspects, done.assign(reasons=done["qc_reasons"].map(len))], ignore_index=True
+        )
+        self.suspects = both.sort_values(
+            ["reasons", "uncertain_fraction"], ascending=False, kind="stable"
+        ).head(_SHOWN)
 
 
 def find_unreported(output: str) -> list[str]:
@@ -108,7 +134,10 @@ def write_segmentation_report(output: str, *, run_id: str) -> str:
         distributions=_draw_distributions(measures) if len(summary.suspects) else None,
         reasons=dict(summary.reasons.most_common()),
         suspects=_shown_images(summary.suspects, config, output, run_id),
-        failures=[{"stage": stage, "type": kind, "count": count} for (stage, kind), count in summary.failures.most_common()],
+        failures=[
+            {"stage": stage, "type": kind, "count": count}
+            for (stage, kind), count in summary.failures.most_common()
+        ],
         failed=summary.failed,
         slides=_shown_slides(summary.slides, config, output, run_id),
     )
@@ -116,7 +145,9 @@ def write_segmentation_report(output: str, *, run_id: str) -> str:
 
 def _draw_distributions(measures: dict[str, np.ndarray]) -> str:
     figure = Figure(figsize=(11, 2.4), layout="constrained")
-    for axis, (name, title) in zip(figure.subplots(1, len(_MEASURES), sharey=True), _MEASURES.items(), strict=True):
+    for axis, (name, title) in zip(
+        figure.subplots(1, len(_MEASURES), sharey=True), _MEASURES.items(), strict=True
+    ):
         axis.hist(measures[name], bins=30, color=COLOURS[0])
         axis.set_title(title, fontsize=9)
         axis.tick_params(labelsize=8)
@@ -126,15 +157,21 @@ def _draw_distributions(measures: dict[str, np.ndarray]) -> str:
     return to_svg(figure)
 
 
-def _shown_images(rows: pd.DataFrame, config: SegmentConfig, output: str, run_id: str) -> list[dict[str, Any]]:
+def _shown_images(
+    rows: pd.DataFrame, config: SegmentConfig, output: str, run_id: str
+) -> list[dict[str, Any]]:
     if rows.empty:
         return []
-    regions = itertools.islice(_read_regions(output, run_id, set(rows["image_id"])), len(rows))  # each image is one
+    regions = itertools.islice(
+        _read_regions(output, run_id, set(rows["image_id"])), len(rows)
+    )  # each image is one
     masks = {region["image_id"]: region["mask"] for region in regions}
     shown = []
     for row in rows.to_dict("records"):
         try:
-            picture = _overlay(_read_image(row, storage.Cache.of(config)), decode_stored(masks[row["image_id"]]))
+            picture = _overlay(
+                _read_image(row, storage.Cache.of(config)), decode_stored(masks[row["image_id"]])
+            )
         except InputError as error:  # gone since
             shown.append({**row, "picture": None, "message": str(error)})
             continue
@@ -160,11 +197,18 @@ class _SlidePicture:
         """Takes in the place of a region and its mask."""
         factor = self.view.shape[0] / self.height
         top, left = int(region["y"] * factor), int(region["x"] * factor)
-        bottom, right = (int(np.ceil((region[a] + region[b]) * factor)) for a, b in (("y", "height"), ("x", "width")))
+        bottom, right = (
+            int(np.ceil((region[a] + region[b]) * factor))
+            for a, b in (("y", "height"), ("x", "width"))
+        )
         self.boxes.append((left, top, right - 1, bottom - 1))
         window = self.mask[top:bottom, left:right]  # which ends with the view
         if window.size:
-            small = cv2.resize(decode_stored(region["mask"]), (right - left, bottom - top), interpolation=cv2.INTER_AREA)
+            small = cv2.resize(
+                decode_stored(region["mask"]),
+                (right - left, bottom - top),
+                interpolation=cv2.INTER_AREA,
+            )
             np.maximum(window, small[: window.shape[0], : window.shape[1]], out=window)
 
     def draw(self) -> str:
@@ -176,21 +220,31 @@ class _SlidePicture:
         return base64.b64encode(encode_png(laid)).decode()
 
 
-def _shown_slides(rows: list[dict[str, Any]], config: SegmentConfig, output: str, run_id: str) -> list[dict[str, Any]]:
+def _shown_slides(
+    rows: list[dict[str, Any]], config: SegmentConfig, output: str, run_id: str
+) -> list[dict[str, Any]]:
     """Slides, small, with the regions that were read, and their masks laid over them."""
     pictures: dict[str, _SlidePicture] = {}
     messages: dict[str, str] = {}
     for row in rows:
         try:
-            with stage_slide(row, config=config) as path, closing(Slide(path, name=row["image_uri"])) as slide:
-                pictures[row["image_id"]] = _SlidePicture(slide.info.height, read_view(slide, side=_SLIDE_SIDE))
+            with (
+                stage_slide(row, config=config) as path,
+                closing(Slide(path, name=row["image_uri"])) as slide,
+            ):
+                pictures[row["image_id"]] = _SlidePicture(
+                    slide.info.height, read_view(slide, side=_SLIDE_SIDE)
+                )
         except InputError as error:  # gone since, or it never opened
             messages[row["image_id"]] = row["error_message"] or str(error)
     if pictures:
         for region in _read_regions(output, run_id, set(pictures)):
             pictures[region["image_id"]].add(region)
     drawn = {image_id: picture.draw() for image_id, picture in pictures.items()}
-    return [{**row, "picture": drawn.get(row["image_id"]), "message": messages.get(row["image_id"])} for row in rows]
+    return [
+        {**row, "picture": drawn.get(row["image_id"]), "message": messages.get(row["image_id"])}
+        for row in rows
+    ]
 
 
 def _read_regions(output: str, run_id: str, wanted: set[str]) -> Iterator[dict[str, Any]]:
@@ -199,12 +253,20 @@ def _read_regions(output: str, run_id: str, wanted: set[str]) -> Iterator[dict[s
     for uri in _tables(storage.join(output, layout.REGIONS, run_id)):
         here = pc.is_in(storage.read_table(uri, columns=["image_id"])["image_id"], value_set=ids)
         if pc.any(here).as_py():
-            rows = storage.read_table(uri, columns=["image_id", "y", "x", "height", "width", "mask"]).filter(here).to_pylist()
+            rows = (
+                storage.read_table(uri, columns=["image_id", "y", "x", "height", "width", "mask"])
+                .filter(here)
+                .to_pylist()
+            )
             yield from (row for row in rows if row["mask"] is not None)
 
 
 def _tables(folder: str) -> list[str]:
-    return [storage.join(folder, name) for name, _ in storage.list_files(folder) if name.endswith(".parquet")]
+    return [
+        storage.join(folder, name)
+        for name, _ in storage.list_files(folder)
+        if name.endswith(".parquet")
+    ]
 
 
 def _read_image(row: dict[str, Any], cache: storage.Cache) -> UInt8[np.ndarray, "h w 3"]:
@@ -214,11 +276,17 @@ def _read_image(row: dict[str, Any], cache: storage.Cache) -> UInt8[np.ndarray, 
     return decode_image(entry.read(cache), name=entry.name)
 
 
-def _overlay(image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "i j 3"]:
+def _overlay(
+    image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "i j 3"]:
     """The image beside itself with the outlines of what was found."""
     factor = min(1.0, _SIDE / max(image.shape[:2]))
     size = max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    outlines, _ = cv2.findContours(cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    outlines, _ = cv2.findContours(
+        cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST),
+        cv2.RETR_LIST,
+        cv2.CHAIN_APPROX_NONE,
+    )
     marked = cv2.drawContours(small.copy(), outlines, -1, (255, 210, 0), 1)
     return np.hstack([small, np.full((small.shape[0], 4, 3), 255, np.uint8), marked])

@@ -17,7 +17,12 @@ from resunet_ray.report.page import COLOURS, REPORT_FILE, to_svg, write_page
 from resunet_ray.sweep.trials import list_trials, read_validations
 from resunet_ray.sweep.winner import SUMMARY_FILE, TABLE_FILE
 
-_STATUS_COLOURS = {"completed": COLOURS[2], "stopped": COLOURS[4], "failed": COLOURS[1], "unfinished": "#8a94a3"}
+_STATUS_COLOURS = {
+    "completed": COLOURS[2],
+    "stopped": COLOURS[4],
+    "failed": COLOURS[1],
+    "unfinished": "#8a94a3",
+}
 _PREFIX = "config."
 _LOG_RATIO = 8  # a searched range that is wider is drawn on a logarithmic axis
 
@@ -30,7 +35,9 @@ def write_sweep_report(output: str) -> str:
     names = [name.removeprefix(_PREFIX) for name in rows.columns if name.startswith(_PREFIX)]
     monitor = summary["monitor"]
     scored = rows[rows["score"].notna()]
-    ranked = rows.sort_values("score", ascending=lower_is_better(monitor), na_position="last", kind="stable")
+    ranked = rows.sort_values(
+        "score", ascending=lower_is_better(monitor), na_position="last", kind="stable"
+    )
     return write_page(
         storage.join(output, REPORT_FILE),
         template="sweep.html",
@@ -38,7 +45,10 @@ def write_sweep_report(output: str) -> str:
         config=summary["config"],
         names=names,
         minutes=_minutes(rows),
-        trials=[{**row, "parameters": [_label(row[_PREFIX + name]) for name in names]} for row in _records(ranked)],
+        trials=[
+            {**row, "parameters": [_label(row[_PREFIX + name]) for name in names]}
+            for row in _records(ranked)
+        ],
         curves=_draw_curves(output, monitor) if len(scored) else None,
         progress=_draw_progress(scored, monitor) if len(scored) else None,
         coordinates=_draw_coordinates(scored, names, monitor) if len(scored) > 1 else None,
@@ -76,7 +86,11 @@ def _draw_curves(output: str, monitor: str) -> str:
         if len(validations):
             last = validations.iloc[-1]
             axis.annotate(
-                str(trial.number), (last["epoch"], last[monitor]), fontsize=7, xytext=(3, 0), textcoords="offset points"
+                str(trial.number),
+                (last["epoch"], last[monitor]),
+                fontsize=7,
+                xytext=(3, 0),
+                textcoords="offset points",
             )
     _finish(axis, x="epoch", y=f"validation {monitor}")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -107,7 +121,9 @@ def _draw_progress(scored: pd.DataFrame, monitor: str) -> str:
     minutes = (pd.to_datetime(ended["finished_at"]) - begun).dt.total_seconds() / 60
     axis.scatter(minutes, ended["score"], c=ended["status"].map(_STATUS_COLOURS), s=22, zorder=3)
     for minute, score, number in zip(minutes, ended["score"], ended["trial"], strict=True):
-        axis.annotate(str(number), (minute, score), fontsize=7, xytext=(4, 3), textcoords="offset points")
+        axis.annotate(
+            str(number), (minute, score), fontsize=7, xytext=(4, 3), textcoords="offset points"
+        )
     best = ended["score"].cummin() if lower_is_better(monitor) else ended["score"].cummax()
     axis.step(minutes, best, where="post", color=COLOURS[0], linewidth=1.2)
     _finish(axis, x="minutes since the first trial began", y=f"best {monitor}")
@@ -127,7 +143,14 @@ def _draw_coordinates(scored: pd.DataFrame, names: list[str], monitor: str) -> s
     for position, (name, column) in enumerate(zip([*names, monitor], columns, strict=True)):
         axis.axvline(position, color="#b9c1cc", linewidth=0.8, zorder=0)
         for height, text in _place(column)[1]:
-            axis.annotate(text, (position, height), fontsize=7, xytext=(4, 0), textcoords="offset points", va="center")
+            axis.annotate(
+                text,
+                (position, height),
+                fontsize=7,
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+            )
         axis.annotate(name, (position, 1.06), fontsize=8, ha="center", annotation_clip=False)
     axis.set_xlim(-0.2, len(columns) - 0.6)
     axis.set_ylim(-0.05, 1.15)
@@ -141,7 +164,9 @@ def _place(column: pd.Series) -> tuple[np.ndarray, list[tuple[float, str]]]:
         labels = column.map(_label)
         known = _sort_labels(labels)
         heights = np.linspace(0, 1, len(known)) if len(known) > 1 else np.array([0.5])
-        return labels.map(dict(zip(known, heights, strict=True))).to_numpy(float), list(zip(heights.tolist(), known, strict=True))
+        return labels.map(dict(zip(known, heights, strict=True))).to_numpy(float), list(
+            zip(heights.tolist(), known, strict=True)
+        )
     values = column.to_numpy(float)
     values = np.log(values) if _is_wide(column) else values
     low, high = values.min(), values.max()
@@ -160,18 +185,28 @@ def _is_wide(column: pd.Series) -> bool:
 def _sort_labels(labels: pd.Series) -> list[str]:
     """Numbers by size, then words."""
     return sorted(
-        labels.unique(), key=lambda label: (0, float(label), "") if label.replace(".", "", 1).isdigit() else (1, 0.0, label)
+        labels.unique(),
+        key=lambda label: (
+            (0, float(label), "") if label.replace(".", "", 1).isdigit() else (1, 0.0, label)
+        ),
     )
 
 
 def _draw_scatter(scored: pd.DataFrame, names: list[str], monitor: str) -> str:
     """The score against each parameter."""
     figure = Figure(figsize=(11, 2.8 * -(-len(names) // 3)), layout="constrained")
-    axes = figure.subplots(-(-len(names) // 3), min(3, len(names)), squeeze=False, sharey=True).ravel()
+    axes = figure.subplots(
+        -(-len(names) // 3), min(3, len(names)), squeeze=False, sharey=True
+    ).ravel()
     for axis, name in zip(axes, names, strict=False):
         column = scored[_PREFIX + name]
         places, ticks = _place(column)
-        axis.scatter(column if _is_range(column) else places, scored["score"], c=scored["status"].map(_STATUS_COLOURS), s=22)
+        axis.scatter(
+            column if _is_range(column) else places,
+            scored["score"],
+            c=scored["status"].map(_STATUS_COLOURS),
+            s=22,
+        )
         if not _is_range(column):
             axis.set_xticks([place for place, _ in ticks], [text for _, text in ticks])
             axis.set_xlim(-0.15, 1.15)

@@ -39,16 +39,27 @@ _GEOMETRY = {
             "encoding": "WKB",
             "geometry_types": ["Polygon"],
             "crs": None,  # pixels of the image, not places on Earth
-            "covering": {"bbox": {name: ["bbox", name] for name in ("xmin", "ymin", "xmax", "ymax")}},
+            "covering": {
+                "bbox": {name: ["bbox", name] for name in ("xmin", "ymin", "xmax", "ymax")}
+            },
         }
     },
 }
 """GeoParquet 1.1.0, `geo` metadata."""
 
-INSTANCES_SCHEMA = INSTANCES.with_metadata({**(INSTANCES.metadata or {}), b"geo": json.dumps(_GEOMETRY).encode()})
+INSTANCES_SCHEMA = INSTANCES.with_metadata(
+    {**(INSTANCES.metadata or {}), b"geo": json.dumps(_GEOMETRY).encode()}
+)
 
 _SUMS = (
-    *("pixels", "num_instances", "foreground_pixels", "uncertain_pixels", "confidence_sum", "entropy_sum"),
+    *(
+        "pixels",
+        "num_instances",
+        "foreground_pixels",
+        "uncertain_pixels",
+        "confidence_sum",
+        "entropy_sum",
+    ),
     *("grey_sum", "grey_square_sum", "laplacian_square_sum"),
 )
 _FOCUS_LEAST = 2e-3
@@ -59,7 +70,9 @@ _UNCERTAIN_MOST = 0.1
 """Share of uncertain pixels above which an image is called uncertain."""
 
 
-def commit_run(output: str, *, run_id: str, folder: str, plan: Plan, digests: dict[str, str]) -> Counter[str]:
+def commit_run(
+    output: str, *, run_id: str, folder: str, plan: Plan, digests: dict[str, str]
+) -> Counter[str]:
     """Writes images/ and instances/ of a run whose chunks are all there; returns how many images have which status.
 
     Args:
@@ -76,31 +89,43 @@ def commit_run(output: str, *, run_id: str, folder: str, plan: Plan, digests: di
     parts = [range(start, end) for start, end in pairwise([*plan.parts, plan.chunks])]
 
     def commit_part(number: int) -> pa.Table:
-        statuses = _commit_chunks(output, run_id=run_id, folder=folder, part=number, chunks=parts[number])
+        statuses = _commit_chunks(
+            output, run_id=run_id, folder=folder, part=number, chunks=parts[number]
+        )
         return pa.table({"statuses": [json.dumps(statuses)]})
 
-    done = run_tasks(commit_part, count=len(parts), total=len(parts), what="files of images committed")
+    done = run_tasks(
+        commit_part, count=len(parts), total=len(parts), what="files of images committed"
+    )
     statuses: Counter[str] = Counter()
     for text in done["statuses"].to_pylist():
         statuses.update(json.loads(text))
     if statuses.total() != plan.images:
-        raise RunError(f"{plan.images} images were planned and {statuses.total()} committed: run it again")
+        raise RunError(
+            f"{plan.images} images were planned and {statuses.total()} committed: run it again"
+        )
     return statuses
 
 
-def _commit_chunks(output: str, *, run_id: str, folder: str, part: int, chunks: range) -> dict[str, int]:
+def _commit_chunks(
+    output: str, *, run_id: str, folder: str, part: int, chunks: range
+) -> dict[str, int]:
     """Commits some chunks, which hold whole images."""
     images: dict[str, _Image] = {}
     nuclei = pa.BufferOutputStream()
     with pq.ParquetWriter(nuclei, INSTANCES_SCHEMA, compression="zstd") as writer:
         for chunk in chunks:
-            found = _read_regions(layout.chunk_uri(output, run_id, chunk), planned=read_chunk(folder, chunk))
+            found = _read_regions(
+                layout.chunk_uri(output, run_id, chunk), planned=read_chunk(folder, chunk)
+            )
             table = flatten_instances(found)
             writer.write_table(table)
             _gather(images, found, table)
     rows = pa.Table.from_pylist([image.row() for image in images.values()], schema=IMAGES)
     storage.write_bytes(layout.part_uri(output, layout.INSTANCES, run_id, part), nuclei.getvalue())
-    storage.write_table(layout.part_uri(output, layout.IMAGES, run_id, part), rows)  # last: its rows say that the images are done
+    storage.write_table(
+        layout.part_uri(output, layout.IMAGES, run_id, part), rows
+    )  # last: its rows say that the images are done
     return dict(Counter(rows["status"].to_pylist()))
 
 
@@ -115,7 +140,9 @@ def _read_regions(uri: str, *, planned: pa.Table) -> pa.Table:
 
 
 def _keys(regions: pa.Table) -> list[tuple[str, int]]:
-    return sorted(zip(regions["image_id"].to_pylist(), regions["region_index"].to_pylist(), strict=True))
+    return sorted(
+        zip(regions["image_id"].to_pylist(), regions["region_index"].to_pylist(), strict=True)
+    )
 
 
 @dataclass
@@ -132,39 +159,72 @@ class _Image:
         read = [region for region in self.regions if region["status"] == "ok"]
         failed = [region for region in self.regions if region["status"] == "failed"]
         row = {name: first[name] for name in IMAGES.names if name in first}
-        row |= {name: sum(region[name] for region in self.regions) for name in ("read_seconds", "model_seconds", "post_seconds")}
-        row |= {"num_regions": len(read) + len(failed), "num_regions_failed": len(failed), "finished_at": datetime.now(UTC)}
-        row |= {"status": "partial" if read and failed else "failed" if failed else "ok" if read else "empty"}
+        row |= {
+            name: sum(region[name] for region in self.regions)
+            for name in ("read_seconds", "model_seconds", "post_seconds")
+        }
+        row |= {
+            "num_regions": len(read) + len(failed),
+            "num_regions_failed": len(failed),
+            "finished_at": datetime.now(UTC),
+        }
+        row |= {
+            "status": "partial"
+            if read and failed
+            else "failed"
+            if failed
+            else "ok"
+            if read
+            else "empty"
+        }
         row["is_slide"] = is_slide(first)
         if row["is_slide"]:
             row |= {"height": first["slide_height"], "width": first["slide_width"]}
         if failed:
-            row |= {name: failed[0][name] for name in ("error_stage", "error_type", "error_message")}
+            row |= {
+                name: failed[0][name] for name in ("error_stage", "error_type", "error_message")
+            }
         if not read:
             reasons = ["failed"] if failed else first["warnings"]
             return row | {"qc_status": "fail" if failed else "warn", "qc_reasons": reasons}
         row |= _scores(read, areas=np.concatenate(self.areas)) | self._seams(read)
-        reasons = _suspicions(row, contrast=row.pop("contrast")) + (first["warnings"] or []) + (["partial"] if failed else [])
+        reasons = (
+            _suspicions(row, contrast=row.pop("contrast"))
+            + (first["warnings"] or [])
+            + (["partial"] if failed else [])
+        )
         return row | {"qc_status": "warn" if reasons else "pass", "qc_reasons": reasons}
 
     def _seams(self, read: list[Row]) -> Row:
         """How well the regions of a slide agree, where both of two neighbours were read."""
         if not is_slide(read[0]):
             return {}
-        neighbours = np.array([(y, x) for region in read for y, x in region["neighbours"] or ()], np.float64).reshape(-1, 2)
+        neighbours = np.array(
+            [(y, x) for region in read for y, x in region["neighbours"] or ()], np.float64
+        ).reshape(-1, 2)
         inside = np.zeros(len(neighbours), bool)
         for region in read:
-            corner, size = (np.array([region[name] for name in names]) for names in ("yx", ("height", "width")))
+            corner, size = (
+                np.array([region[name] for name in names]) for names in ("yx", ("height", "width"))
+            )
             inside |= ((neighbours >= corner) & (neighbours < corner + size)).all(axis=1)
-        return {"seam_disagreement": seam_disagreement(np.concatenate(self.centroids), neighbours[inside])}
+        return {
+            "seam_disagreement": seam_disagreement(
+                np.concatenate(self.centroids), neighbours[inside]
+            )
+        }
 
 
 def _gather(images: dict[str, _Image], regions: pa.Table, instances: pa.Table) -> None:
     """Adds the regions of a chunk to those of their images."""
     ends = np.cumsum(pc.fill_null(pc.list_value_length(regions["instances"]), 0).to_numpy())
     areas = instances["area_px"].to_numpy()
-    centroids = np.stack([instances[name].to_numpy() for name in ("centroid_y", "centroid_x")], axis=1)
-    for region, start, end in zip(regions.drop_columns(["instances"]).to_pylist(), [0, *ends[:-1]], ends, strict=True):
+    centroids = np.stack(
+        [instances[name].to_numpy() for name in ("centroid_y", "centroid_x")], axis=1
+    )
+    for region, start, end in zip(
+        regions.drop_columns(["instances"]).to_pylist(), [0, *ends[:-1]], ends, strict=True
+    ):
         image = images.setdefault(region["image_id"], _Image())
         image.regions.append(region)
         image.areas.append(areas[start:end])
@@ -190,8 +250,17 @@ def _scores(regions: list[Row], *, areas: np.ndarray) -> Row:
         row["nuclei_per_mm2"] = total["num_instances"] / (pixels * (mpp * scale / 1000) ** 2)
         row["median_nucleus_area_um2"] = float(np.median(areas)) * mpp**2 if len(areas) else None
     if regions[0]["tp"] is not None:
-        counts = Counts(*(np.asarray(sum(region[name] for region in regions)) for name in ("tp", "fp", "fn", "tn")))
-        row |= {name: float(value) for name, value in score_counts(counts).items() if name in SCORE_NAMES}
+        counts = Counts(
+            *(
+                np.asarray(sum(region[name] for region in regions))
+                for name in ("tp", "fp", "fn", "tn")
+            )
+        )
+        row |= {
+            name: float(value)
+            for name, value in score_counts(counts).items()
+            if name in SCORE_NAMES
+        }
     return row
 
 
@@ -212,7 +281,9 @@ def flatten_instances(regions: pa.Table) -> pa.Table:
     parents = pc.list_parent_indices(regions["instances"])
     flat = pc.list_flatten(regions["instances"])
     table = pa.table({field.name: pc.struct_field(flat, field.name) for field in flat.type})
-    of = regions.select(["image_id", "run_id", "mpp", "bundle_digest", "config_digest"]).take(parents)
+    of = regions.select(["image_id", "run_id", "mpp", "bundle_digest", "config_digest"]).take(
+        parents
+    )
     polygons = shapely.from_wkb(table["polygon"].to_numpy())
     bounds = shapely.bounds(polygons) if len(polygons) else np.empty((0, 4))
     mpp = of["mpp"].to_numpy().astype(np.float64)
@@ -223,14 +294,28 @@ def flatten_instances(regions: pa.Table) -> pa.Table:
         strict=True,
     )
     columns = {
-        "instance_id": [str(uuid.uuid5(uuid.NAMESPACE_URL, ":".join(map(str, place)))) for place in places],
+        "instance_id": [
+            str(uuid.uuid5(uuid.NAMESPACE_URL, ":".join(map(str, place)))) for place in places
+        ],
         "image_id": of["image_id"],
         **{name: of[name] for name in ("run_id", "bundle_digest", "config_digest")},
         "geometry": table["polygon"],
         "area_um2": pa.array(table["area_px"].to_numpy() * mpp**2, from_pandas=True),
         "perimeter_um": pa.array(table["perimeter_px"].to_numpy() * mpp, from_pandas=True),
-        "bbox": pa.StructArray.from_arrays([pa.array(column) for column in bounds.T], fields=list(INSTANCES.field("bbox").type)),
-        **{name: table[name] for name in ("centroid_y", "centroid_x", "area_px", "eccentricity", "score", "touches_edge")},
+        "bbox": pa.StructArray.from_arrays(
+            [pa.array(column) for column in bounds.T], fields=list(INSTANCES.field("bbox").type)
+        ),
+        **{
+            name: table[name]
+            for name in (
+                "centroid_y",
+                "centroid_x",
+                "area_px",
+                "eccentricity",
+                "score",
+                "touches_edge",
+            )
+        },
     }
     return pa.table({name: columns[name] for name in INSTANCES.names}, schema=INSTANCES_SCHEMA)
 
@@ -240,7 +325,11 @@ def _withdraw(output: str, *, ids: list[str], run_id: str, digests: dict[str, st
     if not ids:
         return
     wanted = pa.array(ids)
-    for folder in (layout.REGIONS, layout.INSTANCES, layout.IMAGES):  # last what says that they were done
+    for folder in (
+        layout.REGIONS,
+        layout.INSTANCES,
+        layout.IMAGES,
+    ):  # last what says that they were done
         for file in list(storage.walk_files(storage.join(output, folder))):
             if file.path.startswith(f"{run_id}/") or not file.path.endswith(".parquet"):
                 continue
@@ -250,4 +339,6 @@ def _withdraw(output: str, *, ids: list[str], run_id: str, digests: dict[str, st
             for name, value in digests.items():  # another bundle's are its own
                 old = pc.and_(old, pc.equal(keys[name], value))
             if pc.any(old).as_py():
-                storage.write_table(uri, storage.read_table(uri).filter(pc.invert(old)), rows_per_group=64)
+                storage.write_table(
+                    uri, storage.read_table(uri).filter(pc.invert(old)), rows_per_group=64
+                )

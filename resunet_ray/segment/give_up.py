@@ -20,8 +20,13 @@ def give_up(config: GiveUpConfig) -> None:
     """
     output = storage.absolute(config.output).rstrip("/")
     if config.run not in storage.list_folders(storage.join(output, layout.RUNS)):
-        raise InputError(f"{output} has no run {config.run}: expected the name of a folder in {layout.RUNS}/")
+        raise InputError(
+            f"{output} has no run {config.run}: expected the name of a folder in {layout.RUNS}/"
+        )
     with hold_lease(replace(config, output=output)):
-        kinds = [storage.join(layout.EXPORTS, kind) for kind in storage.list_folders(storage.join(output, layout.EXPORTS))]
+        kinds = [
+            storage.join(layout.EXPORTS, kind)
+            for kind in storage.list_folders(storage.join(output, layout.EXPORTS))
+        ]
         for folder in (layout.IMAGES, layout.INSTANCES, *kinds, layout.REGIONS, layout.RUNS):
             storage.delete(storage.join(output, folder, config.run))

@@ -14,7 +14,12 @@ LEVELS = "level_low", "level_high"
 def fail(row: Row, *, stage: str, error: Exception) -> None:
     """Notes in a row what went wrong, and where."""
     message = storage.mask_credentials(str(error)) or type(error).__name__
-    row |= {"status": "failed", "error_stage": stage, "error_type": type(error).__name__, "error_message": message}
+    row |= {
+        "status": "failed",
+        "error_stage": stage,
+        "error_type": type(error).__name__,
+        "error_message": message,
+    }
 
 
 def is_slide(row: Row) -> bool:

@@ -87,9 +87,14 @@ def segment(config: SegmentConfig) -> list[SegmentationResult]:
     storage.check_writable(config.output)
     lease = hold_lease(config)
     with lease as held:
-        results = [_run_planned(run_id, config=config, lease=held) for run_id in _clear_and_list_unfinished(config.output)]
+        results = [
+            _run_planned(run_id, config=config, lease=held)
+            for run_id in _clear_and_list_unfinished(config.output)
+        ]
         run_id, planned = _plan(config, info=info, digest=digest, run_id=_new_run_id(), lease=held)
-        results.append(planned if run_id is None else _run_planned(run_id, config=config, lease=held))
+        results.append(
+            planned if run_id is None else _run_planned(run_id, config=config, lease=held)
+        )
     return results
 
 
@@ -131,7 +136,9 @@ def _clear_and_list_unfinished(output: str) -> list[str]:
         return run_id if json.loads(storage.read_bytes(uri))["status"] == "planned" else None
 
     with ThreadPoolExecutor(_LOOK_THREADS) as pool:
-        return [run_id for run_id in pool.map(look, storage.list_folders(folder)) if run_id is not None]
+        return [
+            run_id for run_id in pool.map(look, storage.list_folders(folder)) if run_id is not None
+        ]
 
 
 def _plan(
@@ -141,14 +148,21 @@ def _plan(
     start = time.perf_counter()
     ledger = read_ledger(config.output, bundle_digest=digest, config_digest=config.digest)
     listing = Listing(
-        config.input, storage.Cache.of(config), masks=config.masks, mpp=config.mpp, mpp_csv=config.mpp_csv, exclude=config.output
+        config.input,
+        storage.Cache.of(config),
+        masks=config.masks,
+        mpp=config.mpp,
+        mpp_csv=config.mpp_csv,
+        exclude=config.output,
     )
     folder = None if run_id is None else layout.run_folder(config.output, run_id)
     if folder is None:
         plan = count_plan(listing, ledger=ledger, retry_failed=config.retry_failed)
     else:
         survey = _Survey(Surveyor.of(config, info), storage.join(folder, "survey"))
-        plan = write_plan(folder, listing, ledger=ledger, retry_failed=config.retry_failed, survey=survey)
+        plan = write_plan(
+            folder, listing, ledger=ledger, retry_failed=config.retry_failed, survey=survey
+        )
     if not plan.listed:
         raise InputError(f"{', '.join(config.input)}: no image found")
     result = SegmentationResult(
@@ -166,13 +180,23 @@ def _plan(
         plan.images,
         plan.done,
         plan.failed_before,
-        "" if config.retry_failed or not plan.failed_before else " (--retry-failed tries them again)",
+        ""
+        if config.retry_failed or not plan.failed_before
+        else " (--retry-failed tries them again)",
         plan.repeated,
     )
     if lease is not None:
         lease.check()
     if folder is not None and plan.regions:
-        _write_record(folder, {"status": "planned", "config": asdict(config), "bundle_digest": digest, "plan": asdict(plan)})
+        _write_record(
+            folder,
+            {
+                "status": "planned",
+                "config": asdict(config),
+                "bundle_digest": digest,
+                "plan": asdict(plan),
+            },
+        )
     return result.run_id, result
 
 
@@ -199,28 +223,43 @@ class _Survey:
 
         def look(number: int) -> pa.Table:
             notes = crashes.Notes(folder, session, node=this_node(), is_lost=is_lost)
-            found = notes.work_through(first + number, slices[number], surveyor, blame=surveyor.blame)
+            found = notes.work_through(
+                first + number, slices[number], surveyor, blame=surveyor.blame
+            )
             return pa.Table.from_pylist(list(itertools.chain.from_iterable(found)), schema=PLAN)
 
         what = "regions planned on files that may be slides"
         tables = stream_tasks(look, count=len(slices), total=0, what=what, in_order=True)
-        regions = (row for table in tables for batch in table.to_batches(_ROWS) for row in batch.to_pylist())
+        regions = (
+            row
+            for table in tables
+            for batch in table.to_batches(_ROWS)
+            for row in batch.to_pylist()
+        )
         for _, of_one in itertools.groupby(regions, key=lambda row: row["image_id"]):
             yield of_one
         storage.delete(folder)
 
 
 def _write_record(folder: str, record: dict[str, Any]) -> None:
-    storage.write_bytes(storage.join(folder, layout.RUN_FILE), json.dumps(record, indent=1).encode())
+    storage.write_bytes(
+        storage.join(folder, layout.RUN_FILE), json.dumps(record, indent=1).encode()
+    )
 
 
 def _run_planned(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> SegmentationResult:
     """Segments what a planned run has not, commits it, and records the outcome."""
     folder = layout.run_folder(config.output, run_id)
     record = json.loads(storage.read_bytes(storage.join(folder, layout.RUN_FILE)))
-    saved = load_config(json.dumps(record["config"]), kind=SegmentConfig, source=storage.join(folder, layout.RUN_FILE))
+    saved = load_config(
+        json.dumps(record["config"]),
+        kind=SegmentConfig,
+        source=storage.join(folder, layout.RUN_FILE),
+    )
     # What decides the result is the run's own; how it is done is today's.
-    own = replace(saved, **{name: getattr(config, name) for name in list_fields(SegmentConfig, TODAYS)})
+    own = replace(
+        saved, **{name: getattr(config, name) for name in list_fields(SegmentConfig, TODAYS)}
+    )
     plan = Plan.read(record["plan"])
     _, digest = read_bundle_info(own.bundle)
     if digest != record["bundle_digest"]:
@@ -234,7 +273,12 @@ def _run_planned(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> 
     begun = time.perf_counter()
     todo = sorted(set(range(plan.chunks)) - _chunks_done(config.output, run_id))
     if len(todo) < plan.chunks:
-        logger.info("resuming run %s: %d of %d chunks are done", run_id, plan.chunks - len(todo), plan.chunks)
+        logger.info(
+            "resuming run %s: %d of %d chunks are done",
+            run_id,
+            plan.chunks - len(todo),
+            plan.chunks,
+        )
     job = Job(
         run_id=run_id,
         session=uuid.uuid4().hex[:12],
@@ -260,7 +304,11 @@ def _run_planned(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> 
     )
     if lease is not None:
         lease.check()
-    seconds = {"segment": segmented - begun, "commit": time.perf_counter() - segmented, **sums.stages}
+    seconds = {
+        "segment": segmented - begun,
+        "commit": time.perf_counter() - segmented,
+        **sums.stages,
+    }
     result = SegmentationResult(
         run_id=run_id,
         images=dict(statuses),
@@ -276,7 +324,9 @@ def _run_planned(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> 
     crashes.forget(folder)
     for name in (layout.REGIONS, layout.INSTANCES, layout.IMAGES, layout.RUNS):
         storage.clear_parts(storage.join(config.output, name, run_id))
-    _write_record(folder, {**record, "status": "done", "versions": versions(), "result": asdict(result)})
+    _write_record(
+        folder, {**record, "status": "done", "versions": versions(), "result": asdict(result)}
+    )
     count_images(job.watched, statuses)
     return result
 
@@ -285,4 +335,8 @@ def _chunks_done(output: str, run_id: str) -> set[int]:
     folder = storage.join(output, layout.REGIONS, run_id)
     if not storage.exists(folder):
         return set()
-    return {int(name.removesuffix(".parquet")) for name, _ in storage.list_files(folder) if name.endswith(".parquet")}
+    return {
+        int(name.removesuffix(".parquet"))
+        for name, _ in storage.list_files(folder)
+        if name.endswith(".parquet")
+    }

@@ -56,7 +56,12 @@ class Notes:
         files.delete(place)
 
     def work_through(
-        self, chunk: int, items: Sequence[Item], work: Callable[[Item], Result], *, blame: Callable[[Item, int], Result]
+        self,
+        chunk: int,
+        items: Sequence[Item],
+        work: Callable[[Item], Result],
+        *,
+        blame: Callable[[Item, int], Result],
     ) -> list[Result]:
         """The results of some items, one after the other; those over which the process died are not begun any more.
 
@@ -76,7 +81,11 @@ class Notes:
 
     def _note(self, place: str) -> int:
         names = [name for name, _ in files.list_files(place)] if files.exists(place) else []
-        nodes = [node for session, node, *_ in (name.split(".") for name in names) if session == self.session]
+        nodes = [
+            node
+            for session, node, *_ in (name.split(".") for name in names)
+            if session == self.session
+        ]
         files.write_bytes(files.join(place, f"{self.session}.{self.node}.{uuid.uuid4().hex}"), b"")
         return sum(not self.is_lost(node) for node in nodes)
 

@@ -26,11 +26,16 @@ Result = TypeVar("Result")
 
 _BUFFER_BYTES = 2**23
 _PAUSES = (1, 3, 10, 20, 40)  # seconds between attempts while a storage is away
-_AWAY = re.compile("NETWORK_CONNECTION|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|INTERNAL_FAILURE|REQUEST_TIMEOUT|UNKNOWN.*HTTP 5")
+_AWAY = re.compile(
+    "NETWORK_CONNECTION|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|INTERNAL_FAILURE|REQUEST_TIMEOUT|UNKNOWN.*HTTP 5"
+)
 """What pyarrow's errors call a store that may be back soon."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
-_SECRET = re.compile(r"([?&][^=&\s]*(?:key|secret|token|signature|credential|password|sig)[^=&\s]*=)[^&\s]+", re.IGNORECASE)
+_SECRET = re.compile(
+    r"([?&][^=&\s]*(?:key|secret|token|signature|credential|password|sig)[^=&\s]*=)[^&\s]+",
+    re.IGNORECASE,
+)
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _REMOTE = ("s3", "gs", "gcs")
 _SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://")
@@ -86,7 +91,9 @@ def parent(uri: str) -> str:
     return absolute(uri).rstrip("/").rsplit("/", 1)[0]
 
 
-def attempt(uri: str, call: Callable[[fs.FileSystem, str], Result], *, pauses: Sequence[float] = _PAUSES) -> Result:
+def attempt(
+    uri: str, call: Callable[[fs.FileSystem, str], Result], *, pauses: Sequence[float] = _PAUSES
+) -> Result:
     """What a call gives that reads or writes a location; while its storage is away, it is called again for about a minute.
 
     Args:
@@ -119,7 +126,9 @@ def _call(uri: str, call: Callable[[], Result]) -> Result:
     except OSError as error:
         reason = error.strerror or mask_credentials(str(error))
         if error.errno in _FULL:
-            raise ResourceError(f"{uri} cannot be written: {reason}. Make room, and run the same command again") from None
+            raise ResourceError(
+                f"{uri} cannot be written: {reason}. Make room, and run the same command again"
+            ) from None
         if _AWAY.search(reason):
             raise ResourceError(f"the storage of {uri} does not answer: {reason}") from None
         raise InputError(f"{uri} cannot be read or written: {reason}") from None
@@ -145,18 +154,32 @@ def list_files(uri: str, *, recursive: bool = True) -> Iterator[tuple[str, int]]
     Raises:
         InputError: nothing is there.
     """
-    found = attempt(uri, lambda filesystem, path: filesystem.get_file_info(fs.FileSelector(path, recursive=recursive)))
+    found = attempt(
+        uri,
+        lambda filesystem, path: filesystem.get_file_info(
+            fs.FileSelector(path, recursive=recursive)
+        ),
+    )
     start = len(open_filesystem(uri)[1].rstrip("/")) + 1
-    yield from sorted((entry.path[start:], entry.size) for entry in found if entry.type == fs.FileType.File)
+    yield from sorted(
+        (entry.path[start:], entry.size) for entry in found if entry.type == fs.FileType.File
+    )
 
 
 def list_folders(uri: str) -> list[str]:
     """The names of the folders directly below a location, sorted; none where nothing is there."""
-    found = attempt(uri, lambda filesystem, path: filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)))
+    found = attempt(
+        uri,
+        lambda filesystem, path: filesystem.get_file_info(
+            fs.FileSelector(path, allow_not_found=True)
+        ),
+    )
     return sorted(entry.base_name for entry in found if entry.type == fs.FileType.Directory)
 
 
-def read_bytes(uri: str, *, pauses: Sequence[float] = _PAUSES, max_bytes: int | None = None) -> bytes:
+def read_bytes(
+    uri: str, *, pauses: Sequence[float] = _PAUSES, max_bytes: int | None = None
+) -> bytes:
     """The whole content of a file; `pauses` as in `attempt`.
 
     Raises:
@@ -169,7 +192,9 @@ def read_bytes(uri: str, *, pauses: Sequence[float] = _PAUSES, max_bytes: int | 
 
     content = attempt(uri, read, pauses=pauses)
     if max_bytes is not None and len(content) > max_bytes:
-        raise InputError(f"{uri} has more than {max_bytes} bytes, the most that are read of one image")
+        raise InputError(
+            f"{uri} has more than {max_bytes} bytes, the most that are read of one image"
+        )
     return content
 
 
@@ -185,7 +210,9 @@ def write_bytes(uri: str, content: bytes, *, pauses: Sequence[float] = _PAUSES) 
         if isinstance(filesystem, fs.LocalFileSystem):
             _replace(Path(path), content)
             return
-        with filesystem.open_output_stream(path, compression=None) as stream:  # an object appears when it is complete
+        with filesystem.open_output_stream(
+            path, compression=None
+        ) as stream:  # an object appears when it is complete
             stream.write(content)
 
     attempt(uri, write, pauses=pauses)
@@ -210,7 +237,10 @@ def _replace(target: Path, content: bytes | Path) -> None:
 
 def upload(path: Path, uri: str) -> None:
     """Writes a file, or a folder with all below it, from this machine's disk; what stands highest in a folder comes last."""
-    for file in sorted((item for item in path.rglob("*") if item.is_file()), key=lambda item: (-len(item.parts), item)):
+    for file in sorted(
+        (item for item in path.rglob("*") if item.is_file()),
+        key=lambda item: (-len(item.parts), item),
+    ):
         _upload_file(file, join(uri, file.relative_to(path).as_posix()))
     if path.is_file():
         _upload_file(path, uri)
@@ -221,7 +251,10 @@ def _upload_file(source: Path, uri: str) -> None:
         if isinstance(filesystem, fs.LocalFileSystem):
             _replace(Path(path), source)
             return
-        with source.open("rb") as file, filesystem.open_output_stream(path, compression=None) as stream:
+        with (
+            source.open("rb") as file,
+            filesystem.open_output_stream(path, compression=None) as stream,
+        ):
             shutil.copyfileobj(file, stream, _BUFFER_BYTES)
 
     attempt(uri, write)

@@ -74,7 +74,12 @@ def hold_lease(output: str, *, seconds: float) -> Iterator[Lease]:
     _require_exclusive_writes(folder)
     lease = _acquire(folder, seconds=seconds)
     stop = threading.Event()
-    thread = threading.Thread(target=_renew, args=(lease, stop), kwargs={"folder": folder, "seconds": seconds}, daemon=True)
+    thread = threading.Thread(
+        target=_renew,
+        args=(lease, stop),
+        kwargs={"folder": folder, "seconds": seconds},
+        daemon=True,
+    )
     thread.start()
     try:
         yield lease
@@ -97,7 +102,9 @@ def _acquire(folder: str, *, seconds: float) -> Lease:
     uri = files.join(folder, f"{number:06d}")
     began = time.time()
     if not create_exclusively(uri, _content(holder, seconds=seconds)) or _newest(folder) != number:
-        raise LeaseError(f"another run took the lease {uri} at the same moment: this one leaves it alone")
+        raise LeaseError(
+            f"another run took the lease {uri} at the same moment: this one leaves it alone"
+        )
     if create_exclusively(uri, b"a second one"):
         files.delete_file(uri)
         raise ConfigError(
@@ -122,7 +129,13 @@ def _read_held(folder: str, number: int) -> dict[str, Any] | None:
     state: dict[str, Any] = {"holder": "unknown", "released": False, "seconds": _UNREADABLE_SECONDS}
     with suppress(ValueError):  # a write that was cut short
         state = json.loads(files.read_bytes(uri))
-    return None if state["released"] or _is_dead(state.get("process")) or _age_seconds(uri) > state["seconds"] else state
+    return (
+        None
+        if state["released"]
+        or _is_dead(state.get("process"))
+        or _age_seconds(uri) > state["seconds"]
+        else state
+    )
 
 
 def _age_seconds(uri: str) -> float:
@@ -141,17 +154,28 @@ def _renew(lease: Lease, stop: threading.Event, *, folder: str, seconds: float) 
         try:
             newest = _newest(folder)
             if newest is not None and newest > int(lease.uri.rsplit("/", 1)[1]):
-                lease.lost = (_read_held(folder, newest) or {"holder": "a run that has ended since"})["holder"]
+                lease.lost = (
+                    _read_held(folder, newest) or {"holder": "a run that has ended since"}
+                )["holder"]
                 return
             began = time.time()
             files.write_bytes(lease.uri, _content(lease.holder, seconds=seconds))
             lease.renewed = began
         except Exception as error:  # noqa: BLE001 (a store that is away may come back; meanwhile the lease ages)
-            logger.warning("the lease %s could not be renewed: %s", lease.uri, files.mask_credentials(str(error)))
+            logger.warning(
+                "the lease %s could not be renewed: %s",
+                lease.uri,
+                files.mask_credentials(str(error)),
+            )
 
 
 def _content(holder: str, *, seconds: float, released: bool = False) -> bytes:
-    state = {"holder": holder, "process": _describe_process(os.getpid()), "released": released, "seconds": seconds}
+    state = {
+        "holder": holder,
+        "process": _describe_process(os.getpid()),
+        "released": released,
+        "seconds": seconds,
+    }
     return json.dumps({**state, "written": time.time()}).encode()
 
 
@@ -166,7 +190,12 @@ def _describe_process(pid: int) -> list[str] | None:
         fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return [boot, namespace, str(pid), "ended" if fields[0] == "Z" else fields[19]]  # proc(5): state is field 3, starttime 22
+    return [
+        boot,
+        namespace,
+        str(pid),
+        "ended" if fields[0] == "Z" else fields[19],
+    ]  # proc(5): state is field 3, starttime 22
 
 
 def _is_dead(process: list[str] | None) -> bool:

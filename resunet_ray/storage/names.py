@@ -6,7 +6,9 @@ import unicodedata
 
 _MOST_BYTES = 120  # a file system takes 255, and something is appended
 _UNSAFE = re.compile(r'[/\\<>:"|?*]|^[. ]|[. ]$')
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # devices, on Windows
+_RESERVED = re.compile(
+    r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE
+)  # devices, on Windows
 _FORMULA = re.compile(r"^[=+\-@\t\r]")
 
 
@@ -15,7 +17,10 @@ def file_name(name: str) -> str:
 
     A name that is fit to be one stays as it is. Another ends with a digest, so that two that differ never become one.
     """
-    letters = (letter if unicodedata.category(letter)[0] not in "CZ" or letter == " " else "_" for letter in name)
+    letters = (
+        letter if unicodedata.category(letter)[0] not in "CZ" or letter == " " else "_"
+        for letter in name
+    )
     safe = _UNSAFE.sub("_", unicodedata.normalize("NFC", "".join(letters)))
     short = safe.encode()[:_MOST_BYTES].decode(errors="ignore")
     if short == name and short and not _RESERVED.fullmatch(short):

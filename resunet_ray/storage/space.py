@@ -47,10 +47,14 @@ def open_cache(folder: str) -> Path:
             )
         if not (place / _TAG).exists():
             if any(place.iterdir()) and not (place / _TAG).exists():
-                raise ResourceError(f"{place} is no staging cache ({_TAG} is missing): give --cache another folder")
+                raise ResourceError(
+                    f"{place} is no staging cache ({_TAG} is missing): give --cache another folder"
+                )
             (place / _TAG).write_text(_TAG_CONTENT)
     except OSError as error:
-        raise ResourceError(f"the staging cache {place} cannot be used: {error}. Give --cache another folder") from None
+        raise ResourceError(
+            f"the staging cache {place} cannot be used: {error}. Give --cache another folder"
+        ) from None
     return place
 
 
@@ -60,7 +64,9 @@ def is_whole(place: Path) -> bool:
     if sizes is None:
         return False
     there = {name: place / FILES / name for name in sizes}
-    return all(path.is_file() and path.stat().st_size == sizes[name] for name, path in there.items())
+    return all(
+        path.is_file() and path.stat().st_size == sizes[name] for name, path in there.items()
+    )
 
 
 def _read_record(place: Path) -> dict[str, int] | None:
@@ -109,7 +115,9 @@ def _make_room(folder: Path, *, max_bytes: int, beside: Path) -> int | None:
 
     Gives the bytes that are in use where that cannot be. No two processes do this at a time.
     """
-    entries = [entry for entry in folder.iterdir() if _ENTRY.fullmatch(entry.name) and entry != beside]
+    entries = [
+        entry for entry in folder.iterdir() if _ENTRY.fullmatch(entry.name) and entry != beside
+    ]
     sizes: dict[Path, int] = {}
     used: dict[Path, float] = {}
     for entry in entries:
@@ -140,5 +148,7 @@ def lock(place: Path, *, shared: bool, wait: bool = True) -> Iterator[None]:
         BlockingIOError: somebody else holds it, and this one is not to wait.
     """
     with place.with_name(f"{place.name}.lock").open("a") as file:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(
+            file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+        )
         yield

@@ -32,7 +32,16 @@ from resunet_ray.config import PrepareConfig, SegmentConfig
 from resunet_ray.errors import InputError, ResourceError
 from resunet_ray.storage import files
 from resunet_ray.storage.reader import Reader
-from resunet_ray.storage.space import FILES, PART, is_whole, lock, making_room, open_cache, reserve, write_record
+from resunet_ray.storage.space import (
+    FILES,
+    PART,
+    is_whole,
+    lock,
+    making_room,
+    open_cache,
+    reserve,
+    write_record,
+)
 from resunet_ray.storage.walk import walk_files
 
 _BUFFER_BYTES = 2**23
@@ -83,7 +92,9 @@ class Cache:
         if isinstance(filesystem, fs.LocalFileSystem):
             yield path
             return
-        known = f"{uri}\0{fingerprint}" + "".join(f"\0{file.name}\0{file.fingerprint}" for file in beside)
+        known = f"{uri}\0{fingerprint}" + "".join(
+            f"\0{file.name}\0{file.fingerprint}" for file in beside
+        )
 
         def bring(part: Path) -> None:
             _bring([*_below(uri), *beside], part=part, max_bytes=self.max_bytes)
@@ -92,7 +103,9 @@ class Cache:
             yield str(held / uri.rsplit("/", 1)[1])
 
     @contextmanager
-    def expand(self, uri: str, *, fingerprint: str, decode: Callable[[BinaryIO], IO[bytes]]) -> Iterator[str]:
+    def expand(
+        self, uri: str, *, fingerprint: str, decode: Callable[[BinaryIO], IO[bytes]]
+    ) -> Iterator[str]:
         """The path of what comes out of a compressed file, as far as it comes and as the cache holds.
 
         Args:
@@ -125,7 +138,9 @@ class Cache:
         while True:
             with lock(place, shared=True):
                 if is_whole(place):
-                    os.utime(place, ns=(time.time_ns(), time.time_ns()))  # now; the kernel's own lags some milliseconds
+                    os.utime(
+                        place, ns=(time.time_ns(), time.time_ns())
+                    )  # now; the kernel's own lags some milliseconds
                     yield place / FILES
                     return
             with lock(place, shared=False):
@@ -135,7 +150,9 @@ class Cache:
                 part = place.with_name(f"{place.name}.{uuid.uuid4().hex}{PART}")
                 try:
                     bring(part)
-                    with making_room(place.parent):  # else who makes room may see neither the part nor the whole
+                    with making_room(
+                        place.parent
+                    ):  # else who makes room may see neither the part nor the whole
                         part.rename(place)
                 except OSError as error:
                     if error.errno is None:  # of no disk
@@ -155,7 +172,9 @@ def _bring(wanted: Sequence[_Wanted], *, part: Path, max_bytes: int) -> None:
             raise InputError(f"{first} belongs with {file.name!r}, which is no path below it")
     total = sum(file.size for file in wanted)
     if total > max_bytes:
-        raise InputError(f"{first} takes {total} bytes: the staging cache holds {max_bytes}. Give --cache-gib more")
+        raise InputError(
+            f"{first} takes {total} bytes: the staging cache holds {max_bytes}. Give --cache-gib more"
+        )
     reserve(part, {file.name: file.size for file in wanted}, max_bytes=max_bytes)
     for file in wanted:
         target = part / FILES / file.name
@@ -164,14 +183,20 @@ def _bring(wanted: Sequence[_Wanted], *, part: Path, max_bytes: int) -> None:
             shutil.copyfileobj(source, sink, _BUFFER_BYTES)
 
 
-def _expand(uri: str, decode: Callable[[BinaryIO], IO[bytes]], *, part: Path, max_bytes: int) -> None:
+def _expand(
+    uri: str, decode: Callable[[BinaryIO], IO[bytes]], *, part: Path, max_bytes: int
+) -> None:
     """Makes an entry of what comes out of a compressed file. How much that is nobody knows: room is made step by step."""
     size = reserved = 0
-    with lock(part.parent / "expand", shared=False):  # two that wait for each other's room would wait for ever
+    with lock(
+        part.parent / "expand", shared=False
+    ):  # two that wait for each other's room would wait for ever
         reserve(part, {_EXPANDED: 0}, max_bytes=max_bytes)
         (part / FILES).mkdir()
         with Reader(uri) as source, (part / FILES / _EXPANDED).open("wb") as sink:
-            for piece in _decoded(decode(cast("BinaryIO", io.BufferedReader(source, _BUFFER_BYTES)))):
+            for piece in _decoded(
+                decode(cast("BinaryIO", io.BufferedReader(source, _BUFFER_BYTES)))
+            ):
                 kept = piece[: max_bytes - size]
                 if size + len(kept) > reserved:
                     reserved = min(size + len(kept) + _STEP, max_bytes)
@@ -208,4 +233,6 @@ def _list_companion(uri: str, *, of: str) -> list[_Wanted]:
     try:
         return list(_below(uri))
     except InputError as error:
-        raise InputError(f"{of} is not whole: {error}. It belongs to the slide: put it beside the file") from None
+        raise InputError(
+            f"{of} is not whole: {error}. It belongs to the slide: put it beside the file"
+        ) from None

@@ -14,7 +14,9 @@ def write_table(uri: str, table: pa.Table, *, rows_per_group: int = 2**16) -> No
     write_bytes(uri, sink.getvalue())
 
 
-def read_table(uri: str, *, columns: list[str] | None = None, row_group: int | None = None) -> pa.Table:
+def read_table(
+    uri: str, *, columns: list[str] | None = None, row_group: int | None = None
+) -> pa.Table:
     """Reads a Parquet file, or one of its row groups.
 
     Raises:
@@ -24,7 +26,11 @@ def read_table(uri: str, *, columns: list[str] | None = None, row_group: int | N
     def read(filesystem: fs.FileSystem, path: str) -> pa.Table:
         with filesystem.open_input_file(path) as file:
             table = pq.ParquetFile(file)
-            return table.read(columns=columns) if row_group is None else table.read_row_group(row_group, columns=columns)
+            return (
+                table.read(columns=columns)
+                if row_group is None
+                else table.read_row_group(row_group, columns=columns)
+            )
 
     return attempt(uri, read)
 

@@ -17,7 +17,9 @@ from resunet_ray.errors import InputError, ResourceError
 from resunet_ray.storage.files import mask_credentials, open_filesystem
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
-_S3_ATTEMPTS = 10  # as many as Ray Data makes; with their pauses a store may be away for about a minute
+_S3_ATTEMPTS = (
+    10  # as many as Ray Data makes; with their pauses a store may be away for about a minute
+)
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,21 @@ def _walk_s3(path: str, uri: str) -> Iterator[FileStatus]:
     empty = True
     try:
         # The object itself and what lies below it: `a/b` also finds `a/bc`, which is neither.
-        for page in s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key.rstrip("/")):
+        for page in (
+            s3_client()
+            .get_paginator("list_objects_v2")
+            .paginate(Bucket=bucket, Prefix=key.rstrip("/"))
+        ):
             for item in page.get("Contents", ()):
                 name = item["Key"]
                 if not name.endswith("/") and (name == key or name.startswith(prefix)):
                     empty = False
-                    yield FileStatus(name[len(prefix) :], item["Size"], item["LastModified"], etag=item["ETag"].strip('"'))
+                    yield FileStatus(
+                        name[len(prefix) :],
+                        item["Size"],
+                        item["LastModified"],
+                        etag=item["ETag"].strip('"'),
+                    )
     except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
         raise ResourceError(f"{uri} cannot be listed: {mask_credentials(str(error))}") from None
     if empty:
@@ -121,7 +132,9 @@ def _walk_any(filesystem: fs.FileSystem, path: str, uri: str) -> Iterator[FileSt
         if entry.type == fs.FileType.Directory:
             waiting += filesystem.get_file_info(fs.FileSelector(entry.path))
         elif entry.type == fs.FileType.File:
-            yield FileStatus(entry.path[len(path.rstrip("/")) + 1 :], entry.size, entry.mtime or _EPOCH)
+            yield FileStatus(
+                entry.path[len(path.rstrip("/")) + 1 :], entry.size, entry.mtime or _EPOCH
+            )
 
 
 def s3_client() -> Any:

@@ -39,7 +39,9 @@ def serve(config: DashboardConfig) -> Iterator[dict[str, str]]:
     """
     for package in ("tensorboard", "optuna_dashboard"):
         if util.find_spec(package) is None:
-            raise ConfigError(f"the dashboard needs the package {package}: pip install 'resunet_ray[dashboard]'")
+            raise ConfigError(
+                f"the dashboard needs the package {package}: pip install 'resunet_ray[dashboard]'"
+            )
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         mirror = _Mirror(storage.absolute(config.output), Path(folder))
         if not mirror.refresh():
@@ -52,14 +54,18 @@ def serve(config: DashboardConfig) -> Iterator[dict[str, str]]:
         for name, _, command in servers:
             stack.enter_context(_run(command, name=name))
         stop = threading.Event()
-        thread = threading.Thread(target=_keep_fresh, args=(mirror, stop, config.refresh_seconds), daemon=True)
+        thread = threading.Thread(
+            target=_keep_fresh, args=(mirror, stop, config.refresh_seconds), daemon=True
+        )
         thread.start()
         stack.callback(thread.join)
         stack.callback(stop.set)
         yield {name: f"http://{config.host}:{port}" for name, port, _ in servers}
 
 
-def _list_servers(config: DashboardConfig, mirror: "_Mirror") -> Iterator[tuple[str, int, list[str]]]:
+def _list_servers(
+    config: DashboardConfig, mirror: "_Mirror"
+) -> Iterator[tuple[str, int, list[str]]]:
     """Name, port and command of each; a training run by itself has no study."""
     port = config.tensorboard_port
     command = [
@@ -73,10 +79,18 @@ def _list_servers(config: DashboardConfig, mirror: "_Mirror") -> Iterator[tuple[
         "--port",
         str(port),
     ]
-    yield "TensorBoard", port, [*command, "--load_fast=false", f"--reload_interval={config.refresh_seconds:g}"]
+    yield (
+        "TensorBoard",
+        port,
+        [*command, "--load_fast=false", f"--reload_interval={config.refresh_seconds:g}"],
+    )
     if mirror.study.exists():
         call = f"run_server({f'sqlite:///{mirror.study}'!r}, host={config.host!r}, port={config.optuna_port})"
-        yield "optuna-dashboard", config.optuna_port, [sys.executable, "-c", f"from optuna_dashboard import run_server; {call}"]
+        yield (
+            "optuna-dashboard",
+            config.optuna_port,
+            [sys.executable, "-c", f"from optuna_dashboard import run_server; {call}"],
+        )
 
 
 class _Mirror:
@@ -101,14 +115,19 @@ class _Mirror:
                 if file.path == STUDY_FILE:
                     self._replace_study(content)
                 else:
-                    copy = self.events.joinpath(*(part for part in parts if part not in (EVENTS_FOLDER, TRIALS_FOLDER)))
+                    copy = self.events.joinpath(
+                        *(part for part in parts if part not in (EVENTS_FOLDER, TRIALS_FOLDER))
+                    )
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     copy.write_bytes(content)
                 self._seen[file.path] = file.fingerprint
         return found
 
     def _replace_study(self, content: bytes) -> None:
-        with closing(sqlite3.connect(":memory:")) as stored, closing(sqlite3.connect(self.study)) as served:
+        with (
+            closing(sqlite3.connect(":memory:")) as stored,
+            closing(sqlite3.connect(self.study)) as served,
+        ):
             stored.deserialize(content)
             stored.backup(served)
 
@@ -118,7 +137,10 @@ def _keep_fresh(mirror: _Mirror, stop: threading.Event, seconds: float) -> None:
         try:
             mirror.refresh()
         except (OSError, ResUNetRayError, sqlite3.Error) as error:
-            logger.warning("cannot look at what is stored, trying again: %s", storage.mask_credentials(str(error)))
+            logger.warning(
+                "cannot look at what is stored, trying again: %s",
+                storage.mask_credentials(str(error)),
+            )
 
 
 def _require_free(host: str, port: int) -> None:
@@ -127,19 +149,25 @@ def _require_free(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ResourceError(f"{host}:{port} cannot be listened on ({error.strerror}): give another port or --host") from None
+            raise ResourceError(
+                f"{host}:{port} cannot be listened on ({error.strerror}): give another port or --host"
+            ) from None
 
 
 @contextmanager
 def _run(command: list[str], *, name: str) -> Iterator[None]:
     """A server as long as the context lasts."""
     with tempfile.TemporaryFile() as log:
-        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)  # noqa: S603 (ours)
+        server = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+        )  # noqa: S603 (ours)
         try:
             yield
             if server.poll() is not None:
                 log.seek(0)
-                raise RunError(f"{name} has ended by itself: {log.read().decode(errors='replace').strip()[-500:]}")
+                raise RunError(
+                    f"{name} has ended by itself: {log.read().decode(errors='replace').strip()[-500:]}"
+                )
         finally:
             server.terminate()
             try:

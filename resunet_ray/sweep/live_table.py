@@ -30,13 +30,17 @@ class TrialTable:
         """
         self._config, self._total, self._trials = config, total, trials
         self._line: ProgressLine | None = None
-        self._scores: dict[int, tuple[int, float, float]] = {}  # of each trial: epoch, score, best score
+        self._scores: dict[
+            int, tuple[int, float, float]
+        ] = {}  # of each trial: epoch, score, best score
 
     @contextmanager
     def show(self) -> Iterator[None]:
         """Shows it, while the context lasts."""
         total = self._total * self._config.training.epochs
-        with show_progress("epochs of trials", total=total, above=self._draw, lines=False) as self._line:
+        with show_progress(
+            "epochs of trials", total=total, above=self._draw, lines=False
+        ) as self._line:
             self._move()
             yield
         self._line = None
@@ -51,7 +55,9 @@ class TrialTable:
         """A trial was validated."""
         self.note(number, epoch=epoch, score=score)
         training = self._config.training
-        self._tell(f"{self._trials[number].name}: epoch {epoch} of {training.epochs}, {training.monitor} {score:.4f}")
+        self._tell(
+            f"{self._trials[number].name}: epoch {epoch} of {training.epochs}, {training.monitor} {score:.4f}"
+        )
 
     def end(self, trial: Trial) -> None:
         """A trial has ended."""
@@ -71,8 +77,15 @@ class TrialTable:
         epochs = self._config.training.epochs
         counts = Counter(trial.status for trial in self._trials)
         ended = counts.total() - counts["unfinished"]
-        running = [self._scores.get(trial.number, (0,))[0] for trial in self._trials if trial.status == "unfinished"]
-        self._line.move_to(ended * epochs + sum(running), note=f"{ended} of {self._total} trials ended{self._best()}")
+        running = [
+            self._scores.get(trial.number, (0,))[0]
+            for trial in self._trials
+            if trial.status == "unfinished"
+        ]
+        self._line.move_to(
+            ended * epochs + sum(running),
+            note=f"{ended} of {self._total} trials ended{self._best()}",
+        )
 
     def _best(self) -> str:
         monitor = self._config.training.monitor

@@ -21,13 +21,26 @@ def build_scheduler(config: SweepConfig, trials: Sequence[Trial]) -> TrialSchedu
     Its attribute `stopped` holds why, by number, for the trials that it stopped.
     """
     training = config.training
-    direction = {"metric": training.monitor, "mode": "min" if lower_is_better(training.monitor) else "max"}
+    direction = {
+        "metric": training.monitor,
+        "mode": "min" if lower_is_better(training.monitor) else "max",
+    }
     if config.scheduler == "none":
         return _FIFO()
-    past = {trial.number: read_validations(training.output, trial).to_dict("records") for trial in trials}
+    past = {
+        trial.number: read_validations(training.output, trial).to_dict("records")
+        for trial in trials
+    }
     ended = [trial.number for trial in trials if trial.status in ("completed", "stopped")]
     if config.scheduler == "median":
-        return _Median(past, ended, training.epochs, time_attr="epoch", grace_period=config.grace_epochs, **direction)
+        return _Median(
+            past,
+            ended,
+            training.epochs,
+            time_attr="epoch",
+            grace_period=config.grace_epochs,
+            **direction,
+        )
     return _ASHA(
         past,
         ended,
@@ -52,7 +65,13 @@ class _Earlier:
 class _Remembering:
     """Mixed into a scheduler: repeats to it what was reported before, and notes whom it stops."""
 
-    def __init__(self, past: dict[int, list[dict[Any, Any]]], ended: Sequence[int], epochs: int, **settings: Any) -> None:
+    def __init__(
+        self,
+        past: dict[int, list[dict[Any, Any]]],
+        ended: Sequence[int],
+        epochs: int,
+        **settings: Any,
+    ) -> None:
         super().__init__(**settings)
         self._epochs = epochs
         self.stopped: dict[int, str] = {}
@@ -68,13 +87,19 @@ class _Remembering:
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         action: str = super().on_trial_result(controller, trial, result)  # type: ignore[misc]
         if action == TrialScheduler.STOP and result["epoch"] >= self._epochs:
-            return str(TrialScheduler.CONTINUE)  # it is trained to its end, and only has its bundle to write
+            return str(
+                TrialScheduler.CONTINUE
+            )  # it is trained to its end, and only has its bundle to write
         if action == TrialScheduler.STOP:
-            self.stopped[trial.config[NUMBER]] = f"after epoch {result['epoch']}, at {result[self._metric]:.4f}"  # type: ignore[attr-defined]
+            self.stopped[trial.config[NUMBER]] = (
+                f"after epoch {result['epoch']}, at {result[self._metric]:.4f}"  # type: ignore[attr-defined]
+            )
         return action
 
     def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        if "epoch" in result:  # else it reported nothing since it started, and there is nothing to note
+        if (
+            "epoch" in result
+        ):  # else it reported nothing since it started, and there is nothing to note
             super().on_trial_complete(controller, trial, result)  # type: ignore[misc]
 
 
@@ -85,7 +110,9 @@ class _ASHA(_Remembering, ASHAScheduler):  # type: ignore[misc]
 class _Median(_Remembering, MedianStoppingRule):  # type: ignore[misc]
     def on_trial_add(self, controller: Any, trial: Any) -> None:
         super().on_trial_add(controller, trial)
-        self._stopped_trials.discard(trial)  # what it would say today of what was reported then stops nobody
+        self._stopped_trials.discard(
+            trial
+        )  # what it would say today of what was reported then stops nobody
 
     def _on_insufficient_samples(self, *_: Any) -> str:
         """A trial goes on where there are too few to compare it with; the base class would pause it, and start it anew."""

@@ -7,7 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, get_type_hints
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from pydantic import TypeAdapter, ValidationError
 
 from resunet_ray.config import TrainConfig
@@ -44,7 +49,9 @@ def parse_space(specifications: Sequence[str], training: TrainConfig) -> Space:
         if name in space:
             raise ConfigError(f"--space {name} is given twice: give it once")
         kind, _, text = values.partition(":")
-        space[name] = _parse_values(specification, _field_type(name, training), kind=kind, values=text.split(","))
+        space[name] = _parse_values(
+            specification, _field_type(name, training), kind=kind, values=text.split(",")
+        )
     for parameters in _probe(space):
         try:
             apply(training, parameters)
@@ -68,7 +75,11 @@ def apply(training: TrainConfig, parameters: Mapping[str, Any]) -> TrainConfig:
             parts[part][field] = value
         else:
             own[name] = value
-    return replace(training, **own, **{part: replace(getattr(training, part), **values) for part, values in parts.items()})
+    return replace(
+        training,
+        **own,
+        **{part: replace(getattr(training, part), **values) for part, values in parts.items()},
+    )
 
 
 def list_grid(space: Space) -> list[Parameters]:
@@ -80,7 +91,9 @@ def list_grid(space: Space) -> list[Parameters]:
     choices = {}
     for name, distribution in space.items():
         if not isinstance(distribution, CategoricalDistribution):
-            raise ConfigError(f"--space {name} is a range, and --search grid wants {name}=choice:A,B,…")
+            raise ConfigError(
+                f"--space {name} is a range, and --search grid wants {name}=choice:A,B,…"
+            )
         choices[name] = distribution.choices
     return _combine(choices)
 
@@ -96,7 +109,9 @@ def _field_type(name: str, training: TrainConfig) -> Any:
     known = set(_list_fields(training)) - fixed
     if name not in known:
         close = difflib.get_close_matches(name, sorted(known), n=1)
-        because = "is the same for all trials" if name in fixed else "is no training field with one value"
+        because = (
+            "is the same for all trials" if name in fixed else "is no training field with one value"
+        )
         raise ConfigError(
             f"--space {name} {because}: expected {f'perhaps {close[0]}, or ' if close else ''}one that --help lists"
         )
@@ -106,22 +121,35 @@ def _field_type(name: str, training: TrainConfig) -> Any:
 def _list_fields(training: TrainConfig) -> Iterator[str]:
     for name, value in asdict(training).items():
         if isinstance(value, dict):
-            yield from (f"{name}.{field}" for field, inner in value.items() if not isinstance(inner, tuple))
+            yield from (
+                f"{name}.{field}" for field, inner in value.items() if not isinstance(inner, tuple)
+            )
         else:
             yield name
 
 
-def _parse_values(specification: str, kind_of_field: Any, *, kind: str, values: list[str]) -> BaseDistribution:
+def _parse_values(
+    specification: str, kind_of_field: Any, *, kind: str, values: list[str]
+) -> BaseDistribution:
     parsed = [_parse_value(specification, TypeAdapter(kind_of_field), value) for value in values]
     if kind == "choice":
         if len(set(parsed)) < len(parsed):
             raise ConfigError(f"--space {specification} names a value twice: name each once")
         return CategoricalDistribution(parsed)
     if kind not in ("uniform", "loguniform"):
-        raise ConfigError(f"--space {specification}: {kind!r} is no kind of space, expected {_KINDS}")
-    numbers = [value for value in parsed if isinstance(value, int | float) and not isinstance(value, bool)]
+        raise ConfigError(
+            f"--space {specification}: {kind!r} is no kind of space, expected {_KINDS}"
+        )
+    numbers = [
+        value for value in parsed if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
     log = kind == "loguniform"
-    if len(numbers) != 2 or len(parsed) != 2 or not numbers[0] < numbers[1] or (log and numbers[0] <= 0):
+    if (
+        len(numbers) != 2
+        or len(parsed) != 2
+        or not numbers[0] < numbers[1]
+        or (log and numbers[0] <= 0)
+    ):
         raise ConfigError(
             f"--space {specification}: expected two numbers{' above 0' if log else ''} of the field's own type, the smaller first"
         )
@@ -137,7 +165,9 @@ def _parse_value(specification: str, adapter: TypeAdapter[Any], text: str) -> An
             return adapter.validate_python(None)
         return adapter.validate_strings(text)
     except ValidationError as error:
-        raise ConfigError(f"--space {specification}: {text!r} does not fit the field: {error.errors()[0]['msg']}") from None
+        raise ConfigError(
+            f"--space {specification}: {text!r} does not fit the field: {error.errors()[0]['msg']}"
+        ) from None
 
 
 def _probe(space: Space) -> list[Parameters]:
@@ -155,8 +185,13 @@ def _probe(space: Space) -> list[Parameters]:
 def _probe_one(distribution: BaseDistribution) -> list[Any]:
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
-    assert isinstance(distribution, IntDistribution | FloatDistribution), "parse_space makes no others"
+    assert isinstance(distribution, IntDistribution | FloatDistribution), (
+        "parse_space makes no others"
+    )
     ends = [distribution.low, distribution.high]
-    if isinstance(distribution, IntDistribution) and distribution.high - distribution.low < _MOST_LISTED:
+    if (
+        isinstance(distribution, IntDistribution)
+        and distribution.high - distribution.low < _MOST_LISTED
+    ):
         return list(range(distribution.low, distribution.high + 1))
     return ends

@@ -28,7 +28,11 @@ logger = logging.getLogger(__name__)
 
 STUDY_FILE = "study.db"
 
-_STATES = {"completed": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
+_STATES = {
+    "completed": TrialState.COMPLETE,
+    "stopped": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
 _RANDOM_TRIALS = 10  # before the Parzen estimator has something to go by; Optuna's own default
 
 
@@ -93,23 +97,31 @@ class Study:
         """Copies the database into the output; where that fails the sweep goes on, since the trials are the record."""
         try:
             with closing(sqlite3.connect(self._path)) as database:
-                storage.write_bytes(storage.join(self._config.training.output, STUDY_FILE), database.serialize())
+                storage.write_bytes(
+                    storage.join(self._config.training.output, STUDY_FILE), database.serialize()
+                )
         except (OSError, ResUNetRayError) as error:
-            logger.warning("%s is not up to date: %s", STUDY_FILE, storage.mask_credentials(str(error)))
+            logger.warning(
+                "%s is not up to date: %s", STUDY_FILE, storage.mask_credentials(str(error))
+            )
 
     def _ask(self, fixed: Mapping[str, Any] | None, *, number: int) -> Parameters:
         self._study.sampler = self._sampler(number)
         if fixed is not None:
             self._study.enqueue_trial(dict(fixed))
         asked = self._study.ask(self._space)
-        assert asked.number == number, f"Optuna's trial {asked.number} is not the sweep's trial {number}"
+        assert asked.number == number, (
+            f"Optuna's trial {asked.number} is not the sweep's trial {number}"
+        )
         self._running[number] = asked
         return dict(asked.params)
 
     def _add(self, trial: Trial) -> None:
         """A trial that is in storage, with its validations, as it was left."""
         validations = read_validations(self._config.training.output, trial)
-        scores = {int(row["epoch"]): float(row[self._monitor]) for row in validations.to_dict("records")}
+        scores = {
+            int(row["epoch"]): float(row[self._monitor]) for row in validations.to_dict("records")
+        }
         if trial.status == "unfinished":
             self._ask(trial.parameters, number=trial.number)
             for epoch, score in scores.items():
@@ -123,17 +135,24 @@ class Study:
             intermediate_values=scores,
             user_attrs={} if trial.reason is None else {"reason": trial.reason},
         )
-        ended.datetime_start, ended.datetime_complete = _local_time(trial.started_at), _local_time(trial.finished_at or "")
+        ended.datetime_start, ended.datetime_complete = (
+            _local_time(trial.started_at),
+            _local_time(trial.finished_at or ""),
+        )
         self._study.add_trial(ended)
 
     def _value(self, trial: Trial, validations: pd.DataFrame) -> float | None:
         best = best_row(validations, self._monitor)
-        return float(best[self._monitor]) if best is not None and trial.status == "completed" else None
+        return (
+            float(best[self._monitor]) if best is not None and trial.status == "completed" else None
+        )
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         seed = int(np.random.default_rng([self._config.training.seed, number]).integers(2**31))
         if self._config.search == "optuna":
-            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=_RANDOM_TRIALS, constant_liar=True)
+            return optuna.samplers.TPESampler(
+                seed=seed, n_startup_trials=_RANDOM_TRIALS, constant_liar=True
+            )
         return optuna.samplers.RandomSampler(seed=seed)
 
 
@@ -142,17 +161,23 @@ def _local_time(stamp: str) -> datetime:
     return datetime.fromisoformat(stamp).astimezone().replace(tzinfo=None)
 
 
-def measure_importance(config: SweepConfig, space: Space, trials: Sequence[Trial]) -> dict[str, float]:
+def measure_importance(
+    config: SweepConfig, space: Space, trials: Sequence[Trial]
+) -> dict[str, float]:
     """Share of the score that each searched field decides, by PED-ANOVA (Watanabe et al., 2023), over all trials with a score.
 
     Trials that were stopped count with the best that they reached. Empty where there are too few trials to tell.
     """
-    study = optuna.create_study(direction="minimize" if lower_is_better(config.training.monitor) else "maximize")
+    study = optuna.create_study(
+        direction="minimize" if lower_is_better(config.training.monitor) else "maximize"
+    )
     for trial in trials:
         best = best_row(read_validations(config.training.output, trial), config.training.monitor)
         if best is not None and trial.status in ("completed", "stopped"):
             value = float(best[config.training.monitor])
-            study.add_trial(optuna.trial.create_trial(params=trial.parameters, distributions=space, value=value))
+            study.add_trial(
+                optuna.trial.create_trial(params=trial.parameters, distributions=space, value=value)
+            )
     varied = [name for name in space if len({trial.params[name] for trial in study.trials}) > 1]
     if len(study.trials) < 4 or not varied:
         return {}

@@ -73,7 +73,8 @@ def list_trials(output: str) -> list[Trial]:
 def save_trial(output: str, trial: Trial) -> None:
     """Writes a trial down."""
     storage.write_bytes(
-        storage.join(trial_folder(output, trial.number), _TRIAL_FILE), json.dumps(asdict(trial), indent=2).encode()
+        storage.join(trial_folder(output, trial.number), _TRIAL_FILE),
+        json.dumps(asdict(trial), indent=2).encode(),
     )
 
 
@@ -111,7 +112,10 @@ def read_validations(output: str, trial: Trial) -> pd.DataFrame:
     uri = storage.join(trial_folder(output, trial.number), HISTORY_FILE)
     if not storage.exists(uri):
         return pd.DataFrame(
-            {name: pd.Series(dtype=float) for name in ("epoch", "loss", *SCORE_NAMES, "seconds", "images_per_second")}
+            {
+                name: pd.Series(dtype=float)
+                for name in ("epoch", "loss", *SCORE_NAMES, "seconds", "images_per_second")
+            }
         )
     history = read_history(uri)
     history["seconds"] = history["seconds"].cumsum()
@@ -133,7 +137,11 @@ def tabulate(output: str, trials: Sequence[Trial], *, training: TrainConfig) -> 
     for trial in trials:
         validations = read_validations(output, trial)
         best = best_row(validations, training.monitor) or {}
-        bundle = storage.join(trial_folder(output, trial.number), "bundle") if trial.status == "completed" else None
+        bundle = (
+            storage.join(trial_folder(output, trial.number), "bundle")
+            if trial.status == "completed"
+            else None
+        )
         row = {
             **asdict(trial),
             "trial": trial.number,

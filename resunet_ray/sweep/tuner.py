@@ -55,7 +55,9 @@ logger = logging.getLogger(__name__)
 SWEEP_FILE = "sweep.json"
 
 _LEASE_SECONDS = 60.0
-_DRIVER_BYTES = 700 * 2**20  # of the process of a trial that waits for its training run; measured 0.53 GiB
+_DRIVER_BYTES = (
+    700 * 2**20
+)  # of the process of a trial that waits for its training run; measured 0.53 GiB
 
 
 def sweep(config: SweepConfig) -> Swept:
@@ -79,9 +81,15 @@ def sweep(config: SweepConfig) -> Swept:
         if left > 0:
             require_means(training)
             connect(dashboard=True)
-            wait_for_workers(training, runs=at_once.concurrent, beside_gib=at_once.concurrent * _DRIVER_BYTES / 2**30)
+            wait_for_workers(
+                training,
+                runs=at_once.concurrent,
+                beside_gib=at_once.concurrent * _DRIVER_BYTES / 2**30,
+            )
             if config.scheduler != "none":
-                require_dashboard("only with it can Ray Train free what a stopped trial held (or give --scheduler none)")
+                require_dashboard(
+                    "only with it can Ray Train free what a stopped trial held (or give --scheduler none)"
+                )
         data = prepare_if_folder(training.data, own=storage.join(training.output, "data"))
         write_settings_once(
             storage.join(training.output, SWEEP_FILE),
@@ -89,14 +97,18 @@ def sweep(config: SweepConfig) -> Swept:
             data_digest=open_dataset(data, needs=(TRAIN, VAL)).digest,
             free=[
                 *list_fields(SweepConfig, TODAYS),
-                *(f"training.{name}" for name in list_fields(TrainConfig, TODAYS)),  # the data is known by its digest
+                *(
+                    f"training.{name}" for name in list_fields(TrainConfig, TODAYS)
+                ),  # the data is known by its digest
             ],
             advice="give another --output, or the same settings to go on with it",
         )
         for trial in trials:
             if trial.status == "unfinished":
                 save_trial(training.output, trial)
-        trials = _run_trials(replace(at_once, training=replace(training, data=data)), space, trials, lease)
+        trials = _run_trials(
+            replace(at_once, training=replace(training, data=data)), space, trials, lease
+        )
         lease.check()
         return conclude(replace(config, training=replace(training, data=data)), space, trials)
 
@@ -110,7 +122,9 @@ def _threads(config: SweepConfig) -> int | None:
     return max(1, count_cores() // workers)
 
 
-def _run_trials(config: SweepConfig, space: Space, trials: Sequence[Trial], lease: storage.Lease) -> list[Trial]:
+def _run_trials(
+    config: SweepConfig, space: Space, trials: Sequence[Trial], lease: storage.Lease
+) -> list[Trial]:
     """All trials, after those that are not done were run."""
     with Study(config, space, trials) as study:
         state = _Sweep(config, space, study, trials, lease)
@@ -137,7 +151,14 @@ def _list_trials(config: SweepConfig) -> list[Trial]:
 class _Sweep:
     """The trials while they run: what is next, and writing down what happens."""
 
-    def __init__(self, config: SweepConfig, space: Space, study: Study, trials: Sequence[Trial], lease: storage.Lease) -> None:
+    def __init__(
+        self,
+        config: SweepConfig,
+        space: Space,
+        study: Study,
+        trials: Sequence[Trial],
+        lease: storage.Lease,
+    ) -> None:
         self._lease = lease
         self._most = count_trials(config, space)
         self.trials = list(trials)
@@ -149,7 +170,9 @@ class _Sweep:
         self.table = TrialTable(config, total=self._most, trials=self.trials)
         for trial in trials:
             for row in read_validations(self._output, trial).to_dict("records"):
-                self.table.note(trial.number, epoch=int(row["epoch"]), score=row[config.training.monitor])
+                self.table.note(
+                    trial.number, epoch=int(row["epoch"]), score=row[config.training.monitor]
+                )
 
     @property
     def left(self) -> int:
@@ -187,11 +210,17 @@ class _Sweep:
             return
         reason = error or read_error(self._output, trial)
         if reason is not None:
-            ended = end_trial(self._output, trial, status="failed", reason=storage.mask_credentials(reason))
-        elif storage.exists(storage.join(trial_folder(self._output, trial.number), "bundle", BUNDLE_FILE)):
+            ended = end_trial(
+                self._output, trial, status="failed", reason=storage.mask_credentials(reason)
+            )
+        elif storage.exists(
+            storage.join(trial_folder(self._output, trial.number), "bundle", BUNDLE_FILE)
+        ):
             ended = end_trial(self._output, trial, status="completed")
         elif number in self.scheduler.stopped:
-            ended = end_trial(self._output, trial, status="stopped", reason=self.scheduler.stopped[number])
+            ended = end_trial(
+                self._output, trial, status="stopped", reason=self.scheduler.stopped[number]
+            )
         else:
             return
         self.trials[number] = ended
@@ -201,11 +230,20 @@ class _Sweep:
     def require_progress(self) -> None:
         """Says what is left, and raises RunError where that is not because the time was up."""
         left = self.left
-        up = self._config.hours is not None and time.monotonic() - self._begun >= self._config.hours * 3600
+        up = (
+            self._config.hours is not None
+            and time.monotonic() - self._begun >= self._config.hours * 3600
+        )
         if left and not up:
-            raise RunError(f"the sweep was interrupted, {left} trials are left: the same command goes on with them")
+            raise RunError(
+                f"the sweep was interrupted, {left} trials are left: the same command goes on with them"
+            )
         if up:
-            logger.info("the %g hours are over: the same command goes on with %d trials", self._config.hours, left)
+            logger.info(
+                "the %g hours are over: the same command goes on with %d trials",
+                self._config.hours,
+                left,
+            )
 
 
 class _Suggester(Searcher):  # type: ignore[misc]
@@ -217,7 +255,11 @@ class _Suggester(Searcher):  # type: ignore[misc]
 
     def suggest(self, _trial_id: str) -> Any:
         trial = self._sweep.start_next()
-        return self.FINISHED if trial is None else {NUMBER: trial.number, "parameters": trial.parameters}
+        return (
+            self.FINISHED
+            if trial is None
+            else {NUMBER: trial.number, "parameters": trial.parameters}
+        )
 
     def on_trial_complete(self, *_: object, **__: object) -> None:
         pass
@@ -245,11 +287,21 @@ class _Recorder(tune.Callback):  # type: ignore[misc]
 
 
 def _tune(config: SweepConfig, state: _Sweep) -> None:
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # each training run writes its own curves
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # who failed early, or only had its bundle to write, reports nothing
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its table goes to standard output, which belongs to the last line
-    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # it misses those logs
-    trainable = tune.with_parameters(_run_trial, training=replace(config.training, threads=_threads(config)))
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = (
+        "1"  # each training run writes its own curves
+    )
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = (
+        "1"  # who failed early, or only had its bundle to write, reports nothing
+    )
+    os.environ["RAY_AIR_NEW_OUTPUT"] = (
+        "0"  # its table goes to standard output, which belongs to the last line
+    )
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(
+        logging.ERROR
+    )  # it misses those logs
+    trainable = tune.with_parameters(
+        _run_trial, training=replace(config.training, threads=_threads(config))
+    )
     tuner = tune.Tuner(
         # It only waits for its training run, which takes the CPUs; without any demand at all Tune refuses it.
         tune.with_resources(trainable, {"cpu": 0, "memory": _DRIVER_BYTES}),
@@ -289,5 +341,7 @@ def _run_trial(given: dict[str, Any], *, training: TrainConfig) -> None:
 
 def trial_config(training: TrainConfig, *, number: int, parameters: Parameters) -> TrainConfig:
     """The configuration of a trial's training run."""
-    own = replace(training, output=storage.join(training.output, TRIALS_FOLDER), name=trial_name(number))
+    own = replace(
+        training, output=storage.join(training.output, TRIALS_FOLDER), name=trial_name(number)
+    )
     return apply(own, parameters)

@@ -46,20 +46,37 @@ def conclude(config: SweepConfig, space: Space, trials: Sequence[Trial]) -> Swep
     storage.write_table(storage.join(output, TABLE_FILE), table)
     storage.write_bytes(storage.join(output, "trials.csv"), rows.to_csv(index=False).encode())
     counts = dict(Counter(str(trial.status) for trial in trials))
-    summary = {"trials": counts, "monitor": monitor, "importance": measure_importance(config, space, trials)}
-    completed = rows[rows["status"] == "completed"].sort_values("score", ascending=lower_is_better(monitor), kind="stable")
+    summary = {
+        "trials": counts,
+        "monitor": monitor,
+        "importance": measure_importance(config, space, trials),
+    }
+    completed = rows[rows["status"] == "completed"].sort_values(
+        "score", ascending=lower_is_better(monitor), kind="stable"
+    )
     if completed.empty:
         _save_summary(output, summary | {"best": None, "bundle": None, "config": asdict(config)})
-        reasons = "; ".join(sorted({trial.reason for trial in trials if trial.status == "failed" and trial.reason}))
+        reasons = "; ".join(
+            sorted({trial.reason for trial in trials if trial.status == "failed" and trial.reason})
+        )
         raise RunError(
             f"no trial was trained to its end{f': {reasons}' if reasons else ''}. {output}/trials.csv lists all {len(trials)}"
         )
     winner = completed.iloc[0]
     trial = trials[int(winner["trial"])]
-    best = {"trial": trial.number, "parameters": trial.parameters, "epoch": int(winner["epoch"]), "score": float(winner["score"])}
+    best = {
+        "trial": trial.number,
+        "parameters": trial.parameters,
+        "epoch": int(winner["epoch"]),
+        "score": float(winner["score"]),
+    }
     source, best["final_scores"] = _train_finally(config, trial, bundle=str(winner["bundle"]))
     bundle = storage.join(output, "bundle")
-    _save_bundle(bundle, source=source, provenance={"sweep": {"output": output, "trials": len(trials), **best}})
+    _save_bundle(
+        bundle,
+        source=source,
+        provenance={"sweep": {"output": output, "trials": len(trials), **best}},
+    )
     _save_summary(output, summary | {"best": best, "bundle": bundle, "config": asdict(config)})
     return Swept(bundle, counts, best)
 
@@ -68,7 +85,9 @@ def _save_summary(output: str, summary: dict[str, Any]) -> None:
     storage.write_bytes(storage.join(output, SUMMARY_FILE), json.dumps(summary, indent=2).encode())
 
 
-def _train_finally(config: SweepConfig, trial: Trial, *, bundle: str) -> tuple[str, list[float] | None]:
+def _train_finally(
+    config: SweepConfig, trial: Trial, *, bundle: str
+) -> tuple[str, list[float] | None]:
     """The best bundle of the winner's final training, and the score of each seed; without one, the trial's own bundle."""
     if config.final_epochs is None and config.final_seeds == 1:
         return bundle, None
@@ -77,10 +96,18 @@ def _train_finally(config: SweepConfig, trial: Trial, *, bundle: str) -> tuple[s
     scores: dict[str, float] = {}
     for seed in range(chosen.seed, chosen.seed + config.final_seeds):
         epochs = config.final_epochs or chosen.epochs
-        logger.info("training trial %d's settings with seed %d for %d epochs", trial.number, seed, epochs)
+        logger.info(
+            "training trial %d's settings with seed %d for %d epochs", trial.number, seed, epochs
+        )
         name = f"{trial.name}-seed-{seed}-epochs-{epochs}"
         trained = train(
-            replace(chosen, output=storage.join(config.training.output, _FINAL_FOLDER), name=name, seed=seed, epochs=epochs)
+            replace(
+                chosen,
+                output=storage.join(config.training.output, _FINAL_FOLDER),
+                name=name,
+                seed=seed,
+                epochs=epochs,
+            )
         )
         scores[trained.bundle] = trained.best[monitor]
     choose = min if lower_is_better(monitor) else max
@@ -90,7 +117,10 @@ def _train_finally(config: SweepConfig, trial: Trial, *, bundle: str) -> tuple[s
 def _save_bundle(uri: str, *, source: str, provenance: dict[str, Any]) -> None:
     if storage.exists(storage.join(uri, BUNDLE_FILE)):
         before = read_bundle_info(uri)[0]
-        if before.sha256 == read_bundle_info(source)[0].sha256 and before.provenance.get("sweep") == provenance["sweep"]:
+        if (
+            before.sha256 == read_bundle_info(source)[0].sha256
+            and before.provenance.get("sweep") == provenance["sweep"]
+        ):
             return
     copy_bundle(source, uri, provenance=provenance)
     load_bundle(uri).self_test()

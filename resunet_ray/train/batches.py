@@ -56,8 +56,13 @@ def draw_weights(dataset: Dataset, config: TrainConfig) -> np.ndarray | None:
     """
     weights = np.ones(dataset.splits[TRAIN])
     if exponent := config.area_exponent:
-        area = dataset.read_column(TRAIN, "height").to_numpy(np.float64) * dataset.read_column(TRAIN, "width").to_numpy()
-        weights *= np.maximum(area, config.crop**2) ** exponent  # one crop shows all of a small image
+        area = (
+            dataset.read_column(TRAIN, "height").to_numpy(np.float64)
+            * dataset.read_column(TRAIN, "width").to_numpy()
+        )
+        weights *= (
+            np.maximum(area, config.crop**2) ** exponent
+        )  # one crop shows all of a small image
     if config.balance_modalities:
         require_modalities(dataset, config)
         modality = dataset.read_column(TRAIN, "modality").fillna("")
@@ -67,7 +72,13 @@ def draw_weights(dataset: Dataset, config: TrainConfig) -> np.ndarray | None:
 
 
 def stream_batches(
-    dataset: Dataset, config: TrainConfig, *, epochs: range, rank: int, workers: int, weights: np.ndarray | None
+    dataset: Dataset,
+    config: TrainConfig,
+    *,
+    epochs: range,
+    rank: int,
+    workers: int,
+    weights: np.ndarray | None,
 ) -> Generator[tuple[int, Batch]]:
     """The batches of one worker for some epochs, each with its epoch.
 
@@ -78,16 +89,32 @@ def stream_batches(
         span
         for epoch in epochs
         for span in plan_epoch(
-            dataset, TRAIN, epoch=epoch, seed=config.seed, rank=rank, workers=workers, size=size, weights=weights
+            dataset,
+            TRAIN,
+            epoch=epoch,
+            seed=config.seed,
+            rank=rank,
+            workers=workers,
+            size=size,
+            weights=weights,
         )
     )
-    blocks = stream_spans(dataset, spans, columns=["image", "mask"], transform=Crop(config), portion=portion_rows(config))
+    blocks = stream_spans(
+        dataset,
+        spans,
+        columns=["image", "mask"],
+        transform=Crop(config),
+        portion=portion_rows(config),
+    )
     share = config.batch_size // workers
     waiting: list[Row] = []
     for row in _mix(_rows(blocks), size=config.shuffle_buffer, seed=[config.seed, rank]):
         waiting.append(row)
         if len(waiting) == share:
-            yield int(row["epoch"]), (np.stack([r["image"] for r in waiting]), np.stack([r["mask"] for r in waiting]))
+            yield (
+                int(row["epoch"]),
+                (np.stack([r["image"] for r in waiting]), np.stack([r["mask"] for r in waiting])),
+            )
             waiting = []
     assert not waiting, f"{len(waiting)} crops are left over: epochs are whole batches"
 
@@ -110,9 +137,12 @@ class Crop:
             image = stretch(image)
         if self.resize is not None:
             image = cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
-            mask = (cv2.resize(mask.astype(np.float32), (self.size, self.size), interpolation=cv2.INTER_LINEAR) > 0.5).astype(
-                np.uint8
-            )
+            mask = (
+                cv2.resize(
+                    mask.astype(np.float32), (self.size, self.size), interpolation=cv2.INTER_LINEAR
+                )
+                > 0.5
+            ).astype(np.uint8)
         for draw in range(draws):
             rng = np.random.default_rng([self.seed, epoch, index, draw])
             if self.config.enabled:
@@ -135,7 +165,9 @@ def _mix(rows: Iterator[Row], *, size: int, seed: list[int]) -> Iterator[Row]:
     The buffer starts small and grows with each draw, so that the first batch need not wait until it is full.
     """
     for epoch, members in itertools.groupby(rows, key=lambda row: int(row["epoch"])):
-        rng = np.random.default_rng([*seed, epoch])  # an epoch's order is the same wherever a run was resumed
+        rng = np.random.default_rng(
+            [*seed, epoch]
+        )  # an epoch's order is the same wherever a run was resumed
         buffer: list[Row] = []
         target = _FIRST_BUFFER
         for row in members:

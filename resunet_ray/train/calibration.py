@@ -29,7 +29,9 @@ def choose_instances(bundle: str, dataset: Dataset) -> tuple[InstanceConfig | No
     None where the data set knows no instances.
     """
     schema = pa.schema([("pq", pa.list_(pa.float64()))])
-    rows = score_split(dataset, VAL, bundle=bundle, score=_score_candidates, schema=schema, predict=_predict)
+    rows = score_split(
+        dataset, VAL, bundle=bundle, score=_score_candidates, schema=schema, predict=_predict
+    )
     scored = collect(rows, total=dataset.splits[VAL], what="validation images matched")
     known = [quality for quality in scored["pq"].to_pylist() if quality is not None]
     if not known:
@@ -40,15 +42,21 @@ def choose_instances(bundle: str, dataset: Dataset) -> tuple[InstanceConfig | No
 
 
 def _methods(start: InstanceConfig) -> list[InstanceConfig]:
-    distances = [replace(start, method="watershed", min_distance=distance) for distance in MIN_DISTANCES]
+    distances = [
+        replace(start, method="watershed", min_distance=distance) for distance in MIN_DISTANCES
+    ]
     return [replace(start, method="components"), *distances]
 
 
 def _predict(bundle: Bundle, images: list[LabelledImage]) -> list[Float32[np.ndarray, "_h _w"]]:
-    return bundle.predict([image.image for image in images], batch_size=8 if bundle.device.type == "cuda" else 1)
+    return bundle.predict(
+        [image.image for image in images], batch_size=8 if bundle.device.type == "cuda" else 1
+    )
 
 
-def _score_candidates(bundle: Bundle, image: LabelledImage, probability: Float32[np.ndarray, "h w"]) -> Row:
+def _score_candidates(
+    bundle: Bundle, image: LabelledImage, probability: Float32[np.ndarray, "h w"]
+) -> Row:
     if image.labels is None:
         return {"pq": None}
     quality = []

@@ -13,7 +13,9 @@ def uses_gpu(config: TrainConfig) -> bool:
     return count_gpus() > 0 if config.gpu == "auto" else config.gpu == "on"
 
 
-def wait_for_workers(config: TrainConfig, *, runs: int = 1, beside_gib: float = 0.0, wait: bool = True) -> None:
+def wait_for_workers(
+    config: TrainConfig, *, runs: int = 1, beside_gib: float = 0.0, wait: bool = True
+) -> None:
     """Refuses training that the cluster cannot take.
 
     Args:

@@ -42,18 +42,32 @@ def average(ema: nn.Module, network: nn.Module, *, decay: float, step: int) -> N
 
 
 def save_checkpoint(
-    folder: Path, *, network: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer, progress: Progress
+    folder: Path,
+    *,
+    network: nn.Module,
+    ema: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
 ) -> None:
     """Writes all of it into a folder."""
-    state = {"network": network.state_dict(), "optimizer": _flatten(optimizer), "random": {"torch": torch.get_rng_state()}}
+    state = {
+        "network": network.state_dict(),
+        "optimizer": _flatten(optimizer),
+        "random": {"torch": torch.get_rng_state()},
+    }
     if ema is not None:
         state["ema"] = ema.state_dict()
     for name, tensors in state.items():
-        safetensors.torch.save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / _TENSORS.format(name))
+        safetensors.torch.save_file(
+            {key: tensor.contiguous() for key, tensor in tensors.items()},
+            folder / _TENSORS.format(name),
+        )
     (folder / _STATE).write_text(json.dumps(vars(progress)))
 
 
-def load_checkpoint(folder: Path, *, network: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer) -> Progress:
+def load_checkpoint(
+    folder: Path, *, network: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer
+) -> Progress:
     """Puts the state back where it was saved from, and returns the progress."""
     network.load_state_dict(_load(folder, "network"))
     if ema is not None:
@@ -76,7 +90,11 @@ def _load(folder: Path, name: str) -> dict[str, Tensor]:
 def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The moments of each parameter by its number; the settings are the configuration's."""
     state = optimizer.state_dict()["state"]
-    return {f"{number}.{name}": torch.as_tensor(value) for number, values in state.items() for name, value in values.items()}
+    return {
+        f"{number}.{name}": torch.as_tensor(value)
+        for number, values in state.items()
+        for name, value in values.items()
+    }
 
 
 def _unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

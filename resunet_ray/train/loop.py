@@ -63,12 +63,17 @@ def _train(session: Session, reporter: Reporter) -> None:
     """Trains to the end, or to the error that all workers meet alike."""
     config = session.config
     with (
-        Tracker(config, epoch=session.progress.epoch) if session.rank == 0 else nullcontext() as tracker,
+        Tracker(config, epoch=session.progress.epoch)
+        if session.rank == 0
+        else nullcontext() as tracker,
         closing(_stream(session)) as stream,
     ):
         while not _finished(session):
             start = session.progress.epoch
-            stop = min(start + config.validation_interval - start % config.validation_interval, config.epochs)
+            stop = min(
+                start + config.validation_interval - start % config.validation_interval,
+                config.epochs,
+            )
             rows = []
             try:
                 for row in _train_epochs(session, range(start, stop), stream, reporter):
@@ -77,7 +82,9 @@ def _train(session: Session, reporter: Reporter) -> None:
                         tracker.note(row)
             except RunError as error:  # all workers alike; Ray Train would only do it all again
                 if tracker is not None:
-                    storage.write_bytes(storage.join(run_folder(config), FAILURE_FILE), str(error).encode())
+                    storage.write_bytes(
+                        storage.join(run_folder(config), FAILURE_FILE), str(error).encode()
+                    )
                     tracker.status = "FAILED"
                 return
             reporter.note(validating=True)
@@ -136,7 +143,9 @@ def _train_epochs(
             of_epoch, (image, mask) = next(stream)
             assert of_epoch == epoch, f"a crop of epoch {of_epoch} came in epoch {epoch}"
             if config.schedule == "cosine":
-                _set_learning_rate(session, learning_rate(config, step=progress.step, steps_per_epoch=steps))
+                _set_learning_rate(
+                    session, learning_rate(config, step=progress.step, steps_per_epoch=steps)
+                )
             losses += train_step(session, torch.from_numpy(image), torch.from_numpy(mask))
             if reporter.due:  # a GPU is waited for where the loss is read
                 _note_step(reporter, session, epoch=epoch + 1, loss=float(losses) / number)
@@ -146,7 +155,9 @@ def _train_epochs(
             torch.distributed.all_reduce(losses)
         mean_loss = float(losses) / (steps * session.workers)
         if not math.isfinite(mean_loss):
-            raise RunError(f"the training loss of epoch {epoch + 1} is {mean_loss}: lower --learning-rate or --clip-norm")
+            raise RunError(
+                f"the training loss of epoch {epoch + 1} is {mean_loss}: lower --learning-rate or --clip-norm"
+            )
         progress.epoch += 1
         _note_step(reporter, session, epoch=epoch + 1, loss=mean_loss)
         yield {
@@ -165,7 +176,9 @@ def train_step(session: Session, image: Tensor, mask: Tensor) -> Tensor:
     config, device = session.config, session.device
     x = preprocess(image.to(device), channels=config.model.in_channels)
     truth = mask.to(device).float()[:, None]
-    with torch.autocast(device.type, session.dtype or torch.bfloat16, enabled=session.dtype is not None):
+    with torch.autocast(
+        device.type, session.dtype or torch.bfloat16, enabled=session.dtype is not None
+    ):
         logits = session.parallel(x)
     loss = session.loss(logits.float(), truth)
     session.optimizer.zero_grad(set_to_none=True)
@@ -206,7 +219,9 @@ def _note_scores(session: Session, scores: dict[str, float], rows: list[dict[str
     """Updates progress: best score, patience, plateau, history."""
     config, progress = session.config, session.progress
     score = scores[config.monitor]
-    better = progress.best is None or (score < progress.best if lower_is_better(config.monitor) else score > progress.best)
+    better = progress.best is None or (
+        score < progress.best if lower_is_better(config.monitor) else score > progress.best
+    )
     progress.best, progress.stale = (score, 0) if better else (progress.best, progress.stale + 1)
     if session.plateau is not None:
         session.plateau.step(score)
@@ -226,6 +241,10 @@ def _report(session: Session, scores: dict[str, float]) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(
-            Path(folder), network=session.network, ema=session.ema, optimizer=session.optimizer, progress=session.progress
+            Path(folder),
+            network=session.network,
+            ema=session.ema,
+            optimizer=session.optimizer,
+            progress=session.progress,
         )
         ray.train.report(values, checkpoint=ray.train.Checkpoint.from_directory(folder))

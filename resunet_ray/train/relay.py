@@ -113,7 +113,10 @@ class FailureTeller(UserCallback):  # type: ignore[misc]
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
         """Tells of each worker that failed."""
-        lines = [(logging.WARNING, f"training worker {rank} failed: {cause(error)}") for rank, error in worker_exceptions.items()]
+        lines = [
+            (logging.WARNING, f"training worker {rank} failed: {cause(error)}")
+            for rank, error in worker_exceptions.items()
+        ]
         with suppress(RayError):
             self._board.tell.remote(lines, {})
 
@@ -139,7 +142,9 @@ def show_training(config: TrainConfig, *, images: int) -> Iterator[Any]:
     board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
     ended = threading.Event()
     with show_progress("images trained on", total=images) as line:
-        thread = threading.Thread(target=_follow, args=(board, ended, line, config), name="progress", daemon=True)
+        thread = threading.Thread(
+            target=_follow, args=(board, ended, line, config), name="progress", daemon=True
+        )
         thread.start()
         try:
             yield board
@@ -163,14 +168,20 @@ def _follow(board: Any, ended: threading.Event, line: ProgressLine, config: Trai
                     lines, values = ray.get(answer)
                     _show(line, lines, values, config=config)
     except RayError as error:
-        logger.warning("the training goes on, but how far it is cannot be shown any more: %s", cause(error))
+        logger.warning(
+            "the training goes on, but how far it is cannot be shown any more: %s", cause(error)
+        )
 
 
-def _show(line: ProgressLine, lines: list[Line], values: Mapping[str, float], *, config: TrainConfig) -> None:
+def _show(
+    line: ProgressLine, lines: list[Line], values: Mapping[str, float], *, config: TrainConfig
+) -> None:
     for level, text in lines:
         logger.log(level, "%s", text)
     if "step" in values:
-        parts = [f"epoch {values['epoch']:.0f} of {config.epochs}{', validating' if values['validating'] else ''}"]
+        parts = [
+            f"epoch {values['epoch']:.0f} of {config.epochs}{', validating' if values['validating'] else ''}"
+        ]
         parts += [f"loss {values['loss']:.4f}"] if "loss" in values else []
         parts += [f"{config.monitor} {values['score']:.4f}"] if "score" in values else []
         line.move_to(int(values["step"]) * config.batch_size, note=", ".join(parts))

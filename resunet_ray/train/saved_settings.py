@@ -10,7 +10,9 @@ from resunet_ray.config import load_config
 from resunet_ray.errors import ConfigError
 
 
-def write_settings_once(uri: str, config: Any, *, data_digest: str, free: Collection[str], advice: str) -> None:
+def write_settings_once(
+    uri: str, config: Any, *, data_digest: str, free: Collection[str], advice: str
+) -> None:
     """Writes the settings down where none are yet, or refuses others than those.
 
     Args:
@@ -28,16 +30,22 @@ def write_settings_once(uri: str, config: Any, *, data_digest: str, free: Collec
         storage.write_bytes(uri, json.dumps(content, indent=2).encode())
         return
     saved = json.loads(storage.read_bytes(uri))
-    before = dict(_flatten(asdict(load_config(json.dumps(saved["config"]), kind=type(config), source=uri))))
+    before = dict(
+        _flatten(asdict(load_config(json.dumps(saved["config"]), kind=type(config), source=uri)))
+    )
     changed = [
         f"{name} was {before[name]!r} and is now {value!r}"
         for name, value in _flatten(asdict(config))
         if name not in free and before[name] != value
     ]
     if saved["data_digest"] != data_digest:
-        changed.append(f"the data's digest was {saved['data_digest'][:12]} and is now {data_digest[:12]}")
+        changed.append(
+            f"the data's digest was {saved['data_digest'][:12]} and is now {data_digest[:12]}"
+        )
     if changed:
-        raise ConfigError(f"{storage.parent(uri)} holds a run with other settings ({'; '.join(changed)}): {advice}")
+        raise ConfigError(
+            f"{storage.parent(uri)} holds a run with other settings ({'; '.join(changed)}): {advice}"
+        )
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

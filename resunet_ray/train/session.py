@@ -44,7 +44,13 @@ class Session:
 
 
 def build_session(
-    config: TrainConfig, dataset: Dataset, *, rank: int, workers: int, device: torch.device, resume_from: Path | None
+    config: TrainConfig,
+    dataset: Dataset,
+    *,
+    rank: int,
+    workers: int,
+    device: torch.device,
+    resume_from: Path | None,
 ) -> Session:
     """Network, optimizer and progress: new, from another bundle, or from this run's last checkpoint."""
     torch.manual_seed(config.seed)
@@ -52,7 +58,11 @@ def build_session(
     if config.init is not None:
         start_from(network, load_bundle(config.init).network.state_dict())
     network = network.to(device)
-    ema = copy.deepcopy(network).eval().requires_grad_(requires_grad=False) if config.ema_decay is not None else None
+    ema = (
+        copy.deepcopy(network).eval().requires_grad_(requires_grad=False)
+        if config.ema_decay is not None
+        else None
+    )
     optimizer = build_optimizer(network, config)
     progress = Progress(history=[])
     if resume_from is not None:
@@ -67,7 +77,9 @@ def build_session(
         device=device,
         dtype=autocast_dtype(device, config.precision),
         network=network,
-        parallel=ray.train.torch.prepare_model(parallel, move_to_device=False) if workers > 1 else parallel,
+        parallel=ray.train.torch.prepare_model(parallel, move_to_device=False)
+        if workers > 1
+        else parallel,
         ema=ema,
         optimizer=optimizer,
         plateau=_build_plateau(optimizer, config, progress),
@@ -86,16 +98,27 @@ def start_from(network: nn.Module, weights: dict[str, Tensor]) -> list[str]:
     skipped = []
     for name, tensor in own.items():
         other = weights.get(name)
-        if other is not None and name.startswith("stem.") and other.ndim == 4 and other.shape[1] != tensor.shape[1]:
-            other = other.sum(dim=1, keepdim=True).expand(-1, tensor.shape[1], -1, -1) / tensor.shape[1]
+        if (
+            other is not None
+            and name.startswith("stem.")
+            and other.ndim == 4
+            and other.shape[1] != tensor.shape[1]
+        ):
+            other = (
+                other.sum(dim=1, keepdim=True).expand(-1, tensor.shape[1], -1, -1) / tensor.shape[1]
+            )
         if other is not None and other.shape == tensor.shape:
             tensor.copy_(other)
         else:
             skipped.append(name)
     if len(skipped) == len(own):
-        raise ConfigError("no tensor of the bundle given to --init fits this network: expected the same --model.widths")
+        raise ConfigError(
+            "no tensor of the bundle given to --init fits this network: expected the same --model.widths"
+        )
     if skipped:
-        logger.info("--init: %d tensors do not fit and start anew: %s", len(skipped), ", ".join(skipped))
+        logger.info(
+            "--init: %d tensors do not fit and start anew: %s", len(skipped), ", ".join(skipped)
+        )
     return skipped
 
 
@@ -106,7 +129,10 @@ def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Opti
         return torch.optim.Adam(network.parameters(), lr=config.learning_rate, eps=1e-7)
     weights = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": weights, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=config.learning_rate)
 
 
@@ -119,7 +145,8 @@ def _build_plateau(
         optimizer,
         mode="min" if lower_is_better(config.monitor) else "max",
         factor=config.plateau_factor,
-        patience=config.plateau_patience - 1,  # PyTorch reduces at the first stale step beyond it, Keras at the last within
+        patience=config.plateau_patience
+        - 1,  # PyTorch reduces at the first stale step beyond it, Keras at the last within
         threshold=_PLATEAU_DELTA,
         threshold_mode="abs",
         min_lr=config.min_learning_rate,

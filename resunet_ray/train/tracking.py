@@ -42,7 +42,10 @@ def save_hyperparameters(folder: str, parameters: Mapping[str, Any], *, metric: 
         parameters: by name; what is no number, truth value or word is shown as text.
         metric: validation score to list beside them.
     """
-    shown = {name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in parameters.items()}
+    shown = {
+        name: value if isinstance(value, bool | int | float | str) else str(value)
+        for name, value in parameters.items()
+    }
     with _write_events(folder, name="hyperparameters") as writer:
         for summary in hparams(shown, {_tag(f"val_{metric}"): 0.0}):
             writer.file_writer.add_summary(summary)
@@ -54,7 +57,9 @@ def _tag(column: str) -> str:
 
 
 @contextmanager
-def _write_events(folder: str, *, name: str, purge_step: int | None = None) -> Iterator[SummaryWriter]:
+def _write_events(
+    folder: str, *, name: str, purge_step: int | None = None
+) -> Iterator[SummaryWriter]:
     """A new file of events for TensorBoard, whole in the run's folder once the context ends.
 
     The writer's own `flush` leaves out what its thread has not yet taken up, so no file is written to again.
@@ -89,13 +94,20 @@ class Tracker:
     def note(self, row: Mapping[str, float]) -> None:
         """Shows an epoch that is done, before it is validated."""
         logger.info(
-            "epoch %d of %d: loss %.4f, %.1f images/s", row["epoch"], self._epochs, row["train_loss"], row["images_per_second"]
+            "epoch %d of %d: loss %.4f, %.1f images/s",
+            row["epoch"],
+            self._epochs,
+            row["train_loss"],
+            row["images_per_second"],
         )
         self._latest.update(row)
 
     def write(self, history: Sequence[Mapping[str, float]], *, new: int) -> None:
         """Writes the whole history again, and adds its last `new` rows to the logs."""
-        storage.write_bytes(storage.join(self._uri, HISTORY_FILE), pd.DataFrame(history).to_csv(index=False).encode())
+        storage.write_bytes(
+            storage.join(self._uri, HISTORY_FILE),
+            pd.DataFrame(history).to_csv(index=False).encode(),
+        )
         rows = history[-new:]
         self._latest.update(rows[-1])
         first, last = int(rows[0]["epoch"]), int(rows[-1]["epoch"])
@@ -117,7 +129,11 @@ class _MLflow:
         assert config.mlflow is not None, "only made where a tracking URI is given"
         self._client = mlflow.MlflowClient(tracking_uri=config.mlflow)
         experiment = self._client.get_experiment_by_name("resunet_ray")
-        number = experiment.experiment_id if experiment else self._client.create_experiment("resunet_ray")
+        number = (
+            experiment.experiment_id
+            if experiment
+            else self._client.create_experiment("resunet_ray")
+        )
         name = run_folder(config).replace("'", "")
         found = self._client.search_runs([number], filter_string=f"tags.mlflow.runName = '{name}'")
         self._run = found[0] if found else self._client.create_run(number, run_name=name)
@@ -143,5 +159,7 @@ def import_mlflow() -> Any:
     try:
         import mlflow
     except ImportError:
-        raise ConfigError("--mlflow needs the package mlflow-skinny: pip install 'resunet_ray[mlflow]'") from None
+        raise ConfigError(
+            "--mlflow needs the package mlflow-skinny: pip install 'resunet_ray[mlflow]'"
+        ) from None
     return mlflow

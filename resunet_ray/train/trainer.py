@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import (
+    CheckpointConfig,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+)
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -113,7 +120,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
 
 def prepare_if_folder(data: str, *, own: str) -> str:
     """The prepared data set: `data` itself, or of a plain folder pair what is made at `own`, with the defaults of `prepare`."""
-    if storage.exists(storage.join(data, DATASET_FILE)) or not storage.exists(storage.join(data, "images")):
+    if storage.exists(storage.join(data, DATASET_FILE)) or not storage.exists(
+        storage.join(data, "images")
+    ):
         return data
     if not storage.exists(storage.join(own, DATASET_FILE)):
         logger.info("%s is a folder of images: preparing it in %s", data, own)
@@ -171,7 +180,9 @@ def _fit(
     # Ray Train reads these from the driver's environment when it starts the run.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.start_timeout_seconds)
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "1800")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # until a checkpoint counts, and the end is noticed
+    os.environ.setdefault(
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5"
+    )  # until a checkpoint counts, and the end is noticed
     failure = storage.join(run_folder(config), FAILURE_FILE)
     storage.delete_file(failure)
     with show_training(config, images=config.epochs * epoch_size(dataset, config)) as board:
@@ -184,20 +195,28 @@ def _fit(
             raise RunError(f"training failed: {storage.mask_credentials(cause(inner))}") from error
         if storage.exists(failure):
             raise RunError(f"training failed: {storage.read_bytes(failure).decode()}")
-    best = result.get_best_checkpoint(config.monitor, "min" if lower_is_better(config.monitor) else "max")
+    best = result.get_best_checkpoint(
+        config.monitor, "min" if lower_is_better(config.monitor) else "max"
+    )
     assert best is not None, "every run reports a checkpoint after its last epoch"
-    scores = next(metrics for checkpoint, metrics in result.best_checkpoints or [] if checkpoint == best)
+    scores = next(
+        metrics for checkpoint, metrics in result.best_checkpoints or [] if checkpoint == best
+    )
     return best, scores
 
 
-def _build_trainer(config: TrainConfig, dataset: Dataset, *, callbacks: list[UserCallback], board: Any) -> TorchTrainer:
+def _build_trainer(
+    config: TrainConfig, dataset: Dataset, *, callbacks: list[UserCallback], board: Any
+) -> TorchTrainer:
     gpu = uses_gpu(config)
     elastic = config.min_workers is not None and config.min_workers < config.workers
     return TorchTrainer(
         train_worker,
         train_loop_config={"config": config, "dataset": dataset, "board": board},
         scaling_config=ScalingConfig(
-            num_workers=(config.min_workers or config.workers, config.workers) if elastic else config.workers,
+            num_workers=(config.min_workers or config.workers, config.workers)
+            if elastic
+            else config.workers,
             use_gpu=gpu,
             resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if gpu else {})},
         ),
@@ -207,7 +226,9 @@ def _build_trainer(config: TrainConfig, dataset: Dataset, *, callbacks: list[Use
             callbacks=callbacks,
             worker_runtime_env=MODEL_ENVIRONMENT,
             logging_config=LoggingConfig(log_level="INFO" if is_verbose() else "WARNING"),
-            failure_config=FailureConfig(max_failures=config.max_failures, controller_failure_limit=config.max_failures),
+            failure_config=FailureConfig(
+                max_failures=config.max_failures, controller_failure_limit=config.max_failures
+            ),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=config.keep_checkpoints,
                 checkpoint_score_attribute=config.monitor,
@@ -218,7 +239,12 @@ def _build_trainer(config: TrainConfig, dataset: Dataset, *, callbacks: list[Use
 
 
 def _save_bundle(
-    uri: str, *, config: TrainConfig, dataset: Dataset, checkpoint: ray.train.Checkpoint, scores: dict[str, float]
+    uri: str,
+    *,
+    config: TrainConfig,
+    dataset: Dataset,
+    checkpoint: ray.train.Checkpoint,
+    scores: dict[str, float],
 ) -> Bundle:
     """The best checkpoint as a bundle, with the threshold of its validation and the instance parameters that suit it best."""
     with checkpoint.as_directory() as folder:
@@ -259,4 +285,6 @@ def _summary(config: TrainConfig, bundle_uri: str) -> TrainingResult:
     history = read_history(storage.join(run_folder(config), HISTORY_FILE))
     images = (history["seconds"] * history["images_per_second"]).sum()
     rate = round(float(images / history["seconds"].sum()), 3)
-    return TrainingResult(bundle_uri, len(history), {**info.scores, "epoch": info.provenance["epoch"]}, rate)
+    return TrainingResult(
+        bundle_uri, len(history), {**info.scores, "epoch": info.provenance["epoch"]}, rate
+    )

@@ -39,7 +39,11 @@ class Tally:
         mean = self.scores / len(self.seen)
         best = int(mean[metrics.SCORE_NAMES.index("f1")].argmax())
         found = {name: float(mean[row, best]) for row, name in enumerate(metrics.SCORE_NAMES)}
-        return {"loss": self.loss / len(self.seen), **found, "threshold": float(metrics.THRESHOLDS[best])}
+        return {
+            "loss": self.loss / len(self.seen),
+            **found,
+            "threshold": float(metrics.THRESHOLDS[best]),
+        }
 
 
 def validate(
@@ -76,10 +80,14 @@ def validate(
             dtype=dtype,
             batch_size=8 if device.type == "cuda" else 1,
         )
-        scores = metrics.score_counts(metrics.counts_by_threshold(metrics.histogram(probability, sample.mask)))
+        scores = metrics.score_counts(
+            metrics.counts_by_threshold(metrics.histogram(probability, sample.mask))
+        )
         logits = torch.logit(torch.from_numpy(probability), eps=1e-6)[None, None]
         truth = torch.from_numpy(sample.mask).float()[None, None]
-        tally.add(Tally([sample.index], float(loss(logits, truth)), np.stack(list(scores.values()))))
+        tally.add(
+            Tally([sample.index], float(loss(logits, truth)), np.stack(list(scores.values())))
+        )
     if workers > 1:
         parts: list[Tally | None] = [None] * workers
         torch.distributed.all_gather_object(parts, tally)
@@ -87,5 +95,7 @@ def validate(
         for part in parts:
             assert part is not None, "all_gather_object fills every place"
             tally.add(part)
-    assert sorted(tally.seen) == list(range(dataset.splits[VAL])), "a validation image was lost or counted twice"
+    assert sorted(tally.seen) == list(range(dataset.splits[VAL])), (
+        "a validation image was lost or counted twice"
+    )
     return tally.result()

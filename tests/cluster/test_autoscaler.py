@@ -50,7 +50,10 @@ def autoscaled() -> Iterator[dict[str, str]]:
     """A cluster whose autoscaler may add two nodes with a GPU each: processes of this machine. Gives what it takes to join it."""
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: sockets lie below it
     port = free_port()
-    empty: dict[str, Any] = {f"{name}commands": [] for name in ("initialization_", "setup_", "head_setup_", "worker_setup_")}
+    empty: dict[str, Any] = {
+        f"{name}commands": []
+        for name in ("initialization_", "setup_", "head_setup_", "worker_setup_")
+    }
     config = {
         "cluster_name": "fake",
         "max_workers": 2,
@@ -63,7 +66,12 @@ def autoscaled() -> Iterator[dict[str, str]]:
         },
         "available_node_types": {
             "ray.head.default": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0},
-            "gpu": {"resources": {"CPU": 2, "GPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+            "gpu": {
+                "resources": {"CPU": 2, "GPU": 1},
+                "node_config": {},
+                "min_workers": 0,
+                "max_workers": 2,
+            },
         },
         "head_node_type": "ray.head.default",
         "upscaling_speed": 1,
@@ -78,13 +86,30 @@ def autoscaled() -> Iterator[dict[str, str]]:
     }
     (folder / "config.json").write_text(json.dumps(config))
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-    fake = {"RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    fake = {
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    }
     ids = {"RAY_CLOUD_INSTANCE_ID": HEAD, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD}
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=1", f"--port={port}"]
-    command += ["--include-dashboard=false", f"--temp-dir={folder}", f"--autoscaling-config={folder / 'config.json'}"]
+    command = [
+        str(Path(sys.executable).parent / "ray"),
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=1",
+        f"--port={port}",
+    ]
+    command += [
+        "--include-dashboard=false",
+        f"--temp-dir={folder}",
+        f"--autoscaling-config={folder / 'config.json'}",
+    ]
     with (
         (folder / "log").open("wb") as log,
-        subprocess.Popen(command, env={**environment, **fake, **ids}, stdout=log, stderr=subprocess.STDOUT) as head,
+        subprocess.Popen(
+            command, env={**environment, **fake, **ids}, stdout=log, stderr=subprocess.STDOUT
+        ) as head,
     ):
         try:
             yield {**environment, "RAY_ADDRESS": f"127.0.0.1:{port}"}
@@ -105,12 +130,26 @@ def kill_what_names(folder: Path) -> None:
             continue
 
 
-def test_an_autoscaler_is_asked_for_what_is_missing_and_only_what_it_can_never_add_is_refused(autoscaled: dict[str, str]) -> None:
-    done = subprocess.run([sys.executable, "-c", ASK], env=autoscaled, capture_output=True, text=True, timeout=120, check=False)
+def test_an_autoscaler_is_asked_for_what_is_missing_and_only_what_it_can_never_add_is_refused(
+    autoscaled: dict[str, str],
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ASK],
+        env=autoscaled,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     # Of two workers it says nothing where their nodes come within a few seconds.
-    assert "waiting up to 1800 s for three workers: 6 CPUs needed, 5 there; 3 GPUs needed, 2 there" in done.stderr
-    before, after, busy, refused = [line for line in done.stdout.splitlines() if "(autoscaler" not in line]
+    assert (
+        "waiting up to 1800 s for three workers: 6 CPUs needed, 5 there; 3 GPUs needed, 2 there"
+        in done.stderr
+    )
+    before, after, busy, refused = [
+        line for line in done.stdout.splitlines() if "(autoscaler" not in line
+    ]
     assert (before, after) == ("0", "2.0")
     assert "had no room for two more in 8 s: other jobs hold what it needs" in busy
     assert refused == (

@@ -26,7 +26,11 @@ from resunet_ray import storage
 CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "cluster" / "aws.yaml").read_text())
 TYPES = CONFIG["available_node_types"]
 
-_NAMED_BY_US = {("available_node_types", "gpu"), ("available_node_types", "cpu"), ("file_mounts", "/home/ray/.ray/auth_token")}
+_NAMED_BY_US = {
+    ("available_node_types", "gpu"),
+    ("available_node_types", "cpu"),
+    ("file_mounts", "/home/ray/.ray/auth_token"),
+}
 _RESOURCES = {"CPU", "GPU", "memory", "object_store_memory"}
 _SCHEMA = Path(ray.autoscaler.__file__).parent / "ray-schema.json"
 
@@ -34,7 +38,12 @@ _SCHEMA = Path(ray.autoscaler.__file__).parent / "ray-schema.json"
 @cache
 def machine_parameters() -> Any:
     """Those of EC2's RunInstances, as boto3 knows them."""
-    return botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    return (
+        botocore.session.get_session()
+        .get_service_model("ec2")
+        .operation_model("RunInstances")
+        .input_shape
+    )
 
 
 def problems(config: dict[str, Any]) -> list[str]:
@@ -46,11 +55,17 @@ def problems(config: dict[str, Any]) -> list[str]:
         return [repr(error)]
     found = []
     for name, kind in prepared["available_node_types"].items():
-        report = ParamValidator().validate({**kind["node_config"], "MinCount": 1, "MaxCount": 1}, machine_parameters())
+        report = ParamValidator().validate(
+            {**kind["node_config"], "MinCount": 1, "MaxCount": 1}, machine_parameters()
+        )
         found += [f"{name}: {report.generate_report()}"] if report.has_errors() else []
-        found += [f"{name}: {resource} is no resource" for resource in set(kind["resources"]) - _RESOURCES]
+        found += [
+            f"{name}: {resource} is no resource" for resource in set(kind["resources"]) - _RESOURCES
+        ]
     known = json.loads(_SCHEMA.read_text())["properties"]["provider"]["properties"]
-    return found + [f"provider: {field} is unknown" for field in set(prepared["provider"]) - set(known)]
+    return found + [
+        f"provider: {field} is unknown" for field in set(prepared["provider"]) - set(known)
+    ]
 
 
 def test_it_is_accepted() -> None:
@@ -69,7 +84,10 @@ def test_gpu_nodes_come_when_they_are_needed_and_the_head_leaves_its_cores_to_th
     assert head["max_workers"] == 0
     assert "InstanceMarketOptions" not in head["node_config"]  # with the head, every job ends
     for name in ("gpu", "cpu"):
-        assert (TYPES[name]["min_workers"], TYPES[name]["node_config"]["InstanceMarketOptions"]) == (0, {"MarketType": "spot"})
+        assert (
+            TYPES[name]["min_workers"],
+            TYPES[name]["node_config"]["InstanceMarketOptions"],
+        ) == (0, {"MarketType": "spot"})
         assert TYPES[name]["max_workers"] > 0
     assert TYPES["gpu"]["resources"]["GPU"] == 1
     assert CONFIG["max_workers"] == sum(TYPES[name]["max_workers"] for name in ("gpu", "cpu"))
@@ -78,7 +96,9 @@ def test_gpu_nodes_come_when_they_are_needed_and_the_head_leaves_its_cores_to_th
 def test_no_node_has_a_key_and_every_one_asks_for_the_token() -> None:
     assert "RAY_AUTH_MODE=token" in " ".join(CONFIG["docker"]["run_options"])
     assert CONFIG["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
-    profiles = {name: kind["node_config"]["IamInstanceProfile"]["Name"] for name, kind in TYPES.items()}
+    profiles = {
+        name: kind["node_config"]["IamInstanceProfile"]["Name"] for name, kind in TYPES.items()
+    }
     assert profiles == {"head": "resunet-head", "gpu": "resunet-worker", "cpu": "resunet-worker"}
     text = (ROOT / "cluster" / "aws.yaml").read_text()
     assert not re.search(r"AKIA|ACCESS_KEY|SECRET", text)
@@ -120,10 +140,14 @@ def allowed(name: str, service: str) -> set[str]:
 
 def test_the_head_may_do_what_ray_s_provider_of_machines_calls_and_no_more() -> None:
     source = inspect.getsource(node_provider)
-    calls = set(re.findall(r"\.client\.([a-z]+_[a-z_]+)\b", source)) | set(re.findall(r"fail_fast\.([a-z]+_[a-z_]+)\(", source))
+    calls = set(re.findall(r"\.client\.([a-z]+_[a-z_]+)\b", source)) | set(
+        re.findall(r"fail_fast\.([a-z]+_[a-z_]+)\(", source)
+    )
     assert ".instances.filter(" in source
     names = {"create_instances": "RunInstances"}
-    needed = {names.get(call, "".join(word.title() for word in call.split("_"))) for call in calls} | {"DescribeInstances"}
+    needed = {
+        names.get(call, "".join(word.title() for word in call.split("_"))) for call in calls
+    } | {"DescribeInstances"}
     assert CONFIG["provider"]["cache_stopped_nodes"] is False
     assert allowed("head", "ec2") == needed - {"StartInstances", "StopInstances"}
     assert CONFIG["cluster_name"] in (ROOT / "cluster" / "policies" / "head.json").read_text()
@@ -139,11 +163,15 @@ def action(method: str, target: str) -> str:
     return "GetObject" if method in ("GET", "HEAD") else "PutObject"
 
 
-def test_every_node_may_do_in_the_bucket_what_the_code_does_and_no_more(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_node_may_do_in_the_bucket_what_the_code_does_and_no_more(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     requests: list[tuple[bytes, bytes]] = []
 
     def note(request: bytes) -> None:
-        requests.extend(re.findall(rb"(?:^|\r\n)(GET|HEAD|PUT|POST|DELETE) (\S+) HTTP/1.1\r\n", request))
+        requests.extend(
+            re.findall(rb"(?:^|\r\n)(GET|HEAD|PUT|POST|DELETE) (\S+) HTTP/1.1\r\n", request)
+        )
 
     with relayed(os.environ["AWS_ENDPOINT_URL"], note) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)

@@ -14,7 +14,14 @@ from manifests import FOLDER, Object, find, list_clusters, list_pods, render_all
 from ray.scripts.scripts import cli
 from support import ROOT
 
-from resunet_ray.config import DoctorConfig, EvaluateConfig, PrepareConfig, SegmentConfig, SweepConfig, TrainConfig
+from resunet_ray.config import (
+    DoctorConfig,
+    EvaluateConfig,
+    PrepareConfig,
+    SegmentConfig,
+    SweepConfig,
+    TrainConfig,
+)
 from resunet_ray.errors import ConfigError
 
 PAGES = [ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "cluster" / "README.md"]
@@ -22,7 +29,13 @@ STORAGE = "s3://my-bucket/nuclei"
 
 READERS: dict[str, Callable[..., Any]] = {
     "prepare": partial(read_config, PrepareConfig, saved="dataset.json"),
-    "train": partial(read_config, TrainConfig, recipes={"default": TrainConfig}, required=("data", "output"), saved="train.json"),
+    "train": partial(
+        read_config,
+        TrainConfig,
+        recipes={"default": TrainConfig},
+        required=("data", "output"),
+        saved="train.json",
+    ),
     "tune": partial(
         read_config,
         SweepConfig,
@@ -57,16 +70,22 @@ def list_entry_points() -> dict[str, str]:
     for name, objects in render_all().items():
         for _, value in (place for item in objects for place in walk(item)):
             if isinstance(value, dict) and "entrypoint" in value:
-                found[name] = re.sub(r"\$(\w+)", lambda match: settings[match[1]], value["entrypoint"])
+                found[name] = re.sub(
+                    r"\$(\w+)", lambda match: settings[match[1]], value["entrypoint"]
+                )
             if isinstance(value, dict) and "args" in value:
-                found[name] = re.sub(r"\$\((\w+)\)", lambda match: settings[match[1]], shlex.join(value["args"]))
+                found[name] = re.sub(
+                    r"\$\((\w+)\)", lambda match: settings[match[1]], shlex.join(value["args"])
+                )
     return found
 
 
 def list_page_lines() -> Iterator[str]:
     """Lines of the pages' command blocks, continued lines joined, comments and what goes to the background taken off."""
     for page in PAGES:
-        for block in re.findall(r"^```bash\n(.*?)^```$", page.read_text(), flags=re.DOTALL | re.MULTILINE):
+        for block in re.findall(
+            r"^```bash\n(.*?)^```$", page.read_text(), flags=re.DOTALL | re.MULTILINE
+        ):
             for line in block.replace("\\\n", " ").splitlines():
                 yield re.sub(r"( +&| +> /dev/null)? *(# .*)?$", "", line)
 
@@ -85,7 +104,9 @@ def parse_ray(words: list[str]) -> None:
     """As `ray` itself reads its command line, without doing it."""
     command, context = cli, cli.make_context("ray", list(words[1:]), resilient_parsing=False)
     while hasattr(command, "commands"):
-        name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        name, command, rest = command.resolve_command(
+            context, [*context._protected_args, *context.args]
+        )
         context = command.make_context(name, rest, parent=context)
 
 
@@ -128,7 +149,9 @@ def test_the_commands_on_the_pages_read_their_flags() -> None:
 def test_the_commands_of_the_nodes_are_those_of_ray() -> None:
     aws = yaml.safe_load((ROOT / "cluster" / "aws.yaml").read_text())
     commands = [
-        line.removeprefix("ulimit -n 65536; ") for role in ("head", "worker") for line in aws[f"{role}_start_ray_commands"]
+        line.removeprefix("ulimit -n 65536; ")
+        for role in ("head", "worker")
+        for line in aws[f"{role}_start_ray_commands"]
     ]
     assert len(commands) == 4
     for command in commands:
@@ -140,8 +163,12 @@ def test_the_commands_of_the_nodes_are_those_of_ray() -> None:
 
 
 def test_the_page_uses_every_policy_and_none_that_is_not_there() -> None:
-    used = re.findall(r"file://(cluster/policies/\S+)", (ROOT / "cluster" / "README.md").read_text())
-    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "cluster" / "policies").iterdir()} == set(used)
+    used = re.findall(
+        r"file://(cluster/policies/\S+)", (ROOT / "cluster" / "README.md").read_text()
+    )
+    assert {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "cluster" / "policies").iterdir()
+    } == set(used)
     for path in used:
         assert json.loads((ROOT / path).read_text())["Version"] == "2012-10-17"
 
@@ -157,9 +184,19 @@ def test_the_page_names_every_folder_and_none_that_is_not_there() -> None:
 
 
 def test_runs_that_nobody_submits_by_hand_send_the_code_of_the_image() -> None:
-    (folder,) = re.findall(r"^WORKDIR (/home\S+)$", (ROOT / "cluster" / "Dockerfile").read_text(), flags=re.MULTILINE)
-    for kind, name in (("RayJob", "train"), ("RayJob", "sweep"), ("RayCronJob", "nightly-raycronjob")):
-        (environment,) = [value for path, value in walk(find(kind, among=name)) if path[-1:] == ("runtimeEnvYAML",)]
+    (folder,) = re.findall(
+        r"^WORKDIR (/home\S+)$", (ROOT / "cluster" / "Dockerfile").read_text(), flags=re.MULTILINE
+    )
+    for kind, name in (
+        ("RayJob", "train"),
+        ("RayJob", "sweep"),
+        ("RayCronJob", "nightly-raycronjob"),
+    ):
+        (environment,) = [
+            value
+            for path, value in walk(find(kind, among=name))
+            if path[-1:] == ("runtimeEnvYAML",)
+        ]
         assert yaml.safe_load(environment) == {"working_dir": folder}
     command = list_pods(find("CronJob", among="nightly"))[0]["containers"][0]["command"]
     assert command[command.index("--working-dir") + 1] == folder

@@ -19,35 +19,56 @@ def list_instructions() -> list[tuple[str, str]]:
 def list_copied() -> list[str]:
     """What is copied from the repository."""
     copies = [arguments.split() for name, arguments in list_instructions() if name == "COPY"]
-    return [source for words in copies if not words[0].startswith("--from") for source in words[:-1]]
+    return [
+        source for words in copies if not words[0].startswith("--from") for source in words[:-1]
+    ]
 
 
 def test_it_begins_with_a_pinned_python_that_the_package_can_use() -> None:
     stages = [arguments for name, arguments in list_instructions() if name == "FROM"]
     bases = [stage.split()[0] for stage in stages]
     names = {stage.split(" AS ")[1] for stage in stages if " AS " in stage}
-    assert [base for base in bases if base not in names] == ["python:${PYTHON}-slim-bookworm", "wheels-${VARIANT}"]
+    assert [base for base in bases if base not in names] == [
+        "python:${PYTHON}-slim-bookworm",
+        "wheels-${VARIANT}",
+    ]
     assert names >= {"wheels-cpu", "wheels-cuda"}
-    defaults = dict(arguments.split("=") for name, arguments in list_instructions() if name == "ARG")
+    defaults = dict(
+        arguments.split("=") for name, arguments in list_instructions() if name == "ARG"
+    )
     assert re.fullmatch(r"3\.\d+\.\d+", defaults["PYTHON"])
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
-    assert [int(part) for part in defaults["PYTHON"].split(".")] >= [int(part) for part in needed.removeprefix(">=").split(".")]
+    assert [int(part) for part in defaults["PYTHON"].split(".")] >= [
+        int(part) for part in needed.removeprefix(">=").split(".")
+    ]
 
 
 def test_what_it_copies_is_in_the_repository_and_passes_its_ignore_file() -> None:
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    passed = re.findall(r"^!(\S+)$", (ROOT / "cluster" / "Dockerfile.dockerignore").read_text(), flags=re.MULTILINE)
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    passed = re.findall(
+        r"^!(\S+)$", (ROOT / "cluster" / "Dockerfile.dockerignore").read_text(), flags=re.MULTILINE
+    )
     assert sorted(list_copied()) == sorted(passed)
     for source in list_copied():
-        assert any(PurePath(source) in [PurePath(file), *PurePath(file).parents] for file in tracked), source
+        assert any(
+            PurePath(source) in [PurePath(file), *PurePath(file).parents] for file in tracked
+        ), source
     assert "\n*\n" in (ROOT / "cluster" / "Dockerfile.dockerignore").read_text()
 
 
 def test_its_packages_are_the_pinned_ones() -> None:
-    installs = [arguments for name, arguments in list_instructions() if name == "RUN" and "pip install" in arguments]
+    installs = [
+        arguments
+        for name, arguments in list_instructions()
+        if name == "RUN" and "pip install" in arguments
+    ]
     assert len(installs) == 1
     assert "--constraint constraints.txt" in installs[0]
-    optional = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    optional = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     assert {name for name in optional if f'["{name}"]' in installs[0]} == {"dashboard", "mlflow"}
     pinned = (ROOT / "constraints.txt").read_text().splitlines()
     assert all(re.fullmatch(r"[\w.-]+==\S+", line) for line in pinned)
@@ -58,7 +79,9 @@ def test_it_runs_as_nobody_special_and_asks_for_the_token() -> None:
     instructions = list_instructions()
     assert instructions[-1] == ("USER", "1000:1000")
     environment = " ".join(arguments for name, arguments in instructions if name == "ENV")
-    assert {"HOME=/home/ray", "RAY_AUTH_MODE=token", "NVIDIA_VISIBLE_DEVICES=all"} <= set(environment.split())
+    assert {"HOME=/home/ray", "RAY_AUTH_MODE=token", "NVIDIA_VISIBLE_DEVICES=all"} <= set(
+        environment.split()
+    )
     assert not [
         arguments for name, arguments in instructions if name in ("ENTRYPOINT", "CMD")
     ]  # `ray up` and KubeRay give their own
@@ -66,5 +89,7 @@ def test_it_runs_as_nobody_special_and_asks_for_the_token() -> None:
 
 def test_it_has_what_ray_up_and_the_operator_call() -> None:
     """Both rsync and ssh are called within the container, and neither is in a slim image."""
-    (install,) = [arguments for name, arguments in list_instructions() if "apt-get install" in arguments]
+    (install,) = [
+        arguments for name, arguments in list_instructions() if "apt-get install" in arguments
+    ]
     assert {"libexpat1", "openssh-client", "rsync", "wget"} <= set(install.split())

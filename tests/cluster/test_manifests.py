@@ -49,12 +49,19 @@ def test_what_is_applied_is_accepted(name: str) -> None:
 @pytest.mark.parametrize("name", list_sources())
 def test_every_file_is_used_and_well_formed(name: str) -> None:
     """An object in a file is accepted as it stands (a job gets its cluster later); anything else is a patch."""
-    assert any(Path(name).name in file.read_text() for file in (FOLDER / name).parent.glob("kustomization.yaml"))
+    assert any(
+        Path(name).name in file.read_text()
+        for file in (FOLDER / name).parent.glob("kustomization.yaml")
+    )
     for item in read(name):
         if isinstance(item, list):
             assert all(set(step) <= {"op", "path", "value", "from"} for step in item)
         else:
-            assert [problem for problem in problems(item) if problem != "either rayClusterSpec or clusterSelector"] == []
+            assert [
+                problem
+                for problem in problems(item)
+                if problem != "either rayClusterSpec or clusterSelector"
+            ] == []
 
 
 @pytest.mark.parametrize("name", APPLIED)
@@ -62,7 +69,9 @@ def test_a_misspelt_field_is_refused_wherever_it_stands(name: str) -> None:
     for item in render(name):
         fields = list_fields(item)
         assert len(fields) >= 4
-        accepted = [".".join(map(str, path)) for path in fields if not problems(misspell(item, path))]
+        accepted = [
+            ".".join(map(str, path)) for path in fields if not problems(misspell(item, path))
+        ]
         assert accepted == [], item["metadata"]["name"]
 
 
@@ -72,15 +81,25 @@ def test_a_misspelt_field_of_a_kustomization_is_refused(name: str, tmp_path: Pat
     shutil.copytree(FOLDER, tmp_path / "copy")
     users = [name] if name in APPLIED else COMPONENTS[name]
     for file in sorted((FOLDER / name).glob("*.yaml")):
-        content = yaml.safe_load(file.read_text()) if len(read(str(file.relative_to(FOLDER)))) == 1 else {}
+        content = (
+            yaml.safe_load(file.read_text())
+            if len(read(str(file.relative_to(FOLDER)))) == 1
+            else {}
+        )
         if isinstance(content, dict) and file.name != "kustomization.yaml":
             continue  # an object: the test before this one
         place = tmp_path / "copy" / name / file.name
         # Of a list's items, which are alike, the first that has the field.
-        fields = {tuple(key for key in path if isinstance(key, str)): path for path in reversed(list_fields_of(content))}
+        fields = {
+            tuple(key for key in path if isinstance(key, str)): path
+            for path in reversed(list_fields_of(content))
+        }
         for path in fields.values():
             place.write_text(yaml.safe_dump(misspell(content, path)))
-            assert not all(is_accepted(user, folder=tmp_path / "copy") for user in users), (file.name, path)
+            assert not all(is_accepted(user, folder=tmp_path / "copy") for user in users), (
+                file.name,
+                path,
+            )
         shutil.copy(file, place)
     assert all(is_accepted(user, folder=tmp_path / "copy") for user in users)
 
@@ -90,7 +109,9 @@ def list_fields_of(content: Any) -> list[tuple[str | int, ...]]:
     return [
         path
         for path, _ in walk(content)
-        if path and isinstance(path[-1], str) and not {"value", "target", "options"} & set(path[:-1])
+        if path
+        and isinstance(path[-1], str)
+        and not {"value", "target", "options"} & set(path[:-1])
     ]
 
 
@@ -100,7 +121,9 @@ def is_accepted(name: str, *, folder: Path) -> bool:
         objects = render(name, folder=folder)
     except ValueError:
         return False
-    return list_names(objects) == list_names(render_all()[name]) and not any(problems(item) for item in objects)
+    return list_names(objects) == list_names(render_all()[name]) and not any(
+        problems(item) for item in objects
+    )
 
 
 def list_names(objects: list[Object]) -> list[tuple[str, str]]:
@@ -110,24 +133,60 @@ def list_names(objects: list[Object]) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"shutdownAfterJobFinishes": False}, "ttlSecondsAfterFinished needs shutdownAfterJobFinishes"),
         (
-            {"deletionStrategy": {"deletionRules": [{"policy": "DeleteSelf", "condition": {"jobStatus": "FAILED"}}]}},
+            {"shutdownAfterJobFinishes": False},
+            "ttlSecondsAfterFinished needs shutdownAfterJobFinishes",
+        ),
+        (
+            {
+                "deletionStrategy": {
+                    "deletionRules": [
+                        {"policy": "DeleteSelf", "condition": {"jobStatus": "FAILED"}}
+                    ]
+                }
+            },
             "shutdownAfterJobFinishes excludes deletionRules",
         ),
-        ({"clusterSelector": {"ray.io/cluster": "resunet"}}, "backoffLimit excludes clusterSelector"),
-        ({"clusterSelector": {"ray.io/cluster": "resunet"}}, "either rayClusterSpec or clusterSelector"),
+        (
+            {"clusterSelector": {"ray.io/cluster": "resunet"}},
+            "backoffLimit excludes clusterSelector",
+        ),
+        (
+            {"clusterSelector": {"ray.io/cluster": "resunet"}},
+            "either rayClusterSpec or clusterSelector",
+        ),
         ({"rayClusterSpec": None}, "either rayClusterSpec or clusterSelector"),
         ({"clusterSelector": {}}, "clusterSelector names no cluster"),
-        ({"submissionMode": "SidecarMode"}, "SidecarMode excludes clusterSelector and a submitter of one's own"),
+        (
+            {"submissionMode": "SidecarMode"},
+            "SidecarMode excludes clusterSelector and a submitter of one's own",
+        ),
         ({"submissionMode": "InteractiveMode"}, "InteractiveMode excludes backoffLimit"),
-        ({"suspend": True, "shutdownAfterJobFinishes": False}, "suspend needs shutdownAfterJobFinishes"),
+        (
+            {"suspend": True, "shutdownAfterJobFinishes": False},
+            "suspend needs shutdownAfterJobFinishes",
+        ),
         ({"activeDeadlineSeconds": 0}, "activeDeadlineSeconds must be positive"),
-        ({"rayClusterSpec.rayVersion": "2.51.0"}, "authOptions.mode token needs a rayVersion from 2.52 on"),
-        ({"rayClusterSpec.rayVersion": None}, "authOptions.mode token needs a rayVersion from 2.52 on"),
-        ({"rayClusterSpec.autoscalerOptions": {}}, "autoscalerOptions without enableInTreeAutoscaling would be passed over"),
-        ({"rayClusterSpec.headGroupSpec.resources": {"CPU": "2"}}, "resources stand in rayStartParams and beside them"),
-        ({"rayClusterSpec.headGroupSpec.rayStartParams": {"labels": "a=b"}}, "labels stand in rayStartParams"),
+        (
+            {"rayClusterSpec.rayVersion": "2.51.0"},
+            "authOptions.mode token needs a rayVersion from 2.52 on",
+        ),
+        (
+            {"rayClusterSpec.rayVersion": None},
+            "authOptions.mode token needs a rayVersion from 2.52 on",
+        ),
+        (
+            {"rayClusterSpec.autoscalerOptions": {}},
+            "autoscalerOptions without enableInTreeAutoscaling would be passed over",
+        ),
+        (
+            {"rayClusterSpec.headGroupSpec.resources": {"CPU": "2"}},
+            "resources stand in rayStartParams and beside them",
+        ),
+        (
+            {"rayClusterSpec.headGroupSpec.rayStartParams": {"labels": "a=b"}},
+            "labels stand in rayStartParams",
+        ),
         ({"rayClusterSpec.networkPolicy": {"mode": "DenyAll"}}, "a feature gate is off by default"),
     ],
 )
@@ -171,7 +230,16 @@ def test_every_pod_keeps_to_the_restricted_profile() -> None:
     """Which the namespace enforces: a pod that does not would never start."""
     pods = [pod for item in everything() for pod in list_pods(item)]
     assert len(pods) == 15
-    volumes = {"emptyDir", "configMap", "secret", "projected", "downwardAPI", "persistentVolumeClaim", "ephemeral", "csi"}
+    volumes = {
+        "emptyDir",
+        "configMap",
+        "secret",
+        "projected",
+        "downwardAPI",
+        "persistentVolumeClaim",
+        "ephemeral",
+        "csi",
+    }
     for pod in pods:
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
         assert pod["securityContext"]["runAsNonRoot"] is True
@@ -179,23 +247,37 @@ def test_every_pod_keeps_to_the_restricted_profile() -> None:
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert all(set(volume) - {"name"} <= volumes for volume in pod.get("volumes", []))
         contexts = [container["securityContext"] for container in pod["containers"]]
-        assert contexts == [{"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}] * len(contexts)
-        assert not any("hostPort" in port for container in pod["containers"] for port in container.get("ports", []))
+        assert contexts == [
+            {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        ] * len(contexts)
+        assert not any(
+            "hostPort" in port
+            for container in pod["containers"]
+            for port in container.get("ports", [])
+        )
     (namespace,) = [item for item in everything() if item["kind"] == "Namespace"]
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     for cluster in [cluster for item in everything() for cluster in list_clusters(item)]:
         if cluster["enableInTreeAutoscaling"]:
-            context = cluster["autoscalerOptions"]["securityContext"]  # of a container that the operator adds
+            context = cluster["autoscalerOptions"][
+                "securityContext"
+            ]  # of a container that the operator adds
             assert context == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
 def test_only_those_who_know_the_token_reach_a_cluster_and_no_token_is_in_a_file() -> None:
     clusters = [cluster for item in everything() for cluster in list_clusters(item)]
     assert len(clusters) == 5
-    assert all(cluster["authOptions"] == {"mode": "token", "secretName": "resunet-token"} for cluster in clusters)
+    assert all(
+        cluster["authOptions"] == {"mode": "token", "secretName": "resunet-token"}
+        for cluster in clusters
+    )
     assert not [item for item in everything() if item["kind"] == "Secret"]
     (container,) = list_pods(find("CronJob", among="nightly"))[0]["containers"]
-    environment = {variable["name"]: variable.get("value") or variable["valueFrom"] for variable in container["env"]}
+    environment = {
+        variable["name"]: variable.get("value") or variable["valueFrom"]
+        for variable in container["env"]
+    }
     assert environment == {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": {"secretKeyRef": {"name": "resunet-token", "key": "auth_token"}},
@@ -206,12 +288,18 @@ def test_one_file_decides_the_image_and_the_storage(tmp_path: Path) -> None:
     shutil.copytree(FOLDER, tmp_path / "copy")
     file = tmp_path / "copy" / "settings" / "kustomization.yaml"
     text = file.read_text()
-    for old, new in (("registry.example", "other.example"), ("0.2.0-cuda", "7.7.7"), ("s3://my-bucket/nuclei", "gs://other")):
+    for old, new in (
+        ("registry.example", "other.example"),
+        ("0.2.0-cuda", "7.7.7"),
+        ("s3://my-bucket/nuclei", "gs://other"),
+    ):
         assert text.count(old) == 1
         text = text.replace(old, new)
     file.write_text(text)
     for name in APPLIED:
-        for path, value in (found for item in render(name, folder=tmp_path / "copy") for found in walk(item)):
+        for path, value in (
+            found for item in render(name, folder=tmp_path / "copy") for found in walk(item)
+        ):
             if path and path[-1] == "image":
                 assert value == "other.example/resunet_ray:7.7.7"
             assert "my-bucket" not in str(value)
@@ -224,26 +312,44 @@ def test_names_lead_to_something() -> None:
     names = {(item["kind"], item["metadata"]["name"]) for item in access}
     for pod in [pod for item in everything() for pod in list_pods(item)]:
         assert pod.get("serviceAccountName") in (None, "resunet")
-        mounted = {mount["name"] for container in pod["containers"] for mount in container.get("volumeMounts", [])}
+        mounted = {
+            mount["name"]
+            for container in pod["containers"]
+            for mount in container.get("volumeMounts", [])
+        }
         assert mounted == {volume["name"] for volume in pod.get("volumes", [])}
         for container in pod["containers"]:
             sources = [source for source in container["envFrom"] if "configMapRef" in source]
-            assert [("ConfigMap", source["configMapRef"]["name"]) in names for source in sources] == [True]
+            assert [
+                ("ConfigMap", source["configMapRef"]["name"]) in names for source in sources
+            ] == [True]
     assert ("ServiceAccount", "resunet") in names
     ours = {"app.kubernetes.io/component": "submitter"}
     operators = ({"ray.io/is-ray-node": "yes"}, {"ray.io/node-type": "head"})
     selectors = [
-        value["podSelector"] for item in access for _, value in walk(item) if isinstance(value, dict) and "podSelector" in value
+        value["podSelector"]
+        for item in access
+        for _, value in walk(item)
+        if isinstance(value, dict) and "podSelector" in value
     ]
     assert all(selector.get("matchLabels", ours) in (ours, *operators) for selector in selectors)
-    for kind, name in (("RayJob", "train"), ("RayJob", "sweep"), ("CronJob", "nightly"), ("RayCronJob", "nightly-raycronjob")):
+    for kind, name in (
+        ("RayJob", "train"),
+        ("RayJob", "sweep"),
+        ("CronJob", "nightly"),
+        ("RayCronJob", "nightly-raycronjob"),
+    ):
         labels = [
-            value["labels"] for path, value in walk(find(kind, among=name)) if path[-1:] == ("metadata",) and "labels" in value
+            value["labels"]
+            for path, value in walk(find(kind, among=name))
+            if path[-1:] == ("metadata",) and "labels" in value
         ]
         assert ours in labels
     command = list_pods(find("CronJob", among="nightly"))[0]["containers"][0]["command"]
     assert f"http://{find('RayCluster', among='gpu')['metadata']['name']}-head-svc:8265" in command
-    assert {item["metadata"].get("namespace") for item in everything() if item["kind"] != "Namespace"} == {"resunet"}
+    assert {
+        item["metadata"].get("namespace") for item in everything() if item["kind"] != "Namespace"
+    } == {"resunet"}
 
 
 def test_a_night_s_run_never_overlaps_and_its_failure_is_not_hidden_by_another_try() -> None:
@@ -263,7 +369,9 @@ def test_ray_is_told_its_own_version() -> None:
     """The operator goes by it: the token, the health check, the autoscaler."""
     pinned = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
     assert pinned
-    assert {cluster["rayVersion"] for item in everything() for cluster in list_clusters(item)} == {pinned[1]}
+    assert {cluster["rayVersion"] for item in everything() for cluster in list_clusters(item)} == {
+        pinned[1]
+    }
 
 
 def gibibytes(quantity: str) -> float:
@@ -278,15 +386,21 @@ def test_every_node_has_room_for_its_object_store_and_for_what_that_spills() -> 
             pod = group["template"]["spec"]
             (ray,) = pod["containers"]
             requests, limits = ray["resources"]["requests"], ray["resources"]["limits"]
-            assert [requests[name] for name in ("cpu", "memory")] == [limits[name] for name in ("cpu", "memory")]
+            assert [requests[name] for name in ("cpu", "memory")] == [
+                limits[name] for name in ("cpu", "memory")
+            ]
             volumes = {volume["name"]: volume["emptyDir"] for volume in pod["volumes"]}
             places = {mount["mountPath"]: volumes[mount["name"]] for mount in ray["volumeMounts"]}
             assert places["/dev/shm"]["medium"] == "Memory"
             assert (
-                0.3 * gibibytes(limits["memory"]) < gibibytes(places["/dev/shm"]["sizeLimit"]) < gibibytes(limits["memory"]) / 2
+                0.3 * gibibytes(limits["memory"])
+                < gibibytes(places["/dev/shm"]["sizeLimit"])
+                < gibibytes(limits["memory"]) / 2
             )
             assert places["/tmp"]["sizeLimit"] == limits["ephemeral-storage"]
-            assert gibibytes(places["/tmp"]["sizeLimit"]) > SegmentConfig.cache_gib + 20, "else the pod is evicted, not a slide"
+            assert gibibytes(places["/tmp"]["sizeLimit"]) > SegmentConfig.cache_gib + 20, (
+                "else the pod is evicted, not a slide"
+            )
             assert {"readinessProbe", "livenessProbe"} <= set(ray)
             assert {"name": "metrics", "containerPort": 8080} in ray["ports"]
             assert group["template"]["metadata"]["annotations"]["prometheus.io/port"] == "8080"

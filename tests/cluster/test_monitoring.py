@@ -32,7 +32,11 @@ from resunet_ray.train.tracking import read_history
 MONITORING = ROOT / "cluster" / "monitoring"
 DASHBOARD = json.loads((MONITORING / "grafana" / "resunet_ray.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
-RULES = [rule for group in yaml.safe_load((MONITORING / "alerts.yaml").read_text())["groups"] for rule in group["rules"]]
+RULES = [
+    rule
+    for group in yaml.safe_load((MONITORING / "alerts.yaml").read_text())["groups"]
+    for rule in group["rules"]
+]
 
 NOT_HERE = {
     "ray_node_gpus_utilization": "a GPU",
@@ -42,7 +46,11 @@ NOT_HERE = {
 """Ray's metrics that need what the runs below do not have."""
 
 _WORDS = "and or unless by on without ignoring offset bool group_left group_right"
-_FAST = {"RAY_ADDRESS": "local", "RAY_metrics_report_interval_ms": "1000", "REPORTER_UPDATE_INTERVAL_MS": "1000"}
+_FAST = {
+    "RAY_ADDRESS": "local",
+    "RAY_metrics_report_interval_ms": "1000",
+    "REPORTER_UPDATE_INTERVAL_MS": "1000",
+}
 
 pytestmark = [
     pytest.mark.campaign,
@@ -70,12 +78,17 @@ class Prometheus:
     def query(self, expression: str) -> dict[tuple[str, ...], float]:
         """Values now, by the values of the labels in the order of their names."""
         found = self.get("query", query=expression)["result"]
-        return {tuple(value for _, value in sorted(series["metric"].items())): float(series["value"][1]) for series in found}
+        return {
+            tuple(value for _, value in sorted(series["metric"].items())): float(series["value"][1])
+            for series in found
+        }
 
     def values(self, expression: str, *, seconds: float) -> list[float]:
         """All values of the last seconds."""
         now = time.time()
-        found = self.get("query_range", query=expression, start=now - seconds, end=now, step=1)["result"]
+        found = self.get("query_range", query=expression, start=now - seconds, end=now, step=1)[
+            "result"
+        ]
         return [float(value) for series in found for _, value in series["values"]]
 
 
@@ -108,18 +121,31 @@ def watched(bundle_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with (
         (folder / "log").open("wb") as log,
         subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **_FAST}
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, **_FAST},
         ) as runs,
     ):
         assert runs.stdout is not None
         assert runs.stdin is not None
         too_long = threading.Timer(400, runs.terminate)
         too_long.start()
-        discovery = Path(read_line(runs.stdout, log=folder / "log")["session"]) / "prom_metrics_service_discovery.json"
+        discovery = (
+            Path(read_line(runs.stdout, log=folder / "log")["session"])
+            / "prom_metrics_service_discovery.json"
+        )
         with start_prometheus(folder / "prometheus", discovery=discovery) as prometheus:
             segmented = read_line(runs.stdout, log=folder / "log")
             images = sum(sum(run["images"].values()) for run in segmented.values())
-            wait_until(lambda: sum(prometheus.query("ray_resunet_segment_images_total").values()) == images, what="all images")
+            wait_until(
+                lambda: (
+                    sum(prometheus.query("ray_resunet_segment_images_total").values()) == images
+                ),
+                what="all images",
+            )
             too_long.cancel()
             yield Watched(prometheus, folder, segmented, begun)
         runs.stdin.close()
@@ -129,12 +155,16 @@ def write_inputs(folder: Path) -> None:
     write_images(str(folder / "pairs"), count=20, height=96, width=112, seed=3)
     good = sorted((folder / "pairs" / "images").iterdir())
     good[5].with_suffix(".mortal").touch()
-    slow, _ = generate_image(300, 400, modality="stained", num_nuclei=60, rng=np.random.default_rng(1))
+    slow, _ = generate_image(
+        300, 400, modality="stained", num_nuclei=60, rng=np.random.default_rng(1)
+    )
     (folder / "slow.png").write_bytes(encode_png(slow))
     (folder / "zero.png").write_bytes(b"")
     (folder / "text.png").write_bytes(b"hello, this is text")
     bad = [folder / "zero.png", folder / "text.png", folder / "gone.png", "ftp://lab/a.png"]
-    (folder / "list.csv").write_text("\n".join(["uri", *map(str, [*good[:17], *bad, folder / "slow.png"])]))
+    (folder / "list.csv").write_text(
+        "\n".join(["uri", *map(str, [*good[:17], *bad, folder / "slow.png"])])
+    )
     (folder / "möre.csv").write_text("\n".join(["uri", *map(str, good[17:])]))
 
 
@@ -151,14 +181,23 @@ def start_prometheus(folder: Path, *, discovery: Path) -> Iterator[Prometheus]:
     """Our configuration and rules as they are, but quicker, and for a Ray that is not the only one of its machine."""
     config = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    config["scrape_configs"][0]["file_sd_configs"] = [{"files": [str(discovery)], "refresh_interval": "1s"}]
+    config["scrape_configs"][0]["file_sd_configs"] = [
+        {"files": [str(discovery)], "refresh_interval": "1s"}
+    ]
     folder.mkdir()
     shutil.copy(MONITORING / "alerts.yaml", folder)
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
     port = free_port()
-    command = ["prometheus", f"--config.file={folder / 'prometheus.yaml'}", f"--storage.tsdb.path={folder / 'data'}"]
+    command = [
+        "prometheus",
+        f"--config.file={folder / 'prometheus.yaml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+    ]
     command += [f"--web.listen-address=127.0.0.1:{port}"]
-    with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as server:
+    with (
+        (folder / "log").open("wb") as log,
+        subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as server,
+    ):
         try:
             wait_until(lambda: answers(port) or server.poll() is not None, what="Prometheus")
             assert server.poll() is None, (folder / "log").read_text()
@@ -213,12 +252,18 @@ def test_each_panel_shows_data_has_a_unit_and_says_what_it_is(watched: Watched) 
                 else watched.prometheus.values(query, seconds=seconds)
             )
             if not metrics_of(query) & set(NOT_HERE):
-                assert any(math.isfinite(value) for value in found), f"{title} shows nothing: {query}"
+                assert any(math.isfinite(value) for value in found), (
+                    f"{title} shows nothing: {query}"
+                )
 
 
 def test_the_dashboard_offers_every_output(watched: Watched) -> None:
-    (variable,) = (variable for variable in DASHBOARD["templating"]["list"] if variable["name"] == "output")
-    selector, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"]).groups()  # type: ignore[union-attr]
+    (variable,) = (
+        variable for variable in DASHBOARD["templating"]["list"] if variable["name"] == "output"
+    )
+    selector, label = re.fullmatch(
+        r"label_values\((.*), (\w+)\)", variable["query"]["query"]
+    ).groups()  # type: ignore[union-attr]
     outputs = watched.prometheus.get(f"label/{label}/values", **{"match[]": selector})
     assert outputs == sorted(watched.label(name) for name in ("list", "möre", "trained"))
 
@@ -227,15 +272,23 @@ def test_each_rule_asks_for_what_is_there(watched: Watched) -> None:
     for rule in RULES:
         watched.prometheus.query(rule["expr"])
         assert not unknown_metrics(rule["expr"], known=watched.known), rule
-    states = {rule["name"]: rule["health"] for group in watched.prometheus.get("rules")["groups"] for rule in group["rules"]}
+    states = {
+        rule["name"]: rule["health"]
+        for group in watched.prometheus.get("rules")["groups"]
+        for rule in group["rules"]
+    }
     assert states == {rule.get("alert", rule.get("record")): "ok" for rule in RULES}
 
 
 def test_a_misspelt_metric_is_found(watched: Watched) -> None:
     """Also where the query answers all the same."""
-    for query in [target["expr"] for panel in PANELS for target in panel["targets"]] + [rule["expr"] for rule in RULES]:
+    for query in [target["expr"] for panel in PANELS for target in panel["targets"]] + [
+        rule["expr"] for rule in RULES
+    ]:
         for name in metrics_of(query):
-            assert f"{name[:-1]}" in unknown_metrics(re.sub(rf"\b{name}\b", name[:-1], query), known=watched.known), query
+            assert f"{name[:-1]}" in unknown_metrics(
+                re.sub(rf"\b{name}\b", name[:-1], query), known=watched.known
+            ), query
     query = 'sum(rate(ray_resunet_segment_regoins_total{status="ok"}[5m] offset 1h)) by (run) or on (ip) vector(0) > 1e3'
     assert metrics_of(query) == {"ray_resunet_segment_regoins_total"}
 
@@ -244,14 +297,18 @@ def test_what_this_machine_cannot_show_ray_knows() -> None:
     server = Path(ray.__file__).parent / "core" / "src" / "ray" / "gcs" / "gcs_server"
     for name in NOT_HERE:
         own = name.removeprefix("ray_")
-        assert own in METRICS_GAUGES or own.encode() in server.read_bytes(), f"Ray has no metric {own}"
+        assert own in METRICS_GAUGES or own.encode() in server.read_bytes(), (
+            f"Ray has no metric {own}"
+        )
 
 
 def test_the_counters_are_what_the_runs_came_to(watched: Watched) -> None:
     """Although an actor died, and took a part of its chunk with it."""
     assert not list(watched.folder.rglob("*.mortal"))
     ask = watched.prometheus.query
-    regions = {name: read_output(str(watched.folder / name), "regions") for name in watched.segmented}
+    regions = {
+        name: read_output(str(watched.folder / name), "regions") for name in watched.segmented
+    }
     for name, run in watched.segmented.items():
         of_run = f'{{output={json.dumps(watched.label(name))}, run="{run["run_id"]}"}}'
         images = ask(f"sum by (status) (ray_resunet_segment_images_total{of_run})")
@@ -259,30 +316,41 @@ def test_the_counters_are_what_the_runs_came_to(watched: Watched) -> None:
         table = regions[name].fillna({"error_stage": "", "error_type": ""})
         (megapixels,) = ask(f"sum(ray_resunet_segment_megapixels_total{of_run})").values()
         assert megapixels == pytest.approx(table["pixels"].sum() / 1e6)
-        reasons = Counter(zip(table["error_stage"], table["error_type"], table["status"], strict=True))
+        reasons = Counter(
+            zip(table["error_stage"], table["error_type"], table["status"], strict=True)
+        )
         # A label that is empty is none to Prometheus.
-        assert ask(f"sum by (error_stage, error_type, status) (ray_resunet_segment_regions_total{of_run})") == {
-            tuple(value for value in reason if value): count for reason, count in reasons.items()
-        }
+        assert ask(
+            f"sum by (error_stage, error_type, status) (ray_resunet_segment_regions_total{of_run})"
+        ) == {tuple(value for value in reason if value): count for reason, count in reasons.items()}
         seconds = ask(f"sum by (stage) (ray_resunet_segment_seconds_total{of_run})")
-        assert seconds == pytest.approx({(stage,): run["seconds"][stage] for stage in ("read", "model", "post")}, abs=1e-3)
+        assert seconds == pytest.approx(
+            {(stage,): run["seconds"][stage] for stage in ("read", "model", "post")}, abs=1e-3
+        )
         (networks,) = ask(f"sum(ray_resunet_segment_network_seconds_total{of_run})").values()
         assert seconds["model",] / networks == pytest.approx(run["model_busy_fraction"], abs=1e-4)
     assert watched.segmented["list"]["images"] == {"ok": 18, "failed": 4}
-    assert set(regions["list"]["error_stage"].dropna()) == {"list", "decode"}, "images that fail before they are read count too"
+    assert set(regions["list"]["error_stage"].dropna()) == {"list", "decode"}, (
+        "images that fail before they are read count too"
+    )
 
 
 def test_the_dashboard_s_table_of_failures_counts_each_once(watched: Watched) -> None:
     (panel,) = (panel for panel in PANELS if panel["title"] == "Failures, by reason")
     (target,) = panel["targets"]
-    found = watched.prometheus.query(target["expr"].replace("$__range", "10m").replace("$output", ".*"))
+    found = watched.prometheus.query(
+        target["expr"].replace("$__range", "10m").replace("$output", ".*")
+    )
     output = str(watched.folder / "list")
     assert found == {("decode", "ImageError", output): 2, ("list", "InputError", output): 2}
 
 
 def test_a_training_is_seen_as_it_is_written(watched: Watched) -> None:
     history = read_history(str(watched.folder / "trained" / "train" / "history.csv"))
-    labels, seconds = f'output="{watched.label("trained")}", run="train"', time.time() - watched.begun
+    labels, seconds = (
+        f'output="{watched.label("trained")}", run="train"',
+        time.time() - watched.begun,
+    )
     for metric, written in {
         f"ray_resunet_train_epoch{{{labels}}}": [0, *history["epoch"]],
         f"ray_resunet_train_loss{{{labels}}}": history["train_loss"],
@@ -298,7 +366,14 @@ def test_nothing_is_left_to_do_or_under_way_when_a_run_is_done(watched: Watched)
     """Though its driver and its Ray live on."""
     gauges = "ray_resunet_segment_chunks_left or ray_resunet_segment_waiting or ray_resunet_train_epoch or ray_resunet_train_loss"
     wait_until(lambda: not watched.prometheus.query(gauges), what="the gauges to go")
-    assert max(watched.prometheus.values("ray_resunet_segment_chunks_left", seconds=time.time() - watched.begun)) == 2
+    assert (
+        max(
+            watched.prometheus.values(
+                "ray_resunet_segment_chunks_left", seconds=time.time() - watched.begun
+            )
+        )
+        == 2
+    )
 
 
 def test_without_ray_nothing_comes_of_it() -> None:
@@ -313,7 +388,12 @@ with show_training(Run("ö", "train"), {"epoch": 1, "val_f1": 0.5}):
 
 def test_prometheus_takes_the_configuration() -> None:
     for kind, file in (("config", "prometheus.yaml"), ("rules", "alerts.yaml")):
-        done = subprocess.run(["promtool", "check", kind, str(MONITORING / file)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["promtool", "check", kind, str(MONITORING / file)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -325,9 +405,19 @@ def test_each_alert_fires_when_it_should_and_not_else(tmp_path: Path) -> None:
     (tmp_path / "alerts.yaml").write_text(yaml.safe_dump(alerts))
     shutil.copy(Path(__file__).with_name("alerts_test.yaml"), tmp_path)
     done = subprocess.run(
-        ["promtool", "test", "rules", "alerts_test.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False
+        ["promtool", "test", "rules", "alerts_test.yaml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     tests = yaml.safe_load((tmp_path / "alerts_test.yaml").read_text())["tests"]
-    tried = {(case["alertname"], bool(case.get("exp_alerts"))) for test in tests for case in test["alert_rule_test"]}
-    assert tried == {(rule["alert"], fires) for rule in RULES if "alert" in rule for fires in (True, False)}
+    tried = {
+        (case["alertname"], bool(case.get("exp_alerts")))
+        for test in tests
+        for case in test["alert_rule_test"]
+    }
+    assert tried == {
+        (rule["alert"], fires) for rule in RULES if "alert" in rule for fires in (True, False)
+    }

@@ -36,17 +36,26 @@ class DiesOnce(Segmenter):
 
 
 def _segment(name: str, *, bundle: str, folder: Path) -> SegmentationResult:
-    (result,) = segment(SegmentConfig(bundle=bundle, input=(str(folder / f"{name}.csv"),), output=str(folder / name)))
+    (result,) = segment(
+        SegmentConfig(
+            bundle=bundle, input=(str(folder / f"{name}.csv"),), output=str(folder / name)
+        )
+    )
     return result
 
 
 def _main(bundle: str, folder: Path) -> None:
     """Segments what each list in the folder names, and trains on its `pairs/`."""
     connect(dashboard=True)
-    print(json.dumps({"session": ray._private.worker.global_worker.node.get_session_dir_path()}), flush=True)
+    print(
+        json.dumps({"session": ray._private.worker.global_worker.node.get_session_dir_path()}),
+        flush=True,
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("resunet_ray.segment.work.actors.Segmenter", DiesOnce)
-        segmented = {name: vars(_segment(name, bundle=bundle, folder=folder)) for name in ("list", "möre")}
+        segmented = {
+            name: vars(_segment(name, bundle=bundle, folder=folder)) for name in ("list", "möre")
+        }
     train(
         TrainConfig(
             data=str(folder / "pairs"),

@@ -39,8 +39,12 @@ def held(cache: Cache) -> int:
     return sum(file.stat().st_size for file in storage.cache_folder(cache.folder).glob("*/files/*"))
 
 
-@pytest.mark.parametrize(("suffix", "mode"), [(".tar.gz", "w:gz"), (".TBZ2", "w:bz2"), (".txz", "w:xz")])
-def test_members_are_read_from_one_expansion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "mode"), [(".tar.gz", "w:gz"), (".TBZ2", "w:bz2"), (".txz", "w:xz")]
+)
+def test_members_are_read_from_one_expansion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, mode: str
+) -> None:
     """Whoever reads, in whatever order, at whatever time."""
     contents = write_tar(tmp_path / f"x{suffix}", members=12, mode=mode)
     cache = Cache(str(tmp_path / "cache"), 2**20)
@@ -55,7 +59,9 @@ def test_members_are_read_from_one_expansion(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(staging, "_expand", expand)
     read: dict[str, bytes] = {}
     threads = [
-        threading.Thread(target=lambda entry=entry: read.update({str(entry.member): entry.read(cache)}))
+        threading.Thread(
+            target=lambda entry=entry: read.update({str(entry.member): entry.read(cache)})
+        )
         for entry in reversed(found)
     ]
     for thread in threads:
@@ -67,7 +73,9 @@ def test_members_are_read_from_one_expansion(tmp_path: Path, monkeypatch: pytest
     assert 12 * SIZE < held(cache) <= cache.max_bytes
 
 
-def test_several_keep_to_the_limit_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_keep_to_the_limit_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(staging, "_STEP", 2**17)
     cache = Cache(str(tmp_path / "cache"), 25 * SIZE)
     archives = [tmp_path / f"{number}.tar.gz" for number in range(3)]
@@ -92,7 +100,9 @@ def test_what_comes_to_more_than_the_cache_holds_is_not_read_on(tmp_path: Path) 
         for _ in range(20):
             file.write(bytes(2**20))
     found: list[Entry] = []
-    with pytest.raises(InputError, match=r"bomb.png lies beyond the 150000 bytes .* holds: give --cache-gib more"):
+    with pytest.raises(
+        InputError, match=r"bomb.png lies beyond the 150000 bytes .* holds: give --cache-gib more"
+    ):
         found.extend(entry for _, entry in list_entries(str(path), max_bytes=cache.max_bytes))
     assert {str(entry.member): entry.read(cache) for entry in found} == contents
     assert held(cache) <= cache.max_bytes
@@ -114,7 +124,9 @@ def test_what_lies_before_the_damage_is_read(tmp_path: Path) -> None:
         f"{number}.png": contents[f"{number}.png"] for number in range(3)
     }
     for entry in cut_entries[5:]:
-        with pytest.raises(InputError, match=f"cut.tar.gz!{entry.member} cannot be read: it ends after"):
+        with pytest.raises(
+            InputError, match=f"cut.tar.gz!{entry.member} cannot be read: it ends after"
+        ):
             entry.read(cache)
 
 
@@ -126,7 +138,9 @@ def test_a_full_disk_is_no_fault_of_its_members(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2 * SIZE, hard))
     try:
-        with pytest.raises(ResourceError, match=r"x.tar.gz cannot be staged in .*: .*Make room there"):
+        with pytest.raises(
+            ResourceError, match=r"x.tar.gz cannot be staged in .*: .*Make room there"
+        ):
             first.read(cache)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

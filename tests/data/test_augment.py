@@ -8,11 +8,15 @@ from resunet_ray.config import AugmentConfig
 from resunet_ray.data.augment import augment, crop_at_random
 from resunet_ray.data.synthetic import generate_image
 
-STILL = AugmentConfig(brightness=0, contrast=0, gamma=1, hue_probability=0, blur_probability=0, noise_probability=0)
+STILL = AugmentConfig(
+    brightness=0, contrast=0, gamma=1, hue_probability=0, blur_probability=0, noise_probability=0
+)
 
 
 def sample(height: int = 150, width: int = 210) -> tuple[np.ndarray, np.ndarray]:
-    image, labels = generate_image(height, width, modality="fluorescence", num_nuclei=25, rng=np.random.default_rng(8))
+    image, labels = generate_image(
+        height, width, modality="fluorescence", num_nuclei=25, rng=np.random.default_rng(8)
+    )
     return image, (labels > 0).astype(np.uint8)
 
 
@@ -22,8 +26,13 @@ def test_mask_and_image_move_together() -> None:
     mask = cv2.GaussianBlur(mask * 255, (0, 0), 3) // 128
     image = np.repeat(mask[..., None] * np.uint8(255), 3, axis=2)
     for seed in range(40):
-        moved, moved_mask = augment(image, mask, size=96, config=STILL, rng=np.random.default_rng(seed))
-        moved, within = moved[3:-3, 3:-3], np.s_[3:-3, 3:-3]  # beyond the crop's edge the mask is not known
+        moved, moved_mask = augment(
+            image, mask, size=96, config=STILL, rng=np.random.default_rng(seed)
+        )
+        moved, within = (
+            moved[3:-3, 3:-3],
+            np.s_[3:-3, 3:-3],
+        )  # beyond the crop's edge the mask is not known
         inside = cv2.erode(moved_mask, np.ones((5, 5), np.uint8))[within] == 1
         outside = cv2.dilate(moved_mask, np.ones((5, 5), np.uint8))[within] == 0
         assert (moved[inside] == 255).all()
@@ -33,7 +42,10 @@ def test_mask_and_image_move_together() -> None:
 def test_a_seed_repeats_the_view_and_another_gives_another() -> None:
     image, mask = sample()
     config = AugmentConfig()
-    first, again, other = (augment(image, mask, size=64, config=config, rng=np.random.default_rng(seed)) for seed in (1, 1, 2))
+    first, again, other = (
+        augment(image, mask, size=64, config=config, rng=np.random.default_rng(seed))
+        for seed in (1, 1, 2)
+    )
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[1], again[1])
     assert (first[0] != other[0]).any()
@@ -52,7 +64,10 @@ def test_every_setting_changes_something() -> None:
         {"invert_probability": 1}, {"hue_probability": 1}, {"blur_probability": 1}, {"noise_probability": 1},
     ):  # fmt: skip
         config = AugmentConfig(**{**vars(none), **change})
-        changed = [augment(image, mask, size=400, config=config, rng=np.random.default_rng(seed))[0] for seed in range(3)]
+        changed = [
+            augment(image, mask, size=400, config=config, rng=np.random.default_rng(seed))[0]
+            for seed in range(3)
+        ]
         assert any((view != base).any() for view in changed), change
 
 
@@ -61,7 +76,9 @@ def test_nuclei_at_the_end_of_the_range_outlast_every_change_of_tone(paper: int)
     """As in a dim fluorescence image or a bright-field one: few levels, near black or near white, hold all there is to see."""
     _, mask = sample()
     image = np.repeat((paper + mask * np.uint8(12))[..., None], 3, axis=2)
-    config = AugmentConfig(flip=False, rotation_probability=0, scale=1, blur_probability=0, noise_probability=1)
+    config = AugmentConfig(
+        flip=False, rotation_probability=0, scale=1, blur_probability=0, noise_probability=1
+    )
     for seed in range(40):
         view, moved = augment(image, mask, size=96, config=config, rng=np.random.default_rng(seed))
         assert view[moved == 1].mean() - view[moved == 0].mean() > 6, seed
@@ -87,6 +104,10 @@ def test_crops_around_nuclei_show_one_even_in_a_sparse_image() -> None:
     for probability in seen:
         config = AugmentConfig(foreground_probability=probability)
         for seed in range(100):
-            seen[probability] += int(augment(image, mask, size=64, config=config, rng=np.random.default_rng(seed))[1].any())
+            seen[probability] += int(
+                augment(image, mask, size=64, config=config, rng=np.random.default_rng(seed))[
+                    1
+                ].any()
+            )
     assert seen[1.0] == 100
     assert seen[0.0] < 10

@@ -8,7 +8,13 @@ import pytest
 from resunet_ray.data.dataset import Dataset, Span, open_dataset, plan_epoch
 from resunet_ray.errors import InputError
 
-DATASET = Dataset("nowhere", "d", None, {"train": 23}, {"train-00000.parquet": [5, 5, 1], "train-00001.parquet": [5, 5, 2]})
+DATASET = Dataset(
+    "nowhere",
+    "d",
+    None,
+    {"train": 23},
+    {"train-00000.parquet": [5, 5, 1], "train-00001.parquet": [5, 5, 2]},
+)
 
 
 def rows(spans: list[Span]) -> list[int]:
@@ -16,9 +22,26 @@ def rows(spans: list[Span]) -> list[int]:
 
 
 def plan(
-    *, epoch: int = 0, seed: int = 0, rank: int = 0, workers: int = 1, size: int = 20, weights: np.ndarray | None = None
+    *,
+    epoch: int = 0,
+    seed: int = 0,
+    rank: int = 0,
+    workers: int = 1,
+    size: int = 20,
+    weights: np.ndarray | None = None,
 ) -> list[int]:
-    return rows(plan_epoch(DATASET, "train", epoch=epoch, seed=seed, rank=rank, workers=workers, size=size, weights=weights))
+    return rows(
+        plan_epoch(
+            DATASET,
+            "train",
+            epoch=epoch,
+            seed=seed,
+            rank=rank,
+            workers=workers,
+            size=size,
+            weights=weights,
+        )
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
@@ -47,12 +70,17 @@ def test_fewer_images_than_a_batch_are_repeated_not_dropped() -> None:
 
 def test_weights_decide_how_often_a_row_is_seen() -> None:
     weights = np.where(np.arange(23) < 3, 5.0, 1.0)
-    seen = Counter(row for epoch in range(200) for row in plan(epoch=epoch, size=35, weights=weights))
+    seen = Counter(
+        row for epoch in range(200) for row in plan(epoch=epoch, size=35, weights=weights)
+    )
     assert sum(seen.values()) == 200 * 35
     for row in range(23):
         assert seen[row] / 200 == pytest.approx(weights[row], abs=0.15)
 
 
 def test_an_empty_split_is_refused_with_those_that_are_there(dataset_uri: str) -> None:
-    with pytest.raises(InputError, match=r"has no images in split 'holdout': found test \(4\), train \(12\), val \(4\)"):
+    with pytest.raises(
+        InputError,
+        match=r"has no images in split 'holdout': found test \(4\), train \(12\), val \(4\)",
+    ):
         open_dataset(dataset_uri, needs=("train", "holdout"))

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from resunet_ray.data.images import decode_image, decode_labels, decode_stored, encode_labels, encode_png, is_stored_form
+from resunet_ray.data.images import (
+    decode_image,
+    decode_labels,
+    decode_stored,
+    encode_labels,
+    encode_png,
+    is_stored_form,
+)
 from resunet_ray.errors import ImageError
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -31,8 +38,15 @@ def test_rgb_order_survives_every_lossless_format(format: str) -> None:
 def test_lossy_formats_keep_the_channels_in_order() -> None:
     red = np.zeros((32, 48, 3), np.uint8)
     red[..., 0] = 200
-    for content in (save(red, format="JPEG"), save(red, format="WEBP"), save(red, format="JPEG2000")):
-        assert np.abs(decode_image(content, name="a").reshape(-1, 3).mean(axis=0) - [200, 0, 0]).max() < 8
+    for content in (
+        save(red, format="JPEG"),
+        save(red, format="WEBP"),
+        save(red, format="JPEG2000"),
+    ):
+        assert (
+            np.abs(decode_image(content, name="a").reshape(-1, 3).mean(axis=0) - [200, 0, 0]).max()
+            < 8
+        )
 
 
 def test_grey_one_bit_and_opaque_alpha_become_rgb() -> None:
@@ -41,7 +55,9 @@ def test_grey_one_bit_and_opaque_alpha_become_rgb() -> None:
     np.testing.assert_array_equal(decode_image(save(GREY, format="PNG", mode="LA"), name="a"), grey)
     np.testing.assert_array_equal(decode_image(save(RGB, format="PNG", mode="RGBA"), name="a"), RGB)
     black_white = (GREY > 100).astype(np.uint8) * 255
-    np.testing.assert_array_equal(decode_image(save(black_white, format="PNG", mode="1"), name="a")[..., 1], black_white)
+    np.testing.assert_array_equal(
+        decode_image(save(black_white, format="PNG", mode="1"), name="a")[..., 1], black_white
+    )
 
 
 def test_palette_becomes_its_colours() -> None:
@@ -65,7 +81,9 @@ def test_sixteen_bit_colour_keeps_its_order_and_depth(ending: str) -> None:
     content = cv2.imencode(ending, deep[..., ::-1])[1].tobytes()
     np.testing.assert_array_equal(decode_image(content, name="a"), RGB)
     opaque = np.dstack((deep[..., ::-1], np.full(GREY.shape, 65535, np.uint16)))
-    np.testing.assert_array_equal(decode_image(cv2.imencode(ending, opaque)[1].tobytes(), name="a"), RGB)
+    np.testing.assert_array_equal(
+        decode_image(cv2.imencode(ending, opaque)[1].tobytes(), name="a"), RGB
+    )
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -83,7 +101,9 @@ def test_exif_orientation_turns_the_image_upright(orientation: int, format: str)
 
 def test_what_has_no_single_right_reading_is_refused_by_name() -> None:
     pages = io.BytesIO()
-    Image.fromarray(RGB).save(pages, format="TIFF", save_all=True, append_images=[Image.fromarray(RGB)])
+    Image.fromarray(RGB).save(
+        pages, format="TIFF", save_all=True, append_images=[Image.fromarray(RGB)]
+    )
     glass = np.dstack((RGB, np.full(GREY.shape, 9, np.uint8)))
     cases = {
         "2 pages": pages.getvalue(),
@@ -108,11 +128,18 @@ def test_a_file_that_ends_early_is_damaged_and_not_half_grey(format: str) -> Non
 
 def test_a_bomb_is_refused_by_its_header() -> None:
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     def bomb(side: int) -> bytes:
         header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+        return (
+            b"\x89PNG\r\n\x1a\n"
+            + chunk(b"IHDR", header)
+            + chunk(b"IDAT", zlib.compress(b""))
+            + chunk(b"IEND", b"")
+        )
 
     with pytest.raises(ImageError, match="claims 50000 x 50000 pixels: expected at most 268435456"):
         decode_image(bomb(50_000), name="bomb")
@@ -140,7 +167,12 @@ def test_what_is_stored_as_it_came_reads_the_same_without_checks() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     grey = save(GREY, format="JPEG")
-    for content in (save(RGB, format="PNG"), save(RGB, format="BMP"), save(RGB, format="JPEG", exif=exif), grey):
+    for content in (
+        save(RGB, format="PNG"),
+        save(RGB, format="BMP"),
+        save(RGB, format="JPEG", exif=exif),
+        grey,
+    ):
         assert not is_stored_form(content)
     for deflate in (True, False):
         np.testing.assert_array_equal(decode_stored(encode_png(RGB, deflate=deflate)), RGB)

@@ -29,10 +29,14 @@ from resunet_ray.schema import DATASET
 
 
 def read_all(uri: str) -> pd.DataFrame:
-    return pd.concat([pd.read_parquet(path) for path in sorted(Path(uri).glob("*-*.parquet"))], ignore_index=True)
+    return pd.concat(
+        [pd.read_parquet(path) for path in sorted(Path(uri).glob("*-*.parquet"))], ignore_index=True
+    )
 
 
-def test_shards_hold_every_image_once_with_its_own_pixels(dataset_uri: str, generated: Path) -> None:
+def test_shards_hold_every_image_once_with_its_own_pixels(
+    dataset_uri: str, generated: Path
+) -> None:
     rows = read_all(dataset_uri)
     names = sorted(path.stem for path in (generated / "images").iterdir())
     assert sorted(rows["image_id"]) == names
@@ -55,10 +59,14 @@ def test_shards_have_the_schema_and_the_row_groups_that_dataset_json_says(datase
         file = pq.ParquetFile(Path(dataset_uri) / name)
         assert file.schema_arrow.equals(DATASET)
         assert file.schema_arrow.metadata[b"schema_version"] == b"1"
-        assert [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)] == groups
+        assert [
+            file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)
+        ] == groups
 
 
-def test_the_layout_of_the_source_does_not_matter(generated: Path, dataset_uri: str, tmp_path: Path, cluster: str) -> None:
+def test_the_layout_of_the_source_does_not_matter(
+    generated: Path, dataset_uri: str, tmp_path: Path, cluster: str
+) -> None:
     """One mask file a nucleus, zipped, gives the same pixels and instances as the folder of pairs."""
     archive = tmp_path / "stage1_train.zip"
     with zipfile.ZipFile(archive, "w") as packed:
@@ -74,7 +82,9 @@ def test_the_layout_of_the_source_does_not_matter(generated: Path, dataset_uri: 
     assert len(merged) == len(first)
     for row in merged.to_dict("records"):
         for column in ("image", "mask", "labels"):
-            np.testing.assert_array_equal(decode_stored(row[f"{column}_x"]), decode_stored(row[f"{column}_y"]))
+            np.testing.assert_array_equal(
+                decode_stored(row[f"{column}_x"]), decode_stored(row[f"{column}_y"])
+            )
 
 
 @pytest.fixture
@@ -85,25 +95,35 @@ def damaged(generated: Path, tmp_path: Path) -> Path:
     names = sorted(path.name for path in (folder / "images").iterdir())
     (folder / "images" / names[0]).write_bytes((folder / "images" / names[0]).read_bytes()[:500])
     cv2.imwrite(str(folder / "masks" / names[1]), np.zeros((10, 12), np.uint8))
-    cv2.imwrite(str(folder / "masks" / names[2]), np.arange(96 * 112, dtype=np.uint8).reshape(96, 112))
+    cv2.imwrite(
+        str(folder / "masks" / names[2]), np.arange(96 * 112, dtype=np.uint8).reshape(96, 112)
+    )
     (folder / "masks" / names[3]).write_bytes(b"")
     labels = read_picture(folder / "instances" / names[4])
-    cv2.imwrite(str(folder / "instances" / names[4]), np.where(labels == 1, 0, labels).astype(np.uint16))
+    cv2.imwrite(
+        str(folder / "instances" / names[4]), np.where(labels == 1, 0, labels).astype(np.uint16)
+    )
     cv2.imwrite(str(folder / "images" / "copy.bmp"), read_picture(folder / "images" / names[9]))
     shutil.copy(folder / "masks" / names[9], folder / "masks" / "copy.png")
     shutil.copy(folder / "images" / names[9], folder / "images" / "alone.png")
     return folder
 
 
-def test_every_bad_image_is_named_with_its_reason_and_too_many_are_refused(damaged: Path, tmp_path: Path, cluster: str) -> None:
+def test_every_bad_image_is_named_with_its_reason_and_too_many_are_refused(
+    damaged: Path, tmp_path: Path, cluster: str
+) -> None:
     output = tmp_path / "out"
-    with pytest.raises(InputError, match=r"7 of 22 images are rejected .* --max-reject-fraction is 0\.0"):
+    with pytest.raises(
+        InputError, match=r"7 of 22 images are rejected .* --max-reject-fraction is 0\.0"
+    ):
         prepare(PrepareConfig(input=(str(damaged),), output=str(output)))
     assert not (output / "dataset.json").exists()
     with pytest.raises(InputError, match="holds no dataset.json"):
         open_dataset(str(output))
 
-    done = prepare(PrepareConfig(input=(str(damaged),), output=str(output), max_reject_fraction=0.4))
+    done = prepare(
+        PrepareConfig(input=(str(damaged),), output=str(output), max_reject_fraction=0.4)
+    )
     assert (done.images, done.rejected, sum(done.splits.values())) == (15, 7, 15)
     rejects = pd.read_parquet(output / "rejects.parquet")
     name = "synthetic-0000{}".format
@@ -114,7 +134,9 @@ def test_every_bad_image_is_named_with_its_reason_and_too_many_are_refused(damag
     message = rejects.set_index("image_id")["message"]
     assert "10 x 12: expected 96 x 112" in message[name(1)]
     assert message[name(9)].endswith("its pixels equal those of copy")
-    assert sorted(path.name for path in output.iterdir() if path.is_dir()) == [], "nothing but the data set is left"
+    assert sorted(path.name for path in output.iterdir() if path.is_dir()) == [], (
+        "nothing but the data set is left"
+    )
 
 
 def die_over_poison(source: Source, **options: Any) -> dict[str, Any]:
@@ -131,13 +153,23 @@ def test_images_that_kill_the_process_are_named_and_the_rest_is_prepared(
     monkeypatch.setattr("resunet_ray.data.prepare.check_source", die_over_poison)
     for folder in ("images", "masks"):
         shutil.copytree(generated / folder, tmp_path / "in" / folder)
-        for name, copy in zip(sorted((tmp_path / "in" / folder).iterdir())[:2], ("poison-1", "poison-2"), strict=True):
+        for name, copy in zip(
+            sorted((tmp_path / "in" / folder).iterdir())[:2], ("poison-1", "poison-2"), strict=True
+        ):
             name.rename(name.with_stem(copy))
-    prepared = prepare(PrepareConfig(input=(str(tmp_path / "in"),), output=str(tmp_path / "out"), max_reject_fraction=0.2))
+    prepared = prepare(
+        PrepareConfig(
+            input=(str(tmp_path / "in"),), output=str(tmp_path / "out"), max_reject_fraction=0.2
+        )
+    )
     assert (prepared.images, prepared.reasons) == (18, {"crash": 2})
     rejects = pd.read_parquet(tmp_path / "out" / "rejects.parquet")
     assert sorted(rejects["image_id"]) == ["poison-1", "poison-2"]
-    assert rejects["message"].str.match(r"the process died 2 times over .*/images/poison-\d.png: out of memory, or").all()
+    assert (
+        rejects["message"]
+        .str.match(r"the process died 2 times over .*/images/poison-\d.png: out of memory, or")
+        .all()
+    )
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".parquet"}
 
 
@@ -157,8 +189,14 @@ def test_groups_and_files_decide_the_split(generated: Path, tmp_path: Path, clus
     assert rows.groupby("modality")["split"].nunique().max() == 1
 
     lists = tmp_path / "split.json"
-    lists.write_text(json.dumps({"train": ["synthetic-00001"], "val": ["synthetic-00002"], "note": "not a split"}))
-    stated = PrepareConfig(input=(str(generated),), output=str(tmp_path / "file"), split="file", split_file=str(lists))
+    lists.write_text(
+        json.dumps(
+            {"train": ["synthetic-00001"], "val": ["synthetic-00002"], "note": "not a split"}
+        )
+    )
+    stated = PrepareConfig(
+        input=(str(generated),), output=str(tmp_path / "file"), split="file", split_file=str(lists)
+    )
     assert prepare(stated).splits == {"train": 1, "val": 1}
     with pytest.raises(ConfigError, match="--split file and --split-file None"):
         PrepareConfig(input=("a",), output="b", split="file")
@@ -167,7 +205,11 @@ def test_groups_and_files_decide_the_split(generated: Path, tmp_path: Path, clus
 def test_rows_come_back_as_arrays_whatever_the_share_of_the_work(dataset_uri: str) -> None:
     """Three workers together read each image once, whatever the row groups."""
     dataset = open_dataset(dataset_uri)
-    seen = [image for rank in range(3) for image in read_images(dataset, plan_once(dataset, "train", rank=rank, workers=3))]
+    seen = [
+        image
+        for rank in range(3)
+        for image in read_images(dataset, plan_once(dataset, "train", rank=rank, workers=3))
+    ]
     assert sorted(image.index for image in seen) == list(range(12))
     assert len({image.image_id for image in seen}) == 12
     for image in seen:
@@ -183,7 +225,13 @@ def test_the_digest_is_of_all_that_is_learnt_from(generated: Path, tmp_path: Pat
     def digest(name: str, *, metadata: str = "id,mpp,modality\n") -> str:
         (tmp_path / "metadata.csv").write_text(metadata)
         output = str(tmp_path / f"out-{name}")
-        prepare(PrepareConfig(input=(str(tmp_path / "raw"),), output=output, metadata=str(tmp_path / "metadata.csv")))
+        prepare(
+            PrepareConfig(
+                input=(str(tmp_path / "raw"),),
+                output=output,
+                metadata=str(tmp_path / "metadata.csv"),
+            )
+        )
         return open_dataset(output).digest
 
     for folder in ("images", "masks", "instances"):

@@ -17,19 +17,29 @@ from resunet_ray.errors import ImageError, InputError
 
 @pytest.fixture(scope="module")
 def picture() -> np.ndarray:
-    return generate_image(500, 640, modality="stained", num_nuclei=120, rng=np.random.default_rng(5))[0]
+    return generate_image(
+        500, 640, modality="stained", num_nuclei=120, rng=np.random.default_rng(5)
+    )[0]
 
 
 def test_the_largest_level_is_what_was_written(picture: np.ndarray, tmp_path: Path) -> None:
     write_pyramid(tmp_path / "a.tiff", picture, mpp=0.4)
-    write_ome(tmp_path / "b.ome.tif", picture, axes="YXS", PhysicalSizeX=400, PhysicalSizeXUnit="nm")
+    write_ome(
+        tmp_path / "b.ome.tif", picture, axes="YXS", PhysicalSizeX=400, PhysicalSizeXUnit="nm"
+    )
     write_ome(tmp_path / "c.ome.tif", np.moveaxis(picture, -1, 0), axes="CYX")
-    for name, form, mpp in (("a.tiff", "tiff", 0.4), ("b.ome.tif", "ome-tiff", 0.4), ("c.ome.tif", "ome-tiff", None)):
+    for name, form, mpp in (
+        ("a.tiff", "tiff", 0.4),
+        ("b.ome.tif", "ome-tiff", 0.4),
+        ("c.ome.tif", "ome-tiff", None),
+    ):
         slide = Slide(str(tmp_path / name), name=name)
         assert (slide.info.height, slide.info.width, slide.info.format) == (500, 640, form)
         assert slide.info.mpp == (None if mpp is None else pytest.approx(mpp, rel=1e-3))
         np.testing.assert_array_equal(slide.read(0, 0, 500, 640, scale=1.0), picture)
-        np.testing.assert_array_equal(slide.read(123, 45, 67, 89, scale=1.0), picture[123:190, 45:134])
+        np.testing.assert_array_equal(
+            slide.read(123, 45, 67, 89, scale=1.0), picture[123:190, 45:134]
+        )
         slide.close()
 
 
@@ -85,7 +95,9 @@ def test_a_slide_without_small_levels_is_read_in_pieces(
 
 
 @pytest.mark.parametrize("kept", [0.0, 3e-5, 0.001, 0.4, 0.6, 0.9, 0.97, 0.995])
-def test_a_slide_that_was_cut_short_is_refused(picture: np.ndarray, tmp_path: Path, kept: float) -> None:
+def test_a_slide_that_was_cut_short_is_refused(
+    picture: np.ndarray, tmp_path: Path, kept: float
+) -> None:
     """What is left of it has another pixel size than it says, and of a JPEG tile that was cut the rest is made up."""
     write_svs(tmp_path / "a.svs", picture)
     write_pyramid(tmp_path / "b.tiff", picture)
@@ -104,25 +116,43 @@ def test_a_real_slide_that_was_cut_short_is_refused_or_right(tmp_path: Path) -> 
     content = (REAL_SLIDES / "CMU-1-Small-Region.svs").read_bytes()
     whole = Slide(str(REAL_SLIDES / "CMU-1-Small-Region.svs"), name="whole")
     path = tmp_path / "cut.svs"
-    for kept in (1000, len(content) // 2, 1_290_000, 1_900_000):  # before, within and after its tiles, and in its last page
+    for kept in (
+        1000,
+        len(content) // 2,
+        1_290_000,
+        1_900_000,
+    ):  # before, within and after its tiles, and in its last page
         path.write_bytes(content[:kept])
         with pytest.raises(ImageError, match="cut short"):
             Slide(str(path), name="cut")
     path.write_bytes(content[:-100])  # within the macro image, which nobody reads
     cut = Slide(str(path), name="cut")
     assert cut.info == whole.info
-    np.testing.assert_array_equal(cut.read(0, 0, 2967, 2220, scale=1.0), whole.read(0, 0, 2967, 2220, scale=1.0))
+    np.testing.assert_array_equal(
+        cut.read(0, 0, 2967, 2220, scale=1.0), whole.read(0, 0, 2967, 2220, scale=1.0)
+    )
 
 
-def test_a_header_that_claims_what_is_not_there_is_refused(picture: np.ndarray, tmp_path: Path) -> None:
+def test_a_header_that_claims_what_is_not_there_is_refused(
+    picture: np.ndarray, tmp_path: Path
+) -> None:
     """By name, and before anything of that size is allocated."""
     large = 2**31
     claims = {
-        "tiles": (tiff_header(height=large, width=large), f"claims {large} x {large} in {2**46} tiles or strips, and names 1"),
+        "tiles": (
+            tiff_header(height=large, width=large),
+            f"claims {large} x {large} in {2**46} tiles or strips, and names 1",
+        ),
         "strip": (tiff_header(height=large, width=large, tiled=False), "cut short"),
         "tile": (tiff_header(height=2**20, width=2**20, side=2**20), "cut short"),
-        "narrow": (tiff_header(height=500, width=0), "claims 500 x 0 pixels: expected 1 to 2097152 a side"),
-        "flat": (tiff_header(height=0, width=500), "claims 0 x 500 pixels: expected 1 to 2097152 a side"),
+        "narrow": (
+            tiff_header(height=500, width=0),
+            "claims 500 x 0 pixels: expected 1 to 2097152 a side",
+        ),
+        "flat": (
+            tiff_header(height=0, width=500),
+            "claims 0 x 500 pixels: expected 1 to 2097152 a side",
+        ),
         "empty": (b"II*\0" + bytes(100), "its pages break off"),
     }
     write_svs(tmp_path / "aperio", picture)
@@ -131,7 +161,10 @@ def test_a_header_that_claims_what_is_not_there_is_refused(picture: np.ndarray, 
     content = bytearray((tmp_path / "aperio").read_bytes())
     for place in places:
         content[place : place + 2] = (60_000).to_bytes(2, "little")
-    claims["aperio"] = (bytes(content), "claims 60000 x 60000 x 3 in 219961 tiles or strips, and names 20")
+    claims["aperio"] = (
+        bytes(content),
+        "claims 60000 x 60000 x 3 in 219961 tiles or strips, and names 20",
+    )
     for name, (header, message) in claims.items():
         (tmp_path / name).write_bytes(header)
         tracemalloc.start()
@@ -141,11 +174,22 @@ def test_a_header_that_claims_what_is_not_there_is_refused(picture: np.ndarray, 
         tracemalloc.stop()
 
 
-def test_what_cannot_be_a_slide_is_named(picture: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_a_slide_is_named(
+    picture: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "text.svs").write_bytes(b"no image")
     tifffile.imwrite(tmp_path / "deep.tif", np.zeros((40, 50), np.float32))
-    tifffile.imwrite(tmp_path / "four.tif", np.zeros((4, 40, 50), np.uint8), metadata={"axes": "CYX"}, photometric="minisblack")
-    for name, message in (("text.svs", "not a TIFF"), ("deep.tif", "its values float32"), ("four.tif", "4 channels")):
+    tifffile.imwrite(
+        tmp_path / "four.tif",
+        np.zeros((4, 40, 50), np.uint8),
+        metadata={"axes": "CYX"},
+        photometric="minisblack",
+    )
+    for name, message in (
+        ("text.svs", "not a TIFF"),
+        ("deep.tif", "its values float32"),
+        ("four.tif", "4 channels"),
+    ):
         with pytest.raises(ImageError, match=rf"{name} cannot be opened as a slide: .*{message}"):
             Slide(str(tmp_path / name), name=name)
     write_pyramid(tmp_path / "large.tiff", picture)
@@ -155,6 +199,7 @@ def test_what_cannot_be_a_slide_is_named(picture: np.ndarray, tmp_path: Path, mo
     assert companions("s3://lab/a.mrxs") == ["s3://lab/a"]
     for name in ("s3://lab/a.vms", "/scans/b.VMU", "scan.dcm"):
         with pytest.raises(
-            InputError, match=f"{name} is one of the several files of a slide.* convert the slide to one tiled TIFF"
+            InputError,
+            match=f"{name} is one of the several files of a slide.* convert the slide to one tiled TIFF",
         ):
             companions(name)

@@ -22,8 +22,22 @@ def touch(folder: Path, *names: str) -> Path:
     return folder
 
 
-PAIRS = ("images/a b.png", "images/ü.tif", "masks/a b.png", "masks/ü.png", "instances/ü.png", "images/.DS_Store", "manifest.csv")
-BBBC038 = ("x1/images/x1.png", "x1/masks/n1.png", "x1/masks/n2.png", "x2/images/x2.png", "x2/masks/n1.png")
+PAIRS = (
+    "images/a b.png",
+    "images/ü.tif",
+    "masks/a b.png",
+    "masks/ü.png",
+    "instances/ü.png",
+    "images/.DS_Store",
+    "manifest.csv",
+)
+BBBC038 = (
+    "x1/images/x1.png",
+    "x1/masks/n1.png",
+    "x1/masks/n2.png",
+    "x2/images/x2.png",
+    "x2/masks/n1.png",
+)
 
 
 def test_pairs_match_by_name_whatever_the_ending(tmp_path: Path) -> None:
@@ -37,14 +51,18 @@ def test_pairs_match_by_name_whatever_the_ending(tmp_path: Path) -> None:
 
 
 def test_one_folder_an_image_collects_its_nuclei(tmp_path: Path) -> None:
-    first, second = list_sources(max_bytes=2**30, uris=[str(touch(tmp_path / "stage1_train", *BBBC038))])
+    first, second = list_sources(
+        max_bytes=2**30, uris=[str(touch(tmp_path / "stage1_train", *BBBC038))]
+    )
     assert (first.image_id, len(first.masks), first.per_nucleus) == ("x1", 2, True)
     assert (second.image_id, len(second.masks)) == ("x2", 1)
 
 
 @pytest.mark.parametrize("layout", [PAIRS, BBBC038])
 @pytest.mark.parametrize("ending", ["zip", "tar", "tar.gz"])
-def test_archives_hold_what_the_folder_holds(tmp_path: Path, layout: tuple[str, ...], ending: str) -> None:
+def test_archives_hold_what_the_folder_holds(
+    tmp_path: Path, layout: tuple[str, ...], ending: str
+) -> None:
     folder = touch(tmp_path / "in", *layout)
     archive = tmp_path / f"data.{ending}"
     if ending == "zip":
@@ -54,10 +72,15 @@ def test_archives_hold_what_the_folder_holds(tmp_path: Path, layout: tuple[str, 
     else:
         with tarfile.open(archive, "w:gz" if ending.endswith("gz") else "w") as packed:
             packed.add(folder, ".")
-    loose, found = list_sources(max_bytes=2**30, uris=[str(folder)]), list_sources(max_bytes=2**30, uris=[str(archive)])
+    loose, found = (
+        list_sources(max_bytes=2**30, uris=[str(folder)]),
+        list_sources(max_bytes=2**30, uris=[str(archive)]),
+    )
     assert [source.image_id for source in found] == [source.image_id for source in loose]
     for one, other in zip(loose, found, strict=True):
-        assert [entry.read(CACHE) for entry in one.masks] == [entry.read(CACHE) for entry in other.masks]
+        assert [entry.read(CACHE) for entry in one.masks] == [
+            entry.read(CACHE) for entry in other.masks
+        ]
         assert one.image is not None
         assert other.image is not None
         assert one.image.read(CACHE) == other.image.read(CACHE)
@@ -75,7 +98,14 @@ def test_an_archive_member_s_name_never_becomes_a_path(tmp_path: Path) -> None:
 
 
 def test_what_does_not_pair_up_is_rejected_by_reason(tmp_path: Path) -> None:
-    folder = touch(tmp_path / "a", "images/lonely.png", "masks/ghost.png", "images/two.png", "images/two.jpg", "masks/two.png")
+    folder = touch(
+        tmp_path / "a",
+        "images/lonely.png",
+        "masks/ghost.png",
+        "images/two.png",
+        "images/two.jpg",
+        "masks/two.png",
+    )
     other = touch(tmp_path / "b", "images/again.png", "masks/again.png")
     found = list_sources(max_bytes=2**30, uris=[str(folder), str(other), str(other)])
     assert {(source.image_id, source.reason) for source in found} == {

@@ -3,7 +3,14 @@
 import pytest
 from sklearn.model_selection import train_test_split
 
-from resunet_ray.data.splits import TEST, TRAIN, VAL, split_as_baseline, split_by_fraction, split_from_lists
+from resunet_ray.data.splits import (
+    TEST,
+    TRAIN,
+    VAL,
+    split_as_baseline,
+    split_by_fraction,
+    split_from_lists,
+)
 from resunet_ray.errors import InputError
 
 
@@ -26,15 +33,22 @@ def test_fractions_hold_and_the_order_of_names_does_not_matter() -> None:
 
 def test_a_group_never_stands_in_two_splits() -> None:
     groups = {f"image-{number}": f"patient-{number % 11}" for number in range(100)}
-    split = split_by_fraction(list(groups), val_fraction=0.3, test_fraction=0.3, seed=0, groups=groups)
+    split = split_by_fraction(
+        list(groups), val_fraction=0.3, test_fraction=0.3, seed=0, groups=groups
+    )
     for patient in set(groups.values()):
         assert len({split[name] for name, group in groups.items() if group == patient}) == 1
     assert set(split.values()) == {TRAIN, VAL, TEST}
 
 
 def test_a_stated_split_is_taken_as_it_is_or_refused() -> None:
-    assert split_from_lists(["a", "b", "c"], lists={TRAIN: ["b"], VAL: ["a"]}, source="f") == {"b": TRAIN, "a": VAL}
+    assert split_from_lists(["a", "b", "c"], lists={TRAIN: ["b"], VAL: ["a"]}, source="f") == {
+        "b": TRAIN,
+        "a": VAL,
+    }
     with pytest.raises(InputError, match="f lists a in both train and val"):
         split_from_lists(["a"], lists={TRAIN: ["a"], VAL: ["a"]}, source="f")
-    with pytest.raises(InputError, match="f lists 1 images that the input does not hold, z the first"):
+    with pytest.raises(
+        InputError, match="f lists 1 images that the input does not hold, z the first"
+    ):
         split_from_lists(["a"], lists={TRAIN: ["a", "z"]}, source="f")

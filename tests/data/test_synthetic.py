@@ -22,7 +22,12 @@ def contrast(image: np.ndarray) -> np.ndarray:
 
 def stands_alone(labels: np.ndarray, number: int, *, within: int) -> bool:
     """Whether a nucleus has no pixel of another within so many pixels, diagonal ones too."""
-    near = cv2.dilate((labels == number).astype(np.uint8), np.ones((2 * within + 1, 2 * within + 1), np.uint8)) > 0
+    near = (
+        cv2.dilate(
+            (labels == number).astype(np.uint8), np.ones((2 * within + 1, 2 * within + 1), np.uint8)
+        )
+        > 0
+    )
     return set(np.unique(labels[near]).tolist()) <= {0, number}
 
 
@@ -39,7 +44,9 @@ def test_every_nucleus_has_a_number_and_is_one_piece_worth_finding() -> None:
 def test_where_nuclei_overlap_the_pixel_is_that_of_the_one_on_top() -> None:
     hidden = 0
     for seed in range(10):
-        nuclei, labels = _place_nuclei(HEIGHT, WIDTH, num_nuclei=24, rng=np.random.default_rng(seed))
+        nuclei, labels = _place_nuclei(
+            HEIGHT, WIDTH, num_nuclei=24, rng=np.random.default_rng(seed)
+        )
         expected, layers = np.zeros_like(labels), np.zeros_like(labels)
         for number, nucleus in enumerate(nuclei, start=1):
             expected[nucleus.window][nucleus.shape] = number
@@ -47,14 +54,20 @@ def test_where_nuclei_overlap_the_pixel_is_that_of_the_one_on_top() -> None:
         np.testing.assert_array_equal(labels, expected)
         hidden += int((layers > 1).sum())
         for number, nucleus in enumerate(nuclei, start=1):
-            assert (labels == number).sum() >= 0.6 * nucleus.shape.sum(), "hidden too much to be found"
+            assert (labels == number).sum() >= 0.6 * nucleus.shape.sum(), (
+                "hidden too much to be found"
+            )
     assert hidden > 1000
 
 
 def test_about_as_many_touch_as_in_real_images() -> None:
     """In BBBC038 with corrected annotations 29 in 100 nuclei touch another: 26 by fluorescence, 40 stained on white."""
     images = [generate("fluorescence", seed=seed)[1] for seed in range(40)]
-    alone = [stands_alone(labels, number, within=1) for labels in images for number in range(1, labels.max() + 1)]
+    alone = [
+        stands_alone(labels, number, within=1)
+        for labels in images
+        for number in range(1, labels.max() + 1)
+    ]
     assert 0.2 < 1 - np.mean(alone) < 0.45
 
 

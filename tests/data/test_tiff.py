@@ -18,7 +18,9 @@ from resunet_ray.errors import ImageError
 
 @pytest.fixture(scope="module")
 def picture() -> np.ndarray:
-    return generate_image(300, 440, modality="stained", num_nuclei=60, rng=np.random.default_rng(5))[0]
+    return generate_image(
+        300, 440, modality="stained", num_nuclei=60, rng=np.random.default_rng(5)
+    )[0]
 
 
 def check(path: Path, expected: np.ndarray, *, mpp: float | None = None, levels: int = 1) -> None:
@@ -38,15 +40,25 @@ def grey(counts: np.ndarray, *, bits: int) -> np.ndarray:
     return np.repeat(np.rint(counts * (255 / (2**bits - 1))).astype(np.uint8)[..., None], 3, axis=2)
 
 
-@pytest.mark.parametrize(("unit", "size"), [("µm", 0.5), ("μm", 0.5), ("mm", 5e-4), ("nm", 500.0), ("pixel", None)])
-def test_a_fluorescence_slide_is_what_was_written(picture: np.ndarray, tmp_path: Path, unit: str, size: float | None) -> None:
+@pytest.mark.parametrize(
+    ("unit", "size"), [("µm", 0.5), ("μm", 0.5), ("mm", 5e-4), ("nm", 500.0), ("pixel", None)]
+)
+def test_a_fluorescence_slide_is_what_was_written(
+    picture: np.ndarray, tmp_path: Path, unit: str, size: float | None
+) -> None:
     counts = picture[..., 0].astype(np.uint16) * 16  # of a camera of 12 bits
-    sizes = {f"PhysicalSize{axis}": size or 1.0 for axis in "XY"} | {f"PhysicalSize{axis}Unit": unit for axis in "XY"}
+    sizes = {f"PhysicalSize{axis}": size or 1.0 for axis in "XY"} | {
+        f"PhysicalSize{axis}Unit": unit for axis in "XY"
+    }
     write_ome(tmp_path / "a.ome.tif", counts, axes="YX", levels=3, bigtiff=unit == "mm", **sizes)
-    check(tmp_path / "a.ome.tif", grey(counts, bits=12), mpp=None if size is None else 0.5, levels=3)
+    check(
+        tmp_path / "a.ome.tif", grey(counts, bits=12), mpp=None if size is None else 0.5, levels=3
+    )
 
 
-def test_colour_is_what_was_written_however_it_is_laid_out(picture: np.ndarray, tmp_path: Path) -> None:
+def test_colour_is_what_was_written_however_it_is_laid_out(
+    picture: np.ndarray, tmp_path: Path
+) -> None:
     planes = np.ascontiguousarray(np.moveaxis(picture, -1, 0))
     for axes, image in (("YXS", picture), ("SYX", planes), ("CYX", planes)):
         write_ome(tmp_path / f"{axes}.ome.tif", image, axes=axes, levels=2)
@@ -61,7 +73,9 @@ def test_colour_is_what_was_written_however_it_is_laid_out(picture: np.ndarray, 
         check(tmp_path / f"{name}.tif", picture)
     deep = picture[..., 0].astype(np.uint16) * 16
     for tile in (None, (64, 64)):
-        tifffile.imwrite(tmp_path / "deep.tif", deep, byteorder=">", photometric="minisblack", tile=tile)
+        tifffile.imwrite(
+            tmp_path / "deep.tif", deep, byteorder=">", photometric="minisblack", tile=tile
+        )
         check(tmp_path / "deep.tif", grey(deep, bits=12))
 
 
@@ -71,7 +85,10 @@ def test_sixteen_bits_are_cut_down_alike_everywhere(tmp_path: Path) -> None:
     write_ome(tmp_path / "a.ome.tif", counts, axes="YX")
     slide = Slide(str(tmp_path / "a.ome.tif"), name="a")
     dark, light = slide.read(0, 0, 100, 100, scale=1.0), slide.read(300, 0, 100, 100, scale=1.0)
-    assert (np.unique(dark).tolist(), np.unique(light).tolist()) == ([round(900 / 4095 * 255)], [round(3800 / 4095 * 255)])
+    assert (np.unique(dark).tolist(), np.unique(light).tolist()) == (
+        [round(900 / 4095 * 255)],
+        [round(3800 / 4095 * 255)],
+    )
 
 
 def test_what_is_small_and_bright_is_not_lost_among_averages(tmp_path: Path) -> None:
@@ -81,7 +98,11 @@ def test_what_is_small_and_bright_is_not_lost_among_averages(tmp_path: Path) -> 
     with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as writer:
         writer.write(counts, subifds=3, metadata={"axes": "YX"}, tile=(64, 64), compression="zlib")
         for level in (4, 8, 16):
-            small = counts.reshape(512 // level, level, 512 // level, level).mean(axis=(1, 3)).astype(np.uint16)
+            small = (
+                counts.reshape(512 // level, level, 512 // level, level)
+                .mean(axis=(1, 3))
+                .astype(np.uint16)
+            )
             writer.write(small, subfiletype=1, tile=(64, 64), compression="zlib")
     slide = Slide(str(tmp_path / "a.ome.tif"), name="a")
     np.testing.assert_array_equal(slide.read(0, 0, 512, 512, scale=1.0), grey(counts, bits=12))
@@ -91,7 +112,9 @@ def test_what_is_small_and_bright_is_not_lost_among_averages(tmp_path: Path) -> 
     content[offset : offset + size] = bytes(size)
     (tmp_path / "b.ome.tif").write_bytes(content)
     damaged = Slide(str(tmp_path / "b.ome.tif"), name="b")  # its other tiles are good
-    np.testing.assert_array_equal(damaged.read(200, 200, 200, 200, scale=1.0), grey(counts, bits=12)[200:400, 200:400])
+    np.testing.assert_array_equal(
+        damaged.read(200, 200, 200, 200, scale=1.0), grey(counts, bits=12)[200:400, 200:400]
+    )
     with pytest.raises(ImageError, match="b cannot be read as a slide"):
         damaged.read(0, 0, 10, 10, scale=1.0)
 
@@ -122,7 +145,9 @@ def test_what_is_a_slide_and_what_a_plain_image(picture: np.ndarray, tmp_path: P
             Slide(str(tmp_path / name), name=name)
 
 
-def test_what_would_become_other_colours_is_refused(picture: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_would_become_other_colours_is_refused(
+    picture: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     planes = np.ascontiguousarray(np.moveaxis(picture, -1, 0))
     colours = np.zeros((3, 256), np.uint16)
     tiles: dict[str, Any] = {"tile": (64, 64)}
@@ -130,7 +155,11 @@ def test_what_would_become_other_colours_is_refused(picture: np.ndarray, tmp_pat
     waves = {"Channel": {"EmissionWavelength": [460, 520, 580]}}
     images: dict[str, tuple[np.ndarray, dict[str, Any], str]] = {
         "white": (planes[0], {"photometric": "miniswhite"}, "stored as MINISWHITE"),
-        "palette": (planes[0], {"photometric": "palette", "colormap": colours}, "stored as PALETTE"),
+        "palette": (
+            planes[0],
+            {"photometric": "palette", "colormap": colours},
+            "stored as PALETTE",
+        ),
         "raw": (picture, {"photometric": "ycbcr", "subsampling": (1, 1)}, "stored as YCBCR"),
         "lab": (picture, {"photometric": "cielab"}, "stored as CIELAB"),
         "named": (
@@ -143,7 +172,11 @@ def test_what_would_become_other_colours_is_refused(picture: np.ndarray, tmp_pat
             {"photometric": "minisblack", "metadata": {"axes": "CYX", **waves}},
             "not said to be red, green and blue",
         ),
-        "hyper": (planes, {"imagej": True, "metadata": {"axes": "CYX"}, "tile": None}, "not said to be red, green and blue"),
+        "hyper": (
+            planes,
+            {"imagej": True, "metadata": {"axes": "CYX"}, "tile": None},
+            "not said to be red, green and blue",
+        ),
     }
     for name, (image, settings, message) in images.items():
         path = tmp_path / (f"{name}.ome.tif" if name in ("named", "lit") else f"{name}.tif")
@@ -153,7 +186,9 @@ def test_what_would_become_other_colours_is_refused(picture: np.ndarray, tmp_pat
     with tifffile.TiffWriter(tmp_path / "two.tif") as writer:
         writer.write(picture, **tiles)
         writer.write(picture[:250, :400], **tiles)
-    with pytest.raises(ImageError, match=re.escape("beside (300, 440, 3) it holds an image of (250, 400, 3)")):
+    with pytest.raises(
+        ImageError, match=re.escape("beside (300, 440, 3) it holds an image of (250, 400, 3)")
+    ):
         Slide(str(tmp_path / "two.tif"), name="two")
     tifffile.imwrite(tmp_path / "piece.tif", picture, compression="zlib", rowsperstrip=300)
     monkeypatch.setattr(tiff, "_LARGEST_PIECE", 100_000)
@@ -163,17 +198,29 @@ def test_what_would_become_other_colours_is_refused(picture: np.ndarray, tmp_pat
 
 def test_planes_in_other_files_are_not_taken_for_black(picture: np.ndarray, tmp_path: Path) -> None:
     """One of three files, of which OME's metadata name all."""
-    tifffile.imwrite(tmp_path / "a.ome.tif", picture[..., 0], metadata={"axes": "YX"}, tile=(64, 64))
+    tifffile.imwrite(
+        tmp_path / "a.ome.tif", picture[..., 0], metadata={"axes": "YX"}, tile=(64, 64)
+    )
     with tifffile.TiffFile(tmp_path / "a.ome.tif") as file:
         text = str(file.ome_metadata).replace('SizeC="1"', 'SizeC="3"')
     own = re.search(r'UUID="(urn:uuid:[^"]*)"', text)
     assert own is not None
-    uuids = [own[1], *(f"urn:uuid:1000000{number}-0000-0000-0000-000000000000" for number in (1, 2))]
+    uuids = [
+        own[1],
+        *(f"urn:uuid:1000000{number}-0000-0000-0000-000000000000" for number in (1, 2)),
+    ]
     names = "".join(
         f'<TiffData IFD="0" FirstC="{number}" PlaneCount="1"><UUID FileName="{"abc"[number]}.ome.tif">{uuid}</UUID></TiffData>'
         for number, uuid in enumerate(uuids)
     )
     text = re.sub(r"<TiffData[^>]*/>", names, text)
-    tifffile.imwrite(tmp_path / "a.ome.tif", picture[..., 0], description=text.encode(), metadata=None, tile=(64, 64), ome=False)
+    tifffile.imwrite(
+        tmp_path / "a.ome.tif",
+        picture[..., 0],
+        description=text.encode(),
+        metadata=None,
+        tile=(64, 64),
+        ome=False,
+    )
     with pytest.raises(ImageError, match="planes of it are missing, or in other files"):
         Slide(str(tmp_path / "a.ome.tif"), name="a")

@@ -15,7 +15,9 @@ STAINS = {
 }
 
 
-def view(background: tuple[int, int, int], tissue: tuple[int, int, int], *, dust: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def view(
+    background: tuple[int, int, int], tissue: tuple[int, int, int], *, dust: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """A round piece of tissue on glass, with noise, and specks of dust."""
     rng = np.random.default_rng(0)
     truth = cv2.circle(np.zeros((500, 800), np.uint8), (300, 200), 90, 1, -1)
@@ -44,7 +46,11 @@ def test_dust_beside_tissue_is_left_out_and_single_cells_are_not() -> None:
     found = find_tissue(picture, scale=6.0)
     assert not found.mask[:, 420:].any()
     cells = np.where(truth, 245, picture[..., 0])  # the same specks, and nothing else
-    assert find_tissue(np.repeat(cells[..., None], 3, axis=2).astype(np.uint8), scale=6.0).mask[:, 420:].any()
+    assert (
+        find_tissue(np.repeat(cells[..., None], 3, axis=2).astype(np.uint8), scale=6.0)
+        .mask[:, 420:]
+        .any()
+    )
 
 
 def test_empty_glass_holds_nothing_and_a_field_without_glass_is_all_tissue() -> None:

@@ -26,7 +26,11 @@ def read_history(output: str) -> pd.DataFrame:
 def checkpoints(output: str) -> int:
     """How many checkpoints Ray Train has been told of, in all: their numbers stand in their names' order."""
     uri = f"{output}/train/checkpoint_manager_snapshot.json"
-    return len(set(re.findall(rb"checkpoint_[0-9_.-]+", storage.read_bytes(uri)))) if storage.exists(uri) else 0
+    return (
+        len(set(re.findall(rb"checkpoint_[0-9_.-]+", storage.read_bytes(uri))))
+        if storage.exists(uri)
+        else 0
+    )
 
 
 def count_chunks(output: str) -> int:
@@ -39,16 +43,22 @@ def leases(output: str) -> list[str]:
     return [name for name, _ in storage.list_files(f"{output}/leases") if name.isdigit()]
 
 
-def test_training_that_is_stopped_and_then_loses_a_node_learns_the_same(pipeline: Pipeline, s3: str, nodes: Nodes) -> None:
+def test_training_that_is_stopped_and_then_loses_a_node_learns_the_same(
+    pipeline: Pipeline, s3: str, nodes: Nodes
+) -> None:
     """Two workers on two nodes. `ray job stop` after a checkpoint; then the same command, a node's end, and another node."""
     nodes.restore()
     broken = [*pipeline.training, "--output", f"{s3}/broken"]
-    code, _, shown = nodes.submit("train", *broken, flags=("--no-wait", "--submission-id", "stopped"))
+    code, _, shown = nodes.submit(
+        "train", *broken, flags=("--no-wait", "--submission-id", "stopped")
+    )
     assert code == 0, shown
     nodes.wait_until(lambda: checkpoints(f"{s3}/broken") > 0, what="a checkpoint")
     assert "'stopped' was stopped" in nodes.run("ray", "job", "stop", "stopped").stdout
     log = nodes.run("ray", "job", "logs", "stopped").stdout
-    assert re.search(r'^{"job": "train", "status": "failed", .*the same command goes on"}$', log, re.MULTILINE), log
+    assert re.search(
+        r'^{"job": "train", "status": "failed", .*the same command goes on"}$', log, re.MULTILINE
+    ), log
     before = checkpoints(f"{s3}/broken")
     assert before < pipeline.trained["epochs"] / 2, "it was over before it was stopped"
     with ThreadPoolExecutor() as background:
@@ -60,7 +70,9 @@ def test_training_that_is_stopped_and_then_loses_a_node_learns_the_same(pipeline
     assert code == 0, shown
     assert len(re.findall(r"resumed after epoch \d+", shown)) >= 2, shown
     columns = ["epoch", "train_loss", "val_loss", "val_f1"]
-    pd.testing.assert_frame_equal(read_history(pipeline.output)[columns], read_history(f"{s3}/broken")[columns], atol=1e-6)
+    pd.testing.assert_frame_equal(
+        read_history(pipeline.output)[columns], read_history(f"{s3}/broken")[columns], atol=1e-6
+    )
     assert line["best"]["f1"] == pipeline.trained["best"]["f1"]
 
 
@@ -74,15 +86,30 @@ def test_segmenting_that_is_stopped_and_then_loses_a_node_finishes_with_the_same
     nodes.restore()
     rng = np.random.default_rng(0)
     for number in range(96):
-        storage.write_bytes(f"{s3}/noise/{number}.png", encode_png(rng.integers(0, 256, (150, 170, 3), dtype=np.uint8)))
-    flags = ["--bundle", bundle_uri, "--input", f"{s3}/noise", "--precision", "fp32", "--readers", "1"]
+        storage.write_bytes(
+            f"{s3}/noise/{number}.png",
+            encode_png(rng.integers(0, 256, (150, 170, 3), dtype=np.uint8)),
+        )
+    flags = [
+        "--bundle",
+        bundle_uri,
+        "--input",
+        f"{s3}/noise",
+        "--precision",
+        "fp32",
+        "--readers",
+        "1",
+    ]
     code, line, shown = call_job("segment", *flags, "--actors", "0", "--output", f"{s3}/rows-whole")
     assert (code, line["images"]) == (0, {"ok": 96}), shown
     broken = [*flags, "--actors", "2", "--cpus-per-actor", "2", "--output", f"{s3}/rows-broken"]
     nodes.submit("segment", *broken, flags=("--no-wait", "--submission-id", "halted"))
     nodes.wait_until(lambda: count_chunks(f"{s3}/rows-broken") > 0, what="a chunk")
     nodes.run("ray", "job", "stop", "halted")
-    (lease,) = [json.loads(storage.read_bytes(f"{s3}/rows-broken/leases/{name}")) for name in leases(f"{s3}/rows-broken")]
+    (lease,) = [
+        json.loads(storage.read_bytes(f"{s3}/rows-broken/leases/{name}"))
+        for name in leases(f"{s3}/rows-broken")
+    ]
     assert lease["released"], nodes.run("ray", "job", "logs", "halted").stdout
     before = count_chunks(f"{s3}/rows-broken")
     assert before < 6, "it was over before it was stopped"
@@ -95,7 +122,9 @@ def test_segmenting_that_is_stopped_and_then_loses_a_node_finishes_with_the_same
     assert f"{before} of 6 chunks are done" in shown, shown
     columns = ["image_uri", "mask", "num_instances", "confidence_sum", "status"]
     one, other = (
-        read_output(f"{s3}/{name}", "regions", columns=columns).sort_values("image_uri", ignore_index=True)
+        read_output(f"{s3}/{name}", "regions", columns=columns).sort_values(
+            "image_uri", ignore_index=True
+        )
         for name in ("rows-whole", "rows-broken")
     )
     pd.testing.assert_frame_equal(one, other)
@@ -108,14 +137,27 @@ def has_pending_group(nodes: Nodes) -> bool:
     return any(group["state"] == "PENDING" for group in nodes.ask("placement_groups"))
 
 
-def test_a_job_waits_for_the_nodes_that_it_was_promised(bundle_uri: str, generated: Path, s3: str, nodes: Nodes) -> None:
+def test_a_job_waits_for_the_nodes_that_it_was_promised(
+    bundle_uri: str, generated: Path, s3: str, nodes: Nodes
+) -> None:
     """What the cluster has no room for begins when a larger node has joined, as an autoscaler would have it."""
     nodes.restore()
     storage.write_bytes(f"{s3}/one/one.png", next((generated / "images").iterdir()).read_bytes())
-    flags = ["--bundle", bundle_uri, "--input", f"{s3}/one", "--output", f"{s3}/one-out", "--cpus-per-actor", "7"]
+    flags = [
+        "--bundle",
+        bundle_uri,
+        "--input",
+        f"{s3}/one",
+        "--output",
+        f"{s3}/one-out",
+        "--cpus-per-actor",
+        "7",
+    ]
     with ThreadPoolExecutor() as background:
         waiting = background.submit(nodes.submit, "segment", *flags, "--nodes-seconds", "120")
-        nodes.wait_until(lambda: waiting.done() or has_pending_group(nodes), what="its wish for room")
+        nodes.wait_until(
+            lambda: waiting.done() or has_pending_group(nodes), what="its wish for room"
+        )
         nodes.add(cpus=8)
         code, line, shown = waiting.result()
     assert (code, line.get("images")) == (0, {"ok": 1}), shown

@@ -28,17 +28,30 @@ def test_what_runs_on_the_nodes_is_what_was_submitted(pipeline: Pipeline) -> Non
 def test_a_sweep_is_submitted_as_any_job(pipeline: Pipeline, nodes: Nodes, s3: str) -> None:
     flags = [*SMALL, "--epochs", "1", "--trials", "1", "--scheduler", "none"]
     flags += ["--space", "learning_rate=choice:1e-2"]
-    code, line, shown = nodes.submit("tune", "--data", pipeline.data, "--output", f"{s3}/pipeline/sweep", *flags)
+    code, line, shown = nodes.submit(
+        "tune", "--data", pipeline.data, "--output", f"{s3}/pipeline/sweep", *flags
+    )
     assert code == 0, shown
     trials = pd.read_parquet(io.BytesIO(storage.read_bytes(f"{s3}/pipeline/sweep/trials.parquet")))
     assert trials["status"].tolist() == ["completed"], shown
     assert storage.exists(f"{line['bundle']}/bundle.json")
 
 
-def test_who_submits_sees_the_last_line_and_the_exit_code(pipeline: Pipeline, nodes: Nodes, s3: str) -> None:
+def test_who_submits_sees_the_last_line_and_the_exit_code(
+    pipeline: Pipeline, nodes: Nodes, s3: str
+) -> None:
     """Of a job that no cluster of this size has room for."""
-    flags = ["--input", f"{s3}/pipeline/raw/images", "--output", f"{s3}/pipeline/none", "--cpus-per-actor", "99"]
-    code, line, shown = nodes.submit("segment", "--bundle", pipeline.bundle, "--actors", "1", *flags)
+    flags = [
+        "--input",
+        f"{s3}/pipeline/raw/images",
+        "--output",
+        f"{s3}/pipeline/none",
+        "--cpus-per-actor",
+        "99",
+    ]
+    code, line, shown = nodes.submit(
+        "segment", "--bundle", pipeline.bundle, "--actors", "1", *flags
+    )
     assert (code, line["status"], line["error"]) == (1, "failed", "ResourceError"), shown
     assert "100 CPUs needed" in line["message"]
     assert "--nodes-seconds" in line["message"]

@@ -33,7 +33,11 @@ def read_unit(name: str) -> ConfigParser:
 
 def cron_line() -> tuple[str, str]:
     """When, and what."""
-    (line,) = [line for line in (SCHEDULE / "resunet-segment.cron").read_text().splitlines() if re.match(r"[0-9*]", line)]
+    (line,) = [
+        line
+        for line in (SCHEDULE / "resunet-segment.cron").read_text().splitlines()
+        if re.match(r"[0-9*]", line)
+    ]
     *when, user, command = line.split(maxsplit=6)
     assert user == "resunet"
     assert "%" not in command, "to cron it is the end of the line"
@@ -42,12 +46,16 @@ def cron_line() -> tuple[str, str]:
 
 def on_this_machine(text: str, nodes: Nodes) -> str:
     """The same with the places that the documentation names moved to where the test has them."""
-    return text.replace("/opt/resunet_ray", str(nodes.clone)).replace("/etc/resunet_ray", str(nodes.folder))
+    return text.replace("/opt/resunet_ray", str(nodes.clone)).replace(
+        "/etc/resunet_ray", str(nodes.folder)
+    )
 
 
 def write_settings(nodes: Nodes, s3: str, bundle: str) -> None:
     """The settings as they are documented, filled in; storage keys are the machine's own."""
-    text = on_this_machine((SCHEDULE / "nightly.env").read_text(), nodes).replace("s3://BUCKET/first/train/bundle", bundle)
+    text = on_this_machine((SCHEDULE / "nightly.env").read_text(), nodes).replace(
+        "s3://BUCKET/first/train/bundle", bundle
+    )
     text = text.replace("s3://BUCKET", f"{s3}/nightly").replace(
         "http://127.0.0.1:8265", nodes.environment["RAY_API_SERVER_ADDRESS"]
     )
@@ -61,16 +69,36 @@ def run_systemd(nodes: Nodes) -> subprocess.CompletedProcess[str]:
     """What the service starts, in the environment that its file of settings gives."""
     service = read_unit("resunet-segment.service")["Service"]
     assert service["EnvironmentFile"] == "/etc/resunet_ray/nightly.env"
-    lines = [line for line in (nodes.folder / "nightly.env").read_text().splitlines() if re.match("[A-Z]", line)]
+    lines = [
+        line
+        for line in (nodes.folder / "nightly.env").read_text().splitlines()
+        if re.match("[A-Z]", line)
+    ]
     settings = dict(shlex.split(line)[0].split("=", 1) for line in lines)
     command = shlex.split(on_this_machine(service["ExecStart"], nodes))
-    return subprocess.run(command, env=BARE | settings, cwd="/", capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(
+        command,
+        env=BARE | settings,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
 
 
 def run_cron(nodes: Nodes) -> subprocess.CompletedProcess[str]:
     """What cron's line starts, but that a success may say something too."""
     command = on_this_machine(cron_line()[1], nodes).replace("|| cat", "; cat")
-    return subprocess.run(["/bin/sh", "-c", command], env=BARE, cwd="/", capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(
+        ["/bin/sh", "-c", command],
+        env=BARE,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
 
 
 def write_scans(uri: str, *names: int) -> None:
@@ -84,7 +112,9 @@ def driver(nodes: Nodes) -> psutil.Process:
     (found,) = [
         process
         for process in psutil.process_iter()
-        if process.name() == "python" and process.cmdline()[1:2] == ["jobs/segment.py"] and str(nodes.folder) in process.cwd()
+        if process.name() == "python"
+        and process.cmdline()[1:2] == ["jobs/segment.py"]
+        and str(nodes.folder) in process.cwd()
     ]
     return found
 
@@ -123,7 +153,9 @@ def test_three_nights_one_of_which_meets_the_former(nodes: Nodes, s3: str, bundl
 
 
 def test_a_setting_that_is_missing_is_named() -> None:
-    done = subprocess.run([SCHEDULE / "nightly"], env=BARE, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [SCHEDULE / "nightly"], env=BARE, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert "BUNDLE is not set: see cluster/schedule/nightly.env" in done.stderr
 
@@ -132,12 +164,29 @@ def test_systemd_understands_the_units(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd-analyze: the units were not checked")
     for name in ("resunet-segment.service", "resunet-segment.timer"):
-        text = (SCHEDULE / name).read_text().replace("/opt/resunet_ray", str(ROOT)).replace("User=resunet", "User=root")
+        text = (
+            (SCHEDULE / name)
+            .read_text()
+            .replace("/opt/resunet_ray", str(ROOT))
+            .replace("User=resunet", "User=root")
+        )
         (tmp_path / name).write_text(text)
-        done = subprocess.run(["systemd-analyze", "verify", tmp_path / name], capture_output=True, text=True, check=False)
-        assert (done.returncode, [line for line in done.stderr.splitlines() if str(tmp_path) in line]) == (0, []), done.stderr
+        done = subprocess.run(
+            ["systemd-analyze", "verify", tmp_path / name],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (
+            done.returncode,
+            [line for line in done.stderr.splitlines() if str(tmp_path) in line],
+        ) == (0, []), done.stderr
     when = read_unit("resunet-segment.timer")["Timer"]["OnCalendar"]
-    done = subprocess.run(["systemd-analyze", "calendar", when], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["systemd-analyze", "calendar", when], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     minute, hour, *rest = cron_line()[0].split()
-    assert (f"{hour.zfill(2)}:{minute}:00" in when, rest) == (True, ["*", "*", "*"]), "cron and systemd say the same time"
+    assert (f"{hour.zfill(2)}:{minute}:00" in when, rest) == (True, ["*", "*", "*"]), (
+        "cron and systemd say the same time"
+    )

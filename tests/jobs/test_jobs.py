@@ -15,11 +15,16 @@ from support import RAYS_OWN, ROOT, call_job, run_job
 from resunet_ray.config import ModelConfig, PrepareConfig, TrainConfig, baseline_recipe
 
 
-@pytest.mark.parametrize("name", ["prepare", "train", "tune", "dashboard", "evaluate", "segment", "demo", "benchmark", "doctor"])
+@pytest.mark.parametrize(
+    "name",
+    ["prepare", "train", "tune", "dashboard", "evaluate", "segment", "demo", "benchmark", "doctor"],
+)
 def test_help_says_what_the_job_does(name: str) -> None:
     code, _, shown = call_job(name, "--help")
     assert code == 0, shown
-    assert ("--config FILE" in shown) == (name in ("prepare", "train", "tune", "evaluate", "segment"))
+    assert ("--config FILE" in shown) == (
+        name in ("prepare", "train", "tune", "evaluate", "segment")
+    )
     assert ("--recipe baseline|default" in shown) == (name in ("train", "tune"))
 
 
@@ -37,11 +42,36 @@ def test_help_says_what_the_job_does(name: str) -> None:
             ["--data", "MISSING", "--output", "OUT"],
             "holds no dataset.json: expected the output of a finished jobs/prepare.py",
         ),
-        ("prepare", ["--input", "MISSING", "--output", "OUT"], "is not there: expected a folder, a zip or a tar"),
-        ("evaluate", ["--bundle", "MISSING", "--data", "MISSING", "--output", "OUT"], "holds no dataset.json"),
+        (
+            "prepare",
+            ["--input", "MISSING", "--output", "OUT"],
+            "is not there: expected a folder, a zip or a tar",
+        ),
+        (
+            "evaluate",
+            ["--bundle", "MISSING", "--data", "MISSING", "--output", "OUT"],
+            "holds no dataset.json",
+        ),
         ("train", ["--config", "MISSING"], "MISSING is not there"),
-        ("tune", ["--data", "MISSING", "--output", "OUT", "--space", "learning_rat=uniform:1,2"], "perhaps learning_rate"),
-        ("tune", ["--data", "MISSING", "--output", "OUT", "--workers", "2", "--space", "batch_size=choice:4,5"], "batch_size 5"),
+        (
+            "tune",
+            ["--data", "MISSING", "--output", "OUT", "--space", "learning_rat=uniform:1,2"],
+            "perhaps learning_rate",
+        ),
+        (
+            "tune",
+            [
+                "--data",
+                "MISSING",
+                "--output",
+                "OUT",
+                "--workers",
+                "2",
+                "--space",
+                "batch_size=choice:4,5",
+            ],
+            "batch_size 5",
+        ),
         (
             "tune",
             ["--data", "MISSING", "--output", "OUT", "--concurrent", "16"],
@@ -69,7 +99,9 @@ def test_a_misspelt_flag_is_bad_usage() -> None:
 
 def test_a_job_that_is_ended_from_without_does_not_blame_its_flags() -> None:
     code = "import sys; from _job import run_job; run_job('train', lambda: sys.exit(15))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "jobs", capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "jobs", capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
     assert "the same command goes on" in json.loads(done.stdout)["message"]
 
@@ -78,17 +110,32 @@ def test_a_saved_configuration_is_where_the_next_run_starts(tmp_path: Path) -> N
     """The file that a run saved, with one flag over it."""
     first = TrainConfig(data="a", output="b", epochs=3, model=ModelConfig(widths=(16, 32)))
     (tmp_path / "train.json").write_text(json.dumps({"config": asdict(first), "data_digest": "c"}))
-    arguments = ["--config", str(tmp_path / "train.json"), "--output", "d", "--model.widths", "16", "48"]
+    arguments = [
+        "--config",
+        str(tmp_path / "train.json"),
+        "--output",
+        "d",
+        "--model.widths",
+        "16",
+        "48",
+    ]
     found = read_config(TrainConfig, description="", saved="train.json", arguments=arguments)
     assert found == replace(first, output="d", model=ModelConfig(widths=(16, 48)))
 
 
 def test_the_words_of_version_0_1_0_still_work(caplog: pytest.LogCaptureFixture) -> None:
-    recipes: dict[str, Callable[..., TrainConfig]] = {"default": TrainConfig, "baseline": baseline_recipe}
+    recipes: dict[str, Callable[..., TrainConfig]] = {
+        "default": TrainConfig,
+        "baseline": baseline_recipe,
+    }
     arguments = ["--data", "a", "--output", "b"]
     for flags in (["--recipe", "report"], ["--recipe=report"]):
         found = read_config(
-            TrainConfig, description="", recipes=recipes, required=("data", "output"), arguments=[*flags, *arguments]
+            TrainConfig,
+            description="",
+            recipes=recipes,
+            required=("data", "output"),
+            arguments=[*flags, *arguments],
         )
         assert found == baseline_recipe(data="a", output="b")
     arguments = ["--input", "report", "--output", "report", "--split", "report"]
@@ -99,12 +146,19 @@ def test_the_words_of_version_0_1_0_still_work(caplog: pytest.LogCaptureFixture)
 
 @pytest.mark.ray
 def test_the_demo_runs_to_its_report(tmp_path: Path) -> None:
-    code, line, errors = run_job("demo", "--output", str(tmp_path), "--images", "12", "--epochs", "1")
+    code, line, errors = run_job(
+        "demo", "--output", str(tmp_path), "--images", "12", "--epochs", "1"
+    )
     assert code == 0, errors
     assert Path(line["report"]).exists()
     assert f"Open {line['report']}" in errors
     assert not RAYS_OWN.search(errors), errors
-    for done in ("12 of 12 images checked", "images trained on", "3 of 3 images scored", "12 of 12 images segmented"):
+    for done in (
+        "12 of 12 images checked",
+        "images trained on",
+        "3 of 3 images scored",
+        "12 of 12 images segmented",
+    ):
         assert re.search(rf"^.*{done} in \d+ s", errors, re.MULTILINE), errors
     assert 0 <= line["f1"] <= 1
 
@@ -128,5 +182,7 @@ with PeakMemory() as peak:
     subprocess.run([sys.executable, "-c", child], check=True)
 print(peak.gib - before.gib)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "jobs", capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "jobs", capture_output=True, text=True, check=True
+    )
     assert 0.2 < float(done.stdout) < 0.4

@@ -20,15 +20,33 @@ from resunet_ray.train.relay import Reporter
 
 def test_verbose_is_no_setting() -> None:
     plain = read_config(TrainConfig, description="", arguments=["--data", "a", "--output", "b"])
-    assert read_config(TrainConfig, description="", arguments=["--data", "a", "--verbose", "--output", "b"]) == plain
+    assert (
+        read_config(
+            TrainConfig, description="", arguments=["--data", "a", "--verbose", "--output", "b"]
+        )
+        == plain
+    )
 
 
-def test_a_terminal_has_one_line_that_is_drawn_anew(bundle_uri: str, dataset_uri: str, tmp_path: Path, cluster: str) -> None:
-    command = [sys.executable, str(ROOT / "jobs" / "evaluate.py"), "--bundle", bundle_uri, "--data", dataset_uri]
+def test_a_terminal_has_one_line_that_is_drawn_anew(
+    bundle_uri: str, dataset_uri: str, tmp_path: Path, cluster: str
+) -> None:
+    command = [
+        sys.executable,
+        str(ROOT / "jobs" / "evaluate.py"),
+        "--bundle",
+        bundle_uri,
+        "--data",
+        dataset_uri,
+    ]
     environment = {**os.environ, "RAY_ADDRESS": cluster, "TERM": "xterm"}
     master, slave = pty.openpty()
     with subprocess.Popen(
-        [*command, "--output", str(tmp_path)], stdout=subprocess.PIPE, stderr=slave, env=environment, text=True
+        [*command, "--output", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=slave,
+        env=environment,
+        text=True,
     ) as job:
         os.close(slave)
         written, screen = read_screen(master)

@@ -25,7 +25,9 @@ class Red(nn.Module):
         return x[:, :1] * 6 - 3
 
 
-def run(network: nn.Module, *images: np.ndarray, flips: bool = False, **config: Any) -> list[np.ndarray]:
+def run(
+    network: nn.Module, *images: np.ndarray, flips: bool = False, **config: Any
+) -> list[np.ndarray]:
     return predict(
         network.eval(),
         list(images),
@@ -55,7 +57,10 @@ def test_tiles_lie_on_one_grid_whatever_the_size_of_the_image() -> None:
 
 def test_tiling_and_batching_change_nothing_where_context_suffices() -> None:
     rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((100, 130, 3), (64, 48, 3), (64, 48, 3), (10, 90, 3))]
+    images = [
+        rng.integers(0, 256, shape, dtype=np.uint8)
+        for shape in ((100, 130, 3), (64, 48, 3), (64, 48, 3), (10, 90, 3))
+    ]
     for image, probability in zip(images, run(Red(), *images, tile=64, context=8), strict=True):
         expected = 1 / (1 + np.exp(3 - image[..., 0] / 255 * 6))
         np.testing.assert_allclose(probability, expected, atol=1e-5)
@@ -64,7 +69,9 @@ def test_tiling_and_batching_change_nothing_where_context_suffices() -> None:
 def test_a_real_network_shows_no_seam() -> None:
     torch.manual_seed(1)
     network = build_network(ModelConfig(widths=(16, 32)))
-    image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (200, 168, 3), dtype=np.uint8), (0, 0), 3)
+    image = cv2.GaussianBlur(
+        np.random.default_rng(0).integers(0, 256, (200, 168, 3), dtype=np.uint8), (0, 0), 3
+    )
     (whole,) = run(network, image, tile=512, context=32)
     (tiled,) = run(network, image, tile=96, context=24)
     assert np.abs(whole - tiled).max() < 0.02
@@ -73,7 +80,9 @@ def test_a_real_network_shows_no_seam() -> None:
 
 
 def test_resized_images_come_back_at_their_own_size() -> None:
-    image = np.repeat(np.linspace(0, 255, 90).astype(np.uint8)[None, :, None], 60, axis=0).repeat(3, axis=2)
+    image = np.repeat(np.linspace(0, 255, 90).astype(np.uint8)[None, :, None], 60, axis=0).repeat(
+        3, axis=2
+    )
     (probability,) = run(Red(), image, resize=32)
     assert probability.shape == (60, 90)
     assert np.abs(probability - 1 / (1 + np.exp(3 - image[..., 0] / 255 * 6))).max() < 0.05
@@ -83,7 +92,10 @@ def test_flips_make_the_result_equivariant() -> None:
     torch.manual_seed(2)
     network = build_network(ModelConfig(widths=(16, 32)))
     image = np.random.default_rng(3).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    (one,), (mirrored,) = run(network, image, flips=True), run(network, image[:, ::-1].copy(), flips=True)
+    (one,), (mirrored,) = (
+        run(network, image, flips=True),
+        run(network, image[:, ::-1].copy(), flips=True),
+    )
     np.testing.assert_allclose(one, mirrored[:, ::-1], atol=1e-5)
     (plain,) = run(network, image)
     assert np.abs(plain - one).max() > 1e-4

@@ -15,11 +15,21 @@ MASK = torch.tensor([1.0, 1.0, 0.0, 0.0]).view(1, 1, 1, 4)
 
 BCE = -(math.log(0.8) + math.log(0.4) + math.log(0.9) + math.log(0.5)) / 4
 DICE = 1 - (2 * 1.2 + 1) / (1.8 + 2 + 1)
-FOCAL = -(0.2**2 * math.log(0.8) + 0.6**2 * math.log(0.4) + 0.1**2 * math.log(0.9) + 0.5**2 * math.log(0.5)) / 4
+FOCAL = (
+    -(
+        0.2**2 * math.log(0.8)
+        + 0.6**2 * math.log(0.4)
+        + 0.1**2 * math.log(0.9)
+        + 0.5**2 * math.log(0.5)
+    )
+    / 4
+)
 TVERSKY = (1 - (1.2 + 1) / (1.2 + 0.7 * 0.8 + 0.3 * 0.6 + 1)) ** 0.75
 SQUARES = 0.64 + 0.16 + 0.01 + 0.25
 SQUARES_OF_REST = 0.04 + 0.36 + 0.81 + 0.25
-TANIMOTO = 1 - ((1.2 + 1) / (SQUARES + 2 - 1.2 + 1) + (1.4 + 1) / (SQUARES_OF_REST + 2 - 1.4 + 1)) / 2
+TANIMOTO = (
+    1 - ((1.2 + 1) / (SQUARES + 2 - 1.2 + 1) + (1.4 + 1) / (SQUARES_OF_REST + 2 - 1.4 + 1)) / 2
+)
 
 
 @pytest.mark.parametrize(
@@ -34,12 +44,16 @@ TANIMOTO = 1 - ((1.2 + 1) / (SQUARES + 2 - 1.2 + 1) + (1.4 + 1) / (SQUARES_OF_RE
     ],
 )
 def test_it_equals_its_formula(name: str, expected: float) -> None:
-    assert float(build_loss(name, positive_weight=1.0)(LOGITS, MASK)) == pytest.approx(expected, rel=1e-5)
+    assert float(build_loss(name, positive_weight=1.0)(LOGITS, MASK)) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_a_positive_weight_multiplies_the_share_of_nuclei() -> None:
     expected = -(3 * math.log(0.8) + 3 * math.log(0.4) + math.log(0.9) + math.log(0.5)) / 4
-    assert float(build_loss("bce", positive_weight=3.0)(LOGITS, MASK)) == pytest.approx(expected, rel=1e-5)
+    assert float(build_loss("bce", positive_weight=3.0)(LOGITS, MASK)) == pytest.approx(
+        expected, rel=1e-5
+    )
     with pytest.raises(ConfigError, match=r"positive_weight 3.0 would be ignored by loss 'dice'"):
         build_loss("dice", positive_weight=3.0)
 
@@ -50,7 +64,11 @@ def test_it_is_least_at_the_truth_and_its_gradient_points_there(name: str) -> No
     mask = (torch.rand(2, 1, 8, 12, generator=torch.Generator().manual_seed(0)) > 0.7).float()
     truth = (mask * 2 - 1) * 8
     assert float(loss(truth, mask)) < 0.02
-    assert float(loss(-truth, mask)) > float(loss(torch.zeros_like(truth), mask)) > float(loss(truth, mask))
+    assert (
+        float(loss(-truth, mask))
+        > float(loss(torch.zeros_like(truth), mask))
+        > float(loss(truth, mask))
+    )
     logits = torch.zeros_like(mask, requires_grad=True)
     loss(logits, mask).backward()
     assert logits.grad is not None

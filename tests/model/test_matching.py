@@ -47,10 +47,18 @@ def independent(true: np.ndarray, found: np.ndarray) -> tuple[list[float], float
     """AP, PQ and AJI from sets of pixels, object by object, as their papers tell it."""
 
     def pixels(labels: np.ndarray) -> list[frozenset[int]]:
-        return [frozenset(np.flatnonzero(labels == number).tolist()) for number in np.unique(labels) if number]
+        return [
+            frozenset(np.flatnonzero(labels == number).tolist())
+            for number in np.unique(labels)
+            if number
+        ]
 
     true_sets, found_sets = pixels(true), pixels(found)
-    iou = {(i, j): len(a & b) / len(a | b) for i, a in enumerate(true_sets) for j, b in enumerate(found_sets)}
+    iou = {
+        (i, j): len(a & b) / len(a | b)
+        for i, a in enumerate(true_sets)
+        for j, b in enumerate(found_sets)
+    }
     ap = []
     for threshold in THRESHOLDS:
         tp = sum(value > threshold for value in iou.values())
@@ -86,4 +94,6 @@ def test_random_cases_equal_an_independent_computation(seed: int) -> None:
 def test_dropping_small_instances_equals_never_having_found_them() -> None:
     true, found = boxes((0, 4, 0, 5), (6, 10, 0, 5)), boxes((0, 4, 0, 5), (15, 16, 2, 4))
     without = boxes((0, 4, 0, 5))
-    assert score_instances(count_overlaps(true, found).drop_small(3)) == score_instances(count_overlaps(true, without))
+    assert score_instances(count_overlaps(true, found).drop_small(3)) == score_instances(
+        count_overlaps(true, without)
+    )

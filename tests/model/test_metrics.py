@@ -21,7 +21,9 @@ def test_hand_worked_case() -> None:
     counts = metrics.count_pixels(found, mask)
     assert tuple(int(count) for count in counts) == (2, 1, 1, 4)
     scores = {name: float(value) for name, value in metrics.score_counts(counts).items()}
-    assert scores == pytest.approx({"accuracy": 6 / 8, "f1": 4 / 6, "jaccard": 2 / 4, "recall": 2 / 3, "precision": 2 / 3})
+    assert scores == pytest.approx(
+        {"accuracy": 6 / 8, "f1": 4 / 6, "jaccard": 2 / 4, "recall": 2 / 3, "precision": 2 / 3}
+    )
 
 
 def test_scores_equal_scikit_learn_s_at_every_threshold() -> None:
@@ -33,12 +35,16 @@ def test_scores_equal_scikit_learn_s_at_every_threshold() -> None:
         found = (probability >= metrics.THRESHOLDS[position]).astype(np.uint8)
         for name, theirs in THEIRS.items():
             options = {} if name == "accuracy" else {"zero_division": 0}
-            assert scores[name][position] == pytest.approx(theirs(mask.ravel(), found.ravel(), **options)), (name, position)
+            assert scores[name][position] == pytest.approx(
+                theirs(mask.ravel(), found.ravel(), **options)
+            ), (name, position)
 
 
 def test_an_empty_image_found_empty_is_perfect_and_other_ratios_over_nothing_are_zero() -> None:
     none, one = np.zeros((2, 3), np.uint8), np.eye(2, 3, dtype=np.uint8)
-    assert {float(value) for value in metrics.score_counts(metrics.count_pixels(none, none)).values()} == {1.0}
+    assert {
+        float(value) for value in metrics.score_counts(metrics.count_pixels(none, none)).values()
+    } == {1.0}
     missed = metrics.score_counts(metrics.count_pixels(none, one))
     assert (float(missed["precision"]), float(missed["recall"]), float(missed["f1"])) == (0, 0, 0)
 
@@ -52,7 +58,12 @@ def test_means_are_over_images_and_pools_over_pixels() -> None:
 
 def test_histograms_of_parts_add_up_to_that_of_the_whole() -> None:
     rng = np.random.default_rng(1)
-    probability, mask = rng.random((30, 40), dtype=np.float32), (rng.random((30, 40)) < 0.5).astype(np.uint8)
-    parts = metrics.histogram(probability[:11], mask[:11]) + metrics.histogram(probability[11:], mask[11:])
+    probability, mask = (
+        rng.random((30, 40), dtype=np.float32),
+        (rng.random((30, 40)) < 0.5).astype(np.uint8),
+    )
+    parts = metrics.histogram(probability[:11], mask[:11]) + metrics.histogram(
+        probability[11:], mask[11:]
+    )
     np.testing.assert_array_equal(parts, metrics.histogram(probability, mask))
     assert metrics.histogram(np.ones((2, 3), np.float32), np.ones((2, 3), np.uint8))[1, 255] == 6

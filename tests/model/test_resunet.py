@@ -16,7 +16,9 @@ def reference() -> ResUNet:
     network = build_network(ModelConfig(norm_momentum=0.01))
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and tensor.ndim == 1:
-            tensor.uniform_(0.5, 1.5) if "var" in name or "weight" in name else tensor.normal_(0, 0.3)
+            tensor.uniform_(0.5, 1.5) if "var" in name or "weight" in name else tensor.normal_(
+                0, 0.3
+            )
     return network.eval()
 
 
@@ -25,13 +27,17 @@ def test_it_has_the_parameters_of_the_baseline() -> None:
     assert sum(p.numel() for p in network.parameters() if p.requires_grad) == 4_713_841
     convolutions = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d)]
     assert all(module.bias is not None for module in convolutions)
-    assert {module.eps for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)} == {1e-3}
+    assert {
+        module.eps for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)
+    } == {1e-3}
 
 
 def test_every_level_has_the_shape_of_the_baseline() -> None:
     network, shapes = reference(), []
     for module in [network.stem, *network.encoder, network.bridge, *network.decoder, network.head]:
-        module.register_forward_hook(lambda _module, _input, output: shapes.append(tuple(output.shape[1:])))
+        module.register_forward_hook(
+            lambda _module, _input, output: shapes.append(tuple(output.shape[1:]))
+        )
     network(torch.zeros(1, 3, 64, 96))
     assert shapes == [
         (16, 64, 96), (32, 32, 48), (64, 16, 24), (128, 8, 12), (256, 4, 6), (256, 4, 6),
@@ -49,20 +55,29 @@ def test_output_equals_a_step_by_step_computation_with_the_same_weights() -> Non
         size = weight.shape[-1]
         height, width = -(-x.shape[2] // stride), -(-x.shape[3] // stride)
         # Keras's "same": what is missing is split between both ends, the odd pixel to the later one.
-        missing = [max((n - 1) * stride + size - m, 0) for n, m in ((height, x.shape[2]), (width, x.shape[3]))]
-        x = functional.pad(x, (missing[1] // 2, -(-missing[1] // 2), missing[0] // 2, -(-missing[0] // 2)))
+        missing = [
+            max((n - 1) * stride + size - m, 0)
+            for n, m in ((height, x.shape[2]), (width, x.shape[3]))
+        ]
+        x = functional.pad(
+            x, (missing[1] // 2, -(-missing[1] // 2), missing[0] // 2, -(-missing[0] // 2))
+        )
         total: Tensor = bias.view(1, -1, 1, 1).expand(x.shape[0], -1, height, width).clone()
         for row in range(size):
             for column in range(size):
                 window = x[
-                    :, :, row : row + (height - 1) * stride + 1 : stride, column : column + (width - 1) * stride + 1 : stride
+                    :,
+                    :,
+                    row : row + (height - 1) * stride + 1 : stride,
+                    column : column + (width - 1) * stride + 1 : stride,
                 ]
                 total += torch.einsum("oi,nihw->nohw", weight[:, :, row, column], window)
         return total
 
     def norm(x: Tensor, name: str) -> Tensor:
         mean, variance, gamma, beta = (
-            state[f"{name}.{part}"].view(1, -1, 1, 1) for part in ("running_mean", "running_var", "weight", "bias")
+            state[f"{name}.{part}"].view(1, -1, 1, 1)
+            for part in ("running_mean", "running_var", "weight", "bias")
         )
         scaled = gamma * (x - mean) / (variance + 1e-3).sqrt()
         shifted: Tensor = scaled + beta
@@ -76,7 +91,10 @@ def test_output_equals_a_step_by_step_computation_with_the_same_weights() -> Non
         return result + conv(x, f"{name}.shortcut", stride)
 
     x = torch.rand(2, 3, 32, 48, dtype=torch.float64)
-    skips = [conv_block(conv(x, "stem.body.0"), "stem.body.1") + norm(conv(x, "stem.shortcut.0"), "stem.shortcut.1")]
+    skips = [
+        conv_block(conv(x, "stem.body.0"), "stem.body.1")
+        + norm(conv(x, "stem.shortcut.0"), "stem.shortcut.1")
+    ]
     for level in range(4):
         skips.append(residual_block(skips[-1], f"encoder.{level}", stride=2))
     y = conv_block(conv_block(skips.pop(), "bridge.0"), "bridge.1")

@@ -12,7 +12,9 @@ from resunet_ray.data.synthetic import generate_image
 
 @pytest.fixture(scope="module")
 def picture() -> np.ndarray:
-    return generate_image(700, 900, modality="stained", num_nuclei=300, rng=np.random.default_rng(3))[0]
+    return generate_image(
+        700, 900, modality="stained", num_nuclei=300, rng=np.random.default_rng(3)
+    )[0]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,9 @@ def dark_bundle(bundle_uri: str, tmp_path_factory: pytest.TempPathFactory) -> st
             weights[name] += 1
     weights["stem.shortcut.0.weight"][0] = -1 / 3  # of three channels between 0 and 1
     weights["stem.shortcut.1.weight"][0] = 1
-    skip = weights["decoder.0.shortcut.weight"].shape[1] - weights["stem.shortcut.0.weight"].shape[0]
+    skip = (
+        weights["decoder.0.shortcut.weight"].shape[1] - weights["stem.shortcut.0.weight"].shape[0]
+    )
     weights["decoder.0.shortcut.weight"][0, skip] = 1  # beside the upsampled level
     weights["head.weight"][0, 0] = 40.0
     weights["head.bias"][0] = 40.0 * 0.62

@@ -19,7 +19,14 @@ def main(bundle: str, images: str, outputs: str) -> None:
     for writes in range(1000):
         output = Path(outputs) / str(writes)
         # Nobody renews a lease of ten minutes meanwhile, which would be one write more in some runs.
-        config = SegmentConfig(bundle=bundle, input=(images,), output=str(output), precision="fp32", actors=0, lease_seconds=600)
+        config = SegmentConfig(
+            bundle=bundle,
+            input=(images,),
+            output=str(output),
+            precision="fp32",
+            actors=0,
+            lease_seconds=600,
+        )
         read, write = os.pipe()
         child = os.fork()
         if child == 0:

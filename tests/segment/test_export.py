@@ -28,12 +28,20 @@ KINDS: tuple[ExportKind, ...] = ("geojson", "ome-zarr", "ome-tiff")
 
 
 @pytest.fixture(scope="module")
-def exported(picture: np.ndarray, dark_bundle: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(
+    picture: np.ndarray, dark_bundle: str, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A slide of several regions, at twice the bundle's resolution, and all that is exported of it."""
     folder = tmp_path_factory.mktemp("exported")
     write_pyramid(folder / "slide.tiff", picture, mpp=0.25)
     segment(
-        SegmentConfig(bundle=dark_bundle, input=(str(folder / "slide.tiff"),), output=str(folder / "out"), region=256, actors=0)
+        SegmentConfig(
+            bundle=dark_bundle,
+            input=(str(folder / "slide.tiff"),),
+            output=str(folder / "out"),
+            region=256,
+            actors=0,
+        )
     )
     assert export_runs(str(folder / "out"), kinds=KINDS) == 3
     return folder / "out"
@@ -55,7 +63,9 @@ def test_geojson_is_what_qupath_imports(exported: Path) -> None:
         assert feature["type"] == "Feature"
         assert feature["properties"]["objectType"] == "detection"
         assert feature["properties"]["classification"]["name"]
-        assert all(isinstance(value, float) for value in feature["properties"]["measurements"].values())
+        assert all(
+            isinstance(value, float) for value in feature["properties"]["measurements"].values()
+        )
         assert feature["geometry"]["type"] == "Polygon"
         assert all(ring[0] == ring[-1] for ring in feature["geometry"]["coordinates"])
         shape = shapely.geometry.shape(feature["geometry"])
@@ -71,8 +81,16 @@ def test_geojson_is_what_qupath_imports(exported: Path) -> None:
 def test_very_many_nuclei_go_to_several_files(exported: Path, tmp_path: Path) -> None:
     rows = read_output(str(exported), "instances").head(25).to_dict("records")
     paths = write_features(build_features(rows), folder=tmp_path, stem="slide", most=10)
-    assert [path.name for path in paths] == ["slide.geojson.gz", "slide.part-2.geojson.gz", "slide.part-3.geojson.gz"]
-    found = [feature["id"] for path in paths for feature in json.loads(gzip.decompress(path.read_bytes()))["features"]]
+    assert [path.name for path in paths] == [
+        "slide.geojson.gz",
+        "slide.part-2.geojson.gz",
+        "slide.part-3.geojson.gz",
+    ]
+    found = [
+        feature["id"]
+        for path in paths
+        for feature in json.loads(gzip.decompress(path.read_bytes()))["features"]
+    ]
     assert found == [row["instance_id"] for row in rows]
     (empty,) = write_features([], folder=tmp_path, stem="none", most=10)
     assert json.loads(gzip.decompress(empty.read_bytes()))["features"] == []
@@ -94,7 +112,9 @@ def test_ome_zarr_holds_every_nucleus_under_its_own_number(exported: Path) -> No
     ome = group.attrs["ome"]
     (multiscale,) = ome["multiscales"]
     assert (ome["version"], [axis["name"] for axis in multiscale["axes"]]) == ("0.5", ["y", "x"])
-    assert multiscale["datasets"][0]["coordinateTransformations"] == [{"type": "scale", "scale": [0.5, 0.5]}]
+    assert multiscale["datasets"][0]["coordinateTransformations"] == [
+        {"type": "scale", "scale": [0.5, 0.5]}
+    ]
     levels = [np.asarray(group[dataset["path"]]) for dataset in multiscale["datasets"]]
     assert levels[0].shape == (350, 450)
     nuclei = read_output(str(exported), "instances")
@@ -116,30 +136,50 @@ def test_ome_tiff_is_a_pyramid_of_the_mask(exported: Path) -> None:
     np.testing.assert_array_equal(levels[0], whole_mask(exported, height=350, width=450))
 
 
-def test_exports_of_plain_images_go_to_object_storage(dark_bundle: str, generated: Path, s3: str) -> None:
-    config = SegmentConfig(bundle=dark_bundle, input=(str(generated / "images"),), output=f"{s3}/exported", actors=0)
+def test_exports_of_plain_images_go_to_object_storage(
+    dark_bundle: str, generated: Path, s3: str
+) -> None:
+    config = SegmentConfig(
+        bundle=dark_bundle, input=(str(generated / "images"),), output=f"{s3}/exported", actors=0
+    )
     (result,) = segment(config)
-    assert result.images == {"ok": 20}, read_output(config.output, "images")["error_message"].tolist()
-    assert export_runs(config.output, kinds=["geojson", "ome-zarr"]) == 2 * result.images["ok"] == 40
-    names = [name for name, _ in storage.list_files(f"{config.output}/exports/geojson/{result.run_id}")]
+    assert result.images == {"ok": 20}, read_output(config.output, "images")[
+        "error_message"
+    ].tolist()
+    assert (
+        export_runs(config.output, kinds=["geojson", "ome-zarr"]) == 2 * result.images["ok"] == 40
+    )
+    names = [
+        name for name, _ in storage.list_files(f"{config.output}/exports/geojson/{result.run_id}")
+    ]
     assert len(names) == 20
     total = sum(
         len(
-            json.loads(gzip.decompress(storage.read_bytes(f"{config.output}/exports/geojson/{result.run_id}/{name}")))["features"]
+            json.loads(
+                gzip.decompress(
+                    storage.read_bytes(f"{config.output}/exports/geojson/{result.run_id}/{name}")
+                )
+            )["features"]
         )
         for name in names
     )
     assert total == len(read_output(config.output, "instances")) > 20
 
 
-def test_names_that_an_archive_chose_are_only_names(dark_bundle: str, generated: Path, tmp_path: Path) -> None:
+def test_names_that_an_archive_chose_are_only_names(
+    dark_bundle: str, generated: Path, tmp_path: Path
+) -> None:
     content = next((generated / "images").iterdir()).read_bytes()
     names = ["x" * 300, "../../../../up", "/etc/root", "a\nb", "con", "ü" * 100]
     with zipfile.ZipFile(tmp_path / "names.zip", "w") as packed:
         for number, name in enumerate(names):
             packed.writestr(f"{name}.png", content[:-12] + bytes([number]) + content[-12:])
     output = tmp_path / "a" / "b" / "out"
-    segment(SegmentConfig(bundle=dark_bundle, input=(str(tmp_path / "names.zip"),), output=str(output), actors=0))
+    segment(
+        SegmentConfig(
+            bundle=dark_bundle, input=(str(tmp_path / "names.zip"),), output=str(output), actors=0
+        )
+    )
     assert export_runs(str(output), kinds=("png", "geojson")) == 2 * len(names)
     written = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "names.zip"]
     assert all(path.is_relative_to(output) for path in written)

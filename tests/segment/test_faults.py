@@ -58,18 +58,29 @@ def encode_rgba() -> bytes:
     return content.tobytes()
 
 
-def test_damaged_files_among_good_ones(bundle_uri: str, generated: Path, tmp_path: Path, cluster: str) -> None:
+def test_damaged_files_among_good_ones(
+    bundle_uri: str, generated: Path, tmp_path: Path, cluster: str
+) -> None:
     """Each is a row that says at which stage it failed and why; the exit code says that there were too many."""
     good = cv2.resize(decode_stored(next((generated / "images").iterdir()).read_bytes()), (40, 30))
     (tmp_path / "in").mkdir()
     for number in range(20):
-        (tmp_path / "in" / f"good-{number}.png").write_bytes(encode_png(np.roll(good, number, axis=0)))
+        (tmp_path / "in" / f"good-{number}.png").write_bytes(
+            encode_png(np.roll(good, number, axis=0))
+        )
     kinds = damaged(encode_png(good))
     assert len(kinds) == 12
     for number in range(60):
         name = sorted(kinds)[number % 12]
         (tmp_path / "in" / f"{number}-{name}").write_bytes(kinds[name][0])
-    flags = ["--bundle", bundle_uri, "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    flags = [
+        "--bundle",
+        bundle_uri,
+        "--input",
+        str(tmp_path / "in"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
     code, line, errors = call_job("segment", *flags)
     assert code == 3, errors
     assert line["images"] == {"ok": 20, "failed": 60}
@@ -86,7 +97,11 @@ def test_damaged_files_among_good_ones(bundle_uri: str, generated: Path, tmp_pat
         path = next((tmp_path / "in").glob(f"{number}-*"))
         path.write_bytes(encode_png(good))
     again = SegmentConfig(
-        bundle=bundle_uri, input=(str(tmp_path / "in"),), output=str(tmp_path / "out"), retry_failed=True, max_error_fraction=1
+        bundle=bundle_uri,
+        input=(str(tmp_path / "in"),),
+        output=str(tmp_path / "out"),
+        retry_failed=True,
+        max_error_fraction=1,
     )
     assert [result.images for result in segment(again)] == [{"ok": 12, "failed": 48}]
     rows = read_output(str(tmp_path / "out"), "images")
@@ -100,18 +115,38 @@ def test_killed_it_ends_with_the_same_rows(bundle_uri: str, tmp_path: Path, clus
     rng = np.random.default_rng(0)
     (tmp_path / "in").mkdir()
     for number in range(64):
-        (tmp_path / "in" / f"{number}.png").write_bytes(encode_png(rng.integers(0, 256, (60, 70, 3), dtype=np.uint8)))
-    command = ["--bundle", bundle_uri, "--input", str(tmp_path / "in"), "--precision", "fp32", "--readers", "1"]
+        (tmp_path / "in" / f"{number}.png").write_bytes(
+            encode_png(rng.integers(0, 256, (60, 70, 3), dtype=np.uint8))
+        )
+    command = [
+        "--bundle",
+        bundle_uri,
+        "--input",
+        str(tmp_path / "in"),
+        "--precision",
+        "fp32",
+        "--readers",
+        "1",
+    ]
     killed = [*command, "--output", str(tmp_path / "killed")]
-    kill_after_a_chunk(killed, tmp_path / "killed" / "regions", log=tmp_path / "log", address=cluster)
+    kill_after_a_chunk(
+        killed, tmp_path / "killed" / "regions", log=tmp_path / "log", address=cluster
+    )
     code, line, errors = run_job("segment", *killed, address=cluster)
     assert (code, line["status"], line["images"]) == (0, "done", {"ok": 64}), errors
-    whole = SegmentConfig(bundle=bundle_uri, input=(str(tmp_path / "in"),), output=str(tmp_path / "whole"), precision="fp32")
+    whole = SegmentConfig(
+        bundle=bundle_uri,
+        input=(str(tmp_path / "in"),),
+        output=str(tmp_path / "whole"),
+        precision="fp32",
+    )
     assert [result.images for result in segment(whole)] == [{"ok": 64}]
     assert "resuming run" in errors
     columns = ["image_id", "image_uri", "mask", "num_instances", "confidence_sum", "status"]
     one, other = (
-        read_output(str(tmp_path / name), "regions", columns=columns).sort_values("image_id", ignore_index=True)
+        read_output(str(tmp_path / name), "regions", columns=columns).sort_values(
+            "image_id", ignore_index=True
+        )
         for name in ("killed", "whole")
     )
     pd.testing.assert_frame_equal(one, other)
@@ -126,7 +161,9 @@ def kill_after_a_chunk(flags: list[str], regions: Path, *, log: Path, address: s
     before = count_files(regions)
     with log.open("ab") as file:
         command = [sys.executable, str(ROOT / "jobs" / "segment.py"), *flags]
-        driver = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, "RAY_ADDRESS": address})
+        driver = subprocess.Popen(
+            command, stdout=file, stderr=file, env={**os.environ, "RAY_ADDRESS": address}
+        )
     while driver.poll() is None and count_files(regions) <= before:
         time.sleep(0.02)
     assert driver.poll() is None, log.read_text()
@@ -145,7 +182,9 @@ def test_dead_after_any_write_it_ends_with_what_an_undisturbed_run_gives(
     (tmp_path / "in").mkdir()
     for path in sorted((generated / "images").iterdir())[:3]:
         shutil.copy(path, tmp_path / "in")
-    slide, _ = generate_image(600, 700, modality="stained", num_nuclei=60, rng=np.random.default_rng(0))
+    slide, _ = generate_image(
+        600, 700, modality="stained", num_nuclei=60, rng=np.random.default_rng(0)
+    )
     write_pyramid(tmp_path / "in" / "slide.tiff", slide)
     command = [
         sys.executable,
@@ -159,16 +198,26 @@ def test_dead_after_any_write_it_ends_with_what_an_undisturbed_run_gives(
     deaths = [json.loads(line) for line in done.stdout.splitlines()]
     assert [death["code"] for death in deaths] == [0] * len(deaths), done.stderr
     written = [re.sub(r"\d{8}T\d{6}Z-\w{6}", "RUN", death["unwritten"]) for death in deaths]
-    for name in ("runs/RUN/plan/00000.parquet", "runs/RUN/run.json", "regions/RUN/000001.parquet", "instances/RUN/00001.parquet"):
+    for name in (
+        "runs/RUN/plan/00000.parquet",
+        "runs/RUN/run.json",
+        "regions/RUN/000001.parquet",
+        "instances/RUN/00001.parquet",
+    ):
         assert name in written
     assert written.count("runs/RUN/run.json") == 2
     whole = read_tables(tmp_path / "out" / str(len(deaths)))
     assert len(whole["images"]) == 4
     for death in deaths:
-        left = [str(path.relative_to(death["output"])) for path in Path(death["output"]).glob("*/*/**/.*")]
+        left = [
+            str(path.relative_to(death["output"]))
+            for path in Path(death["output"]).glob("*/*/**/.*")
+        ]
         assert left == [], death["unwritten"]
         for name, table in read_tables(death["output"]).items():
-            pd.testing.assert_frame_equal(table, whole[name], obj=f"{name} after a death before {death['unwritten']}")
+            pd.testing.assert_frame_equal(
+                table, whole[name], obj=f"{name} after a death before {death['unwritten']}"
+            )
 
 
 def read_tables(output: Path | str) -> dict[str, pd.DataFrame]:
@@ -179,7 +228,9 @@ def read_tables(output: Path | str) -> dict[str, pd.DataFrame]:
         "instances": ["image_id", "centroid_y", "centroid_x", "geometry"],
     }
     return {
-        name: read_output(str(output), name, columns=wanted).sort_values(wanted[:3], ignore_index=True)
+        name: read_output(str(output), name, columns=wanted).sort_values(
+            wanted[:3], ignore_index=True
+        )
         for name, wanted in columns.items()
     }
 
@@ -200,8 +251,14 @@ def test_an_image_that_kills_the_process_is_named_and_the_rest_completes(
     monkeypatch.setattr("resunet_ray.segment.work.actors.Segmenter", Poisoned)
     (tmp_path / "in").mkdir()
     for number, path in enumerate(sorted((generated / "images").iterdir())):
-        (tmp_path / "in" / f"{'poison' if number == 7 else number}.png").write_bytes(path.read_bytes())
-    (result,) = segment(SegmentConfig(bundle=bundle_uri, input=(str(tmp_path / "in"),), output=str(tmp_path / "out")))
+        (tmp_path / "in" / f"{'poison' if number == 7 else number}.png").write_bytes(
+            path.read_bytes()
+        )
+    (result,) = segment(
+        SegmentConfig(
+            bundle=bundle_uri, input=(str(tmp_path / "in"),), output=str(tmp_path / "out")
+        )
+    )
     assert result.images == {"ok": 19, "failed": 1}
     rows = read_output(str(tmp_path / "out"), "images")
     (failed,) = rows[rows["status"] == "failed"].itertuples()
@@ -227,13 +284,20 @@ def test_a_slide_that_kills_who_looks_at_it_is_named_and_the_rest_completes(
     (tmp_path / "in").mkdir()
     for name in ("a", "b", "poison", "c"):
         tifffile.imwrite(tmp_path / "in" / f"{name}.tif", np.zeros((40, 50, 3), np.uint8))
-    (result,) = segment(SegmentConfig(bundle=bundle_uri, input=(str(tmp_path / "in"),), output=str(tmp_path / "out")))
+    (result,) = segment(
+        SegmentConfig(
+            bundle=bundle_uri, input=(str(tmp_path / "in"),), output=str(tmp_path / "out")
+        )
+    )
     assert result.images == {"ok": 3, "failed": 1}
     rows = read_output(str(tmp_path / "out"), "images")
     (failed,) = rows[rows["status"] == "failed"].itertuples()
     assert (failed.error_stage, Path(failed.image_uri).name) == ("crash", "poison.tif")
     assert "the process died 2 times over" in failed.error_message
-    assert {path.name for path in (tmp_path / "out" / "runs" / str(result.run_id)).iterdir()} == {"plan", "run.json"}
+    assert {path.name for path in (tmp_path / "out" / "runs" / str(result.run_id)).iterdir()} == {
+        "plan",
+        "run.json",
+    }
 
 
 def watch(condition: Callable[[], bool], *, then: Callable[[], Any]) -> Any:
@@ -249,8 +313,17 @@ def watch(condition: Callable[[], bool], *, then: Callable[[], Any]) -> Any:
     return thread
 
 
-def test_a_second_run_over_the_same_output_leaves_it_alone(bundle_uri: str, generated: Path, tmp_path: Path) -> None:
-    flags = ["--bundle", bundle_uri, "--input", str(generated / "images"), "--output", str(tmp_path)]
+def test_a_second_run_over_the_same_output_leaves_it_alone(
+    bundle_uri: str, generated: Path, tmp_path: Path
+) -> None:
+    flags = [
+        "--bundle",
+        bundle_uri,
+        "--input",
+        str(generated / "images"),
+        "--output",
+        str(tmp_path),
+    ]
     with storage.hold_lease(str(tmp_path), seconds=30) as lease:
         code, line, errors = call_job("segment", *flags)
     assert (code, line["status"]) == (0, "leased"), errors
@@ -261,12 +334,19 @@ def test_a_second_run_over_the_same_output_leaves_it_alone(bundle_uri: str, gene
 
 @pytest.mark.campaign
 def test_a_store_that_is_away_costs_time_and_nothing_else(
-    bundle_uri: str, s3: str, s3_server: subprocess.Popen[bytes], cluster: str, caplog: pytest.LogCaptureFixture
+    bundle_uri: str,
+    s3: str,
+    s3_server: subprocess.Popen[bytes],
+    cluster: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The whole object store stands still in the middle of a run, input and output alike."""
     rng = np.random.default_rng(2)
     for number in range(96):
-        storage.write_bytes(f"{s3}/away-in/{number}.png", encode_png(rng.integers(0, 256, (150, 170, 3), dtype=np.uint8)))
+        storage.write_bytes(
+            f"{s3}/away-in/{number}.png",
+            encode_png(rng.integers(0, 256, (150, 170, 3), dtype=np.uint8)),
+        )
 
     def stop() -> None:
         s3_server.send_signal(signal.SIGSTOP)
@@ -274,8 +354,14 @@ def test_a_store_that_is_away_costs_time_and_nothing_else(
         s3_server.send_signal(signal.SIGCONT)
 
     begun = time.monotonic()
-    stopper = watch(lambda: time.monotonic() > begun + 1 and storage.exists(f"{s3}/away-out/regions"), then=stop)
-    (result,) = segment(SegmentConfig(bundle=bundle_uri, input=(f"{s3}/away-in",), output=f"{s3}/away-out", readers=1))
+    stopper = watch(
+        lambda: time.monotonic() > begun + 1 and storage.exists(f"{s3}/away-out/regions"), then=stop
+    )
+    (result,) = segment(
+        SegmentConfig(
+            bundle=bundle_uri, input=(f"{s3}/away-in",), output=f"{s3}/away-out", readers=1
+        )
+    )
     stopper.join()
     assert time.monotonic() > begun + 8
     assert result.images == {"ok": 96}

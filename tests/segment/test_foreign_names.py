@@ -63,16 +63,27 @@ def write_archives(folder: Path, names: list[str]) -> None:
             member.size = len(IMAGE)
             packed.addfile(member, io.BytesIO(IMAGE))
     with (folder / "c.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["uri", "member"], *((str(folder / "a.zip"), f"not {name}") for name in names)])
+        csv.writer(file).writerows(
+            [["uri", "member"], *((str(folder / "a.zip"), f"not {name}") for name in names)]
+        )
 
 
-@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(names=st.lists(NAMES, min_size=10, max_size=20, unique=True))
 def test_a_name_is_only_a_name(
-    names: list[str], dark_bundle: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    names: list[str],
+    dark_bundle: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     place = tmp_path_factory.mktemp("names")
-    inputs, output, other = place / "deep" / "in", place / "deep" / "out", place / "deep" / "elsewhere"
+    inputs, output, other = (
+        place / "deep" / "in",
+        place / "deep" / "out",
+        place / "deep" / "elsewhere",
+    )
     for folder in (inputs, other):
         folder.mkdir(parents=True)
     write_archives(inputs, names)
@@ -80,12 +91,20 @@ def test_a_name_is_only_a_name(
     before = list_files(place)
     given_to = (str(inputs / "a.zip"), str(inputs / "b.tar.gz"), str(inputs / "c.csv"))
     cache = str(place / "cache")
-    (result,) = segment(SegmentConfig(bundle=dark_bundle, input=given_to, output=str(output), actors=0, cache=cache))
+    (result,) = segment(
+        SegmentConfig(bundle=dark_bundle, input=given_to, output=str(output), actors=0, cache=cache)
+    )
     exported = export_runs(str(output), kinds=["png", "geojson", "ome-zarr", "ome-tiff"])
     write_segmentation_report(str(output), run_id=str(result.run_id))
-    outside = {name for name in list_files(place) - before if not name.startswith((str(output), cache))}
+    outside = {
+        name for name in list_files(place) - before if not name.startswith((str(output), cache))
+    }
     assert outside == set()
-    hidden = [name for name in names if any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))]
+    hidden = [
+        name
+        for name in names
+        if any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
+    ]
     seen = len(names) - len(hidden)
     rows = read_output(str(output), "images")
     assert rows["image_id"].is_unique

@@ -63,10 +63,16 @@ def test_a_run_that_it_began_is_finished(output: Path, tmp_path: Path) -> None:
     pq.write_table(plan, run / "plan" / "00000.parquet")
     finished, new = segment(
         SegmentConfig(
-            bundle=str(tmp_path / "bundle"), input=(str(tmp_path / "images"),), output=str(output), actors=0, precision="fp32"
+            bundle=str(tmp_path / "bundle"),
+            input=(str(tmp_path / "images"),),
+            output=str(output),
+            actors=0,
+            precision="fp32",
         )
     )
-    assert (finished.run_id, finished.images, new.images) == (run.name, {"ok": 3}, {"ok": 3}), "the places are new ones"
+    assert (finished.run_id, finished.images, new.images) == (run.name, {"ok": 3}, {"ok": 3}), (
+        "the places are new ones"
+    )
     columns = ["image_id", "num_nuclei", "foreground_fraction"]
     for name, wanted in (("images", columns), ("regions", ["image_id", "mask"])):
         after = read_output(str(output), name)

@@ -16,7 +16,11 @@ from resunet_ray.segment.run import segment
 @pytest.fixture
 def config(bundle_uri: str, generated: Path, tmp_path: Path) -> SegmentConfig:
     return SegmentConfig(
-        bundle=bundle_uri, input=(str(generated / "images"),), output=str(tmp_path / "out"), actors=0, export=("png",)
+        bundle=bundle_uri,
+        input=(str(generated / "images"),),
+        output=str(tmp_path / "out"),
+        actors=0,
+        export=("png",),
     )
 
 
@@ -25,12 +29,24 @@ def traces(output: str, run: str) -> list[Path]:
 
 
 def test_nothing_of_it_stays_and_its_images_are_new(config: SegmentConfig, generated: Path) -> None:
-    flags = ["--bundle", config.bundle, "--output", config.output, "--actors", "0", "--export", "png", "geojson"]
+    flags = [
+        "--bundle",
+        config.bundle,
+        "--output",
+        config.output,
+        "--actors",
+        "0",
+        "--export",
+        "png",
+        "geojson",
+    ]
     first, *others = sorted(map(str, (generated / "images").iterdir()))
     kept = call_job("segment", "--input", first, *flags)[1]["run_id"]
     run = call_job("segment", "--input", str(generated / "images"), *flags)[1]["run_id"]
     columns = ["image_id", "num_nuclei", "mean_confidence"]
-    before = read_output(config.output, "images", columns=columns).sort_values("image_id", ignore_index=True)
+    before = read_output(config.output, "images", columns=columns).sort_values(
+        "image_id", ignore_index=True
+    )
     assert traces(config.output, run)
     code, line, errors = call_job("segment", "give-up", "--output", config.output, "--run", run)
     assert (code, line["run"]) == (0, run), errors
@@ -39,7 +55,9 @@ def test_nothing_of_it_stays_and_its_images_are_new(config: SegmentConfig, gener
     assert len(read_output(config.output, "images")) == 1
     code, line, errors = call_job("segment", "--input", str(generated / "images"), *flags)
     assert (code, line["images"], line["done_before"]) == (0, {"ok": len(others)}, 1), errors
-    after = read_output(config.output, "images", columns=columns).sort_values("image_id", ignore_index=True)
+    after = read_output(config.output, "images", columns=columns).sort_values(
+        "image_id", ignore_index=True
+    )
     assert after.equals(before)
 
 
@@ -75,9 +93,14 @@ def test_what_is_not_there_or_at_work_is_not_given_up(config: SegmentConfig) -> 
         code, line, _ = call_job("segment", "give-up", "--output", config.output, "--run", run)
         assert (code, line["error"]) == (2, "InputError"), line
         assert f"has no run {run}" in line["message"]
-    assert call_job("segment", "give-up", "--output", config.output, "--run", "a/b")[1]["error"] == "ConfigError"
+    assert (
+        call_job("segment", "give-up", "--output", config.output, "--run", "a/b")[1]["error"]
+        == "ConfigError"
+    )
     with storage.hold_lease(config.output, seconds=30):
-        code, line, _ = call_job("segment", "give-up", "--output", config.output, "--run", str(done.run_id))
+        code, line, _ = call_job(
+            "segment", "give-up", "--output", config.output, "--run", str(done.run_id)
+        )
     assert line["error"] == "LeaseError"
     assert len(read_output(config.output, "images")) == 20
 
@@ -93,8 +116,12 @@ def test_an_interrupted_run_is_finished_though_another_s_name_lies_in_the_future
         with pytest.raises(KeyboardInterrupt):
             segment(config)
     (interrupted,) = storage.list_folders(f"{config.output}/runs")
-    record = json.loads(storage.read_bytes(f"{config.output}/runs/{interrupted}/run.json")) | {"status": "done"}
-    storage.write_bytes(f"{config.output}/runs/20990101T000000Z-abcdef/run.json", json.dumps(record).encode())
+    record = json.loads(storage.read_bytes(f"{config.output}/runs/{interrupted}/run.json")) | {
+        "status": "done"
+    }
+    storage.write_bytes(
+        f"{config.output}/runs/20990101T000000Z-abcdef/run.json", json.dumps(record).encode()
+    )
     finished, nothing = segment(config)
     assert (finished.run_id, finished.images) == (interrupted, {"ok": 20})
     assert nothing.run_id is None

@@ -33,12 +33,17 @@ def folder(tmp_path: Path) -> Path:
 
 def listed(*inputs: str | Path, **options: object) -> dict[str, Found]:
     found = list(Listing([str(uri) for uri in inputs], CACHE, **options))  # type: ignore[arg-type]
-    names = {image.uri if image.member is None else f"{image.uri}!{image.member}": image for image in found}
+    names = {
+        image.uri if image.member is None else f"{image.uri}!{image.member}": image
+        for image in found
+    }
     assert len(names) == len(found)
     return names
 
 
-def test_a_folder_gives_its_images_and_says_what_it_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_gives_its_images_and_says_what_it_left_out(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level("INFO"):
         assert set(listed(folder)) == {str(folder / name) for name in NAMES}
     assert "1 files are no images by their names and were ignored: .txt (1)" in caplog.text
@@ -48,7 +53,9 @@ def test_globs_and_single_files(folder: Path) -> None:
     assert set(listed(folder / "*.png")) == {str(folder / "a.png")}
     assert set(listed(folder / "**" / "?.jpg")) == {str(folder / NAMES[2])}
     assert set(listed(folder / "deep" / "**")) == {str(folder / NAMES[1]), str(folder / NAMES[2])}
-    assert set(listed(folder / "notes.txt")) == {str(folder / "notes.txt")}, "what was named itself is tried"
+    assert set(listed(folder / "notes.txt")) == {str(folder / "notes.txt")}, (
+        "what was named itself is tried"
+    )
     with pytest.raises(InputError, match="is not there: expected a file, or a folder"):
         listed(folder / "none")
 
@@ -58,7 +65,9 @@ def test_the_output_is_no_input(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz"])
-def test_members_of_archives_are_images_wherever_their_names_point(tmp_path: Path, suffix: str) -> None:
+def test_members_of_archives_are_images_wherever_their_names_point(
+    tmp_path: Path, suffix: str
+) -> None:
     names = ["a.png", "../../etc/b.png", "/root/c.png", "deep/ü d.png"]
     path = tmp_path / f"x{suffix}"
     if suffix == ".zip":
@@ -156,7 +165,9 @@ def test_members_of_one_name_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_what_a_manifest_says_of_secrets_is_not_repeated(tmp_path: Path) -> None:
-    (tmp_path / "list.csv").write_text("uri\ns3://key:hidden@bucket/a.png\ns3://bucket?secret_key=hidden&x=1/a.png\n")
+    (tmp_path / "list.csv").write_text(
+        "uri\ns3://key:hidden@bucket/a.png\ns3://bucket?secret_key=hidden&x=1/a.png\n"
+    )
     for image in Listing([str(tmp_path / "list.csv")], CACHE):
         assert image.error is not None
         assert "hidden" not in image.uri + str(image.error)
@@ -171,7 +182,9 @@ def changed(one: dict[str, bytes], other: dict[str, bytes]) -> set[str]:
     return {name for name in one if one[name] != other[name]}
 
 
-def test_a_corrected_pixel_size_makes_its_image_new_and_no_other(folder: Path, tmp_path: Path) -> None:
+def test_a_corrected_pixel_size_makes_its_image_new_and_no_other(
+    folder: Path, tmp_path: Path
+) -> None:
     def manifest(*sizes: str) -> dict[str, bytes]:
         rows = [f"{folder / name},{size}" for name, size in zip(NAMES, sizes, strict=True)]
         (tmp_path / "list.csv").write_text("\n".join(["uri,mpp", *rows]))
@@ -210,7 +223,9 @@ def test_a_slide_is_new_when_the_folder_of_its_pixels_is(tmp_path: Path) -> None
     assert len(set(names)) == 3
 
 
-def test_corrected_truth_makes_its_image_new_however_its_place_is_spelled(folder: Path, tmp_path: Path) -> None:
+def test_corrected_truth_makes_its_image_new_however_its_place_is_spelled(
+    folder: Path, tmp_path: Path
+) -> None:
     masks = tmp_path / "masks"
     for name in NAMES:
         mask = (masks / name).with_suffix(".png")
@@ -219,7 +234,11 @@ def test_corrected_truth_makes_its_image_new_however_its_place_is_spelled(folder
     first = ids(folder, masks=str(masks))
     assert changed(first, ids(folder)) == {Path(name).name for name in NAMES}
     (tmp_path / "link").symlink_to(masks)
-    assert ids(folder, masks=str(tmp_path / "link")) == ids(folder, masks=f"{tmp_path}/./masks") == first
+    assert (
+        ids(folder, masks=str(tmp_path / "link"))
+        == ids(folder, masks=f"{tmp_path}/./masks")
+        == first
+    )
     (tmp_path / "list.csv").write_text(f"uri,mask_uri\n{folder / 'a.png'},{masks / 'a.png'}\n")
     assert ids(tmp_path / "list.csv")["a.png"] == first["a.png"]
     (masks / "a.png").write_bytes(b"better truth")
@@ -231,7 +250,9 @@ def test_corrected_truth_makes_its_image_new_however_its_place_is_spelled(folder
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
-def test_a_header_that_claims_gigabytes_is_refused_before_it_is_read(tmp_path: Path, kind: bytes) -> None:
+def test_a_header_that_claims_gigabytes_is_refused_before_it_is_read(
+    tmp_path: Path, kind: bytes
+) -> None:
     header = tarfile.TarInfo("header")
     header.type, header.size = kind, 2**33
     with gzip.open(tmp_path / "huge.tar.gz", "wb") as packed:
@@ -251,7 +272,9 @@ def test_a_member_or_a_file_of_more_bytes_than_an_image_has_is_refused_unread(
         tar.add(tmp_path / "large.png", "large.png")
     for image in Listing([str(tmp_path)], CACHE):
         entry = Entry(image.uri, image.member, image.offset, image.size or 0)
-        with pytest.raises(InputError, match=r"large.png has 1001 bytes: expected at most 1000 of one image"):
+        with pytest.raises(
+            InputError, match=r"large.png has 1001 bytes: expected at most 1000 of one image"
+        ):
             entry.read(CACHE)
     with pytest.raises(InputError, match=r"large.png has more than 1000 bytes"):
         Entry(str(tmp_path / "large.png")).read(CACHE)

@@ -49,7 +49,11 @@ def paint(*boxes: tuple[int, int, int, int], height: int = 900, width: int = 130
 
 
 def cut(
-    probability: np.ndarray, *, side: int, config: InstanceConfig = COMPONENTS, cells: np.ndarray | None = None
+    probability: np.ndarray,
+    *,
+    side: int,
+    config: InstanceConfig = COMPONENTS,
+    cells: np.ndarray | None = None,
 ) -> tuple[list[tuple[float, float, float]], np.ndarray]:
     """Area and centroid of what all regions of a slide have as their own, sorted; and their masks put together."""
     height, width = probability.shape
@@ -58,12 +62,21 @@ def cut(
     for region in cut_grid.regions(side):
         let_in = None if cells is None else Gate.of(cells, region=region)
         found_here = find_objects(
-            lambda window: probability[window.window], region=region, grid=cut_grid, config=config, gate=let_in
+            lambda window: probability[window.window],
+            region=region,
+            grid=cut_grid,
+            config=config,
+            gate=let_in,
         )
         mask[region.window] = found_here.labels > 0
         for own in found_here.own:
-            rows = measure_instances(own.labels, own.probability, corner=(own.window.top, own.window.left))
-            found += [(row["area_px"], round(row["centroid_y"], 6), round(row["centroid_x"], 6)) for row in rows]
+            rows = measure_instances(
+                own.labels, own.probability, corner=(own.window.top, own.window.left)
+            )
+            found += [
+                (row["area_px"], round(row["centroid_y"], 6), round(row["centroid_x"], 6))
+                for row in rows
+            ]
     return sorted(found), mask
 
 
@@ -78,7 +91,9 @@ def test_objects_of_any_length_are_the_same_however_the_slide_is_cut() -> None:
     """Up to the longest, each is one; a longer one is cut, and each pixel is in one piece."""
     lengths = (12, 75, 128, 129, 190, 375, 4000)
     probability = paint(
-        *((20 + 15 * row, 30 + 15 * row, 37, 37 + length) for row, length in enumerate(lengths)), height=140, width=4100
+        *((20 + 15 * row, 30 + 15 * row, 37, 37 + length) for row, length in enumerate(lengths)),
+        height=140,
+        width=4100,
     )
     wanted, mask = cut(probability, side=SIDES[0])
     np.testing.assert_array_equal(mask, probability > 0)
@@ -93,7 +108,12 @@ def test_objects_of_any_length_are_the_same_however_the_slide_is_cut() -> None:
 
 
 def test_a_comb_that_falls_apart_where_it_is_cut_loses_no_pixel() -> None:
-    comb = paint((140, 144, 5, 298), *((60, 140, left, left + 3) for left in range(8, 290, 9)), height=175, width=300)
+    comb = paint(
+        (140, 144, 5, 298),
+        *((60, 140, left, left + 3) for left in range(8, 290, 9)),
+        height=175,
+        width=300,
+    )
     wanted, mask = cut(comb, side=SIDES[0])
     np.testing.assert_array_equal(mask, comb > 0)
     assert sum(area for area, *_ in wanted) == comb.sum()
@@ -124,7 +144,11 @@ def test_whatever_the_clutter_it_is_the_same_however_it_is_cut(seed: int, count:
     rng = np.random.default_rng(seed)
     probability = np.zeros((190, 240), np.float32)
     for _ in range(count):
-        start, turn, length = rng.integers(0, 240, 2), rng.uniform(0, np.pi), rng.choice([3, 10, 40, 200])
+        start, turn, length = (
+            rng.integers(0, 240, 2),
+            rng.uniform(0, np.pi),
+            rng.choice([3, 10, 40, 200]),
+        )
         end = (start + length * np.array([np.cos(turn), np.sin(turn)])).astype(int)
         cv2.line(probability, start.tolist(), end.tolist(), 1.0, thickness=int(rng.integers(2, 8)))
     cells = rng.random((3, 4)) < 0.7
@@ -164,12 +188,17 @@ def test_the_tiles_of_a_window_are_those_of_the_whole() -> None:
         assert set(GRID.tiles(region)) == {
             tile
             for tile in everything
-            if tile.top < region.bottom and tile.bottom > region.top and tile.left < region.right and tile.right > region.left
+            if tile.top < region.bottom
+            and tile.bottom > region.top
+            and tile.left < region.right
+            and tile.right > region.left
         }
     values = np.random.default_rng(0).random((GRID.height, GRID.width), np.float32)
     window = Box(150, 480, 333, 777)
     np.testing.assert_allclose(
-        GRID.blend(window, {tile: values[tile.window] for tile in GRID.tiles(window)}), values[window.window], rtol=1e-5
+        GRID.blend(window, {tile: values[tile.window] for tile in GRID.tiles(window)}),
+        values[window.window],
+        rtol=1e-5,
     )
 
 
@@ -180,7 +209,11 @@ def test_regions_come_block_by_block() -> None:
     assert len(set(blocks)) == 4
 
 
-@pytest.mark.parametrize(("seen", "expected"), [([[5.4, 7.6]], 0.0), ([[5.4, 7.6], [50.0, 50.0]], 0.5), ([], 0.0)])
-def test_seam_disagreement_is_the_share_that_nobody_has(seen: list[list[float]], expected: float) -> None:
+@pytest.mark.parametrize(
+    ("seen", "expected"), [([[5.4, 7.6]], 0.0), ([[5.4, 7.6], [50.0, 50.0]], 0.5), ([], 0.0)]
+)
+def test_seam_disagreement_is_the_share_that_nobody_has(
+    seen: list[list[float]], expected: float
+) -> None:
     own = np.array([[5.4, 7.6], [20.0, 20.5]])
     assert seam_disagreement(own, np.array(seen, np.float64).reshape(-1, 2)) == expected

@@ -24,8 +24,12 @@ def images(count: int, *, start: int = 0) -> Iterator[Found]:
 
 def test_every_image_is_in_one_chunk(tmp_path: Path) -> None:
     plan = write_plan(str(tmp_path), images(5000), ledger=NOTHING, retry_failed=False)
-    chunks = [read_chunk(str(tmp_path), chunk)["image_uri"].to_pylist() for chunk in range(plan.chunks)]
-    assert [uri for chunk in chunks for uri in chunk] == [f"/in/{number}.png" for number in range(5000)]
+    chunks = [
+        read_chunk(str(tmp_path), chunk)["image_uri"].to_pylist() for chunk in range(plan.chunks)
+    ]
+    assert [uri for chunk in chunks for uri in chunk] == [
+        f"/in/{number}.png" for number in range(5000)
+    ]
     assert (plan.regions, plan.chunks) == (5000, 313)
     assert not (tmp_path / "plan" / f"{plan.chunks // 128 + 1:05d}.parquet").exists()
 
@@ -37,12 +41,22 @@ def test_a_chunk_never_mixes_archives(tmp_path: Path) -> None:
         yield from images(3)
 
     plan = write_plan(str(tmp_path), found(), ledger=NOTHING, retry_failed=False)
-    chunks = [set(read_chunk(str(tmp_path), chunk)["image_uri"].to_pylist()) for chunk in range(plan.chunks)]
-    assert [chunk for chunk in chunks if chunk & {"a.zip", "b.tar.gz"}] == [{"a.zip"}] * 3 + [{"b.tar.gz"}] * 3
+    chunks = [
+        set(read_chunk(str(tmp_path), chunk)["image_uri"].to_pylist())
+        for chunk in range(plan.chunks)
+    ]
+    assert [chunk for chunk in chunks if chunk & {"a.zip", "b.tar.gz"}] == [{"a.zip"}] * 3 + [
+        {"b.tar.gz"}
+    ] * 3
 
 
 def test_what_is_listed_twice_is_planned_once(tmp_path: Path) -> None:
-    plan = write_plan(str(tmp_path), [*images(100_000), *images(100_000), *images(5)], ledger=NOTHING, retry_failed=False)
+    plan = write_plan(
+        str(tmp_path),
+        [*images(100_000), *images(100_000), *images(5)],
+        ledger=NOTHING,
+        retry_failed=False,
+    )
     assert (plan.regions, plan.repeated) == (100_000, 100_005)
 
 
@@ -51,14 +65,29 @@ def test_the_ledger_knows_what_is_done_by_bundle_and_configuration(tmp_path: Pat
     bundles = ["b", "b", "b", "other", "b", "b"]
     statuses = ["ok", "empty", "failed", "ok", "partial", "failed"]
     rows = [
-        {"image_id": name, "bundle_digest": bundle, "config_digest": "c", "status": status, "attempt": attempt}
-        for name, bundle, status, attempt in zip(names, bundles, statuses, [1, 1, 2, 1, 1, 1], strict=True)
+        {
+            "image_id": name,
+            "bundle_digest": bundle,
+            "config_digest": "c",
+            "status": status,
+            "attempt": attempt,
+        }
+        for name, bundle, status, attempt in zip(
+            names, bundles, statuses, [1, 1, 2, 1, 1, 1], strict=True
+        )
     ]
-    storage.write_table(str(tmp_path / layout.IMAGES / "run" / "0.parquet"), pa.Table.from_pylist(rows, schema=IMAGES))
+    storage.write_table(
+        str(tmp_path / layout.IMAGES / "run" / "0.parquet"),
+        pa.Table.from_pylist(rows, schema=IMAGES),
+    )
     ledger = read_ledger(str(tmp_path), bundle_digest="b", config_digest="c")
     plan = write_plan(str(tmp_path), images(8), ledger=ledger, retry_failed=False)
     assert (plan.regions, plan.done, plan.failed_before) == (3, 2, 3)
-    assert read_chunk(str(tmp_path), 0)["image_uri"].to_pylist() == ["/in/3.png", "/in/6.png", "/in/7.png"]
+    assert read_chunk(str(tmp_path), 0)["image_uri"].to_pylist() == [
+        "/in/3.png",
+        "/in/6.png",
+        "/in/7.png",
+    ]
     plan = write_plan(str(tmp_path), images(8), ledger=ledger, retry_failed=True)
     assert (plan.regions, sorted(plan.retried)) == (6, sorted([names[2], names[4], names[5]]))
     chunk = read_chunk(str(tmp_path), 0).to_pylist()
@@ -84,7 +113,16 @@ def test_many_regions_of_many_slides_take_no_memory(tmp_path: Path) -> None:
     def regions(row: Row) -> Iterator[Row]:
         for index in range(4000):
             place = {"y": 512 * (index // 90), "x": 512 * (index % 90), "height": 512, "width": 512}
-            yield row | place | {"region_index": index, "num_regions": 4000, "slide_height": 46_080, "slide_width": 46_080}
+            yield (
+                row
+                | place
+                | {
+                    "region_index": index,
+                    "num_regions": 4000,
+                    "slide_height": 46_080,
+                    "slide_width": 46_080,
+                }
+            )
 
     def survey(rows: list[Row]) -> Iterator[Iterator[Row]]:
         for row in rows:
@@ -92,12 +130,23 @@ def test_many_regions_of_many_slides_take_no_memory(tmp_path: Path) -> None:
 
     names = ["/in/plain-0.tif", *(f"/in/{number}.tif" for number in range(5)), "/in/plain-1.tif"]
     tracemalloc.start()
-    plan = write_plan(str(tmp_path), (Found(name, "1") for name in names), ledger=NOTHING, retry_failed=False, survey=survey)
+    plan = write_plan(
+        str(tmp_path),
+        (Found(name, "1") for name in names),
+        ledger=NOTHING,
+        retry_failed=False,
+        survey=survey,
+    )
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert (plan.images, plan.regions) == (7, 20_002)
     assert peak < 20e6
-    chunks = [read_chunk(str(tmp_path), chunk)["image_uri"].unique().to_pylist() for chunk in range(plan.chunks)]
+    chunks = [
+        read_chunk(str(tmp_path), chunk)["image_uri"].unique().to_pylist()
+        for chunk in range(plan.chunks)
+    ]
     assert chunks[-1] == ["/in/plain-0.tif", "/in/plain-1.tif"]
     assert [len(names) for names in chunks[:-1]] == [1] * (plan.chunks - 1)
-    assert [chunks[first] for first in plan.parts] == [[f"/in/{number}.tif"] for number in range(5)] + [chunks[-1]]
+    assert [chunks[first] for first in plan.parts] == [
+        [f"/in/{number}.tif"] for number in range(5)
+    ] + [chunks[-1]]

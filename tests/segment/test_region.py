@@ -16,7 +16,9 @@ from resunet_ray.segment.work.region import describe_image
 
 
 def sample() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    image, labels = generate_image(120, 170, modality="stained", num_nuclei=40, rng=np.random.default_rng(4))
+    image, labels = generate_image(
+        120, 170, modality="stained", num_nuclei=40, rng=np.random.default_rng(4)
+    )
     truth = (labels > 0).astype(np.uint8)
     return image, truth, cv2.GaussianBlur(truth.astype(np.float32), (0, 0), 1.5)
 
@@ -55,22 +57,38 @@ def test_a_perimeter_is_about_that_of_the_shape() -> None:
     cv2.circle(ring, (45, 40), 10, 0, -1)
     (row,) = measure_instances(ring, ring.astype(np.float32))
     assert row["perimeter_px"] == pytest.approx(2 * np.pi * (30.5 + 10.5), rel=0.08)
-    (square,) = measure_instances(np.pad(np.ones((7, 9), np.int32), 3), np.ones((13, 15), np.float32))
+    (square,) = measure_instances(
+        np.pad(np.ones((7, 9), np.int32), 3), np.ones((13, 15), np.float32)
+    )
     assert square["perimeter_px"] == pytest.approx(32, abs=2.5)
 
 
 def test_the_sums_say_how_sure_and_how_sharp() -> None:
     image, truth, probability = sample()
-    row = describe_image(probability, image, config=InstanceConfig(), name="a", truth=truth, labels=True, probabilities=True)
+    row = describe_image(
+        probability,
+        image,
+        config=InstanceConfig(),
+        name="a",
+        truth=truth,
+        labels=True,
+        probabilities=True,
+    )
     mask = decode_stored(row["mask"])
     assert set(np.unique(mask)) == {0, 255}
     np.testing.assert_array_equal(mask > 0, probability >= 0.5)
     assert decode_stored(row["labels"]).max() == row["num_instances"] == len(row["instances"])
     np.testing.assert_allclose(decode_stored(row["probability"]) / 255, probability, atol=0.003)
     assert row["foreground_pixels"] == (mask > 0).sum() == row["tp"] + row["fp"]
-    assert row["confidence_sum"] / row["pixels"] == pytest.approx(np.maximum(probability, 1 - probability).mean(), abs=0.003)
-    assert row["uncertain_pixels"] == pytest.approx(((probability > 0.25) & (probability < 0.75)).sum(), rel=0.03)
-    blurred = describe_image(probability, cv2.GaussianBlur(image, (0, 0), 3), config=InstanceConfig(), name="a")
+    assert row["confidence_sum"] / row["pixels"] == pytest.approx(
+        np.maximum(probability, 1 - probability).mean(), abs=0.003
+    )
+    assert row["uncertain_pixels"] == pytest.approx(
+        ((probability > 0.25) & (probability < 0.75)).sum(), rel=0.03
+    )
+    blurred = describe_image(
+        probability, cv2.GaussianBlur(image, (0, 0), 3), config=InstanceConfig(), name="a"
+    )
     assert blurred["laplacian_square_sum"] < row["laplacian_square_sum"] / 5
 
 

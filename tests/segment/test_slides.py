@@ -26,16 +26,24 @@ from resunet_ray.segment.run import SegmentationResult, segment
 
 
 def nuclei(output: Path | str) -> pd.DataFrame:
-    return read_output(str(output), "instances").sort_values(["centroid_y", "centroid_x"], ignore_index=True)
+    return read_output(str(output), "instances").sort_values(
+        ["centroid_y", "centroid_x"], ignore_index=True
+    )
 
 
 def run(slide: Path | str, output: Path | str, bundle: str, **settings: Any) -> SegmentationResult:
     """In this process: what becomes of a slide does not depend on who does it, and an actor takes seconds to start."""
     fixed: dict[str, Any] = {"precision": "fp32", "actors": 0}
-    return segment(SegmentConfig(bundle=bundle, input=(str(slide),), output=str(output), **{**fixed, **settings}))[-1]
+    return segment(
+        SegmentConfig(
+            bundle=bundle, input=(str(slide),), output=str(output), **{**fixed, **settings}
+        )
+    )[-1]
 
 
-def test_the_same_nuclei_come_out_however_the_slide_is_cut(picture: np.ndarray, dark_bundle: str, tmp_path: Path) -> None:
+def test_the_same_nuclei_come_out_however_the_slide_is_cut(
+    picture: np.ndarray, dark_bundle: str, tmp_path: Path
+) -> None:
     write_pyramid(tmp_path / "slide.tiff", picture)
     cv2.imwrite(str(tmp_path / "slide.png"), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     assert run(tmp_path / "slide.png", tmp_path / "plain", dark_bundle).images == {"ok": 1}
@@ -59,7 +67,9 @@ def test_the_same_nuclei_come_out_however_the_slide_is_cut(picture: np.ndarray, 
 
 
 @pytest.mark.parametrize("scale", [0.2401, 1.5, 2.03])
-def test_the_same_nuclei_come_out_at_any_scale(picture: np.ndarray, dark_bundle: str, tmp_path: Path, scale: float) -> None:
+def test_the_same_nuclei_come_out_at_any_scale(
+    picture: np.ndarray, dark_bundle: str, tmp_path: Path, scale: float
+) -> None:
     """Only the upper half is tissue; an ink line runs all through it. The exported mask has the nuclei's own pixels."""
     height, width = (230, 270) if scale < 0.5 else (700, 900)
     slide = picture[:height, :width].copy()
@@ -71,14 +81,17 @@ def test_the_same_nuclei_come_out_at_any_scale(picture: np.ndarray, dark_bundle:
         output = tmp_path / str(region)
         run(tmp_path / "slide.tiff", output, dark_bundle, region=region)
         found[region] = nuclei(output)
-        pd.testing.assert_frame_equal(found[region][["geometry", "area_px"]], found[256][["geometry", "area_px"]])
+        pd.testing.assert_frame_equal(
+            found[region][["geometry", "area_px"]], found[256][["geometry", "area_px"]]
+        )
         (exact,) = read_output(str(output), "regions")["scale_to_level0"].unique()
         assert exact == pytest.approx(scale, rel=0.01)
         export_runs(str(output), kinds=["ome-tiff"])
         (path,) = output.rglob("*.ome.tiff")
         mask = tifffile.imread(path)
         shapes = shapely.transform(
-            shapely.from_wkb(found[region]["geometry"]), lambda points, exact=exact: np.rint(points / exact)
+            shapely.from_wkb(found[region]["geometry"]),
+            lambda points, exact=exact: np.rint(points / exact),
         )
         np.testing.assert_array_equal(mask > 0, rasterio.features.rasterize(shapes, mask.shape) > 0)
     assert len(found[256]) > (5 if scale < 0.5 else 20)
@@ -90,7 +103,9 @@ def test_a_faded_slide_is_seen_at_the_intensities_of_the_whole(
 ) -> None:
     """Each region alone would be stretched otherwise, the empty ones most of all."""
     bundle = load_bundle(dark_bundle)
-    info = replace(bundle.info, preprocess=replace(bundle.info.preprocess, intensity="percentiles"), sha256={})
+    info = replace(
+        bundle.info, preprocess=replace(bundle.info.preprocess, intensity="percentiles"), sha256={}
+    )
     stretching, sample = str(tmp_path / "stretching"), np.zeros((48, 40, 3), np.uint8)
     save_bundle(stretching, weights=bundle.network.state_dict(), info=info, sample=sample)
     faded = (150 + picture.astype(np.float32) / 4).astype(np.uint8)
@@ -101,16 +116,32 @@ def test_a_faded_slide_is_seen_at_the_intensities_of_the_whole(
     run(tmp_path / "slide.png", tmp_path / "plain", stretching)
     expected = nuclei(tmp_path / "plain")
     assert len(expected) > 100
-    levels = {tuple(row) for row in read_output(str(tmp_path / "plain"), "regions")[["level_low", "level_high"]].to_numpy()}
+    levels = {
+        tuple(row)
+        for row in read_output(str(tmp_path / "plain"), "regions")[
+            ["level_low", "level_high"]
+        ].to_numpy()
+    }
     assert levels == {measure_range(faded)}
     for region in (256, 512):
-        run(tmp_path / "slide.tiff", tmp_path / str(region), stretching, region=region, tissue=tissue)
-        pd.testing.assert_frame_equal(nuclei(tmp_path / str(region))[["geometry", "area_px"]], expected[["geometry", "area_px"]])
+        run(
+            tmp_path / "slide.tiff",
+            tmp_path / str(region),
+            stretching,
+            region=region,
+            tissue=tissue,
+        )
+        pd.testing.assert_frame_equal(
+            nuclei(tmp_path / str(region))[["geometry", "area_px"]],
+            expected[["geometry", "area_px"]],
+        )
         rows = read_output(str(tmp_path / str(region)), "regions")
         assert {tuple(row) for row in rows[["level_low", "level_high"]].to_numpy()} == levels
 
 
-def test_a_slide_is_read_at_the_scale_of_the_bundle(picture: np.ndarray, dark_bundle: str, tmp_path: Path) -> None:
+def test_a_slide_is_read_at_the_scale_of_the_bundle(
+    picture: np.ndarray, dark_bundle: str, tmp_path: Path
+) -> None:
     """A slide of twice the resolution has the same nuclei in µm, and four times their pixels."""
     write_pyramid(tmp_path / "half.tiff", picture, mpp=0.5)
     large = cv2.resize(picture, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
@@ -119,15 +150,24 @@ def test_a_slide_is_read_at_the_scale_of_the_bundle(picture: np.ndarray, dark_bu
     for name in ("half", "quarter"):
         run(tmp_path / f"{name}.tiff", tmp_path / name, dark_bundle, region=256)
         (image,) = read_output(str(tmp_path / name), "images").itertuples()
-        assert (image.mpp_source, image.mpp) == ("metadata", pytest.approx(0.5 if name == "half" else 0.25, rel=1e-3))
+        assert (image.mpp_source, image.mpp) == (
+            "metadata",
+            pytest.approx(0.5 if name == "half" else 0.25, rel=1e-3),
+        )
         areas[name] = nuclei(tmp_path / name)
         assert image.median_nucleus_area_um2 == pytest.approx(areas[name]["area_um2"].median())
     assert abs(len(areas["half"]) - len(areas["quarter"])) < 0.03 * len(areas["half"])
-    assert areas["quarter"]["area_um2"].sum() == pytest.approx(areas["half"]["area_um2"].sum(), rel=0.03)
-    assert areas["quarter"]["area_px"].sum() == pytest.approx(4 * areas["half"]["area_px"].sum(), rel=0.03)
+    assert areas["quarter"]["area_um2"].sum() == pytest.approx(
+        areas["half"]["area_um2"].sum(), rel=0.03
+    )
+    assert areas["quarter"]["area_px"].sum() == pytest.approx(
+        4 * areas["half"]["area_px"].sum(), rel=0.03
+    )
 
 
-def test_where_the_pixel_size_comes_from(picture: np.ndarray, dark_bundle: str, tmp_path: Path) -> None:
+def test_where_the_pixel_size_comes_from(
+    picture: np.ndarray, dark_bundle: str, tmp_path: Path
+) -> None:
     write_pyramid(tmp_path / "screen.tiff", picture[:300, :300], mpp=264.58)
     (tmp_path / "sizes.csv").write_text("name,mpp\nscreen.tiff,0.4\n")
     settings: dict[str, dict[str, Any]] = {
@@ -141,7 +181,10 @@ def test_where_the_pixel_size_comes_from(picture: np.ndarray, dark_bundle: str, 
     for name, setting in settings.items():
         run(tmp_path / "screen.tiff", tmp_path / name, dark_bundle, **setting)
         (rows[name],) = read_output(str(tmp_path / name), "images").itertuples()
-    found = {name: (row.status, None if pd.isna(row.mpp_source) else row.mpp_source) for name, row in rows.items()}
+    found = {
+        name: (row.status, None if pd.isna(row.mpp_source) else row.mpp_source)
+        for name, row in rows.items()
+    }
     assert found == {
         "native": ("ok", None),
         "argument": ("ok", "argument"),
@@ -156,14 +199,18 @@ def test_where_the_pixel_size_comes_from(picture: np.ndarray, dark_bundle: str, 
     assert "does not say how large its pixels are (it states 264.58" in rows["error"].error_message
 
 
-def test_a_damaged_tile_costs_its_regions_and_no_others(picture: np.ndarray, dark_bundle: str, tmp_path: Path) -> None:
+def test_a_damaged_tile_costs_its_regions_and_no_others(
+    picture: np.ndarray, dark_bundle: str, tmp_path: Path
+) -> None:
     write_pyramid(tmp_path / "slide.tiff", picture, levels=2)
     with tifffile.TiffFile(tmp_path / "slide.tiff") as file:
         offset, size = file.pages[0].dataoffsets[37], file.pages[0].databytecounts[37]
     content = bytearray((tmp_path / "slide.tiff").read_bytes())
     content[offset : offset + size] = bytes(size)
     (tmp_path / "slide.tiff").write_bytes(content)
-    result = run(tmp_path / "slide.tiff", tmp_path / "out", dark_bundle, region=256, max_error_fraction=1)
+    result = run(
+        tmp_path / "slide.tiff", tmp_path / "out", dark_bundle, region=256, max_error_fraction=1
+    )
     assert result.images == {"partial": 1}
     (image,) = read_output(str(tmp_path / "out"), "images").itertuples()
     assert (image.num_regions, image.error_stage) == (12, "read")
@@ -180,7 +227,10 @@ def test_slides_in_object_storage_are_staged_once_and_leave(
     content = (tmp_path / "slide.tiff").read_bytes()
     for name in ("a", "b", "c"):
         storage.write_bytes(f"{s3}/slides/{name}.tiff", content)
-    cache: dict[str, Any] = {"cache": str(tmp_path / "cache"), "cache_gib": 2.5 * len(content) / 2**30}
+    cache: dict[str, Any] = {
+        "cache": str(tmp_path / "cache"),
+        "cache_gib": 2.5 * len(content) / 2**30,
+    }
     result = run(f"{s3}/slides", f"{s3}/slides-out", dark_bundle, region=256, actors=1, **cache)
     assert result.images == {"ok": 3}
     images = read_output(f"{s3}/slides-out", "images")
@@ -188,13 +238,17 @@ def test_slides_in_object_storage_are_staged_once_and_leave(
     staged = list((tmp_path / "cache").rglob("*.tiff"))
     assert 1 <= len(staged) <= 2, "what does not fit has left"
     assert staged[0].read_bytes() == content
-    page = storage.read_bytes(write_segmentation_report(f"{s3}/slides-out", run_id=str(result.run_id))).decode()
+    page = storage.read_bytes(
+        write_segmentation_report(f"{s3}/slides-out", run_id=str(result.run_id))
+    ).decode()
     shown = [decode_stored(base64.b64decode(text)) for text in re.findall(r"base64,([^\"]+)", page)]
     assert len(shown) == 3
     for other in shown[1:]:
         np.testing.assert_array_equal(other, shown[0])
     marked = (np.abs(shown[0].astype(int) - (225, 20, 60)) < (70, 90, 80)).all(axis=2)
-    assert 0.5 < marked.mean() / images["foreground_fraction"][0] < 1.5, "each slide shows its own nuclei"
+    assert 0.5 < marked.mean() / images["foreground_fraction"][0] < 1.5, (
+        "each slide shows its own nuclei"
+    )
 
 
 def test_bad_slides_are_rows(dark_bundle: str, tmp_path: Path, picture: np.ndarray) -> None:
@@ -204,20 +258,34 @@ def test_bad_slides_are_rows(dark_bundle: str, tmp_path: Path, picture: np.ndarr
     (tmp_path / "in" / "cut.tiff").write_bytes(content[: len(content) // 3])
     write_svs(tmp_path / "in" / "whole.svs", picture)
     content = (tmp_path / "in" / "whole.svs").read_bytes()
-    for name, kept in (("header.svs", 100), ("middle.svs", len(content) // 2), ("end.svs", len(content) - 100)):
+    for name, kept in (
+        ("header.svs", 100),
+        ("middle.svs", len(content) // 2),
+        ("end.svs", len(content) - 100),
+    ):
         (tmp_path / "in" / name).write_bytes(content[:kept])
     (tmp_path / "in" / "huge.tiff").write_bytes(tiff_header(height=2**31, width=2**31))
     (tmp_path / "in" / "narrow.tiff").write_bytes(tiff_header(height=500, width=0))
     (tmp_path / "in" / "alone.mrxs").write_bytes(b"\xff\xd8\xff its pixels lie in a folder")
-    (tmp_path / "in" / "scattered.vms").write_text("[Virtual Microscope Specimen]\nImageFile=other.jpg\n")
+    (tmp_path / "in" / "scattered.vms").write_text(
+        "[Virtual Microscope Specimen]\nImageFile=other.jpg\n"
+    )
     (tmp_path / "in" / "level.dcm").write_bytes(bytes(128) + b"DICM")
     (tmp_path / "in" / "text.svs").write_bytes(b"this is no slide")
     (tmp_path / "in" / "zero.ndpi").write_bytes(b"")
-    tifffile.imwrite(tmp_path / "in" / "stack.ome.tiff", np.zeros((5, 40, 50), np.uint8), metadata={"axes": "ZYX"})
+    tifffile.imwrite(
+        tmp_path / "in" / "stack.ome.tiff",
+        np.zeros((5, 40, 50), np.uint8),
+        metadata={"axes": "ZYX"},
+    )
     tifffile.imwrite(tmp_path / "in" / "plain.tif", picture[:90, :120])
     glass = np.full((600, 800, 3), 240, np.uint8)
     write_pyramid(tmp_path / "in" / "glass.tiff", glass)
-    assert run(tmp_path / "in", tmp_path / "out", dark_bundle).images == {"failed": 12, "ok": 2, "empty": 1}
+    assert run(tmp_path / "in", tmp_path / "out", dark_bundle).images == {
+        "failed": 12,
+        "ok": 2,
+        "empty": 1,
+    }
     rows = read_output(str(tmp_path / "out"), "images")
     rows.index = [Path(uri).name for uri in rows["image_uri"]]
     assert rows.loc["glass.tiff", "status"] == "empty"
@@ -237,7 +305,10 @@ def test_bad_slides_are_rows(dark_bundle: str, tmp_path: Path, picture: np.ndarr
     }
     for name, reason in reasons.items():
         row = rows.loc[name]
-        assert (row["status"], row["error_stage"]) == ("failed", "decode" if name == "stack.ome.tiff" else "open"), name
+        assert (row["status"], row["error_stage"]) == (
+            "failed",
+            "decode" if name == "stack.ome.tiff" else "open",
+        ), name
         assert name in row["error_message"], row["error_message"]
         assert re.search(reason, row["error_message"]), row["error_message"]
 
@@ -254,12 +325,19 @@ def test_real_slides_and_broken_ones(real_slides: Path, dark_bundle: str, tmp_pa
     """At half of their resolution, where that is known."""
     bundle = load_bundle(dark_bundle)
     info = replace(bundle.info, mpp=1.0, sha256={})
-    save_bundle(str(tmp_path / "coarse"), weights=bundle.network.state_dict(), info=info, sample=np.zeros((48, 40, 3), np.uint8))
+    save_bundle(
+        str(tmp_path / "coarse"),
+        weights=bundle.network.state_dict(),
+        info=info,
+        sample=np.zeros((48, 40, 3), np.uint8),
+    )
     result = run(real_slides, tmp_path / "out", str(tmp_path / "coarse"), max_error_fraction=1)
     rows = read_output(str(tmp_path / "out"), "images")
     rows.index = [Path(uri).name for uri in rows["image_uri"]]
     assert result.images == {"ok": 4, "empty": 1, "failed": 3}, rows[["status", "error_message"]]
-    assert (rows.loc[["unopenable.tiff", "unreadable.svs", "not-a-tiff.svs"], "status"] == "failed").all()
+    assert (
+        rows.loc[["unopenable.tiff", "unreadable.svs", "not-a-tiff.svs"], "status"] == "failed"
+    ).all()
     luna = rows.loc["luna-1065626.svs"]
     assert luna["num_regions"] < 0.15 * 12 * 11, "little of it is tissue"
     assert (luna["height"], luna["width"], luna["mpp_source"]) == (10249, 11952, "metadata")

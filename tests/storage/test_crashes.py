@@ -5,7 +5,9 @@ from pathlib import Path
 from resunet_ray.storage.crashes import Notes, forget
 
 
-def notes(folder: Path, *, session: str = "tonight", node: str = "n1", lost: tuple[str, ...] = ()) -> Notes:
+def notes(
+    folder: Path, *, session: str = "tonight", node: str = "n1", lost: tuple[str, ...] = ()
+) -> Notes:
     return Notes(str(folder), session, node, lambda name: name in lost)
 
 

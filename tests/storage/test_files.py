@@ -10,7 +10,11 @@ from resunet_ray.errors import ConfigError, InputError, ResourceError
 
 @pytest.fixture(params=["disk", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path) if request.param == "disk" else f"{request.getfixturevalue('s3')}/{tmp_path.name}"
+    return (
+        str(tmp_path)
+        if request.param == "disk"
+        else f"{request.getfixturevalue('s3')}/{tmp_path.name}"
+    )
 
 
 def test_what_is_written_is_read_listed_and_deleted(place: str) -> None:
@@ -27,7 +31,9 @@ def test_what_is_written_is_read_listed_and_deleted(place: str) -> None:
     storage.delete(storage.join(place, "deep"))
     assert [name for name, _ in storage.list_files(place)] == ["a.bin"]
     storage.check_writable(place)
-    assert [name for name, _ in storage.list_files(place)] == ["a.bin"], "the probe leaves nothing behind"
+    assert [name for name, _ in storage.list_files(place)] == ["a.bin"], (
+        "the probe leaves nothing behind"
+    )
 
 
 def test_what_is_not_there_is_named(place: str) -> None:
@@ -36,7 +42,9 @@ def test_what_is_not_there_is_named(place: str) -> None:
     assert not storage.exists(storage.join(place, "none"))
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_the_old_file_and_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "a.bin"
     storage.write_bytes(str(target), b"old")
 
@@ -44,13 +52,17 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_part(tmp_path: Path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(ResourceError, match=r"a.bin cannot be written: No space left on device. Make room"):
+    with pytest.raises(
+        ResourceError, match=r"a.bin cannot be written: No space left on device. Make room"
+    ):
         storage.write_bytes(str(target), b"new")
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_closed_door_is_found_before_the_work(tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_door_is_found_before_the_work(
+    tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ResourceError, match=r"the output .*file/x cannot be used"):
         storage.check_writable(str(tmp_path / "file" / "x"))
@@ -88,7 +100,10 @@ def test_credentials_in_a_uri_are_refused_without_repeating_them(secret: str) ->
 )
 def test_a_location_is_a_bucket_and_a_key_and_no_more(uri: str) -> None:
     """Pyarrow's own parser would send the credentials where such a location says."""
-    with pytest.raises(ConfigError, match=r"is not understood: expected a path, s3://BUCKET/KEY|carries credentials"):
+    with pytest.raises(
+        ConfigError,
+        match=r"is not understood: expected a path, s3://BUCKET/KEY|carries credentials",
+    ):
         storage.open_filesystem(uri)
 
 
@@ -100,6 +115,8 @@ def test_a_key_may_hold_what_a_location_may_not(s3: str) -> None:
 
 
 def test_secrets_of_a_query_are_not_repeated() -> None:
-    text = storage.mask_credentials("see https://x/a?X-Amz-Signature=very-secret&part=7&access_key=very-secret and more")
+    text = storage.mask_credentials(
+        "see https://x/a?X-Amz-Signature=very-secret&part=7&access_key=very-secret and more"
+    )
     assert "very-secret" not in text
     assert "part=7" in text

@@ -15,7 +15,11 @@ from resunet_ray.storage.lease import LEASES, create_exclusively
 
 @pytest.fixture(params=["disk", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path) if request.param == "disk" else f"{request.getfixturevalue('s3')}/{tmp_path.name}"
+    return (
+        str(tmp_path)
+        if request.param == "disk"
+        else f"{request.getfixturevalue('s3')}/{tmp_path.name}"
+    )
 
 
 def test_only_one_of_many_makes_a_file(place: str) -> None:
@@ -53,20 +57,33 @@ def test_a_lease_is_kept_alive_and_that_of_the_dead_is_taken_over(place: str) ->
         with pytest.raises(LeaseError), storage.hold_lease(place, seconds=3):
             pass
         lease.check()
-    create_exclusively(storage.join(place, LEASES, "000002"), b'{"holder": "dead", "released": false, "seconds": 3}')
-    with pytest.raises(LeaseError, match="another run, dead,"), storage.hold_lease(place, seconds=3):
+    create_exclusively(
+        storage.join(place, LEASES, "000002"),
+        b'{"holder": "dead", "released": false, "seconds": 3}',
+    )
+    with (
+        pytest.raises(LeaseError, match="another run, dead,"),
+        storage.hold_lease(place, seconds=3),
+    ):
         pass
     time.sleep(4.5)
     with storage.hold_lease(place, seconds=3) as lease:
-        create_exclusively(storage.join(place, LEASES, "000004"), b'{"holder": "thief", "released": false, "seconds": 3}')
+        create_exclusively(
+            storage.join(place, LEASES, "000004"),
+            b'{"holder": "thief", "released": false, "seconds": 3}',
+        )
         time.sleep(2)
-        with pytest.raises(RunError, match="was taken over by thief: this run did not renew it in time"):
+        with pytest.raises(
+            RunError, match="was taken over by thief: this run did not renew it in time"
+        ):
             lease.check()
 
 
 def test_who_stands_where_the_holder_died_goes_on_at_once(place: str) -> None:
     code = f"from resunet_ray import storage\nwith storage.hold_lease({place!r}, seconds=600): print('held', flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
         with pytest.raises(LeaseError), storage.hold_lease(place, seconds=600):

@@ -33,7 +33,9 @@ ANY = strategies.text(max_size=400) | NASTY
 
 @hypothesis.given(ANY, ANY)
 @hypothesis.settings(max_examples=300, deadline=None)
-def test_any_name_is_that_of_one_file(tmp_path_factory: pytest.TempPathFactory, one: str, other: str) -> None:
+def test_any_name_is_that_of_one_file(
+    tmp_path_factory: pytest.TempPathFactory, one: str, other: str
+) -> None:
     folder = tmp_path_factory.mktemp("names")
     path = folder / f"{file_name(one)}.png"
     path.write_bytes(b"")

@@ -27,12 +27,18 @@ def staged(folder: Path) -> set[str]:
     return {path.name for path in folder.glob("resunet_ray-*/*/files/**/*") if path.is_file()}
 
 
-def stage(uri: str, folder: Path, *, max_bytes: int = 2500, companions: tuple[str, ...] = ()) -> bytes:
-    with storage.Cache(str(folder), max_bytes).stage(uri, fingerprint="1", companions=companions) as path:
+def stage(
+    uri: str, folder: Path, *, max_bytes: int = 2500, companions: tuple[str, ...] = ()
+) -> bytes:
+    with storage.Cache(str(folder), max_bytes).stage(
+        uri, fingerprint="1", companions=companions
+    ) as path:
         return Path(path).read_bytes()
 
 
-def test_many_at_once_bring_a_file_once(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_at_once_bring_a_file_once(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uri = put(s3, "one.svs")
     brought: list[str] = []
     original = staging._bring
@@ -43,7 +49,9 @@ def test_many_at_once_bring_a_file_once(s3: str, tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(staging, "_bring", bring)
     found: list[bytes] = []
-    threads = [threading.Thread(target=lambda: found.append(stage(uri, tmp_path))) for _ in range(8)]
+    threads = [
+        threading.Thread(target=lambda: found.append(stage(uri, tmp_path))) for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -52,7 +60,9 @@ def test_many_at_once_bring_a_file_once(s3: str, tmp_path: Path, monkeypatch: py
     assert brought == [uri]
 
 
-def test_what_was_not_used_for_longest_leaves_and_what_is_in_use_stays(s3: str, tmp_path: Path) -> None:
+def test_what_was_not_used_for_longest_leaves_and_what_is_in_use_stays(
+    s3: str, tmp_path: Path
+) -> None:
     first, second, third, fourth = (put(s3, f"{name}.svs") for name in "abcd")
     stage(first, tmp_path)
     stage(second, tmp_path)
@@ -60,16 +70,23 @@ def test_what_was_not_used_for_longest_leaves_and_what_is_in_use_stays(s3: str, 
     stage(third, tmp_path)
     assert staged(tmp_path) == {"a.svs", "c.svs"}
     with ExitStack() as held:
-        path = held.enter_context(storage.Cache(str(tmp_path), 2500).stage(first, fingerprint="1", companions=()))
+        path = held.enter_context(
+            storage.Cache(str(tmp_path), 2500).stage(first, fingerprint="1", companions=())
+        )
         stage(third, tmp_path)
         stage(fourth, tmp_path)
         assert staged(tmp_path) == {"a.svs", "d.svs"}
         assert Path(path).read_bytes() == b"a" * 1000
-    with pytest.raises(InputError, match=r"big.svs takes 3000 bytes: the staging cache holds 2500. Give --cache-gib more"):
+    with pytest.raises(
+        InputError,
+        match=r"big.svs takes 3000 bytes: the staging cache holds 2500. Give --cache-gib more",
+    ):
         stage(put(s3, "big.svs", 3000), tmp_path)
 
 
-def test_a_crash_leaves_no_half_file(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_leaves_no_half_file(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uri = put(s3, "half.svs")
 
     def die(source: object, sink: object, size: int) -> None:
@@ -91,22 +108,35 @@ def test_what_belongs_to_a_slide_comes_with_it(s3: str, tmp_path: Path) -> None:
     uri = put(s3, "mirax.mrxs")
     storage.write_bytes(f"{s3}/staging/mirax/Data0001.dat", b"pixels")
     folder = f"{s3}/staging/mirax"
-    with storage.Cache(str(tmp_path), 2500).stage(uri, fingerprint="1", companions=[folder]) as path:
+    with storage.Cache(str(tmp_path), 2500).stage(
+        uri, fingerprint="1", companions=[folder]
+    ) as path:
         assert (Path(path).with_suffix("") / "Data0001.dat").read_bytes() == b"pixels"
     storage.write_bytes(f"{s3}/staging/mirax/Data0002.dat", b"brought later")
-    with storage.Cache(str(tmp_path), 2500).stage(uri, fingerprint="1", companions=[folder]) as path:
-        assert (Path(path).with_suffix("") / "Data0002.dat").exists(), "what was staged before was not all of it"
+    with storage.Cache(str(tmp_path), 2500).stage(
+        uri, fingerprint="1", companions=[folder]
+    ) as path:
+        assert (Path(path).with_suffix("") / "Data0002.dat").exists(), (
+            "what was staged before was not all of it"
+        )
     for place in (f"{s3}/staging", str(tmp_path)):
         with (
-            pytest.raises(InputError, match=f"a.mrxs is not whole: {place}/lost is not there.* put it beside the file"),
-            storage.Cache(str(tmp_path), 2500).stage(f"{place}/a.mrxs", fingerprint="1", companions=[f"{place}/lost"]),
+            pytest.raises(
+                InputError,
+                match=f"a.mrxs is not whole: {place}/lost is not there.* put it beside the file",
+            ),
+            storage.Cache(str(tmp_path), 2500).stage(
+                f"{place}/a.mrxs", fingerprint="1", companions=[f"{place}/lost"]
+            ),
         ):
             pass
     with pytest.raises(InputError, match="none.svs is not there"):
         stage(f"{s3}/staging/none.svs", tmp_path)
     local = tmp_path / "here.svs"
     local.write_bytes(b"on this disk")
-    with storage.Cache(str(tmp_path / "cache"), 1).stage(str(local), fingerprint="1", companions=()) as path:
+    with storage.Cache(str(tmp_path / "cache"), 1).stage(
+        str(local), fingerprint="1", companions=()
+    ) as path:
         assert path == str(local)
 
 
@@ -122,11 +152,15 @@ def test_nothing_else_in_the_folder_is_touched(s3: str, tmp_path: Path) -> None:
         stage(put(s3, f"{name}.svs", 2000), tmp_path)
     assert staged(tmp_path) == {"e.svs"}
     assert all((folder / "chapter").read_bytes() == b"x" * 5000 for folder in others)
-    assert (own / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
+    assert (
+        (own / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
+    )
 
 
 @pytest.mark.parametrize("kind", ["open", "link", "foreign", "file", "unmarked"])
-def test_a_folder_that_is_not_this_user_s_alone_is_refused(s3: str, tmp_path: Path, kind: str) -> None:
+def test_a_folder_that_is_not_this_user_s_alone_is_refused(
+    s3: str, tmp_path: Path, kind: str
+) -> None:
     own = storage.cache_folder(str(tmp_path))
     if kind == "link":
         (tmp_path / "elsewhere").mkdir(mode=0o700)
@@ -175,7 +209,12 @@ def test_those_who_stage_at_a_time_keep_to_the_size_together(s3: str, tmp_path: 
     def read(uri: str) -> None:
         with storage.Cache(str(tmp_path), 2500).stage(uri, fingerprint="1", companions=()) as path:
             time.sleep(0.1)
-            most.append(sum(file.stat().st_size for file in storage.cache_folder(str(tmp_path)).glob("*/files/*")))
+            most.append(
+                sum(
+                    file.stat().st_size
+                    for file in storage.cache_folder(str(tmp_path)).glob("*/files/*")
+                )
+            )
             assert Path(path).stat().st_size == 1500
 
     with ThreadPoolExecutor(4) as pool:
@@ -190,7 +229,9 @@ def test_a_full_disk_is_no_fault_of_the_slide(s3: str, tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
-        with pytest.raises(ResourceError, match=r"one.svs cannot be staged in .*: .*Make room there"):
+        with pytest.raises(
+            ResourceError, match=r"one.svs cannot be staged in .*: .*Make room there"
+        ):
             stage(uri, tmp_path, max_bytes=9000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -39,22 +39,36 @@ def test_without_any_it_is_learning_rate_and_batch_size() -> None:
 @pytest.mark.parametrize(
     ("specification", "message"),
     [
-        ("learning_rat=uniform:1,2", "--space learning_rat is no training field with one value: expected perhaps learning_rate"),
+        (
+            "learning_rat=uniform:1,2",
+            "--space learning_rat is no training field with one value: expected perhaps learning_rate",
+        ),
         ("model.widths=choice:16,32", "model.widths is no training field with one value"),
         ("workers=choice:1,2", "--space workers is the same for all trials"),
-        ("batch_size=choice:4,7", "batch_size 7, which no trial can have: --batch-size 7 is per step over all workers"),
+        (
+            "batch_size=choice:4,7",
+            "batch_size 7, which no trial can have: --batch-size 7 is per step over all workers",
+        ),
         ("batch_size=uniform:4,8", "batch_size 5, which no trial can have"),
         ("crop=uniform:128,512", "crop 129, which no trial can have"),
         ("loss=choice:bce,hinge", "'hinge' does not fit the field"),
         ("learning_rate=loguniform:0,1", "expected two numbers above 0"),
-        ("learning_rate=uniform:2,1", "expected two numbers of the field's own type, the smaller first"),
+        (
+            "learning_rate=uniform:2,1",
+            "expected two numbers of the field's own type, the smaller first",
+        ),
         ("learning_rate=normal:1,2", "'normal' is no kind of space, expected choice:A,B"),
         ("learning_rate=1", "expected FIELD=choice:A,B"),
         ("seed=choice:1,1", "names a value twice"),
-        ("optimizer=choice:adam,adamw", "optimizer adam, which no trial can have: --weight-decay 0.01 would be ignored"),
+        (
+            "optimizer=choice:adam,adamw",
+            "optimizer adam, which no trial can have: --weight-decay 0.01 would be ignored",
+        ),
     ],
 )
-def test_what_no_trial_could_use_is_refused_in_one_sentence(specification: str, message: str) -> None:
+def test_what_no_trial_could_use_is_refused_in_one_sentence(
+    specification: str, message: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_space([specification], TRAINING)
     assert message in str(caught.value)
@@ -62,18 +76,29 @@ def test_what_no_trial_could_use_is_refused_in_one_sentence(specification: str, 
 
 
 def test_fields_that_contradict_each_other_only_together_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"holds optimizer adam, weight_decay 0.1, which no trial can have"):
+    with pytest.raises(
+        ConfigError, match=r"holds optimizer adam, weight_decay 0.1, which no trial can have"
+    ):
         parse_space(["optimizer=choice:adamw,adam", "weight_decay=choice:0,0.1"], TRAINING)
 
 
 def test_a_point_goes_over_the_rest() -> None:
     changed = apply(TRAINING, {"learning_rate": 1e-5, "augment.flip": False, "augment.scale": 1.5})
-    assert (changed.learning_rate, changed.augment.flip, changed.augment.scale) == (1e-5, False, 1.5)
+    assert (changed.learning_rate, changed.augment.flip, changed.augment.scale) == (
+        1e-5,
+        False,
+        1.5,
+    )
     assert changed.epochs == TRAINING.epochs
 
 
 def test_a_grid_is_every_combination_and_no_range() -> None:
     grid = list_grid(parse_space(["seed=choice:1,2", "loss=choice:bce,dice"], TRAINING))
-    assert [tuple(point.values()) for point in grid] == [(1, "bce"), (1, "dice"), (2, "bce"), (2, "dice")]
+    assert [tuple(point.values()) for point in grid] == [
+        (1, "bce"),
+        (1, "dice"),
+        (2, "bce"),
+        (2, "dice"),
+    ]
     with pytest.raises(ConfigError, match="learning_rate is a range"):
         list_grid(parse_space([], TRAINING))

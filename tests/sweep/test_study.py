@@ -12,13 +12,26 @@ from resunet_ray.config import SweepConfig, TrainConfig
 from resunet_ray.sweep.scheduling import build_scheduler
 from resunet_ray.sweep.space import Parameters, parse_space
 from resunet_ray.sweep.study import Study, count_trials, measure_importance
-from resunet_ray.sweep.trials import Trial, end_trial, list_trials, save_error, start_trial, tabulate, trial_folder
+from resunet_ray.sweep.trials import (
+    Trial,
+    end_trial,
+    list_trials,
+    save_error,
+    start_trial,
+    tabulate,
+    trial_folder,
+)
 
 SPACE = ("learning_rate=loguniform:1e-4,1e-2", "seed=choice:1,2,3")
 
 
 def config(output: str, **fields: Any) -> SweepConfig:
-    return SweepConfig(training=TrainConfig(data="data", output=output, epochs=12), space=SPACE, grace_epochs=2, **fields)
+    return SweepConfig(
+        training=TrainConfig(data="data", output=output, epochs=12),
+        space=SPACE,
+        grace_epochs=2,
+        **fields,
+    )
 
 
 def write_history(output: str, trial: Trial, scores: list[float]) -> None:
@@ -26,25 +39,36 @@ def write_history(output: str, trial: Trial, scores: list[float]) -> None:
     rows: list[dict[str, float]] = []
     for number, score in enumerate(scores):
         blank = {"epoch": 2 * number + 1, "seconds": 1.5, "images_per_second": 8.0}
-        values = dict.fromkeys(("val_accuracy", "val_f1", "val_jaccard", "val_recall", "val_precision"), score)
+        values = dict.fromkeys(
+            ("val_accuracy", "val_f1", "val_jaccard", "val_recall", "val_precision"), score
+        )
         rows += [blank, {**blank, "epoch": 2 * number + 2, "val_loss": 1 - score, **values}]
     content = pd.DataFrame(rows).to_csv(index=False)
-    storage.write_bytes(storage.join(trial_folder(output, trial.number), "history.csv"), content.encode())
+    storage.write_bytes(
+        storage.join(trial_folder(output, trial.number), "history.csv"), content.encode()
+    )
 
 
 def begin(output: str, count: int, **fields: Any) -> tuple[SweepConfig, list[Trial]]:
     """A sweep with so many trials begun."""
     chosen = config(output, **fields)
     with Study(chosen, parse_space(chosen.space, chosen.training), []) as study:
-        return chosen, [start_trial(output, number=number, parameters=study.suggest(number)) for number in range(count)]
+        return chosen, [
+            start_trial(output, number=number, parameters=study.suggest(number))
+            for number in range(count)
+        ]
 
 
 @pytest.mark.parametrize("search", ["optuna", "random"])
-def test_an_interrupted_sweep_proposes_what_an_uninterrupted_one_does(search: str, tmp_path: Path) -> None:
+def test_an_interrupted_sweep_proposes_what_an_uninterrupted_one_does(
+    search: str, tmp_path: Path
+) -> None:
     def propose(output: str, restart: int) -> list[Parameters]:
         chosen, trials = begin(output, restart, search=search)
         with Study(chosen, parse_space(SPACE, chosen.training), list_trials(output)) as study:
-            return [trial.parameters for trial in trials] + [study.suggest(number) for number in range(restart, 6)]
+            return [trial.parameters for trial in trials] + [
+                study.suggest(number) for number in range(restart, 6)
+            ]
 
     whole = propose(str(tmp_path / "whole"), 0)
     assert propose(str(tmp_path / "interrupted"), 3) == whole
@@ -60,7 +84,10 @@ def test_a_grid_tries_each_point_once(tmp_path: Path) -> None:
     space = parse_space(chosen.space, chosen.training)
     assert count_trials(chosen, space) == 4
     with Study(chosen, space, []) as study:
-        first = [start_trial(str(tmp_path), number=number, parameters=study.suggest(number)) for number in range(2)]
+        first = [
+            start_trial(str(tmp_path), number=number, parameters=study.suggest(number))
+            for number in range(2)
+        ]
     with Study(chosen, space, list_trials(str(tmp_path))) as study:
         rest = [study.suggest(number) for number in (2, 3)]
     assert len({str(point) for point in [*(trial.parameters for trial in first), *rest]}) == 4
@@ -79,7 +106,12 @@ def test_optuna_reads_how_each_trial_ended(tmp_path: Path) -> None:
         study.report(3, epoch=4, score=0.6)
         study.save()
     stored = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'study.db'}")
-    assert [trial.state.name for trial in stored.trials] == ["COMPLETE", "PRUNED", "FAIL", "RUNNING"]
+    assert [trial.state.name for trial in stored.trials] == [
+        "COMPLETE",
+        "PRUNED",
+        "FAIL",
+        "RUNNING",
+    ]
     assert [trial.params for trial in stored.trials] == [trial.parameters for trial in trials]
     assert stored.trials[0].value == 0.8
     assert stored.trials[0].intermediate_values == {2: 0.5, 4: 0.8, 6: 0.7}
@@ -98,7 +130,9 @@ def test_the_table_says_what_the_histories_say(tmp_path: Path) -> None:
     assert table["score"].isna().tolist() == [False, False, True]
     assert (table["epoch"][0], table["epochs"][0], table["seconds"][0]) == (4, 6, 9.0)
     assert table["status"].tolist() == ["completed", "unfinished", "unfinished"]
-    assert table["config.learning_rate"].tolist() == [trial.parameters["learning_rate"] for trial in trials]
+    assert table["config.learning_rate"].tolist() == [
+        trial.parameters["learning_rate"] for trial in trials
+    ]
 
 
 def test_what_decides_the_score_is_found_important(tmp_path: Path) -> None:
@@ -131,20 +165,28 @@ def begin_beside_good_ones(output: str, scheduler: str) -> tuple[SweepConfig, li
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "median"])
-def test_a_scheduler_compares_with_trials_from_before_the_interruption(scheduler: str, tmp_path: Path) -> None:
+def test_a_scheduler_compares_with_trials_from_before_the_interruption(
+    scheduler: str, tmp_path: Path
+) -> None:
     chosen, trials = begin_beside_good_ones(str(tmp_path), scheduler)
     remembering, forgetful = (build_scheduler(chosen, known) for known in (trials, []))
     poor, decisions = TuneTrial(4), []
     for built in (remembering, forgetful):
         built.on_trial_add(None, poor)
-        decisions.append(built.on_trial_result(None, poor, {"epoch": 2, "f1": 0.3, "training_iteration": 1}))
-        built.on_trial_complete(None, TuneTrial(9), {"done": True})  # it failed before it reported anything
+        decisions.append(
+            built.on_trial_result(None, poor, {"epoch": 2, "f1": 0.3, "training_iteration": 1})
+        )
+        built.on_trial_complete(
+            None, TuneTrial(9), {"done": True}
+        )  # it failed before it reported anything
     assert decisions == ["STOP", "CONTINUE"]
     assert remembering.stopped == {4: "after epoch 2, at 0.3000"}
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "median", "none"])
-def test_a_trial_that_goes_on_after_an_interruption_is_judged_anew(scheduler: str, tmp_path: Path) -> None:
+def test_a_trial_that_goes_on_after_an_interruption_is_judged_anew(
+    scheduler: str, tmp_path: Path
+) -> None:
     output = str(tmp_path)
     chosen, trials = begin(output, 4, scheduler=scheduler)
     for number, trial in enumerate(trials):
@@ -154,17 +196,28 @@ def test_a_trial_that_goes_on_after_an_interruption_is_judged_anew(scheduler: st
     built = build_scheduler(chosen, trials)
     again = TuneTrial(3)
     built.on_trial_add(None, again)
-    assert built.on_trial_result(None, again, {"epoch": 4, "f1": 0.95, "training_iteration": 1}) == "CONTINUE"
-    assert built.on_trial_result(None, again, {"epoch": 12, "f1": 0.95, "training_iteration": 2}) == "CONTINUE"
+    assert (
+        built.on_trial_result(None, again, {"epoch": 4, "f1": 0.95, "training_iteration": 1})
+        == "CONTINUE"
+    )
+    assert (
+        built.on_trial_result(None, again, {"epoch": 12, "f1": 0.95, "training_iteration": 2})
+        == "CONTINUE"
+    )
     assert built.stopped == {}
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "median"])
-def test_who_has_trained_to_the_end_is_not_stopped_before_its_bundle_is_written(scheduler: str, tmp_path: Path) -> None:
+def test_who_has_trained_to_the_end_is_not_stopped_before_its_bundle_is_written(
+    scheduler: str, tmp_path: Path
+) -> None:
     chosen, trials = begin_beside_good_ones(str(tmp_path), scheduler)
     built = build_scheduler(chosen, trials)
     built.on_trial_add(None, TuneTrial(4))
-    assert built.on_trial_result(None, TuneTrial(4), {"epoch": 12, "f1": 0.3, "training_iteration": 1}) == "CONTINUE"
+    assert (
+        built.on_trial_result(None, TuneTrial(4), {"epoch": 12, "f1": 0.3, "training_iteration": 1})
+        == "CONTINUE"
+    )
     assert built.stopped == {}
 
 

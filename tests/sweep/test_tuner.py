@@ -52,7 +52,9 @@ def saved_epochs(output: str) -> dict[str, pd.DataFrame]:
     for trial in list_trials(output):
         uri = f"{output}/trials/{trial.name}/checkpoint_manager_snapshot.json"
         if storage.exists(uri) and "checkpoint_" in (text := storage.read_bytes(uri).decode()):
-            epochs = max(result["metrics"]["epoch"] for result in json.loads(text)["checkpoint_results"])
+            epochs = max(
+                result["metrics"]["epoch"] for result in json.loads(text)["checkpoint_results"]
+            )
             history = read_history(output, trial.name)
             known[trial.name] = history[history["epoch"] <= epochs]
     return known
@@ -61,13 +63,46 @@ def saved_epochs(output: str) -> dict[str, pd.DataFrame]:
 @pytest.fixture(scope="module")
 def swept(dataset_uri: str, s3: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     output = f"{s3}/sweep"
-    flags = [*SMALL, "--precision", "auto", "--data", dataset_uri, "--output", output, "--epochs", str(EPOCHS)]
-    flags += ["--warmup-epochs", "0", "--ema-decay", "0.9", "--search", "grid", "--space", "learning_rate=choice:1e-2,1e-3,1e30"]
-    flags += ["--validation-interval", "2", "--grace-epochs", "2", "--trials", "3", "--concurrent", "2"]
+    flags = [
+        *SMALL,
+        "--precision",
+        "auto",
+        "--data",
+        dataset_uri,
+        "--output",
+        output,
+        "--epochs",
+        str(EPOCHS),
+    ]
+    flags += [
+        "--warmup-epochs",
+        "0",
+        "--ema-decay",
+        "0.9",
+        "--search",
+        "grid",
+        "--space",
+        "learning_rate=choice:1e-2,1e-3,1e30",
+    ]
+    flags += [
+        "--validation-interval",
+        "2",
+        "--grace-epochs",
+        "2",
+        "--trials",
+        "3",
+        "--concurrent",
+        "2",
+    ]
     environment = {**os.environ, "RAY_ADDRESS": "local"}
     log = tmp_path_factory.mktemp("swept") / "log"
     command = [sys.executable, str(ROOT / "jobs" / "tune.py"), "--verbose", *flags]
-    with log.open("wb") as file, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, env=environment) as driver:
+    with (
+        log.open("wb") as file,
+        subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=file, env=environment
+        ) as driver,
+    ):
         deadline = time.monotonic() + 180
         while driver.poll() is None and not saved_epochs(output) and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -86,14 +121,18 @@ def test_every_trial_ends_once_and_none_stops_the_others(swept: Swept) -> None:
     assert sorted(trial.parameters["learning_rate"] for trial in trials) == [1e-3, 1e-2, 1e30]
     (failed,) = [trial for trial in trials if trial.status == "failed"]
     assert failed.parameters["learning_rate"] == 1e30
-    assert re.search(r"the training loss of epoch \d is (nan|inf): lower --learning-rate", str(failed.reason)), failed.reason
+    assert re.search(
+        r"the training loss of epoch \d is (nan|inf): lower --learning-rate", str(failed.reason)
+    ), failed.reason
     assert {trial.status for trial in trials} <= {"completed", "stopped", "failed"}
     assert sum(swept.line["trials"].values()) == 3
 
 
 def test_what_ray_says_is_shown_where_it_is_asked_for_and_is_no_setting(swept: Swept) -> None:
     assert not RAYS_OWN.search(swept.errors), swept.errors
-    assert re.search(r"^\(RayTrainWorker pid=\d+.*\) Reporting training result 1", swept.verbose, re.MULTILINE), swept.verbose
+    assert re.search(
+        r"^\(RayTrainWorker pid=\d+.*\) Reporting training result 1", swept.verbose, re.MULTILINE
+    ), swept.verbose
     assert "\x1b" not in swept.errors
 
 
@@ -119,21 +158,29 @@ def test_the_table_holds_what_the_histories_hold(swept: Swept) -> None:
     assert swept.line["best"]["score"] == completed["score"].max()
 
 
-def test_tensorboard_has_the_last_validation_of_each_trial_and_its_hyperparameters(swept: Swept, tmp_path: Path) -> None:
+def test_tensorboard_has_the_last_validation_of_each_trial_and_its_hyperparameters(
+    swept: Swept, tmp_path: Path
+) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for trial in list_trials(swept.output):
         folder = tmp_path / trial.name
         folder.mkdir()
         for name, _ in storage.list_files(f"{swept.output}/trials/{trial.name}/tensorboard"):
-            (folder / name).write_bytes(storage.read_bytes(f"{swept.output}/trials/{trial.name}/tensorboard/{name}"))
+            (folder / name).write_bytes(
+                storage.read_bytes(f"{swept.output}/trials/{trial.name}/tensorboard/{name}")
+            )
         events = EventAccumulator(str(folder))
         events.Reload()
         assert "_hparams_/session_start_info" in events.summary_metadata
         if trial.status != "failed":
             history = read_history(swept.output, trial.name).dropna()
-            assert [event.step for event in events.Scalars("validation/f1")] == history["epoch"].tolist()
-            assert events.Scalars("validation/f1")[-1].value == pytest.approx(history["val_f1"].iloc[-1])
+            assert [event.step for event in events.Scalars("validation/f1")] == history[
+                "epoch"
+            ].tolist()
+            assert events.Scalars("validation/f1")[-1].value == pytest.approx(
+                history["val_f1"].iloc[-1]
+            )
 
 
 def test_the_bundle_scores_as_the_table_says_and_names_the_sweep(
@@ -142,14 +189,28 @@ def test_the_bundle_scores_as_the_table_says_and_names_the_sweep(
     info = load_bundle(swept.line["bundle"]).info
     assert info.provenance["sweep"]["output"] == swept.output
     assert info.provenance["sweep"]["trial"] == swept.line["best"]["trial"]
-    assert info.provenance["config"]["learning_rate"] == swept.line["best"]["parameters"]["learning_rate"]
-    arguments = ["--bundle", swept.line["bundle"], "--data", dataset_uri, "--split", "val", "--output", str(tmp_path)]
+    assert (
+        info.provenance["config"]["learning_rate"]
+        == swept.line["best"]["parameters"]["learning_rate"]
+    )
+    arguments = [
+        "--bundle",
+        swept.line["bundle"],
+        "--data",
+        dataset_uri,
+        "--split",
+        "val",
+        "--output",
+        str(tmp_path),
+    ]
     code, line, error = run_job("evaluate", *arguments, address=cluster)
     assert code == 0, error
     assert line["f1"] == pytest.approx(swept.line["best"]["score"], abs=1e-6)
 
 
-def test_the_same_command_again_has_nothing_to_do_and_another_space_is_refused(swept: Swept) -> None:
+def test_the_same_command_again_has_nothing_to_do_and_another_space_is_refused(
+    swept: Swept,
+) -> None:
     begun = time.perf_counter()
     code, line, error = run_job("tune", *swept.flags)
     assert (code, line) == (0, swept.line), error
@@ -161,7 +222,12 @@ def test_the_same_command_again_has_nothing_to_do_and_another_space_is_refused(s
 
 def test_the_report_opens_in_a_browser_and_shows_the_sweep(swept: Swept, tmp_path: Path) -> None:
     page = open_in_browser(storage.read_bytes(swept.line["report"]), folder=tmp_path)
-    for heading in ("Best so far", "Validations of every trial", "Score against each parameter", "Trials"):
+    for heading in (
+        "Best so far",
+        "Validations of every trial",
+        "Score against each parameter",
+        "Trials",
+    ):
         assert f"<h2>{heading}</h2>" in page
     assert page.count("<svg") >= 3
     assert "lower --learning-rate" in page

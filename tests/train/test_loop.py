@@ -17,7 +17,13 @@ from resunet_ray.data.images import encode_png
 from resunet_ray.data.prepare import prepare
 from resunet_ray.errors import ConfigError
 from resunet_ray.train.batches import draw_weights, stream_batches
-from resunet_ray.train.checkpoint import Progress, average, load_checkpoint, load_weights, save_checkpoint
+from resunet_ray.train.checkpoint import (
+    Progress,
+    average,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from resunet_ray.train.loop import learning_rate
 from resunet_ray.train.session import build_optimizer, start_from
 
@@ -25,7 +31,9 @@ SMALL = ModelConfig(widths=(16, 32))
 
 
 def small_config(**fields: object) -> TrainConfig:
-    return TrainConfig(data="d", output="o", **{"model": SMALL, "crop": 64, "batch_size": 4, **fields})  # type: ignore[arg-type]
+    return TrainConfig(
+        data="d", output="o", **{"model": SMALL, "crop": 64, "batch_size": 4, **fields}
+    )  # type: ignore[arg-type]
 
 
 def test_the_learning_rate_rises_then_falls_to_one_percent() -> None:
@@ -92,12 +100,18 @@ def test_a_checkpoint_brings_everything_back(tmp_path: Path, optimizer: str) -> 
 
 def test_other_channels_and_heads_start_from_what_fits() -> None:
     colour, grey = build_network(SMALL), build_network(ModelConfig(widths=(16, 32), in_channels=1))
-    wide_head = {**colour.state_dict(), "head.weight": torch.zeros(3, 32, 1, 1), "head.bias": torch.zeros(3)}
+    wide_head = {
+        **colour.state_dict(),
+        "head.weight": torch.zeros(3, 32, 1, 1),
+        "head.bias": torch.zeros(3),
+    }
     assert start_from(grey, wide_head) == ["head.weight", "head.bias"]
     grey.head.load_state_dict(colour.head.state_dict())
     x = torch.rand(1, 1, 16, 24)
     with torch.inference_mode():
-        torch.testing.assert_close(grey.eval()(x), colour.eval()(x.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            grey.eval()(x), colour.eval()(x.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-5
+        )
     with pytest.raises(ConfigError, match="no tensor of the bundle given to --init fits"):
         start_from(build_network(ModelConfig(widths=(48, 64))), {"other": torch.zeros(1)})
 
@@ -112,7 +126,9 @@ def test_batches_are_whole_repeat_with_the_seed_and_keep_epochs_apart(dataset_ur
 
     first = stream(range(2, 4))
     assert [epoch for epoch, *_ in first] == [2, 2, 2, 3, 3, 3]
-    assert all(image.shape == (4, 64, 64, 3) and mask.shape == (4, 64, 64) for _, image, mask in first)
+    assert all(
+        image.shape == (4, 64, 64, 3) and mask.shape == (4, 64, 64) for _, image, mask in first
+    )
     assert {int(value) for _, _, mask in first for value in np.unique(mask)} == {0, 1}
     for (_, image, mask), (_, again, mask_again) in zip(first, stream(range(2, 4)), strict=True):
         np.testing.assert_array_equal(image, again)
@@ -131,19 +147,32 @@ def test_balancing_draws_rare_modalities_more_often(dataset_uri: str) -> None:
     assert draw_weights(dataset, small_config()) is None, "images of one size are drawn equally"
 
 
-def test_large_images_are_drawn_by_their_area(generated: Path, tmp_path: Path, cluster: str) -> None:
+def test_large_images_are_drawn_by_their_area(
+    generated: Path, tmp_path: Path, cluster: str
+) -> None:
     """One image of four times the crop's area is drawn twice as often as one that a crop shows whole."""
     for number, name in enumerate(("a", "b", "c", "d", "e", "big"), start=1):
         side = (128, 128) if name == "big" else (40, 64)
-        storage.write_bytes(f"{tmp_path}/raw/images/{name}.png", encode_png(np.full((*side, 3), number, np.uint8)))
-        storage.write_bytes(f"{tmp_path}/raw/masks/{name}.png", encode_png(np.full(side, 255, np.uint8)))
+        storage.write_bytes(
+            f"{tmp_path}/raw/images/{name}.png", encode_png(np.full((*side, 3), number, np.uint8))
+        )
+        storage.write_bytes(
+            f"{tmp_path}/raw/masks/{name}.png", encode_png(np.full(side, 255, np.uint8))
+        )
     lists = {"train": ["a", "b", "c", "d", "big"], "val": ["e"]}
     storage.write_bytes(f"{tmp_path}/split.json", json.dumps(lists).encode())
     prepare(
-        PrepareConfig(input=(f"{tmp_path}/raw",), output=f"{tmp_path}/data", split="file", split_file=f"{tmp_path}/split.json")
+        PrepareConfig(
+            input=(f"{tmp_path}/raw",),
+            output=f"{tmp_path}/data",
+            split="file",
+            split_file=f"{tmp_path}/split.json",
+        )
     )
     dataset = open_dataset(f"{tmp_path}/data")
     weights = draw_weights(dataset, small_config(balance_area=0.5))
     assert weights is not None
-    by_name = dict(zip(dataset.read_column("train", "image_id"), weights / weights.min(), strict=True))
+    by_name = dict(
+        zip(dataset.read_column("train", "image_id"), weights / weights.min(), strict=True)
+    )
     assert by_name == pytest.approx({"a": 1, "b": 1, "c": 1, "d": 1, "big": 2})

@@ -30,7 +30,18 @@ from resunet_ray.segment.rows import Row, is_slide
 
 _FEATURES = 500_000  # in one GeoJSON file; QuPath reads one whole
 _ROWS = 4096  # nuclei that are read at once
-_PLACE = ["image_id", "image_uri", "member", "status", "y", "x", "region_index", "num_regions", "scale_to_level0", "mpp"]
+_PLACE = [
+    "image_id",
+    "image_uri",
+    "member",
+    "status",
+    "y",
+    "x",
+    "region_index",
+    "num_regions",
+    "scale_to_level0",
+    "mpp",
+]
 _SIZE = ["height", "width", "slide_height", "slide_width"]
 
 
@@ -48,9 +59,13 @@ def export_runs(output: str, *, kinds: Sequence[ExportKind], run_ids: Sequence[s
     runs = storage.list_folders(storage.join(output, layout.RUNS))
     there = [name for name in runs if storage.exists(storage.join(output, layout.IMAGES, name))]
     if missing := sorted(set(run_ids) - set(there)):
-        raise InputError(f"{output} has no run {missing[0]} that is done: found {', '.join(there) or 'none'}")
+        raise InputError(
+            f"{output} has no run {missing[0]} that is done: found {', '.join(there) or 'none'}"
+        )
     if not there:
-        raise InputError(f"{output} holds no run that is done: expected the output of jobs/segment.py")
+        raise InputError(
+            f"{output} holds no run that is done: expected the output of jobs/segment.py"
+        )
     parts = [
         (run_id, kind, part, chunks, side)
         for run_id in run_ids or there
@@ -64,7 +79,9 @@ def export_runs(output: str, *, kinds: Sequence[ExportKind], run_ids: Sequence[s
         if kind == "geojson":
             count = _export_geojson(folder, output, run_id=run_id, part=part)
         else:
-            count = sum(_EXPORTS[kind](folder, rows, side) for rows in _images(output, run_id, chunks))
+            count = sum(
+                _EXPORTS[kind](folder, rows, side) for rows in _images(output, run_id, chunks)
+            )
         return pa.table({"files": [count]})
 
     done = run_tasks(export, count=len(parts), total=len(parts), what="parts exported")
@@ -75,7 +92,9 @@ def _parts(uri: str) -> list[tuple[range, int]]:
     """The chunks that were committed together, which hold whole images; and the side of their regions, pixels."""
     record = json.loads(storage.read_bytes(uri))
     plan, side = Plan.read(record["plan"]), record["config"]["region"]
-    return [(range(start, end), side) for start, end in itertools.pairwise([*plan.parts, plan.chunks])]
+    return [
+        (range(start, end), side) for start, end in itertools.pairwise([*plan.parts, plan.chunks])
+    ]
 
 
 def _images(output: str, run_id: str, chunks: range) -> Iterator[Iterator[Row]]:
@@ -84,9 +103,13 @@ def _images(output: str, run_id: str, chunks: range) -> Iterator[Iterator[Row]]:
     rows = (
         row
         for chunk in chunks
-        for row in storage.read_table(layout.chunk_uri(output, run_id, chunk), columns=columns).to_pylist()
+        for row in storage.read_table(
+            layout.chunk_uri(output, run_id, chunk), columns=columns
+        ).to_pylist()
     )
-    for _, regions in itertools.groupby((row for row in rows if row["status"] == "ok"), key=lambda row: row["image_id"]):
+    for _, regions in itertools.groupby(
+        (row for row in rows if row["status"] == "ok"), key=lambda row: row["image_id"]
+    ):
         yield regions
 
 
@@ -101,12 +124,16 @@ def _export_png(folder: str, regions: Iterable[Row], _side: int) -> int:
         place = f".y{row['y']}-x{row['x']}" if is_slide(row) else ""
         for kind in ("mask", "labels"):
             if row[kind] is not None:
-                storage.write_bytes(storage.join(folder, f"{_name(row)}{place}.{kind}.png"), row[kind])
+                storage.write_bytes(
+                    storage.join(folder, f"{_name(row)}{place}.{kind}.png"), row[kind]
+                )
                 count += 1
     return count
 
 
-def _export_pyramid(folder: str, regions: Iterator[Row], *, write: Callable[..., None], suffix: str) -> int:
+def _export_pyramid(
+    folder: str, regions: Iterator[Row], *, write: Callable[..., None], suffix: str
+) -> int:
     first = next(regions)
     scale = first["scale_to_level0"]
     height, width = (first[f"slide_{side}"] or first[side] for side in ("height", "width"))
@@ -123,12 +150,16 @@ def _export_ome_zarr(folder: str, regions: Iterator[Row], _side: int) -> int:
 
 
 def _export_ome_tiff(folder: str, regions: Iterator[Row], side: int) -> int:
-    return _export_pyramid(folder, regions, write=partial(write_mask_tiff, side=side), suffix=".ome.tiff")
+    return _export_pyramid(
+        folder, regions, write=partial(write_mask_tiff, side=side), suffix=".ome.tiff"
+    )
 
 
 def _export_geojson(folder: str, output: str, *, run_id: str, part: int) -> int:
     columns = ["image_id", "image_uri", "member", "status"]
-    images = storage.read_table(layout.part_uri(output, layout.IMAGES, run_id, part), columns=columns)
+    images = storage.read_table(
+        layout.part_uri(output, layout.IMAGES, run_id, part), columns=columns
+    )
     wanted = {row["image_id"]: row for row in images.to_pylist() if row["status"] != "failed"}
     count = 0
     with storage.Reader(layout.part_uri(output, layout.INSTANCES, run_id, part)) as file:
@@ -136,12 +167,16 @@ def _export_geojson(folder: str, output: str, *, run_id: str, part: int) -> int:
         rows = (row for batch in batches for row in batch.to_pylist())
         for image_id, nuclei in itertools.groupby(rows, key=lambda row: row["image_id"]):
             count += _upload_features(folder, _name(wanted.pop(image_id)), nuclei)
-    return count + sum(_upload_features(folder, _name(row), ()) for row in wanted.values())  # those without nuclei
+    return count + sum(
+        _upload_features(folder, _name(row), ()) for row in wanted.values()
+    )  # those without nuclei
 
 
 def _upload_features(folder: str, name: str, nuclei: Iterable[Row]) -> int:
     with tempfile.TemporaryDirectory() as place:
-        paths = write_features(build_features(nuclei), folder=Path(place), stem=name, most=_FEATURES)
+        paths = write_features(
+            build_features(nuclei), folder=Path(place), stem=name, most=_FEATURES
+        )
         for path in paths:
             storage.upload(path, storage.join(folder, path.name))
     return len(paths)

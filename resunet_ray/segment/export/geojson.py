@@ -35,12 +35,18 @@ def build_features(rows: Iterable[dict[str, Any]]) -> Iterator[Feature]:
             "properties": {
                 "objectType": "detection",
                 "classification": _CLASS,
-                "measurements": {title: row[name] for name, title in _MEASUREMENTS.items() if row[name] is not None},
+                "measurements": {
+                    title: row[name]
+                    for name, title in _MEASUREMENTS.items()
+                    if row[name] is not None
+                },
             },
         }
 
 
-def write_features(features: Iterable[Feature], *, folder: Path, stem: str, most: int) -> list[Path]:
+def write_features(
+    features: Iterable[Feature], *, folder: Path, stem: str, most: int
+) -> list[Path]:
     """Writes NAME.geojson.gz, or, where there are more features than one file takes, NAME.part-2.geojson.gz and so on as well.
 
     Args:
@@ -54,8 +60,12 @@ def write_features(features: Iterable[Feature], *, folder: Path, stem: str, most
     while (first := next(iterator, None)) is not None or not paths:
         part = f".part-{len(paths) + 1}" if paths else ""
         paths.append(folder / f"{stem}{part}.geojson.gz")
-        held = [] if first is None else itertools.chain([first], itertools.islice(iterator, most - 1))
-        with gzip.GzipFile(paths[-1], "wb", mtime=0) as file:  # no time in it: the same nuclei give the same bytes
+        held = (
+            [] if first is None else itertools.chain([first], itertools.islice(iterator, most - 1))
+        )
+        with gzip.GzipFile(
+            paths[-1], "wb", mtime=0
+        ) as file:  # no time in it: the same nuclei give the same bytes
             file.write(b'{"type": "FeatureCollection", "features": [')
             for number, feature in enumerate(held):
                 file.write((b",\n" if number else b"\n") + json.dumps(feature).encode())

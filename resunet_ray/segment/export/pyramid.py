@@ -23,7 +23,9 @@ _SMALLEST = 512  # a level of no more pixels a side is the last
 _LABELS = "labels/nuclei"
 
 
-def write_label_zarr(path: Path, regions: Iterable[Row], *, height: int, width: int, scale: float, mpp: float | None) -> None:
+def write_label_zarr(
+    path: Path, regions: Iterable[Row], *, height: int, width: int, scale: float, mpp: float | None
+) -> None:
     """Writes an OME-Zarr 0.5 whose group labels/nuclei is a multiscale label image: 0 is background, each nucleus has a number.
 
     Args:
@@ -42,18 +44,35 @@ def write_label_zarr(path: Path, regions: Iterable[Row], *, height: int, width: 
         count += _draw_instances(levels[0], region["instances"] or [], scale=scale, first=count + 1)
     _fill_levels(levels)
     unit = scale if mpp is None else scale * mpp
-    axes: list[Any] = [{"name": name, "type": "space"} | ({} if mpp is None else {"unit": "micrometer"}) for name in "yx"]
+    axes: list[Any] = [
+        {"name": name, "type": "space"} | ({} if mpp is None else {"unit": "micrometer"})
+        for name in "yx"
+    ]
     datasets = [
-        {"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": [unit * 2**level] * 2}]}
+        {
+            "path": str(level),
+            "coordinateTransformations": [{"type": "scale", "scale": [unit * 2**level] * 2}],
+        }
         for level in range(len(levels))
     ]
     multiscale = {"name": "nuclei", "axes": axes, "datasets": datasets}
-    group.attrs["ome"] = {"version": "0.5", "multiscales": [multiscale], "image-label": {"source": {"image": "../../"}}}
+    group.attrs["ome"] = {
+        "version": "0.5",
+        "multiscales": [multiscale],
+        "image-label": {"source": {"image": "../../"}},
+    }
     root["labels"].attrs["ome"] = {"version": "0.5", "labels": ["nuclei"]}
 
 
 def write_mask_tiff(
-    path: Path, regions: Iterable[Row], *, height: int, width: int, side: int, scale: float, mpp: float | None
+    path: Path,
+    regions: Iterable[Row],
+    *,
+    height: int,
+    width: int,
+    side: int,
+    scale: float,
+    mpp: float | None,
 ) -> None:
     """Writes a mask, 0 or 255, as a pyramidal tiled OME-TIFF.
 
@@ -66,14 +85,20 @@ def write_mask_tiff(
         scale: side of such a pixel, in level-0 pixels.
         mpp: microns per level-0 pixel, or None.
     """
-    levels = _create_levels(zarr.open_group(f"{path}.levels", mode="w"), height=height, width=width, dtype="uint8")
+    levels = _create_levels(
+        zarr.open_group(f"{path}.levels", mode="w"), height=height, width=width, dtype="uint8"
+    )
     for region in regions:
         if region["mask"] is not None:
-            levels[0][region_window(region, height=height, width=width, side=side).window] = decode_stored(region["mask"])
+            levels[0][region_window(region, height=height, width=width, side=side).window] = (
+                decode_stored(region["mask"])
+            )
     _fill_levels(levels)
     metadata: dict[str, Any] = {"axes": "YX"}
     if mpp is not None:
-        metadata |= {f"PhysicalSize{axis}": mpp * scale for axis in "XY"} | {f"PhysicalSize{axis}Unit": "µm" for axis in "XY"}
+        metadata |= {f"PhysicalSize{axis}": mpp * scale for axis in "XY"} | {
+            f"PhysicalSize{axis}Unit": "µm" for axis in "XY"
+        }
     with tifffile.TiffWriter(path, bigtiff=True, ome=True) as writer:
         for number, level in enumerate(levels):
             writer.write(
@@ -95,22 +120,31 @@ def _create_levels(group: zarr.Group, *, height: int, width: int, dtype: str) ->
     while not levels or max(levels[-1].shape) > _SMALLEST:
         shape = -(-height // 2 ** len(levels)), -(-width // 2 ** len(levels))
         name = str(len(levels))
-        levels.append(group.create_array(name, shape=shape, chunks=(_CHUNK, _CHUNK), dtype=dtype, dimension_names=("y", "x")))
+        levels.append(
+            group.create_array(
+                name, shape=shape, chunks=(_CHUNK, _CHUNK), dtype=dtype, dimension_names=("y", "x")
+            )
+        )
     return levels
 
 
-def _draw_instances(array: Array, instances: list[dict[str, Any]], *, scale: float, first: int) -> int:
+def _draw_instances(
+    array: Array, instances: list[dict[str, Any]], *, scale: float, first: int
+) -> int:
     """Draws nuclei with the numbers from `first` on; returns how many. What lies there already stays where they leave 0."""
     if not instances:
         return 0
     polygons = shapely.transform(
-        shapely.from_wkb([instance["polygon"] for instance in instances]), lambda points: np.rint(points / scale)
+        shapely.from_wkb([instance["polygon"] for instance in instances]),
+        lambda points: np.rint(points / scale),
     )
     left, top, right, bottom = (int(value) for value in shapely.total_bounds(polygons))
     window = slice(top, bottom), slice(left, right)
     moved = shapely.transform(polygons, lambda points: points - np.array([left, top]))
     drawn: Int32[np.ndarray, "h w"] = rasterio.features.rasterize(
-        zip(moved, range(first, first + len(moved)), strict=True), out_shape=(bottom - top, right - left), dtype="int32"
+        zip(moved, range(first, first + len(moved)), strict=True),
+        out_shape=(bottom - top, right - left),
+        dtype="int32",
     )
     array[window] = np.where(drawn > 0, drawn, array[window])
     return len(instances)
@@ -121,7 +155,9 @@ def _fill_levels(levels: list[Array]) -> None:
     for before, level in pairwise(levels):
         for top in range(0, level.shape[0], _CHUNK):
             for left in range(0, level.shape[1], _CHUNK):
-                window = np.asarray(before[2 * top : 2 * (top + _CHUNK), 2 * left : 2 * (left + _CHUNK)])
+                window = np.asarray(
+                    before[2 * top : 2 * (top + _CHUNK), 2 * left : 2 * (left + _CHUNK)]
+                )
                 if window.any():
                     level[top : top + _CHUNK, left : left + _CHUNK] = window[::2, ::2]
 
@@ -130,4 +166,12 @@ def _tiles(level: Array) -> Iterator[np.ndarray]:
     for top in range(0, level.shape[0], _CHUNK):
         for left in range(0, level.shape[1], _CHUNK):
             tile = np.asarray(level[top : top + _CHUNK, left : left + _CHUNK])
-            yield cv2.copyMakeBorder(tile, 0, _CHUNK - tile.shape[0], 0, _CHUNK - tile.shape[1], cv2.BORDER_CONSTANT, value=0)
+            yield cv2.copyMakeBorder(
+                tile,
+                0,
+                _CHUNK - tile.shape[0],
+                0,
+                _CHUNK - tile.shape[1],
+                cv2.BORDER_CONSTANT,
+                value=0,
+            )

@@ -61,7 +61,9 @@ class Gate:
 
 def cells_of(window: Box) -> tuple[slice, slice]:
     """The cells that a window lies in: what to index those of the slide with."""
-    return slice(window.top // CELL, -(-window.bottom // CELL)), slice(window.left // CELL, -(-window.right // CELL))
+    return slice(window.top // CELL, -(-window.bottom // CELL)), slice(
+        window.left // CELL, -(-window.right // CELL)
+    )
 
 
 def _near(region: Box, rows: int, columns: int) -> tuple[int, int, int, int]:

@@ -34,7 +34,9 @@ class Grid:
             for top in range(0, self.height, side)
             for left in range(0, self.width, side)
         ]
-        return sorted(windows, key=lambda window: (block_of(window.top, window.left), window.top, window.left))
+        return sorted(
+            windows, key=lambda window: (block_of(window.top, window.left), window.top, window.left)
+        )
 
     def cells(self, window: Box) -> list[Box]:
         """Those of the fixed grid that a window lies in, row by row."""
@@ -55,18 +57,26 @@ class Grid:
 
     def tiles(self, window: Box) -> list[Box]:
         """Those that a window is made of, row by row."""
-        return plan_tiles(self.height, self.width, tile=self.tile, context=self.context, window=window)
+        return plan_tiles(
+            self.height, self.width, tile=self.tile, context=self.context, window=window
+        )
 
-    def blend(self, window: Box, probabilities: Mapping[Box, Float32[np.ndarray, "_h _w"]]) -> Float32[np.ndarray, "h w"]:
+    def blend(
+        self, window: Box, probabilities: Mapping[Box, Float32[np.ndarray, "_h _w"]]
+    ) -> Float32[np.ndarray, "h w"]:
         """The probability of a window out of its tiles'."""
         whole = np.zeros(window.shape, np.float32)
         for tile in self.tiles(window):
             inside, place = overlap(tile, window)
-            weight = blend_weight(tile, height=self.height, width=self.width, context=self.context, window=inside)
+            weight = blend_weight(
+                tile, height=self.height, width=self.width, context=self.context, window=inside
+            )
             whole[place] += probabilities[tile][inside] * weight
         return whole
 
-    def paste(self, window: Box, images: Mapping[Box, UInt8[np.ndarray, "_h _w 3"]]) -> UInt8[np.ndarray, "h w 3"]:
+    def paste(
+        self, window: Box, images: Mapping[Box, UInt8[np.ndarray, "_h _w 3"]]
+    ) -> UInt8[np.ndarray, "h w 3"]:
         """The image of a window out of its tiles'."""
         whole = np.empty((*window.shape, 3), np.uint8)
         for tile in self.tiles(window):
@@ -82,5 +92,8 @@ def overlap(tile: Box, window: Box) -> tuple[Slices, Slices]:
     """What two windows share, counted from the corner of the one and of the other."""
     top, bottom = max(tile.top, window.top), min(tile.bottom, window.bottom)
     left, right = max(tile.left, window.left), min(tile.right, window.right)
-    inside, place = ((slice(top - one.top, bottom - one.top), slice(left - one.left, right - one.left)) for one in (tile, window))
+    inside, place = (
+        (slice(top - one.top, bottom - one.top), slice(left - one.left, right - one.left))
+        for one in (tile, window)
+    )
     return inside, place

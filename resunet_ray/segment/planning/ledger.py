@@ -35,15 +35,24 @@ def read_ledger(output: str, *, bundle_digest: str, config_digest: str) -> Ledge
     folder = storage.join(output, layout.IMAGES)
     if not storage.exists(folder):
         return Ledger(np.empty(0, f"S{ID_BYTES}"), {})
-    files = [storage.join(folder, file.path) for file in storage.walk_files(folder) if file.path.endswith(".parquet")]
+    files = [
+        storage.join(folder, file.path)
+        for file in storage.walk_files(folder)
+        if file.path.endswith(".parquet")
+    ]
 
     def read(uri: str) -> tuple[Ids, dict[bytes, int]]:
         table = storage.read_table(uri, columns=_COLUMNS)
-        same = pc.and_(pc.equal(table["bundle_digest"], bundle_digest), pc.equal(table["config_digest"], config_digest))
+        same = pc.and_(
+            pc.equal(table["bundle_digest"], bundle_digest),
+            pc.equal(table["config_digest"], config_digest),
+        )
         table = table.filter(same)
         bad = pc.is_in(table["status"], value_set=pa.array(["failed", "partial"]))
         failed = table.filter(bad)
-        attempts = dict(zip(parse_ids(failed["image_id"]).tolist(), failed["attempt"].to_pylist(), strict=True))
+        attempts = dict(
+            zip(parse_ids(failed["image_id"]).tolist(), failed["attempt"].to_pylist(), strict=True)
+        )
         return parse_ids(table.filter(pc.invert(bad))["image_id"]), attempts
 
     done = [np.empty(0, f"S{ID_BYTES}")]

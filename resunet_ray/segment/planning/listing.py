@@ -93,7 +93,10 @@ class Listing:
                 yield replace(found, mpp=mpp, mpp_source=source)
         if self.ignored:
             total = sum(self.ignored.values())
-            kinds = ", ".join(f"{suffix or 'no suffix'} ({count})" for suffix, count in self.ignored.most_common(_SHOWN))
+            kinds = ", ".join(
+                f"{suffix or 'no suffix'} ({count})"
+                for suffix, count in self.ignored.most_common(_SHOWN)
+            )
             logger.info("%d files are no images by their names and were ignored: %s", total, kinds)
 
     def _expand(self, uri: str) -> Iterator[tuple[str, Found]]:
@@ -141,15 +144,21 @@ def _fingerprint(uri: str, file: storage.FileStatus) -> str:
     """That of a file with all that belongs to it: some slides keep their pixels in a folder beside."""
     try:
         parts = sorted(
-            f"{part.path} {part.fingerprint}" for beside in slides.companions(uri) for part in storage.walk_files(beside)
+            f"{part.path} {part.fingerprint}"
+            for beside in slides.companions(uri)
+            for part in storage.walk_files(beside)
         )
-    except InputError:  # what is missing is said when the slide is opened, and makes it another one when it comes
+    except (
+        InputError
+    ):  # what is missing is said when the slide is opened, and makes it another one when it comes
         parts = []
     together = hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
     return f"{file.fingerprint} {together}" if parts else file.fingerprint
 
 
-def _list_archive(uri: str, file: storage.FileStatus, cache: storage.Cache) -> Iterator[tuple[str, Found]]:
+def _list_archive(
+    uri: str, file: storage.FileStatus, cache: storage.Cache
+) -> Iterator[tuple[str, Found]]:
     base = _found(uri, file)
     if base.error is not None:
         yield uri, base
@@ -161,20 +170,33 @@ def _list_archive(uri: str, file: storage.FileStatus, cache: storage.Cache) -> I
             if path.lower().endswith(SUFFIXES):
                 yield path, _member(base, entry)
             elif path.lower().endswith(slides.SUFFIXES):
-                error = InputError(f"{entry.name} is a slide inside an archive: unpack it, slides are read in parts")
+                error = InputError(
+                    f"{entry.name} is a slide inside an archive: unpack it, slides are read in parts"
+                )
                 yield path, replace(_member(base, entry), error=error)
     except InputError as error:  # the rest of the inputs are none the worse
         yield uri, replace(base, error=error)
 
 
 def _member(archive: Found, entry: Entry) -> Found:
-    fingerprint = f"{archive.fingerprint}-{entry.size}-{entry.offset}" if entry.crc is None else f"{entry.crc}-{entry.size}"
-    name = str(entry.member).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")  # read by its offset
-    return replace(archive, member=name, offset=entry.offset, size=entry.size, fingerprint=fingerprint)
+    fingerprint = (
+        f"{archive.fingerprint}-{entry.size}-{entry.offset}"
+        if entry.crc is None
+        else f"{entry.crc}-{entry.size}"
+    )
+    name = (
+        str(entry.member).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    )  # read by its offset
+    return replace(
+        archive, member=name, offset=entry.offset, size=entry.size, fingerprint=fingerprint
+    )
 
 
 def _is_hidden(path: str) -> bool:
-    return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in path.split("/"))
+    return any(
+        (part.startswith(".") and part not in (".", "..")) or part == "__MACOSX"
+        for part in path.split("/")
+    )
 
 
 def _compile_glob(pattern: str) -> re.Pattern[str]:
@@ -230,7 +252,9 @@ def _read_manifest(uri: str, cache: storage.Cache) -> Iterator[tuple[str, Found]
         yield from map_ahead(pool, look_up, rows, depth=4 * _STAT_THREADS)
 
 
-def _find_member(location: str, member: str, archives: dict[str, dict[str, list[Found]]], cache: storage.Cache) -> Found:
+def _find_member(
+    location: str, member: str, archives: dict[str, dict[str, list[Found]]], cache: storage.Cache
+) -> Found:
     if location not in archives:
         (file,) = storage.walk_files(location)
         named: dict[str, list[Found]] = {}
@@ -239,5 +263,7 @@ def _find_member(location: str, member: str, archives: dict[str, dict[str, list[
         archives[location] = named
     found = archives[location].get(member, [])
     if len(found) != 1:
-        raise InputError(f"it has {len(found) or 'no'} member{'s' if len(found) > 1 else ''} {member}: expected one")
+        raise InputError(
+            f"it has {len(found) or 'no'} member{'s' if len(found) > 1 else ''} {member}: expected one"
+        )
     return found[0]

@@ -31,7 +31,9 @@ def read_pixel_sizes(uri: str | None) -> dict[str, float]:
     """
     if uri is None:
         return {}
-    rows = list(csv.DictReader(io.StringIO(storage.read_bytes(storage.absolute(uri)).decode("utf-8-sig"))))
+    rows = list(
+        csv.DictReader(io.StringIO(storage.read_bytes(storage.absolute(uri)).decode("utf-8-sig")))
+    )
     if not rows or not {"name", "mpp"} <= set(rows[0]):
         raise InputError(
             f"{uri} is no table of pixel sizes: expected CSV with the columns `name` and `mpp`, and a row for each slide"
@@ -55,7 +57,9 @@ def parse_mpp(value: Any) -> float | None:
     if math.isnan(mpp):
         return None
     if not 0 < mpp < math.inf:
-        raise InputError(f"its mpp is {value}: expected microns per pixel, or nothing where they are unknown")
+        raise InputError(
+            f"its mpp is {value}: expected microns per pixel, or nothing where they are unknown"
+        )
     return mpp
 
 

@@ -59,7 +59,14 @@ class Plan:
         return cls(**{{"lots": "chunks"}.get(name, name): value for name, value in saved.items()})
 
 
-def write_plan(folder: str, found: Iterable[Found], *, ledger: Ledger, retry_failed: bool, survey: Survey | None = None) -> Plan:
+def write_plan(
+    folder: str,
+    found: Iterable[Found],
+    *,
+    ledger: Ledger,
+    retry_failed: bool,
+    survey: Survey | None = None,
+) -> Plan:
     """Writes the plan of a run, file by file, in memory that does not grow with it.
 
     Args:
@@ -122,13 +129,17 @@ def read_chunk(folder: str, chunk: int) -> pa.Table:
 def count_regions(folder: str, chunks: Sequence[int]) -> int:
     """How many regions some chunks have together."""
     regions = 0
-    for number, members in itertools.groupby(sorted(chunks), key=lambda chunk: chunk // _CHUNKS_PER_FILE):
+    for number, members in itertools.groupby(
+        sorted(chunks), key=lambda chunk: chunk // _CHUNKS_PER_FILE
+    ):
         metadata = storage.read_metadata(layout.plan_uri(folder, number))
         regions += sum(metadata.row_group(chunk % _CHUNKS_PER_FILE).num_rows for chunk in members)
     return regions
 
 
-def _new(found: Iterable[Found], plan: Plan, *, ledger: Ledger, retry_failed: bool) -> Iterator[tuple[Found, bytes, int]]:
+def _new(
+    found: Iterable[Found], plan: Plan, *, ledger: Ledger, retry_failed: bool
+) -> Iterator[tuple[Found, bytes, int]]:
     """What is to be done: image, id, number of the attempt."""
     seen = SeenIds()
     for batch in _batches(found, _BATCH):
@@ -159,7 +170,9 @@ def _cut(rows: Iterable[Row], plan: Plan) -> Iterator[list[pa.Table]]:
     chunks: list[pa.Table] = []
     part = 0  # chunks that are in it
     for _, group in itertools.groupby(rows, key=_chunk_key):
-        while chunk := _take_chunk(group, size=next(size for limit, size in _CHUNK_SIZES if plan.chunks < limit)):
+        while chunk := _take_chunk(
+            group, size=next(size for limit, size in _CHUNK_SIZES if plan.chunks < limit)
+        ):
             slide, first = is_slide(chunk[0]), chunk[0]["region_index"] == 0
             if not plan.parts or (first if slide else part >= _PART_CHUNKS):
                 plan.parts.append(plan.chunks)
@@ -178,7 +191,9 @@ def _cut(rows: Iterable[Row], plan: Plan) -> Iterator[list[pa.Table]]:
 
 def _chunk_key(row: Row) -> Any:
     if is_slide(row):
-        return row["image_id"], block_of(*(round(row[name] / row["scale_to_level0"]) for name in "yx"))
+        return row["image_id"], block_of(
+            *(round(row[name] / row["scale_to_level0"]) for name in "yx")
+        )
     return row["image_uri"] if row["member"] is not None else None
 
 

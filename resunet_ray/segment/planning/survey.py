@@ -80,8 +80,13 @@ class Surveyor:
         if uri.lower().endswith(TIFF_SUFFIXES) and not self._tiff_is_slide(uri):
             return [planned]
         if self.resizes:
-            raise ImageError(f"{uri} is a slide, and the bundle was trained on whole images resized: give one that tiles")
-        with stage_slide(planned, config=self.config) as path, closing(Slide(path, name=uri)) as slide:
+            raise ImageError(
+                f"{uri} is a slide, and the bundle was trained on whole images resized: give one that tiles"
+            )
+        with (
+            stage_slide(planned, config=self.config) as path,
+            closing(Slide(path, name=uri)) as slide,
+        ):
             return self._plan(planned, slide)
 
     def _tiff_is_slide(self, uri: str) -> bool:
@@ -114,9 +119,17 @@ class Surveyor:
             gates = [Gate.of(cells, region=window).pack() for window in windows]
         fraction = None if tissue is None else tissue.fraction
         if not windows:
-            logger.warning("%s: no tissue found, nothing of it is read (--tissue off reads all)", planned["image_uri"])
+            logger.warning(
+                "%s: no tissue found, nothing of it is read (--tissue off reads all)",
+                planned["image_uri"],
+            )
             return [base | _no_regions([*warnings, "no_tissue"], tissue=fraction)]
-        base |= {"tissue_fraction": fraction, "warnings": warnings, "num_regions": len(windows), "scale_to_level0": scale}
+        base |= {
+            "tissue_fraction": fraction,
+            "warnings": warnings,
+            "num_regions": len(windows),
+            "scale_to_level0": scale,
+        }
         if self.stretches and view is not None:
             base |= dict(zip(LEVELS, measure_range(view), strict=True))
         return [
@@ -135,7 +148,9 @@ class Surveyor:
             warnings.append("view_unreadable")
             return None
 
-    def _find_tissue(self, view: UInt8[np.ndarray, "h w 3"] | None, slide: Slide, warnings: list[str]) -> Tissue | None:
+    def _find_tissue(
+        self, view: UInt8[np.ndarray, "h w 3"] | None, slide: Slide, warnings: list[str]
+    ) -> Tissue | None:
         """Where there is tissue; None: all of the slide is read."""
         if self.config.tissue == "off" or view is None:
             return None
@@ -175,4 +190,11 @@ def stage_slide(row: Row, *, config: SegmentConfig) -> AbstractContextManager[st
 
 def _no_regions(warnings: list[str], *, tissue: float | None) -> Row:
     place = dict.fromkeys(("y", "x", "height", "width"), 0)
-    return {"region_index": 0, "num_regions": 0, "scale_to_level0": 1.0, "tissue_fraction": tissue, "warnings": warnings, **place}
+    return {
+        "region_index": 0,
+        "num_regions": 0,
+        "scale_to_level0": 1.0,
+        "tissue_fraction": tissue,
+        "warnings": warnings,
+        **place,
+    }

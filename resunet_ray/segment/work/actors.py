@@ -11,7 +11,13 @@ import pyarrow as pa
 import ray.data
 import torch
 
-from resunet_ray.cluster import MODEL_ENVIRONMENT, count_cpu_nodes, count_gpus, has_autoscaler, wait_for_resources
+from resunet_ray.cluster import (
+    MODEL_ENVIRONMENT,
+    count_cpu_nodes,
+    count_gpus,
+    has_autoscaler,
+    wait_for_resources,
+)
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.stream import count_up
 from resunet_ray.monitoring import count_chunk, show_chunks
@@ -45,7 +51,17 @@ def segment_chunks(job: Job, *, unit: str, lease: Lease | None) -> ChunkSums:
         RunError: the lease was lost.
     """
     here = job.config.actors == 0
-    actors = 1 if here else max(1, min(job.config.actors or (count_gpus() if job.gpu else count_cpu_nodes()), len(job.chunks)))
+    actors = (
+        1
+        if here
+        else max(
+            1,
+            min(
+                job.config.actors or (count_gpus() if job.gpu else count_cpu_nodes()),
+                len(job.chunks),
+            ),
+        )
+    )
     sums = ChunkSums(actors=actors)
     if not job.chunks:
         return sums
@@ -76,7 +92,8 @@ def _map_chunks(job: Job, *, actors: int) -> Iterator[pa.Table]:
     config = job.config
     each = {"CPU": config.cpus_per_actor, **({"GPU": 1} if job.gpu else {})}
     wait_for_resources(
-        [each] * (1 if config.nodes_seconds or has_autoscaler() else actors) + [{"CPU": 1}],  # more actors start as nodes come
+        [each] * (1 if config.nodes_seconds or has_autoscaler() else actors)
+        + [{"CPU": 1}],  # more actors start as nodes come
         what=f"{actors} segmenting actors of {config.cpus_per_actor} CPUs, with one CPU left for Ray Data",
         nodes_seconds=config.nodes_seconds,
     )
@@ -86,7 +103,10 @@ def _map_chunks(job: Job, *, actors: int) -> Iterator[pa.Table]:
         Segmenter,
         fn_constructor_args=(job,),
         compute=ray.data.ActorPoolStrategy(
-            min_size=1, max_size=actors, enable_true_multi_threading=True, max_concurrent_calls_per_actor=CALLS
+            min_size=1,
+            max_size=actors,
+            enable_true_multi_threading=True,
+            max_concurrent_calls_per_actor=CALLS,
         ),
         runtime_env=MODEL_ENVIRONMENT,
         num_cpus=config.cpus_per_actor,

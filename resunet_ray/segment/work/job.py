@@ -38,7 +38,11 @@ class Job:
         row |= {name: planned[name] for name in PLAN.names if name in row and name in planned}
         return row | {
             "region_id": f"{planned['image_id']}-{planned['region_index']}",
-            "status": "failed" if planned["error_type"] else "empty" if planned["num_regions"] == 0 else None,
+            "status": "failed"
+            if planned["error_type"]
+            else "empty"
+            if planned["num_regions"] == 0
+            else None,
             "read_seconds": 0.0,
             "model_seconds": 0.0,
             "post_seconds": 0.0,

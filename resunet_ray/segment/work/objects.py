@@ -68,7 +68,9 @@ class _View(Found):
     """Those that reach beyond it, or are longer than `LONGEST`."""
 
 
-def find_objects(look: Look, *, region: Box, grid: Grid, config: InstanceConfig, gate: Gate | None = None) -> Objects:
+def find_objects(
+    look: Look, *, region: Box, grid: Grid, config: InstanceConfig, gate: Gate | None = None
+) -> Objects:
     """Finds instances, and which of them belong to a region.
 
     Args:
@@ -107,13 +109,17 @@ def find_objects(look: Look, *, region: Box, grid: Grid, config: InstanceConfig,
             place = overlap(region, part)[0]
             shown[place] = np.where(new, labels + shown.max(initial=0), shown[place])
     seen = np.concatenate(neighbours)
-    return Objects(shown, view.probability[inside], own, seen[_contains(grid.widen(region, MARGIN), seen)])
+    return Objects(
+        shown, view.probability[inside], own, seen[_contains(grid.widen(region, MARGIN), seen)]
+    )
 
 
 def _view(look: Look, window: Box, *, grid: Grid, config: InstanceConfig) -> _View:
     probability = look(window)
     mask = (probability >= config.threshold).astype(np.uint8)
-    _, components, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=4, ltype=cv2.CV_32S)
+    _, components, statistics, _ = cv2.connectedComponentsWithStats(
+        mask, connectivity=4, ltype=cv2.CV_32S
+    )
     left, top = statistics[:, cv2.CC_STAT_LEFT], statistics[:, cv2.CC_STAT_TOP]
     width, height = statistics[:, cv2.CC_STAT_WIDTH], statistics[:, cv2.CC_STAT_HEIGHT]
     # From each component to the nearest border beyond which the slide goes on.
@@ -132,7 +138,9 @@ def _view(look: Look, window: Box, *, grid: Grid, config: InstanceConfig) -> _Vi
     return _View(window, labels, probability, is_close[components], is_long[components])
 
 
-def _find_in_cell(look: Look, cell: Box, *, view: _View, grid: Grid, config: InstanceConfig) -> Found:
+def _find_in_cell(
+    look: Look, cell: Box, *, view: _View, grid: Grid, config: InstanceConfig
+) -> Found:
     """The objects of long components in a cell and its halo; one that is longer than the halo only in the cell, piece by piece.
 
     It is found in a window that the grid alone decides, so that all regions of the cell find the same.
@@ -145,15 +153,22 @@ def _find_in_cell(look: Look, cell: Box, *, view: _View, grid: Grid, config: Ins
     pieces = np.zeros_like(labels)
     inside, last = overlap(window, cell)[0], len(kept) - 1
     for region in regionprops(labels):
-        if kept[region.label] and max(region.bbox[2] - region.bbox[0], region.bbox[3] - region.bbox[1]) > HALO:
+        if (
+            kept[region.label]
+            and max(region.bbox[2] - region.bbox[0], region.bbox[3] - region.bbox[1]) > HALO
+        ):
             kept[region.label] = False
-            count, parts = cv2.connectedComponents((labels[inside] == region.label).astype(np.uint8), connectivity=4)
+            count, parts = cv2.connectedComponents(
+                (labels[inside] == region.label).astype(np.uint8), connectivity=4
+            )
             pieces[inside][parts > 0] = last + parts[parts > 0]
             last += count - 1
     return Found(window, np.where(kept[labels], labels, pieces), probability)
 
 
-def _among(labels: Int32[np.ndarray, "h w"], some: Int32[np.ndarray, "*shape"]) -> Bool[np.ndarray, " n"]:
+def _among(
+    labels: Int32[np.ndarray, "h w"], some: Int32[np.ndarray, "*shape"]
+) -> Bool[np.ndarray, " n"]:
     """For each number from 0 to the largest label, whether it is among some of them; that of the background never is."""
     there = np.zeros(int(labels.max(initial=0)) + 1, bool)
     there[some.ravel()] = True
@@ -183,7 +198,9 @@ def _centroids(found: Found) -> Points:
 
 def _let_in(points: Points, gate: Gate | None) -> Bool[np.ndarray, " n"]:
     """Which objects count; the background never does."""
-    counted: Bool[np.ndarray, " n"] = np.ones(len(points), bool) if gate is None else gate.lets_in(points)
+    counted: Bool[np.ndarray, " n"] = (
+        np.ones(len(points), bool) if gate is None else gate.lets_in(points)
+    )
     counted[0] = False
     return counted
 
@@ -194,10 +211,17 @@ def _contains(window: Box, points: Points) -> Bool[np.ndarray, " n"]:
 
 
 def _intersect(one: Box, other: Box) -> Box:
-    return Box(max(one.top, other.top), min(one.bottom, other.bottom), max(one.left, other.left), min(one.right, other.right))
+    return Box(
+        max(one.top, other.top),
+        min(one.bottom, other.bottom),
+        max(one.left, other.left),
+        min(one.right, other.right),
+    )
 
 
-def seam_disagreement(own: Float64[np.ndarray, "n 2"], neighbours: Float64[np.ndarray, "m 2"]) -> float:
+def seam_disagreement(
+    own: Float64[np.ndarray, "n 2"], neighbours: Float64[np.ndarray, "m 2"]
+) -> float:
     """Share of what regions saw whole in their neighbours' windows that no region has as its own; 0 where they agree.
 
     Args:

@@ -44,7 +44,10 @@ def describe_image(
     keep = {"labels": labels, "probabilities": probabilities}
     row = describe_region(objects, image, bounds=found.shape, scale=1.0, name=name, **keep)
     if truth is not None:
-        row |= {count: int(value) for count, value in count_pixels((found > 0).astype(np.uint8), truth)._asdict().items()}
+        row |= {
+            count: int(value)
+            for count, value in count_pixels((found > 0).astype(np.uint8), truth)._asdict().items()
+        }
     return row
 
 
@@ -77,13 +80,19 @@ def describe_region(
         instance
         for found in objects.own
         for instance in measure_instances(
-            found.labels, found.probability, corner=(found.window.top, found.window.left), bounds=bounds, scale=scale
+            found.labels,
+            found.probability,
+            corner=(found.window.top, found.window.left),
+            bounds=bounds,
+            scale=scale,
         )
     ]
     return {
         "mask": encode_png(mask * np.uint8(255)),
         "labels": encode_labels(objects.labels, name=name) if labels else None,
-        "probability": encode_png(np.rint(objects.probability * 255).astype(np.uint8)) if probabilities else None,
+        "probability": encode_png(np.rint(objects.probability * 255).astype(np.uint8))
+        if probabilities
+        else None,
         "instances": instances,
         "num_instances": len(instances),
         "neighbours": (objects.neighbours * scale).tolist(),

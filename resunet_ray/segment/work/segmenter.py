@@ -78,13 +78,22 @@ class Segmenter:
         self._model = ThreadPoolExecutor(self._networks, thread_name_prefix="model")
         self._bundle = _load(job, device=torch.device("cuda" if job.gpu else "cpu"))
         own = self._bundle.info.instances
-        self._instances = own if job.config.threshold is None else replace(own, threshold=job.config.threshold)
-        self._batch_size = job.config.batch_size or (16 if self._bundle.device.type == "cuda" else 1)
+        self._instances = (
+            own if job.config.threshold is None else replace(own, threshold=job.config.threshold)
+        )
+        self._batch_size = job.config.batch_size or (
+            16 if self._bundle.device.type == "cuda" else 1
+        )
         self._readers = ThreadPoolExecutor(job.config.readers, thread_name_prefix="read")
         self._post = ThreadPoolExecutor(_POST_THREADS, thread_name_prefix="post")
         self._calls, self._wary = threading.Semaphore(CALLS), threading.Lock()
-        pools = {"model": self._model, "post": self._post}  # they do not say in public how much waits for them
-        self._shown = monitoring.show_waiting(job.watched, {stage: pool._work_queue.qsize for stage, pool in pools.items()})
+        pools = {
+            "model": self._model,
+            "post": self._post,
+        }  # they do not say in public how much waits for them
+        self._shown = monitoring.show_waiting(
+            job.watched, {stage: pool._work_queue.qsize for stage, pool in pools.items()}
+        )
 
     def close(self) -> None:
         """Ends its threads. An actor's end with its process."""
@@ -94,7 +103,9 @@ class Segmenter:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
         """Segments chunks, and returns one row for each: what is in its file, and how long it took."""
-        return pa.Table.from_pylist([self.segment_chunk(self._job.chunks[number]) for number in batch["id"]])
+        return pa.Table.from_pylist(
+            [self.segment_chunk(self._job.chunks[number]) for number in batch["id"]]
+        )
 
     def segment_chunk(self, chunk: int) -> Row:
         """Segments one chunk and writes its file."""
@@ -107,10 +118,17 @@ class Segmenter:
             with self._wary, ExitStack() as alone:  # so that no other chunk's image is blamed
                 for _ in range(CALLS):
                     alone.enter_context(self._calls)
-                rows = [self._segment_warily(image, chunk=chunk, number=number) for number, image in enumerate(planned)]
+                rows = [
+                    self._segment_warily(image, chunk=chunk, number=number)
+                    for number, image in enumerate(planned)
+                ]
         table = pa.Table.from_pylist(rows, schema=REGIONS)
-        storage.write_table(layout.chunk_uri(self._job.output, self._job.run_id, chunk), table, rows_per_group=64)
-        outcomes = Counter((row["status"], row["error_stage"] or "", row["error_type"] or "") for row in rows)
+        storage.write_table(
+            layout.chunk_uri(self._job.output, self._job.run_id, chunk), table, rows_per_group=64
+        )
+        outcomes = Counter(
+            (row["status"], row["error_stage"] or "", row["error_type"] or "") for row in rows
+        )
         return {
             "chunk": chunk,
             "outcomes": json.dumps([(*outcome, regions) for outcome, regions in outcomes.items()]),
@@ -118,19 +136,26 @@ class Segmenter:
             "networks": self._networks,
             "begun": start,
             "ended": time.time(),
-            **{name: sum(row[name] for row in rows) for name in ("read_seconds", "model_seconds", "post_seconds")},
+            **{
+                name: sum(row[name] for row in rows)
+                for name in ("read_seconds", "model_seconds", "post_seconds")
+            },
         }
 
     def _segment(self, planned: list[Row]) -> list[Row]:
         if planned[0]["num_regions"] and is_slide(planned[0]):
             return self._segment_slide(planned)
         samples = map_ahead(self._readers, self._read, planned, depth=2 * self._job.config.readers)
-        return list(map_ahead(self._post, self._describe, self._compute(samples), depth=4 * _POST_THREADS))
+        return list(
+            map_ahead(self._post, self._describe, self._compute(samples), depth=4 * _POST_THREADS)
+        )
 
     def _compute(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         """Samples through the network, several at once."""
         groups = group_samples(samples, pixels=self._batch_size * _TILE_PIXELS)
-        return itertools.chain.from_iterable(map_ahead(self._model, self._predict, groups, depth=2 * self._networks))
+        return itertools.chain.from_iterable(
+            map_ahead(self._model, self._predict, groups, depth=2 * self._networks)
+        )
 
     def _segment_slide(self, planned: list[Row]) -> list[Row]:
         """Regions of one slide."""
@@ -140,29 +165,49 @@ class Segmenter:
                 stage_slide(planned[0], config=self._job.config) as path,
                 closing(Slide(path, name=rows[0]["image_uri"])) as slide,
             ):
-                chunk = SlideChunk.of(planned, slide, preprocess=self._bundle.info.preprocess, side=self._job.config.region)
+                chunk = SlideChunk.of(
+                    planned,
+                    slide,
+                    preprocess=self._bundle.info.preprocess,
+                    side=self._job.config.region,
+                )
                 tiles = map_ahead(
-                    self._readers, partial(_read_tile, slide, chunk), chunk.tiles(), depth=2 * self._job.config.readers
+                    self._readers,
+                    partial(_read_tile, slide, chunk),
+                    chunk.tiles(),
+                    depth=2 * self._job.config.readers,
                 )
                 describe = partial(self._describe_region, slide, chunk, rows)
-                return list(map_ahead(self._post, describe, chunk.gather(self._compute(tiles)), depth=_POST_THREADS))
+                return list(
+                    map_ahead(
+                        self._post,
+                        describe,
+                        chunk.gather(self._compute(tiles)),
+                        depth=_POST_THREADS,
+                    )
+                )
         except (InputError, MemoryError) as error:  # it was there when it was planned
             for row in rows:
                 fail(row, stage="open", error=error)
             return rows
 
-    def _describe_region(self, slide: Slide, chunk: SlideChunk, rows: list[Row], ready: tuple[int, Held]) -> Row:
+    def _describe_region(
+        self, slide: Slide, chunk: SlideChunk, rows: list[Row], ready: tuple[int, Held]
+    ) -> Row:
         number, held = ready
         row, start = rows[number], time.perf_counter()
 
         def compute(tiles: list[Box]) -> Held:
             samples = [_read_tile(slide, chunk, tile) for tile in tiles]
             return {
-                tile: self._model.submit(self._predict, [sample]).result()[0] for tile, sample in zip(tiles, samples, strict=True)
+                tile: self._model.submit(self._predict, [sample]).result()[0]
+                for tile, sample in zip(tiles, samples, strict=True)
             }
 
         try:
-            chunk.describe(row, number, held, config=self._instances, compute=compute, keep=self._job.config)
+            chunk.describe(
+                row, number, held, config=self._instances, compute=compute, keep=self._job.config
+            )
         except Exception as error:  # noqa: BLE001 (whatever it is, the other regions are none the worse)
             fail(row, stage="post", error=error)
         row["post_seconds"] = time.perf_counter() - start
@@ -175,7 +220,11 @@ class Segmenter:
                 (row,) = self._segment([planned])
             else:
                 row = self._job.begin_row(planned)
-                fail(row, stage="crash", error=RunError(crashes.describe(planned["image_uri"], deaths)))
+                fail(
+                    row,
+                    stage="crash",
+                    error=RunError(crashes.describe(planned["image_uri"], deaths)),
+                )
         return row
 
     def _read(self, planned: Row) -> Sample:
@@ -185,13 +234,26 @@ class Segmenter:
         stage = "read"
         try:
             if sample.row["status"] is None:
-                entry = Entry(planned["image_uri"], planned["member"], planned["member_offset"], planned["source_bytes"] or 0)
+                entry = Entry(
+                    planned["image_uri"],
+                    planned["member"],
+                    planned["member_offset"],
+                    planned["source_bytes"] or 0,
+                )
                 content = entry.read(self._cache)
                 stage = "decode"
-                image = decode_image(content, name=entry.name, max_pixels=self._job.config.max_pixels)
-                sample.row |= {"format": name_format(content), "height": image.shape[0], "width": image.shape[1]}
+                image = decode_image(
+                    content, name=entry.name, max_pixels=self._job.config.max_pixels
+                )
+                sample.row |= {
+                    "format": name_format(content),
+                    "height": image.shape[0],
+                    "width": image.shape[1],
+                }
                 stage = "mask"
-                sample.truth = _read_truth(planned["mask_uri"], shape=image.shape[:2], cache=self._cache)
+                sample.truth = _read_truth(
+                    planned["mask_uri"], shape=image.shape[:2], cache=self._cache
+                )
                 sample.image = image
                 if self._bundle.info.preprocess.intensity == "percentiles":
                     sample.levels = measure_range(image)
@@ -239,9 +301,18 @@ class Segmenter:
         row = sample.row
         if sample.probability is not None and sample.image is not None:
             try:
-                keep: dict[str, Any] = {"labels": self._job.config.labels, "probabilities": self._job.config.probabilities}
+                keep: dict[str, Any] = {
+                    "labels": self._job.config.labels,
+                    "probabilities": self._job.config.probabilities,
+                }
                 pixels = sample.probability, sample.image
-                row |= describe_image(*pixels, config=self._instances, name=row["image_uri"], truth=sample.truth, **keep)
+                row |= describe_image(
+                    *pixels,
+                    config=self._instances,
+                    name=row["image_uri"],
+                    truth=sample.truth,
+                    **keep,
+                )
                 row["status"] = "ok"
             except Exception as error:  # noqa: BLE001 (whatever it is, the other images are none the worse)
                 fail(row, stage="post", error=error)
@@ -257,7 +328,9 @@ def _load(job: Job, *, device: torch.device) -> Bundle:
         )
     bundle = load_bundle(job.config.bundle, device=device)
     if bundle.digest != job.bundle_digest:
-        raise RunError(f"the bundle {job.config.bundle} was replaced while the run went on: run it again")
+        raise RunError(
+            f"the bundle {job.config.bundle} was replaced while the run went on: run it again"
+        )
     bundle.self_test()
     return bundle
 
@@ -274,10 +347,14 @@ def _read_tile(slide: Slide, chunk: SlideChunk, tile: Box) -> Sample:
     return sample
 
 
-def _read_truth(uri: str | None, *, shape: tuple[int, int], cache: storage.Cache) -> UInt8[np.ndarray, "h w"] | None:
+def _read_truth(
+    uri: str | None, *, shape: tuple[int, int], cache: storage.Cache
+) -> UInt8[np.ndarray, "h w"] | None:
     if uri is None:
         return None
     values = decode_labels(Entry(uri).read(cache), name=uri)
     if values.shape != shape:
-        raise InputError(f"{uri} is {values.shape[0]} x {values.shape[1]}: expected {shape[0]} x {shape[1]}, as its image")
+        raise InputError(
+            f"{uri} is {values.shape[0]} x {values.shape[1]}: expected {shape[0]} x {shape[1]}, as its image"
+        )
     return (values > 0).astype(np.uint8)

@@ -43,7 +43,9 @@ class SlideChunk:
     """The slide's range of intensities, where the network asks for it."""
 
     @classmethod
-    def of(cls, rows: Sequence[Row], slide: Slide, *, preprocess: PreprocessConfig, side: int) -> "SlideChunk":
+    def of(
+        cls, rows: Sequence[Row], slide: Slide, *, preprocess: PreprocessConfig, side: int
+    ) -> "SlideChunk":
         """The chunk of some rows of the plan.
 
         Args:
@@ -55,7 +57,9 @@ class SlideChunk:
         scale = rows[0]["scale_to_level0"]
         grid = Grid(*slide.size_at(scale), tile=preprocess.tile, context=preprocess.context)
         low, high = (rows[0][name] for name in LEVELS)
-        windows = [region_window(row, height=grid.height, width=grid.width, side=side) for row in rows]
+        windows = [
+            region_window(row, height=grid.height, width=grid.width, side=side) for row in rows
+        ]
         size = {"height": grid.height, "width": grid.width}
         gates = [
             None if row.get("tissue") is None else Gate.unpack(row["tissue"], region=window, **size)
@@ -116,13 +120,22 @@ class SlideChunk:
             for sample in held.values():
                 if sample.row["status"] == "failed":
                     raise _DamagedError(sample.row)
-            probabilities = {tile: sample.probability for tile, sample in held.items() if sample.probability is not None}
+            probabilities = {
+                tile: sample.probability
+                for tile, sample in held.items()
+                if sample.probability is not None
+            }
             return self.grid.blend(window, probabilities)
 
         try:
-            found = find_objects(look, region=region, grid=self.grid, config=config, gate=self.gates[number])
+            found = find_objects(
+                look, region=region, grid=self.grid, config=config, gate=self.gates[number]
+            )
         except _DamagedError as damage:
-            row |= {name: damage.row[name] for name in ("status", "error_stage", "error_type", "error_message")}
+            row |= {
+                name: damage.row[name]
+                for name in ("status", "error_stage", "error_type", "error_message")
+            }
             return
         images = {tile: sample.image for tile, sample in held.items() if sample.image is not None}
         row |= describe_region(
@@ -134,7 +147,9 @@ class SlideChunk:
             labels=keep.labels,
             probabilities=keep.probabilities,
         )
-        for sample in held.values():  # a tile's seconds count once, for the first region that takes it
+        for (
+            sample
+        ) in held.values():  # a tile's seconds count once, for the first region that takes it
             for name in ("read_seconds", "model_seconds"):
                 row[name] += sample.row[name]
                 sample.row[name] = 0.0

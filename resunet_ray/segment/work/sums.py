@@ -18,7 +18,9 @@ class ChunkSums:
     pixels: int = 0
     begun: float = float("inf")
     ended: float = 0.0
-    stages: Counter[str] = field(default_factory=lambda: Counter({"read": 0.0, "model": 0.0, "post": 0.0}))
+    stages: Counter[str] = field(
+        default_factory=lambda: Counter({"read": 0.0, "model": 0.0, "post": 0.0})
+    )
 
     def add(self, chunk: dict[str, Any]) -> None:
         """Counts a chunk that is done: what the actor says of it."""

@@ -1,4 +1,4 @@
-"""An archive from its inputs to its reports: all that `jobs/segment.py` does."""
+"""Segment an archive from its inputs to its reports: everything that `jobs/segment.py` does."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,19 +16,19 @@ from resunet_ray.segment.run import SegmentationResult, segment
 
 @dataclass(frozen=True)
 class ArchiveResult:
-    """What a job came to."""
+    """What a job did."""
 
     status: Literal["planned", "nothing to do", "done", "too many errors"]
     result: SegmentationResult
-    """Of the newest run that had something to do."""
+    """Of the newest run that did something."""
     finished_runs: list[str] = field(default_factory=list)
-    """Runs that were interrupted earlier, and are finished now."""
+    """Runs that were interrupted earlier and are finished now."""
     report: str | None = None
-    """The page of the newest run; None: none was written."""
+    """The page of the newest run; None if no page was written."""
 
 
 def segment_archive(config: SegmentConfig) -> ArchiveResult:
-    """Segments what is new, finishes what was interrupted, and writes the exports and the report of each run.
+    """Segment what is new, finish interrupted runs, and write exports and a report for each run.
 
     Raises:
         LeaseError: another run is writing to the output.
@@ -39,7 +39,7 @@ def segment_archive(config: SegmentConfig) -> ArchiveResult:
     *earlier, result = segment(config)
     if config.dry_run:
         return ArchiveResult("planned", result)
-    if result.run_id is None and earlier:  # all that was to do had been begun before
+    if result.run_id is None and earlier:  # an earlier run had planned everything
         result = earlier.pop()
     done = [run.run_id for run in [*earlier, result] if run.run_id is not None]
     report = None
@@ -48,17 +48,15 @@ def segment_archive(config: SegmentConfig) -> ArchiveResult:
             connect()
         if config.export:
             export_runs(output, kinds=config.export, run_ids=[run_id])
-        report = _write_report(output, run_id)  # last: where it is, all of the run is
+        report = _write_report(output, run_id)  # last: it marks the run as complete
     failed = max(run.error_fraction for run in [*earlier, result]) > config.max_error_fraction
-    status: Literal["done", "nothing to do"] = (
-        "done" if result.run_id is not None else "nothing to do"
-    )
-    finished = [str(run.run_id) for run in earlier]
-    return ArchiveResult("too many errors" if failed else status, result, finished, report)
+    status: Literal["done", "nothing to do", "too many errors"]
+    status = "too many errors" if failed else "nothing to do" if result.run_id is None else "done"
+    return ArchiveResult(status, result, [str(run.run_id) for run in earlier], report)
 
 
 def _write_report(output: str, run_id: str) -> str:
-    """Where there is a cluster, on one of its nodes: the page needs images decoded that nobody vouches for."""
+    """Write the page, on a node of the cluster if possible: it decodes untrusted images."""
 
     def write(_: int) -> pa.Table:
         return pa.table({"uri": [write_segmentation_report(output, run_id=run_id)]})

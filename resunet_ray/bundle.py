@@ -115,7 +115,8 @@ class Bundle:
         (probability,) = self.predict([image], batch_size=1, flips=flips, ranges=[levels])
         labels = find_instances(probability, config=self.info.instances)
         nuclei = pd.DataFrame(
-            measure_instances(labels, probability), columns=[field.name for field in INSTANCE]
+            measure_instances(labels, probability).to_pylist(),
+            columns=[field.name for field in INSTANCE],
         )
         return Segmentation(labels, (labels > 0).astype(np.uint8), probability, nuclei)
 

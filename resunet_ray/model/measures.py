@@ -1,19 +1,18 @@
-"""The measures of nuclei: place, size, shape, and the polygon along their pixels' edges."""
+"""Measures of nuclei: place, size, shape, and the polygon along their pixels' edges."""
 
 import warnings
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import rasterio.errors
 import rasterio.features
 import shapely
 from jaxtyping import Float32, Float64, Int32
 
-warnings.filterwarnings(
-    "ignore", category=rasterio.errors.NotGeoreferencedWarning
-)  # an image has no place on Earth
+from resunet_ray.schema import INSTANCE
 
-Row = dict[str, Any]
+# An image has no place on Earth.
+warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
 
 
 def measure_instances(
@@ -23,19 +22,22 @@ def measure_instances(
     corner: tuple[int, int] = (0, 0),
     bounds: tuple[int, int] | None = None,
     scale: float = 1.0,
-) -> list[Row]:
-    """The measures of each instance, schema INSTANCE, in the order of their numbers, which run from 1 without gaps.
+) -> pa.StructArray:
+    """Measure each instance, in the order of their numbers, which run from 1 without gaps.
 
     Args:
         labels: a window of an image.
-        probability: of the same.
+        probability: of the window.
         corner: row and column where the window begins.
         bounds: height and width of the image; the window's by default.
         scale: side of a pixel, in level-0 pixels.
+
+    Returns:
+        One item for each instance, of type INSTANCE.
     """
     count = int(labels.max(initial=0))
     if count == 0:
-        return []
+        return pa.array([], INSTANCE)
     rows, columns = np.nonzero(labels)
     numbers = labels[rows, columns]
 
@@ -43,7 +45,7 @@ def measure_instances(
         return np.bincount(numbers, weights=values, minlength=count + 1)[1:]
 
     area = np.bincount(numbers, minlength=count + 1)[1:]
-    y, x = rows + 0.5, columns + 0.5  # the centre of a pixel
+    y, x = rows + 0.5, columns + 0.5  # of the pixels' centres
     mean_y, mean_x = total(y) / area, total(x) / area
     dy, dx = y - mean_y[numbers - 1], x - mean_x[numbers - 1]
     polygons = shapely.transform(
@@ -65,14 +67,12 @@ def measure_instances(
             polygons if scale == 1 else shapely.transform(polygons, lambda points: points * scale)
         ),
     }
-    return [
-        dict(zip(measures, values, strict=True))
-        for values in zip(*(m.tolist() for m in measures.values()), strict=True)
-    ]
+    arrays = [pa.array(measures[field.name], field.type) for field in INSTANCE]
+    return pa.StructArray.from_arrays(arrays, fields=list(INSTANCE))
 
 
 def outline_instances(labels: Int32[np.ndarray, "h w"]) -> np.ndarray:
-    """The polygon of each instance, along the edges of its pixels: its area is the number of its pixels."""
+    """Trace each instance along the edges of its pixels, so that its area is their number."""
     polygons = np.empty(int(labels.max(initial=0)), dtype=object)
     for outline, number in rasterio.features.shapes(labels, mask=labels > 0, connectivity=4):
         assert polygons[int(number) - 1] is None, f"instance {number} is in two pieces"
@@ -82,7 +82,10 @@ def outline_instances(labels: Int32[np.ndarray, "h w"]) -> np.ndarray:
 
 
 def _perimeters(polygons: np.ndarray) -> Float64[np.ndarray, " n"]:
-    """Length of the line through the middles of the pixels' edges: along the edges, a slanted border is up to 41% too long."""
+    """Measure the line through the middles of the pixels' edges.
+
+    Along the edges themselves, a slanted border is up to 41% too long.
+    """
     edges = shapely.segmentize(polygons, 1.0)
     rings, owner = shapely.get_rings(edges, return_index=True)
     points, ring = shapely.get_coordinates(rings, return_index=True)
@@ -100,7 +103,7 @@ def _perimeters(polygons: np.ndarray) -> Float64[np.ndarray, " n"]:
 def _eccentricities(
     yy: Float64[np.ndarray, " n"], xx: Float64[np.ndarray, " n"], yx: Float64[np.ndarray, " n"]
 ) -> Float64[np.ndarray, " n"]:
-    """Of the ellipse with the same second moments; a pixel is a square, whose own moment is 1/12 along each axis."""
+    """Of the ellipse with the same second moments. A pixel's own moment is 1/12 along each axis."""
     yy, xx = yy + 1 / 12, xx + 1 / 12
     middle, half = (yy + xx) / 2, np.sqrt(((yy - xx) / 2) ** 2 + yx**2)
     eccentricity: Float64[np.ndarray, " n"] = np.sqrt(

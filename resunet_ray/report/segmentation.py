@@ -27,6 +27,7 @@ from resunet_ray.errors import InputError
 from resunet_ray.report.page import COLOURS, REPORT_FILE, to_svg, write_page
 from resunet_ray.segment import layout
 from resunet_ray.segment.planning.survey import stage_slide
+from resunet_ray.segment.rows import ImageRef
 
 _SHOWN = 12  # images
 _SLIDES = 50
@@ -229,7 +230,7 @@ def _shown_slides(
     for row in rows:
         try:
             with (
-                stage_slide(row, config=config) as path,
+                stage_slide(_image(row), config=config) as path,
                 closing(Slide(path, name=row["image_uri"])) as slide,
             ):
                 pictures[row["image_id"]] = _SlidePicture(
@@ -245,6 +246,11 @@ def _shown_slides(
         {**row, "picture": drawn.get(row["image_id"]), "message": messages.get(row["image_id"])}
         for row in rows
     ]
+
+
+def _image(row: dict[str, Any]) -> ImageRef:
+    names = ("image_id", "image_uri", "source_bytes", "source_etag", "source_mtime")
+    return ImageRef(**{name: row[name] for name in names})
 
 
 def _read_regions(output: str, run_id: str, wanted: set[str]) -> Iterator[dict[str, Any]]:

@@ -1,12 +1,14 @@
 """The commit: regions/ become images/ and instances/, and every planned region is accounted for.
 
-Each part of the plan is one task with files of its own name, so a commit that was interrupted is simply made again.
+Each part of the plan is one task whose files have names of their own, so an interrupted commit is
+simply repeated.
 """
 
 import json
 import logging
 import uuid
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -20,11 +22,22 @@ import shapely
 from resunet_ray import storage
 from resunet_ray.data.stream import run_tasks
 from resunet_ray.errors import RunError
-from resunet_ray.model.metrics import SCORE_NAMES, Counts, score_counts
+from resunet_ray.model.metrics import Counts, score_counts
+from resunet_ray.records import from_table, to_table
 from resunet_ray.schema import IMAGES, INSTANCES, REGIONS
 from resunet_ray.segment import layout
 from resunet_ray.segment.planning.plan import Plan, read_chunk
-from resunet_ray.segment.rows import Row, is_slide
+from resunet_ray.segment.rows import (
+    ImageScores,
+    PixelCounts,
+    PixelScores,
+    PlannedRegion,
+    Region,
+    RegionSums,
+    SegmentedImage,
+    sum_regions,
+    sum_seconds,
+)
 from resunet_ray.segment.work.objects import seam_disagreement
 
 logger = logging.getLogger(__name__)
@@ -51,39 +64,31 @@ INSTANCES_SCHEMA = INSTANCES.with_metadata(
     {**(INSTANCES.metadata or {}), b"geo": json.dumps(_GEOMETRY).encode()}
 )
 
-_SUMS = (
-    *(
-        "pixels",
-        "num_instances",
-        "foreground_pixels",
-        "uncertain_pixels",
-        "confidence_sum",
-        "entropy_sum",
-    ),
-    *("grey_sum", "grey_square_sum", "laplacian_square_sum"),
-)
 _FOCUS_LEAST = 2e-3
-"""Focus score below which an image is called out of focus."""
+"""Focus score below which an image counts as out of focus."""
 _CONTRAST_LEAST = 2.0
-"""Standard deviation of the grey levels below which an image is called blank."""
+"""Standard deviation of the grey levels below which an image counts as blank."""
 _UNCERTAIN_MOST = 0.1
-"""Share of uncertain pixels above which an image is called uncertain."""
+"""Share of uncertain pixels above which an image counts as uncertain."""
 
 
 def commit_run(
     output: str, *, run_id: str, folder: str, plan: Plan, digests: dict[str, str]
 ) -> Counter[str]:
-    """Writes images/ and instances/ of a run whose chunks are all there; returns how many images have which status.
+    """Write images/ and instances/ of a run whose chunks are all there.
 
     Args:
         output: of all runs.
-        run_id: this one.
-        folder: of this one, with its plan.
-        plan: what was to do; the old rows of images that are tried again go.
+        run_id: of this run.
+        folder: of this run, with its plan.
+        plan: what was to do. The old rows of images that were tried again are removed.
         digests: `bundle_digest` and `config_digest` of the run.
 
+    Returns:
+        The number of images by status.
+
     Raises:
-        RunError: regions are missing, or there that were not planned.
+        RunError: regions are missing, or regions are there that were not planned.
     """
     _withdraw(output, ids=plan.retried, run_id=run_id, digests=digests)
     parts = [range(start, end) for start, end in pairwise([*plan.parts, plan.chunks])]
@@ -102,7 +107,8 @@ def commit_run(
         statuses.update(json.loads(text))
     if statuses.total() != plan.images:
         raise RunError(
-            f"{plan.images} images were planned and {statuses.total()} committed: run it again"
+            f"{plan.images} images were planned and {statuses.total()} committed: run the same "
+            "command again"
         )
     return statuses
 
@@ -110,174 +116,162 @@ def commit_run(
 def _commit_chunks(
     output: str, *, run_id: str, folder: str, part: int, chunks: range
 ) -> dict[str, int]:
-    """Commits some chunks, which hold whole images."""
+    """Commit some chunks, which hold whole images."""
     images: dict[str, _Image] = {}
     nuclei = pa.BufferOutputStream()
     with pq.ParquetWriter(nuclei, INSTANCES_SCHEMA, compression="zstd") as writer:
         for chunk in chunks:
-            found = _read_regions(
+            table = _read_regions(
                 layout.chunk_uri(output, run_id, chunk), planned=read_chunk(folder, chunk)
             )
-            table = flatten_instances(found)
-            writer.write_table(table)
-            _gather(images, found, table)
-    rows = pa.Table.from_pylist([image.row() for image in images.values()], schema=IMAGES)
+            instances = flatten_instances(table)
+            writer.write_table(instances)
+            _gather(images, table, instances)
+    rows = to_table([image.sum_up() for image in images.values()], IMAGES)
     storage.write_bytes(layout.part_uri(output, layout.INSTANCES, run_id, part), nuclei.getvalue())
-    storage.write_table(
-        layout.part_uri(output, layout.IMAGES, run_id, part), rows
-    )  # last: its rows say that the images are done
+    # Last: its rows say that the images are done.
+    storage.write_table(layout.part_uri(output, layout.IMAGES, run_id, part), rows)
     return dict(Counter(rows["status"].to_pylist()))
 
 
-def _read_regions(uri: str, *, planned: pa.Table) -> pa.Table:
-    found = storage.read_table(uri, columns=_READ)
-    if _keys(found) != _keys(planned):
+def _read_regions(uri: str, *, planned: Sequence[PlannedRegion]) -> pa.Table:
+    table = storage.read_table(uri, columns=_READ)
+    found = zip(table["image_id"].to_pylist(), table["region_index"].to_pylist(), strict=True)
+    if sorted(found) != sorted((it.image.image_id, it.place.region_index) for it in planned):
         raise RunError(
-            f"{uri} holds {len(found)} regions, and not those {len(planned)} that were planned: "
-            "delete it, and run the same command again"
+            f"{uri} holds {len(table)} regions, which are not the {len(planned)} that were "
+            "planned: delete it, and run the same command again"
         )
-    return found
+    return table
 
 
-def _keys(regions: pa.Table) -> list[tuple[str, int]]:
-    return sorted(
-        zip(regions["image_id"].to_pylist(), regions["region_index"].to_pylist(), strict=True)
-    )
-
-
-@dataclass
-class _Image:
-    """The regions of one image, and what the sums over its nuclei need."""
-
-    regions: list[Row] = field(default_factory=list)
-    areas: list[np.ndarray] = field(default_factory=list)
-    centroids: list[np.ndarray] = field(default_factory=list)
-
-    def row(self) -> Row:
-        """Its row of IMAGES."""
-        first = self.regions[0]
-        read = [region for region in self.regions if region["status"] == "ok"]
-        failed = [region for region in self.regions if region["status"] == "failed"]
-        row = {name: first[name] for name in IMAGES.names if name in first}
-        row |= {
-            name: sum(region[name] for region in self.regions)
-            for name in ("read_seconds", "model_seconds", "post_seconds")
-        }
-        row |= {
-            "num_regions": len(read) + len(failed),
-            "num_regions_failed": len(failed),
-            "finished_at": datetime.now(UTC),
-        }
-        row |= {
-            "status": "partial"
-            if read and failed
-            else "failed"
-            if failed
-            else "ok"
-            if read
-            else "empty"
-        }
-        row["is_slide"] = is_slide(first)
-        if row["is_slide"]:
-            row |= {"height": first["slide_height"], "width": first["slide_width"]}
-        if failed:
-            row |= {
-                name: failed[0][name] for name in ("error_stage", "error_type", "error_message")
-            }
-        if not read:
-            reasons = ["failed"] if failed else first["warnings"]
-            return row | {"qc_status": "fail" if failed else "warn", "qc_reasons": reasons}
-        row |= _scores(read, areas=np.concatenate(self.areas)) | self._seams(read)
-        reasons = (
-            _suspicions(row, contrast=row.pop("contrast"))
-            + (first["warnings"] or [])
-            + (["partial"] if failed else [])
-        )
-        return row | {"qc_status": "warn" if reasons else "pass", "qc_reasons": reasons}
-
-    def _seams(self, read: list[Row]) -> Row:
-        """How well the regions of a slide agree, where both of two neighbours were read."""
-        if not is_slide(read[0]):
-            return {}
-        neighbours = np.array(
-            [(y, x) for region in read for y, x in region["neighbours"] or ()], np.float64
-        ).reshape(-1, 2)
-        inside = np.zeros(len(neighbours), bool)
-        for region in read:
-            corner, size = (
-                np.array([region[name] for name in names]) for names in ("yx", ("height", "width"))
-            )
-            inside |= ((neighbours >= corner) & (neighbours < corner + size)).all(axis=1)
-        return {
-            "seam_disagreement": seam_disagreement(
-                np.concatenate(self.centroids), neighbours[inside]
-            )
-        }
-
-
-def _gather(images: dict[str, _Image], regions: pa.Table, instances: pa.Table) -> None:
-    """Adds the regions of a chunk to those of their images."""
-    ends = np.cumsum(pc.fill_null(pc.list_value_length(regions["instances"]), 0).to_numpy())
+def _gather(images: dict[str, "_Image"], table: pa.Table, instances: pa.Table) -> None:
+    """Add the regions of a chunk to their images."""
+    ends = np.cumsum(pc.fill_null(pc.list_value_length(table["instances"]), 0).to_numpy())
     areas = instances["area_px"].to_numpy()
     centroids = np.stack(
         [instances[name].to_numpy() for name in ("centroid_y", "centroid_x")], axis=1
     )
-    for region, start, end in zip(
-        regions.drop_columns(["instances"]).to_pylist(), [0, *ends[:-1]], ends, strict=True
-    ):
-        image = images.setdefault(region["image_id"], _Image())
+    regions = from_table(Region, table.drop_columns(["instances"]))
+    for region, start, end in zip(regions, [0, *ends[:-1]], ends, strict=True):
+        image = images.setdefault(region.image.image_id, _Image())
         image.regions.append(region)
         image.areas.append(areas[start:end])
         image.centroids.append(centroids[start:end])
 
 
-def _scores(regions: list[Row], *, areas: np.ndarray) -> Row:
-    """The scores of an image out of the sums of its regions."""
-    total = {name: sum(region[name] for region in regions) for name in _SUMS}
-    pixels, scale, mpp = total["pixels"], regions[0]["scale_to_level0"], regions[0]["mpp"]
-    mean = total["grey_sum"] / pixels
-    variance = max(0.0, total["grey_square_sum"] / pixels - mean**2)
-    row: Row = {
-        "num_nuclei": total["num_instances"],
-        "foreground_fraction": total["foreground_pixels"] / pixels,
-        "mean_confidence": total["confidence_sum"] / pixels,
-        "mean_entropy": total["entropy_sum"] / pixels,
-        "uncertain_fraction": total["uncertain_pixels"] / pixels,
-        "focus_score": total["laplacian_square_sum"] / pixels / variance if variance > 0 else 0.0,
-        "contrast": variance**0.5,
-    }
-    if mpp is not None:
-        row["nuclei_per_mm2"] = total["num_instances"] / (pixels * (mpp * scale / 1000) ** 2)
-        row["median_nucleus_area_um2"] = float(np.median(areas)) * mpp**2 if len(areas) else None
-    if regions[0]["tp"] is not None:
-        counts = Counts(
-            *(
-                np.asarray(sum(region[name] for region in regions))
-                for name in ("tp", "fp", "fn", "tn")
-            )
+@dataclass
+class _Image:
+    """The regions of one image, with the areas and centroids of their nuclei."""
+
+    regions: list[Region] = field(default_factory=list)
+    areas: list[np.ndarray] = field(default_factory=list)
+    centroids: list[np.ndarray] = field(default_factory=list)
+
+    def sum_up(self) -> SegmentedImage:
+        """Return the row of IMAGES."""
+        first = self.regions[0]
+        read = [region for region in self.regions if region.findings is not None]
+        failed = [region for region in self.regions if region.failure is not None]
+        slide = first.place.is_slide
+        scores, reasons = None, ["failed"] if failed else first.place.warnings or []
+        if read:
+            sums = sum_regions([region.findings.sums for region in read if region.findings])
+            scores = _score(sums, first, areas=np.concatenate(self.areas), seams=self._seams(read))
+            reasons = [
+                *_suspicions(scores, contrast=_variance(sums) ** 0.5),
+                *(first.place.warnings or ()),
+                *(["partial"] if failed else ()),
+            ]
+        return SegmentedImage(
+            image=first.image,
+            format=first.place.format,
+            is_slide=slide,
+            height=first.place.slide_height if slide else first.place.height,
+            width=first.place.slide_width if slide else first.place.width,
+            num_regions=len(read) + len(failed),
+            num_regions_failed=len(failed),
+            tissue_fraction=first.place.tissue_fraction,
+            status=("partial" if read else "failed") if failed else "ok" if read else "empty",
+            scores=scores,
+            qc_status="fail" if failed and not read else "warn" if reasons or not read else "pass",
+            qc_reasons=reasons,
+            failure=failed[0].failure if failed else None,
+            attempt=first.attempt,
+            seconds=sum_seconds(self.regions),
+            finished_at=datetime.now(UTC),
+            origin=first.origin,
         )
-        row |= {
-            name: float(value)
-            for name, value in score_counts(counts).items()
-            if name in SCORE_NAMES
-        }
-    return row
+
+    def _seams(self, read: Sequence[Region]) -> float | None:
+        """How well neighbouring regions of a slide agree, where both were read."""
+        if not read[0].place.is_slide:
+            return None
+        neighbours = np.array(
+            [
+                point
+                for region in read
+                if region.findings is not None
+                for point in region.findings.neighbours or ()
+            ],
+            np.float64,
+        ).reshape(-1, 2)
+        inside = np.zeros(len(neighbours), bool)
+        for region in read:
+            place = region.place
+            corner, size = np.array([place.y, place.x]), np.array([place.height, place.width])
+            inside |= ((neighbours >= corner) & (neighbours < corner + size)).all(axis=1)
+        return seam_disagreement(np.concatenate(self.centroids), neighbours[inside])
 
 
-def _suspicions(row: Row, *, contrast: float) -> list[str]:
-    """Why somebody should look at an image."""
+def _variance(sums: RegionSums) -> float:
+    """Variance of the grey levels."""
+    return max(0.0, sums.grey_square_sum / sums.pixels - (sums.grey_sum / sums.pixels) ** 2)
+
+
+def _score(
+    sums: RegionSums, first: Region, *, areas: np.ndarray, seams: float | None
+) -> ImageScores:
+    """Compute the scores of an image from the sums of its regions."""
+    pixels, mpp, variance = sums.pixels, first.image.mpp, _variance(sums)
+    density = median = None
+    if mpp is not None:
+        mm2 = pixels * (mpp * first.place.scale_to_level0 / 1000) ** 2
+        density = sums.num_instances / mm2
+        median = float(np.median(areas)) * mpp**2 if len(areas) else None
+    return ImageScores(
+        num_nuclei=sums.num_instances,
+        foreground_fraction=sums.foreground_pixels / pixels,
+        mean_confidence=sums.confidence_sum / pixels,
+        mean_entropy=sums.entropy_sum / pixels,
+        uncertain_fraction=sums.uncertain_pixels / pixels,
+        focus_score=sums.laplacian_square_sum / pixels / variance if variance > 0 else 0.0,
+        nuclei_per_mm2=density,
+        median_nucleus_area_um2=median,
+        seam_disagreement=seams,
+        truth=None if sums.counts is None else _score_pixels(sums.counts),
+    )
+
+
+def _score_pixels(counts: PixelCounts) -> PixelScores:
+    arrays = Counts(*(np.asarray(getattr(counts, name)) for name in Counts._fields))
+    return PixelScores(**{name: float(value) for name, value in score_counts(arrays).items()})
+
+
+def _suspicions(scores: ImageScores, *, contrast: float) -> list[str]:
+    """Return why somebody should look at an image."""
     if contrast < _CONTRAST_LEAST:
         return ["blank"]
     reasons = {
-        "out_of_focus": row["focus_score"] < _FOCUS_LEAST,
-        "uncertain": row["uncertain_fraction"] > _UNCERTAIN_MOST,
-        "no_nuclei": row["num_nuclei"] == 0,
+        "out_of_focus": scores.focus_score < _FOCUS_LEAST,
+        "uncertain": scores.uncertain_fraction > _UNCERTAIN_MOST,
+        "no_nuclei": scores.num_nuclei == 0,
     }
     return [name for name, applies in reasons.items() if applies]
 
 
 def flatten_instances(regions: pa.Table) -> pa.Table:
-    """The nuclei of some regions, schema INSTANCES."""
+    """Return the nuclei of some regions, schema INSTANCES."""
     parents = pc.list_parent_indices(regions["instances"])
     flat = pc.list_flatten(regions["instances"])
     table = pa.table({field.name: pc.struct_field(flat, field.name) for field in flat.type})
@@ -321,22 +315,19 @@ def flatten_instances(regions: pa.Table) -> pa.Table:
 
 
 def _withdraw(output: str, *, ids: list[str], run_id: str, digests: dict[str, str]) -> None:
-    """Takes the rows of images that are tried again out of the tables of earlier runs, so that each image is there once."""
+    """Remove images that were tried again from the tables of earlier runs."""
     if not ids:
         return
     wanted = pa.array(ids)
-    for folder in (
-        layout.REGIONS,
-        layout.INSTANCES,
-        layout.IMAGES,
-    ):  # last what says that they were done
+    # images/ comes last: its rows say that the images were done.
+    for folder in (layout.REGIONS, layout.INSTANCES, layout.IMAGES):
         for file in list(storage.walk_files(storage.join(output, folder))):
             if file.path.startswith(f"{run_id}/") or not file.path.endswith(".parquet"):
                 continue
             uri = storage.join(output, folder, file.path)
             keys = storage.read_table(uri, columns=["image_id", *digests])
             old = pc.is_in(keys["image_id"], value_set=wanted)
-            for name, value in digests.items():  # another bundle's are its own
+            for name, value in digests.items():  # rows of another bundle stay
                 old = pc.and_(old, pc.equal(keys[name], value))
             if pc.any(old).as_py():
                 storage.write_table(

@@ -1,4 +1,4 @@
-"""Giving a run up: all that it wrote goes."""
+"""Giving a run up: everything that it wrote is deleted."""
 
 from dataclasses import replace
 
@@ -10,12 +10,12 @@ from resunet_ray.segment.run import hold_lease
 
 
 def give_up(config: GiveUpConfig) -> None:
-    """Removes all that one run wrote, so that its images are new again.
+    """Delete everything that one run wrote, so that its images are new again.
 
-    The rows of its images go first: as long as one of them is there, its image would count as done.
+    The rows of images/ are deleted first: while one of them is there, its image counts as done.
 
     Raises:
-        InputError: there is no such run.
+        InputError: the output has no run of this name.
         LeaseError: another run is writing to the output.
     """
     output = storage.absolute(config.output).rstrip("/")

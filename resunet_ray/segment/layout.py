@@ -1,10 +1,10 @@
-"""Where an output keeps what: the one place that knows its folders and file names.
+"""The layout of an output: the only module that knows its folders and file names.
 
 OUTPUT/regions/RUN/CHUNK.parquet      masks and nuclei, region by region
 OUTPUT/instances/RUN/PART.parquet     nuclei
 OUTPUT/images/RUN/PART.parquet        images that are done
 OUTPUT/runs/RUN/plan/FILE.parquet     what a run has to do
-OUTPUT/runs/RUN/run.json              what it is, and what became of it
+OUTPUT/runs/RUN/run.json              its configuration and result
 OUTPUT/exports/KIND/RUN/…             files for other programs
 """
 
@@ -17,25 +17,25 @@ _PLAN = "plan"
 
 
 def run_folder(output: str, run_id: str) -> str:
-    """A run's own: its plan and its record."""
+    """Return the folder of a run's plan and record."""
     return storage.join(output, RUNS, run_id)
 
 
 def record_uri(output: str, run_id: str) -> str:
-    """What a run is, and what became of it."""
+    """Return the file with a run's configuration and result."""
     return storage.join(run_folder(output, run_id), RUN_FILE)
 
 
 def plan_uri(folder: str, number: int) -> str:
-    """A file of the plan, below a run's folder."""
+    """Return a file of the plan in a run's folder."""
     return storage.join(folder, _PLAN, f"{number:05d}.parquet")
 
 
 def chunk_uri(output: str, run_id: str, chunk: int) -> str:
-    """The regions of a chunk."""
+    """Return the file of a chunk's regions."""
     return storage.join(output, REGIONS, run_id, f"{chunk:06d}.parquet")
 
 
 def part_uri(output: str, table: str, run_id: str, part: int) -> str:
-    """A file of `images` or `instances`: what was committed together."""
+    """Return the file of `images` or `instances` for one part of the plan."""
     return storage.join(output, table, run_id, f"{part:05d}.parquet")

@@ -1,58 +1,50 @@
-"""One run, from its lease to its last line: finish what was interrupted, plan what is new, segment, commit.
+"""One run: take the lease, finish what was interrupted, plan what is new, segment, commit.
 
 runs/RUN/plan/*.parquet   what to do
-runs/RUN/run.json         what it was, and what became of it; while it says `planned`, the run is unfinished
+runs/RUN/run.json         configuration and result; its status is `planned` until the run is done
 """
 
-import itertools
 import json
 import logging
 import time
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import pyarrow as pa
-
 from resunet_ray import bundles, storage
 from resunet_ray.bundle import BundleInfo, read_bundle_info, versions
-from resunet_ray.cluster import connect, is_lost, this_node
+from resunet_ray.cluster import connect
 from resunet_ray.config import GiveUpConfig, SegmentConfig, load_config
 from resunet_ray.config.roles import TODAYS, list_fields
-from resunet_ray.data.stream import stream_tasks
 from resunet_ray.errors import InputError
 from resunet_ray.monitoring import count_images
-from resunet_ray.schema import PLAN
 from resunet_ray.segment import layout
 from resunet_ray.segment.commit import commit_run
 from resunet_ray.segment.planning.ledger import read_ledger
 from resunet_ray.segment.planning.listing import Listing
-from resunet_ray.segment.planning.plan import Plan, count_plan, write_plan
+from resunet_ray.segment.planning.plan import Plan, count_plan, list_new, write_plan
+from resunet_ray.segment.planning.slides import SlidePlanner
 from resunet_ray.segment.planning.survey import Surveyor
-from resunet_ray.segment.rows import Row
 from resunet_ray.segment.work.actors import segment_chunks, uses_gpu
-from resunet_ray.segment.work.job import Job
+from resunet_ray.segment.work.spec import RunSpec
 from resunet_ray.storage import Lease, crashes
 
 logger = logging.getLogger(__name__)
 
 _LOOK_THREADS = 16
-_ROWS = 4096  # of a plan that are rows of Python at a time
-_SURVEY_TASKS = 64  # that look at files which may be slides, at a time
 
 
 @dataclass
 class SegmentationResult:
-    """What a run came to."""
+    """What a run did."""
 
     run_id: str | None
-    """None: there was nothing to do."""
+    """None if there was nothing to do."""
     images: dict[str, int]
-    """How many have which status."""
+    """Number of images by status."""
     regions: int = 0
     done_before: int = 0
     failed_before: int = 0
@@ -69,16 +61,17 @@ class SegmentationResult:
 
 
 def segment(config: SegmentConfig) -> list[SegmentationResult]:
-    """Segments what is new; an interrupted run over the same output is finished before.
+    """Segment what is new, after finishing any interrupted run over the same output.
 
-    Returns one result for each run that was finished, that of this configuration last.
+    Returns:
+        One result for each run that was finished, this configuration's last.
 
     Raises:
-        ConfigError: the output's storage cannot keep two runs apart, and `lease` is on.
+        ConfigError: the output's storage cannot keep two writers apart, and `lease` is on.
         InputError: bundle or input is missing.
         LeaseError: another run is writing to the output.
-        ResourceError: the cluster or the storage cannot give what is asked for.
-        RunError: regions were lost, or the lease was.
+        ResourceError: the cluster or the storage lacks what the run needs.
+        RunError: regions or the lease were lost.
     """
     config = _resolve(config)
     info, digest = read_bundle_info(config.bundle)
@@ -99,7 +92,7 @@ def segment(config: SegmentConfig) -> list[SegmentationResult]:
 
 
 def hold_lease(config: SegmentConfig | GiveUpConfig) -> Any:
-    """The lease of the output as a context; one that does nothing where it is switched off."""
+    """Return the lease of the output as a context; it does nothing if leases are switched off."""
     if not config.lease:
         return nullcontext(None)
     return storage.hold_lease(config.output, seconds=config.lease_seconds)
@@ -117,14 +110,14 @@ def _resolve(config: SegmentConfig) -> SegmentConfig:
 
 
 def _new_run_id() -> str:
-    """Sorts by time."""
+    """Return an id that sorts by time."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
 
 
 def _clear_and_list_unfinished(output: str) -> list[str]:
-    """Deletes runs that ended while they were planned; gives those that were planned and not finished.
+    """Delete runs that ended during planning; list those that were planned and not finished.
 
-    All are looked at: a clock that was wrong gives names that sort anywhere.
+    Every run is read: a wrong clock gives names that sort anywhere.
     """
     folder = storage.join(output, layout.RUNS)
 
@@ -144,7 +137,10 @@ def _clear_and_list_unfinished(output: str) -> list[str]:
 def _plan(
     config: SegmentConfig, *, info: BundleInfo, digest: str, run_id: str | None, lease: Lease | None
 ) -> tuple[str | None, SegmentationResult]:
-    """Writes the plan of a new run; without an id it is only counted. Returns None for the id where there is nothing to do."""
+    """Write the plan of a new run; without an id, only count it.
+
+    The id returned is None if there is nothing to do.
+    """
     start = time.perf_counter()
     ledger = read_ledger(config.output, bundle_digest=digest, config_digest=config.digest)
     listing = Listing(
@@ -156,13 +152,13 @@ def _plan(
         exclude=config.output,
     )
     folder = None if run_id is None else layout.run_folder(config.output, run_id)
+    plan = Plan()
+    images = list_new(listing, plan, ledger=ledger, retry_failed=config.retry_failed)
     if folder is None:
-        plan = count_plan(listing, ledger=ledger, retry_failed=config.retry_failed)
+        count_plan(images, plan)
     else:
-        survey = _Survey(Surveyor.of(config, info), storage.join(folder, "survey"))
-        plan = write_plan(
-            folder, listing, ledger=ledger, retry_failed=config.retry_failed, survey=survey
-        )
+        slides = SlidePlanner(Surveyor.of(config, info), folder=storage.join(folder, "survey"))
+        write_plan(folder, slides.plan(images), plan)
     if not plan.listed:
         raise InputError(f"{', '.join(config.input)}: no image found")
     result = SegmentationResult(
@@ -200,47 +196,6 @@ def _plan(
     return result.run_id, result
 
 
-@dataclass
-class _Survey:
-    """Looks at files that may be slides, on the cluster if there is to be one."""
-
-    surveyor: Surveyor
-    folder: str
-    """For notes of what was begun."""
-    _session: str = field(default_factory=lambda: uuid.uuid4().hex)
-    _chunks: int = 0
-
-    def __call__(self, rows: list[Row]) -> Iterator[Iterator[Row]]:
-        """The rows of each file, to be taken in turn."""
-        if self.surveyor.config.actors == 0:
-            yield from map(iter, map(self.surveyor, rows))
-            return
-        connect()
-        size = max(1, len(rows) // _SURVEY_TASKS)
-        slices = [rows[start : start + size] for start in range(0, len(rows), size)]
-        first, surveyor, folder, session = self._chunks, self.surveyor, self.folder, self._session
-        self._chunks += len(slices)
-
-        def look(number: int) -> pa.Table:
-            notes = crashes.Notes(folder, session, node=this_node(), is_lost=is_lost)
-            found = notes.work_through(
-                first + number, slices[number], surveyor, blame=surveyor.blame
-            )
-            return pa.Table.from_pylist(list(itertools.chain.from_iterable(found)), schema=PLAN)
-
-        what = "regions planned on files that may be slides"
-        tables = stream_tasks(look, count=len(slices), total=0, what=what, in_order=True)
-        regions = (
-            row
-            for table in tables
-            for batch in table.to_batches(_ROWS)
-            for row in batch.to_pylist()
-        )
-        for _, of_one in itertools.groupby(regions, key=lambda row: row["image_id"]):
-            yield of_one
-        storage.delete(folder)
-
-
 def _write_record(folder: str, record: dict[str, Any]) -> None:
     storage.write_bytes(
         storage.join(folder, layout.RUN_FILE), json.dumps(record, indent=1).encode()
@@ -248,7 +203,7 @@ def _write_record(folder: str, record: dict[str, Any]) -> None:
 
 
 def _run_planned(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> SegmentationResult:
-    """Segments what a planned run has not, commits it, and records the outcome."""
+    """Segment what a planned run still lacks, commit it, and record the result."""
     folder = layout.run_folder(config.output, run_id)
     record = json.loads(storage.read_bytes(storage.join(folder, layout.RUN_FILE)))
     saved = load_config(
@@ -256,7 +211,7 @@ def _run_planned(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> 
         kind=SegmentConfig,
         source=storage.join(folder, layout.RUN_FILE),
     )
-    # What decides the result is the run's own; how it is done is today's.
+    # Fields that decide the result keep the run's values; the others take today's.
     own = replace(
         saved, **{name: getattr(config, name) for name in list_fields(SegmentConfig, TODAYS)}
     )
@@ -264,9 +219,9 @@ def _run_planned(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> 
     _, digest = read_bundle_info(own.bundle)
     if digest != record["bundle_digest"]:
         raise InputError(
-            f"the run {run_id} is unfinished, and its bundle {own.bundle} has changed since (digest {digest[:12]}, then "
-            f"{record['bundle_digest'][:12]}): put the old one back, or give the run up: "
-            f"jobs/segment.py give-up --output {config.output} --run {run_id}"
+            f"the run {run_id} is unfinished, and its bundle {own.bundle} has changed since "
+            f"(digest {digest[:12]}, then {record['bundle_digest'][:12]}): restore the old bundle, "
+            f"or give the run up: jobs/segment.py give-up --output {config.output} --run {run_id}"
         )
     if own.actors != 0:
         connect()
@@ -279,7 +234,7 @@ def _run_planned(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> 
             plan.chunks - len(todo),
             plan.chunks,
         )
-    job = Job(
+    spec = RunSpec(
         run_id=run_id,
         session=uuid.uuid4().hex[:12],
         folder=folder,
@@ -291,7 +246,7 @@ def _run_planned(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> 
         threads=None if own.actors in (None, 0, 1) else own.cpus_per_actor,
     )
     unit = "images" if plan.images == plan.regions else "regions"
-    sums = segment_chunks(job, unit=unit, lease=lease)
+    sums = segment_chunks(spec, unit=unit, lease=lease)
     segmented = time.perf_counter()
     if lease is not None:
         lease.check()
@@ -327,7 +282,7 @@ def _run_planned(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> 
     _write_record(
         folder, {**record, "status": "done", "versions": versions(), "result": asdict(result)}
     )
-    count_images(job.watched, statuses)
+    count_images(spec.watched, statuses)
     return result
 
 

@@ -15,6 +15,7 @@ import ray
 
 from resunet_ray.cluster import connect
 from resunet_ray.config import ModelConfig, SegmentConfig, TrainConfig
+from resunet_ray.segment.rows import PlannedRegion
 from resunet_ray.segment.run import SegmentationResult, segment
 from resunet_ray.segment.work.segmenter import Segmenter
 from resunet_ray.train.trainer import train
@@ -25,10 +26,10 @@ _SLOW_SECONDS = 4  # some reports of its actor
 class DiesOnce(Segmenter):
     """Dies over one image at the first sight of it, as a node that is taken away does, and gets another slowly."""
 
-    def _read(self, planned: dict[str, Any]) -> Any:
-        if planned["image_uri"].endswith("slow.png"):
+    def _read(self, planned: PlannedRegion) -> Any:
+        if planned.image.image_uri.endswith("slow.png"):
             time.sleep(_SLOW_SECONDS)
-        marker = Path(planned["image_uri"]).with_suffix(".mortal")
+        marker = Path(planned.image.image_uri).with_suffix(".mortal")
         if marker.exists():
             marker.unlink()
             os._exit(1)

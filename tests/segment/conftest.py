@@ -19,7 +19,7 @@ def picture() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def dark_bundle(bundle_uri: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A network that finds dark pixels: a stand-in for one that was trained, whose nuclei are known."""
+    """A network that finds dark pixels: a stand-in for a trained one, with known nuclei."""
     bundle = load_bundle(bundle_uri)
     weights = {name: tensor.clone().zero_() for name, tensor in bundle.network.state_dict().items()}
     for name in weights:

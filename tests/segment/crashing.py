@@ -1,6 +1,7 @@
-"""Segments a folder again and again, each time in a process that dies after one more write than the last time.
+"""Segment a folder repeatedly, each time in a process that dies one write later than before.
 
-After each death the same command is run to its end. One line of JSON each: what the process died of, and what the other said.
+After each death the same command runs to its end. Each time prints a line of JSON: the write that
+was prevented, and the exit code of the second process.
 """
 
 import json
@@ -18,7 +19,7 @@ _DIED = 9
 def main(bundle: str, images: str, outputs: str) -> None:
     for writes in range(1000):
         output = Path(outputs) / str(writes)
-        # Nobody renews a lease of ten minutes meanwhile, which would be one write more in some runs.
+        # A lease of ten minutes is not renewed, which would be another write in some runs.
         config = SegmentConfig(
             bundle=bundle,
             input=(images,),
@@ -49,7 +50,7 @@ def main(bundle: str, images: str, outputs: str) -> None:
 
 
 def die_after(writes: int, *, output: Path, told: int) -> None:
-    """Ends this process before one write more than that below the output; files appear there by being renamed."""
+    """End this process at the write after these. A file appears when it is renamed."""
     left = writes
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:

@@ -31,7 +31,7 @@ KINDS: tuple[ExportKind, ...] = ("geojson", "ome-zarr", "ome-tiff")
 def exported(
     picture: np.ndarray, dark_bundle: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A slide of several regions, at twice the bundle's resolution, and all that is exported of it."""
+    """All exports of a slide of several regions, at twice the bundle's resolution."""
     folder = tmp_path_factory.mktemp("exported")
     write_pyramid(folder / "slide.tiff", picture, mpp=0.25)
     segment(

@@ -1,4 +1,7 @@
-"""No image is lost and none is there twice: damaged files, a killed driver, deadly images, a store that is away, a second run."""
+"""No image is lost or there twice, whatever fails.
+
+Damaged files, a killed driver, images that kill the process, a store that is away, a second run.
+"""
 
 import json
 import os
@@ -27,6 +30,7 @@ from resunet_ray.config import SegmentConfig
 from resunet_ray.data.images import decode_stored, encode_png
 from resunet_ray.data.synthetic import generate_image
 from resunet_ray.segment.planning.survey import Surveyor
+from resunet_ray.segment.rows import PlannedRegion
 from resunet_ray.segment.run import segment
 from resunet_ray.segment.work.segmenter import Segmenter
 
@@ -61,7 +65,7 @@ def encode_rgba() -> bytes:
 def test_damaged_files_among_good_ones(
     bundle_uri: str, generated: Path, tmp_path: Path, cluster: str
 ) -> None:
-    """Each is a row that says at which stage it failed and why; the exit code says that there were too many."""
+    """Each is a row with the stage and the reason; the exit code says that there were too many."""
     good = cv2.resize(decode_stored(next((generated / "images").iterdir()).read_bytes()), (40, 30))
     (tmp_path / "in").mkdir()
     for number in range(20):
@@ -111,7 +115,7 @@ def test_damaged_files_among_good_ones(
 
 
 def test_killed_it_ends_with_the_same_rows(bundle_uri: str, tmp_path: Path, cluster: str) -> None:
-    """SIGKILL to the driver, whenever another chunk was done; the same command finishes what was begun."""
+    """SIGKILL to the driver whenever a chunk is done; the same command finishes the run."""
     rng = np.random.default_rng(0)
     (tmp_path / "in").mkdir()
     for number in range(64):
@@ -178,7 +182,7 @@ def count_files(folder: Path) -> int:
 def test_dead_after_any_write_it_ends_with_what_an_undisturbed_run_gives(
     dark_bundle: str, generated: Path, tmp_path: Path
 ) -> None:
-    """Of 3 images and a slide: a chunk and a note of each, tables for either commit, the run's record twice, its lease."""
+    """Two chunks with notes, the tables of two parts, the record twice, the lease."""
     (tmp_path / "in").mkdir()
     for path in sorted((generated / "images").iterdir())[:3]:
         shutil.copy(path, tmp_path / "in")
@@ -238,8 +242,8 @@ def read_tables(output: Path | str) -> dict[str, pd.DataFrame]:
 class Poisoned(Segmenter):
     """Dies over one image, as a fault in a decoder would have it."""
 
-    def _read(self, planned: dict[str, Any]) -> Any:
-        if "poison" in planned["image_uri"]:
+    def _read(self, planned: PlannedRegion) -> Any:
+        if "poison" in planned.image.image_uri:
             os._exit(1)
         return super()._read(planned)
 
@@ -270,8 +274,8 @@ def test_an_image_that_kills_the_process_is_named_and_the_rest_completes(
 class PoisonedSurveyor(Surveyor):
     """The same over a slide's header."""
 
-    def __call__(self, planned: dict[str, Any]) -> list[dict[str, Any]]:
-        if "poison" in planned["image_uri"]:
+    def __call__(self, planned: PlannedRegion) -> list[PlannedRegion]:
+        if "poison" in planned.image.image_uri:
             os._exit(1)
         return super().__call__(planned)
 

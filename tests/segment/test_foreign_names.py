@@ -1,4 +1,4 @@
-"""Whatever files, members and rows are called: each is a row, and nothing is written but below the output."""
+"""Whatever files, members and rows are called, each is a row, and only the output is written to."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""What version 0.1.0 wrote is read, and a run that it began is finished. It is in tests/former, with the images."""
+"""Output of version 0.1.0 (tests/former) is read, and a run that it began is finished."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ def test_its_tables_are_exported_and_reported(output: Path) -> None:
 
 
 def test_a_run_that_it_began_is_finished(output: Path, tmp_path: Path) -> None:
-    """Its plan knows of lots, of no tissue, and a GPU that is null; only the places are those of this test."""
+    """Its plan speaks of lots, lacks tissue, and has a null GPU. Only the paths are replaced."""
     before = {name: read_output(str(output), name) for name in ("images", "regions")}
     for name in before:
         shutil.rmtree(output / name)

@@ -1,4 +1,4 @@
-"""A run that is given up leaves nothing, and its images are new; one that was interrupted is found whatever its name."""
+"""A run that is given up leaves nothing; an interrupted run is found whatever its name."""
 
 import json
 from pathlib import Path

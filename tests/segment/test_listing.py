@@ -15,7 +15,7 @@ import pytest
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.archives import Entry
 from resunet_ray.errors import InputError
-from resunet_ray.segment.planning.listing import Found, Listing
+from resunet_ray.segment.planning.listing import ListedImage, Listing
 from resunet_ray.storage import Cache
 
 CACHE = Cache(tempfile.gettempdir(), 2**30)
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def listed(*inputs: str | Path, **options: object) -> dict[str, Found]:
+def listed(*inputs: str | Path, **options: object) -> dict[str, ListedImage]:
     found = list(Listing([str(uri) for uri in inputs], CACHE, **options))  # type: ignore[arg-type]
     names = {
         image.uri if image.member is None else f"{image.uri}!{image.member}": image
@@ -46,7 +46,8 @@ def test_a_folder_gives_its_images_and_says_what_it_left_out(
 ) -> None:
     with caplog.at_level("INFO"):
         assert set(listed(folder)) == {str(folder / name) for name in NAMES}
-    assert "1 files are no images by their names and were ignored: .txt (1)" in caplog.text
+    expected = "1 files were ignored, since their suffixes are not those of images: .txt (1)"
+    assert expected in caplog.text
 
 
 def test_globs_and_single_files(folder: Path) -> None:
@@ -146,7 +147,7 @@ def test_what_cannot_be_looked_at_is_an_error_of_its_own(folder: Path) -> None:
     os.link(folder / "a.png", os.fsencode(folder) + b"/bad\xff.png")
     found = listed(folder)
     assert "No such file" in str(found[str(folder / "deep" / "nowhere.png")].error)
-    assert "its name is not valid UTF-8" in str(found[f"{folder}/bad\\xff.png"].error)
+    assert "the name is not valid UTF-8" in str(found[f"{folder}/bad\\xff.png"].error)
     assert len(found) == len(NAMES) + 2
 
 
@@ -206,7 +207,7 @@ def test_a_corrected_pixel_size_makes_its_image_new_and_no_other(
 
 
 def test_a_slide_is_new_when_the_folder_of_its_pixels_is(tmp_path: Path) -> None:
-    """It was listed before its folder was there; then the folder came; then a part of it was replaced by as many bytes."""
+    """Listed without its folder; then with it; then with a file replaced by another of its size."""
     slide, folder = tmp_path / "a.mrxs", tmp_path / "a"
     slide.write_bytes(b"\xff\xd8\xff")
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Each object of a slide is one, belongs to one region, and is the same however the slide is cut."""
+"""Each object of a slide belongs to one region and is the same however the slide is cut."""
 
 from collections.abc import Iterator
 
@@ -55,7 +55,7 @@ def cut(
     config: InstanceConfig = COMPONENTS,
     cells: np.ndarray | None = None,
 ) -> tuple[list[tuple[float, float, float]], np.ndarray]:
-    """Area and centroid of what all regions of a slide have as their own, sorted; and their masks put together."""
+    """Area and centroid of the objects that the regions own, sorted, and the assembled mask."""
     height, width = probability.shape
     cut_grid = Grid(height, width, tile=192, context=16)
     found, mask = [], np.zeros(probability.shape, bool)
@@ -72,7 +72,7 @@ def cut(
         for own in found_here.own:
             rows = measure_instances(
                 own.labels, own.probability, corner=(own.window.top, own.window.left)
-            )
+            ).to_pylist()
             found += [
                 (row["area_px"], round(row["centroid_y"], 6), round(row["centroid_x"], 6))
                 for row in rows

@@ -1,4 +1,4 @@
-"""The measures of an instance are those of an independent implementation, and its polygon covers its pixels exactly."""
+"""Measures equal those of an independent implementation; a polygon covers its pixels exactly."""
 
 import cv2
 import numpy as np
@@ -12,6 +12,7 @@ from resunet_ray.data.images import decode_stored
 from resunet_ray.data.synthetic import generate_image
 from resunet_ray.model.instances import find_instances
 from resunet_ray.model.measures import measure_instances
+from resunet_ray.records import flatten
 from resunet_ray.segment.work.region import describe_image
 
 
@@ -28,7 +29,7 @@ def test_measures_equal_an_independent_computation(method: str) -> None:
     _, _, probability = sample()
     labels = find_instances(probability, config=InstanceConfig(method=method, min_distance=3))  # type: ignore[arg-type]
     expected = regionprops(labels, intensity_image=probability)
-    found = measure_instances(labels, probability)
+    found = measure_instances(labels, probability).to_pylist()
     assert len(found) == len(expected) > 10
     for row, region in zip(found, expected, strict=True):
         assert row["area_px"] == region.area
@@ -44,7 +45,7 @@ def test_a_polygon_covers_its_pixels_and_no_others() -> None:
     labels = find_instances(probability, config=InstanceConfig())
     labels[labels == 1] = 0  # what remains is numbered from 1
     labels[labels > 0] -= 1
-    polygons = shapely.from_wkb([row["polygon"] for row in measure_instances(labels, probability)])
+    polygons = shapely.from_wkb(measure_instances(labels, probability).field("polygon").to_pylist())
     assert shapely.is_valid(polygons).all()
     shapes = [(polygon, number + 1) for number, polygon in enumerate(polygons)]
     np.testing.assert_array_equal(rasterio.features.rasterize(shapes, labels.shape), labels)
@@ -55,17 +56,17 @@ def test_a_perimeter_is_about_that_of_the_shape() -> None:
     ring = np.zeros((80, 90), np.int32)
     cv2.circle(ring, (45, 40), 30, 1, -1)
     cv2.circle(ring, (45, 40), 10, 0, -1)
-    (row,) = measure_instances(ring, ring.astype(np.float32))
+    (row,) = measure_instances(ring, ring.astype(np.float32)).to_pylist()
     assert row["perimeter_px"] == pytest.approx(2 * np.pi * (30.5 + 10.5), rel=0.08)
     (square,) = measure_instances(
         np.pad(np.ones((7, 9), np.int32), 3), np.ones((13, 15), np.float32)
-    )
+    ).to_pylist()
     assert square["perimeter_px"] == pytest.approx(32, abs=2.5)
 
 
 def test_the_sums_say_how_sure_and_how_sharp() -> None:
     image, truth, probability = sample()
-    row = describe_image(
+    findings = describe_image(
         probability,
         image,
         config=InstanceConfig(),
@@ -74,6 +75,7 @@ def test_the_sums_say_how_sure_and_how_sharp() -> None:
         labels=True,
         probabilities=True,
     )
+    row = flatten(findings)
     mask = decode_stored(row["mask"])
     assert set(np.unique(mask)) == {0, 255}
     np.testing.assert_array_equal(mask > 0, probability >= 0.5)
@@ -89,10 +91,16 @@ def test_the_sums_say_how_sure_and_how_sharp() -> None:
     blurred = describe_image(
         probability, cv2.GaussianBlur(image, (0, 0), 3), config=InstanceConfig(), name="a"
     )
-    assert blurred["laplacian_square_sum"] < row["laplacian_square_sum"] / 5
+    assert blurred.sums.laplacian_square_sum < row["laplacian_square_sum"] / 5
 
 
 def test_nothing_found_is_a_row_all_the_same() -> None:
     image, _, probability = sample()
-    row = describe_image(np.zeros_like(probability), image, config=InstanceConfig(), name="a")
-    assert (row["num_instances"], row["instances"], row["foreground_pixels"]) == (0, [], 0)
+    row = flatten(
+        describe_image(np.zeros_like(probability), image, config=InstanceConfig(), name="a")
+    )
+    assert (row["num_instances"], len(row["instances"]), row["foreground_pixels"]) == (
+        0,
+        0,
+        0,
+    )

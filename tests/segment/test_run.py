@@ -1,4 +1,4 @@
-"""Every image is segmented once: whatever its kind, whatever it holds, whenever the run is killed."""
+"""Every image is segmented once, whatever its kind and whenever the run is killed."""
 
 import io
 import re
@@ -27,7 +27,7 @@ from resunet_ray.segment.run import SegmentationResult, segment
 
 @pytest.fixture(scope="module")
 def archive(s3: str, generated: Path) -> str:
-    """In object storage: ten images under a prefix, five in a zip, three in a tar, with names of every kind."""
+    """In object storage: ten images under a prefix, five in a zip, three in a tar; odd names."""
     prefix = f"{s3}/archive"
     files = sorted((generated / "images").iterdir())
     for number, path in enumerate(files[:10]):
@@ -138,7 +138,7 @@ def test_masks_become_files_that_any_viewer_opens(
         assert (
             storage.read_bytes(f"{config.output}/exports/png/{result.run_id}/{name}") == row["mask"]
         )
-    with pytest.raises(InputError, match="has no run other that is done: found"):
+    with pytest.raises(InputError, match="has no finished run other: found"):
         export_runs(config.output, kinds=["png"], run_ids=["other"])
 
 
@@ -169,7 +169,7 @@ def test_a_bad_row_of_a_manifest_is_one_failed_image(
     (result,) = segment(config)
     assert result.images == {"ok": 1, "failed": 3}
     found = read_output(config.output, "images").set_index("image_uri")
-    assert "its mpp is 0: expected microns per pixel" in found.loc[str(other), "error_message"]
+    assert "its mpp is 0: must be more than 0" in found.loc[str(other), "error_message"]
     assert found.loc[str(good), "nuclei_per_mm2"] > 0
     page = storage.read_bytes(
         write_segmentation_report(config.output, run_id=str(result.run_id))

@@ -32,7 +32,7 @@ def nuclei(output: Path | str) -> pd.DataFrame:
 
 
 def run(slide: Path | str, output: Path | str, bundle: str, **settings: Any) -> SegmentationResult:
-    """In this process: what becomes of a slide does not depend on who does it, and an actor takes seconds to start."""
+    """In this process: an actor would do the same and takes seconds to start."""
     fixed: dict[str, Any] = {"precision": "fp32", "actors": 0}
     return segment(
         SegmentConfig(
@@ -70,7 +70,7 @@ def test_the_same_nuclei_come_out_however_the_slide_is_cut(
 def test_the_same_nuclei_come_out_at_any_scale(
     picture: np.ndarray, dark_bundle: str, tmp_path: Path, scale: float
 ) -> None:
-    """Only the upper half is tissue; an ink line runs all through it. The exported mask has the nuclei's own pixels."""
+    """Only the upper half is tissue, crossed by an ink line. The exported mask is exact."""
     height, width = (230, 270) if scale < 0.5 else (700, 900)
     slide = picture[:height, :width].copy()
     slide[height // 2 :] = np.median(slide, axis=(0, 1))

@@ -1,1 +1,1 @@
-"""Files for other programs, made of the tables alone."""
+"""Files for other programs, written from the tables alone."""

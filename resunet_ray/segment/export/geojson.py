@@ -1,7 +1,8 @@
-"""QuPath's GeoJSON: one detection for each nucleus, streamed into gzipped files that its importer opens.
+"""QuPath's GeoJSON: one detection for each nucleus, streamed into gzipped files that it imports.
 
-A feature is an object of QuPath (`qupath.lib.io.PathObjectTypeAdapters`): `id` a UUID, `properties.objectType` its kind,
-`classification` and `measurements` what is shown of it; coordinates are pixels of the largest level.
+A feature is an object of QuPath (`qupath.lib.io.PathObjectTypeAdapters`): `id` is a UUID,
+`properties.objectType` its kind, `classification` and `measurements` what QuPath shows of it.
+Coordinates are pixels of the largest level.
 """
 
 import gzip
@@ -26,7 +27,7 @@ _MEASUREMENTS = {
 
 
 def build_features(rows: Iterable[dict[str, Any]]) -> Iterator[Feature]:
-    """Features out of rows of instances/."""
+    """Build features from rows of instances/."""
     for row in rows:
         yield {
             "type": "Feature",
@@ -47,13 +48,13 @@ def build_features(rows: Iterable[dict[str, Any]]) -> Iterator[Feature]:
 def write_features(
     features: Iterable[Feature], *, folder: Path, stem: str, most: int
 ) -> list[Path]:
-    """Writes NAME.geojson.gz, or, where there are more features than one file takes, NAME.part-2.geojson.gz and so on as well.
+    """Write NAME.geojson.gz and, if one file is not enough, NAME.part-2.geojson.gz and so on.
 
     Args:
         features: of one image.
         folder: on this machine.
         stem: NAME.
-        most: features in one file.
+        most: features in a file.
     """
     paths: list[Path] = []
     iterator = iter(features)
@@ -63,9 +64,8 @@ def write_features(
         held = (
             [] if first is None else itertools.chain([first], itertools.islice(iterator, most - 1))
         )
-        with gzip.GzipFile(
-            paths[-1], "wb", mtime=0
-        ) as file:  # no time in it: the same nuclei give the same bytes
+        # Without a time in it, the same nuclei give the same bytes.
+        with gzip.GzipFile(paths[-1], "wb", mtime=0) as file:
             file.write(b'{"type": "FeatureCollection", "features": [')
             for number, feature in enumerate(held):
                 file.write((b",\n" if number else b"\n") + json.dumps(feature).encode())

@@ -1,4 +1,7 @@
-"""Masks and label images of whole slides as pyramids: OME-Zarr labels and tiled OME-TIFF, built region by region on a disk."""
+"""Masks and label images of whole slides as pyramids: OME-Zarr labels and tiled OME-TIFF.
+
+They are built region by region on disk.
+"""
 
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
@@ -7,6 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import rasterio.features
 import shapely
 import tifffile
@@ -14,24 +18,32 @@ import zarr
 from jaxtyping import Int32
 
 from resunet_ray.data.images import decode_stored
-from resunet_ray.segment.rows import Row, region_window
+from resunet_ray.segment.rows import Region
 
 Array = zarr.Array[Any]
 
 _CHUNK = 512  # pixels a side
-_SMALLEST = 512  # a level of no more pixels a side is the last
+_SMALLEST = 512  # the last level has no side longer than this, pixels
 _LABELS = "labels/nuclei"
 
 
 def write_label_zarr(
-    path: Path, regions: Iterable[Row], *, height: int, width: int, scale: float, mpp: float | None
+    path: Path,
+    regions: Iterable[Region],
+    *,
+    height: int,
+    width: int,
+    scale: float,
+    mpp: float | None,
 ) -> None:
-    """Writes an OME-Zarr 0.5 whose group labels/nuclei is a multiscale label image: 0 is background, each nucleus has a number.
+    """Write an OME-Zarr 0.5 whose group labels/nuclei is a multiscale label image.
+
+    0 is background; each nucleus has a number.
 
     Args:
         path: of the new folder.
-        regions: rows with `instances`, in order: nuclei are numbered as they come.
-        height: of the image, in pixels of the network.
+        regions: with their instances. Nuclei are numbered in this order.
+        height: of the image, in pixels that the network sees.
         width: of the image.
         scale: side of such a pixel, in level-0 pixels.
         mpp: microns per level-0 pixel, or None.
@@ -41,7 +53,9 @@ def write_label_zarr(
     levels = _create_levels(group, height=height, width=width, dtype="int32")
     count = 0
     for region in regions:
-        count += _draw_instances(levels[0], region["instances"] or [], scale=scale, first=count + 1)
+        assert region.findings is not None, "it could be read"
+        instances = region.findings.instances
+        count += _draw_instances(levels[0], instances, scale=scale, first=count + 1)
     _fill_levels(levels)
     unit = scale if mpp is None else scale * mpp
     axes: list[Any] = [
@@ -66,7 +80,7 @@ def write_label_zarr(
 
 def write_mask_tiff(
     path: Path,
-    regions: Iterable[Row],
+    regions: Iterable[Region],
     *,
     height: int,
     width: int,
@@ -74,12 +88,12 @@ def write_mask_tiff(
     scale: float,
     mpp: float | None,
 ) -> None:
-    """Writes a mask, 0 or 255, as a pyramidal tiled OME-TIFF.
+    """Write a mask, 0 or 255, as a pyramidal tiled OME-TIFF.
 
     Args:
-        path: of the new file; a folder beside it holds the pixels meanwhile.
-        regions: rows with `mask`.
-        height: of the image, in pixels of the network.
+        path: of the new file. A folder beside it holds the pixels while they are written.
+        regions: with their masks.
+        height: of the image, in pixels that the network sees.
         width: of the image.
         side: of its regions.
         scale: side of such a pixel, in level-0 pixels.
@@ -89,10 +103,10 @@ def write_mask_tiff(
         zarr.open_group(f"{path}.levels", mode="w"), height=height, width=width, dtype="uint8"
     )
     for region in regions:
-        if region["mask"] is not None:
-            levels[0][region_window(region, height=height, width=width, side=side).window] = (
-                decode_stored(region["mask"])
-            )
+        assert region.findings is not None, "it could be read"
+        if region.findings.mask is not None:
+            window = region.place.window(height=height, width=width, side=side).window
+            levels[0][window] = decode_stored(region.findings.mask)
     _fill_levels(levels)
     metadata: dict[str, Any] = {"axes": "YX"}
     if mpp is not None:
@@ -115,7 +129,7 @@ def write_mask_tiff(
 
 
 def _create_levels(group: zarr.Group, *, height: int, width: int, dtype: str) -> list[Array]:
-    """Arrays that halve from level to level; an empty chunk takes no room."""
+    """Create arrays that halve from level to level. An empty chunk takes no space."""
     levels: list[Array] = []
     while not levels or max(levels[-1].shape) > _SMALLEST:
         shape = -(-height // 2 ** len(levels)), -(-width // 2 ** len(levels))
@@ -129,13 +143,13 @@ def _create_levels(group: zarr.Group, *, height: int, width: int, dtype: str) ->
 
 
 def _draw_instances(
-    array: Array, instances: list[dict[str, Any]], *, scale: float, first: int
+    array: Array, instances: pa.StructArray | None, *, scale: float, first: int
 ) -> int:
-    """Draws nuclei with the numbers from `first` on; returns how many. What lies there already stays where they leave 0."""
-    if not instances:
+    """Draw nuclei over what is there, numbered from `first`; return how many."""
+    if instances is None or not len(instances):
         return 0
     polygons = shapely.transform(
-        shapely.from_wkb([instance["polygon"] for instance in instances]),
+        shapely.from_wkb(instances.field("polygon").to_numpy(zero_copy_only=False)),
         lambda points: np.rint(points / scale),
     )
     left, top, right, bottom = (int(value) for value in shapely.total_bounds(polygons))
@@ -151,7 +165,7 @@ def _draw_instances(
 
 
 def _fill_levels(levels: list[Array]) -> None:
-    """Each level out of the one before: every second pixel, so that a label stays a label."""
+    """Fill each level with every second pixel of the one before, so that a label stays a label."""
     for before, level in pairwise(levels):
         for top in range(0, level.shape[0], _CHUNK):
             for left in range(0, level.shape[1], _CHUNK):

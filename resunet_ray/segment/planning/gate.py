@@ -1,6 +1,7 @@
-"""The gate: on which cells of a slide there is tissue. An object counts if the cell that holds its centroid has some.
+"""The gate: which cells of a slide have tissue.
 
-The cells lie on a grid of their own, so that what counts does not depend on how the slide is cut into regions.
+An object counts if the cell with its centroid has tissue. The cells are independent of the regions,
+so what counts does not depend on how the slide is cut.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from resunet_ray.model.tiling import Box
 CELL = 512
 """Side of a cell, pixels of the slide at the scale at which it is segmented."""
 REACH = 1024
-"""Pixels around a region: an object that lies in it has its centroid no farther away."""
+"""Pixels around a region. An object in the region has its centroid no farther away."""
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,16 @@ class Gate:
 
     @classmethod
     def of(cls, cells: Bool[np.ndarray, "_rows _columns"], *, region: Box) -> "Gate":
-        """That of a region of a slide all of whose cells are known."""
+        """Return the gate of a region, given all cells of the slide."""
         top, bottom, left, right = _near(region, *cells.shape)
         return cls(top, left, cells[top:bottom, left:right])
 
     @classmethod
     def unpack(cls, packed: bytes, *, region: Box, height: int, width: int) -> "Gate":
-        """What `pack` wrote.
+        """Read what `pack` wrote.
 
         Args:
-            packed: of that region.
+            packed: of this region.
             region: its window.
             height: of the slide, pixels.
             width: of the slide.
@@ -46,11 +47,15 @@ class Gate:
         return cls(top, left, bits.reshape(bottom - top, right - left).astype(bool))
 
     def pack(self) -> bytes:
-        """The same in few bytes."""
+        """Pack the cells into bits."""
         return np.packbits(self.has_tissue).tobytes()
 
     def lets_in(self, points: Float64[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
-        """Whether the cell of each point, y and x in pixels of the slide, has tissue. Points beyond go by the nearest cell."""
+        """Whether the cell of each point has tissue.
+
+        Args:
+            points: y and x, in pixels of the slide. The nearest cell counts for a point beyond.
+        """
         rows, columns = (
             np.clip(points[:, axis] // CELL - first, 0, self.has_tissue.shape[axis] - 1).astype(int)
             for axis, first in enumerate((self.top, self.left))
@@ -60,14 +65,14 @@ class Gate:
 
 
 def cells_of(window: Box) -> tuple[slice, slice]:
-    """The cells that a window lies in: what to index those of the slide with."""
+    """Return the slices that select a window's cells among those of the slide."""
     return slice(window.top // CELL, -(-window.bottom // CELL)), slice(
         window.left // CELL, -(-window.right // CELL)
     )
 
 
 def _near(region: Box, rows: int, columns: int) -> tuple[int, int, int, int]:
-    """First row of cells within reach, the one behind the last, and the same of columns."""
+    """Return the half-open ranges of rows and columns of cells within reach of a region."""
     return (
         max(0, region.top - REACH) // CELL,
         min(rows, -(-(region.bottom + REACH) // CELL)),

@@ -1,4 +1,4 @@
-"""The grid of a slide: its tiles, which depend on the slide alone, its regions, and the cells in which objects are decided on."""
+"""The grid of a slide: its tiles, its regions, and the cells on which objects are decided."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from resunet_ray.model.tiling import Box, blend_weight, plan_tiles
 from resunet_ray.segment.planning.gate import CELL
 
 BLOCK = 8192
-"""Side of a block, pixels: its regions are segmented together, so that few tiles are computed for two of them."""
+"""Side of a block, pixels: its regions are segmented together, so few tiles are computed twice."""
 
 
 def block_of(top: int, left: int) -> tuple[int, int]:
-    """The block that a window lies in, by its corner."""
+    """Return the block that a window's corner lies in."""
     return top // BLOCK, left // BLOCK
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The tiles of a slide, at the scale at which it is segmented."""
+    """A slide at the scale at which it is segmented. Its tiles depend on nothing else."""
 
     height: int
     width: int
@@ -28,7 +28,7 @@ class Grid:
     context: int
 
     def regions(self, side: int) -> list[Box]:
-        """The windows of the slide's regions, block by block; those at its end are cut off there."""
+        """Return the windows of the regions, block by block, clipped to the slide."""
         windows = [
             Box(top, min(top + side, self.height), left, min(left + side, self.width))
             for top in range(0, self.height, side)
@@ -47,7 +47,7 @@ class Grid:
         ]
 
     def widen(self, window: Box, margin: int) -> Box:
-        """A window with so many pixels more on each side, as far as the slide goes."""
+        """Return a window with a margin on each side, clipped to the slide."""
         return Box(
             max(0, window.top - margin),
             min(self.height, window.bottom + margin),
@@ -56,7 +56,7 @@ class Grid:
         )
 
     def tiles(self, window: Box) -> list[Box]:
-        """Those that a window is made of, row by row."""
+        """Return the tiles that cover a window, row by row."""
         return plan_tiles(
             self.height, self.width, tile=self.tile, context=self.context, window=window
         )
@@ -64,7 +64,7 @@ class Grid:
     def blend(
         self, window: Box, probabilities: Mapping[Box, Float32[np.ndarray, "_h _w"]]
     ) -> Float32[np.ndarray, "h w"]:
-        """The probability of a window out of its tiles'."""
+        """Blend the probability of a window from that of its tiles."""
         whole = np.zeros(window.shape, np.float32)
         for tile in self.tiles(window):
             inside, place = overlap(tile, window)
@@ -77,7 +77,7 @@ class Grid:
     def paste(
         self, window: Box, images: Mapping[Box, UInt8[np.ndarray, "_h _w 3"]]
     ) -> UInt8[np.ndarray, "h w 3"]:
-        """The image of a window out of its tiles'."""
+        """Assemble the image of a window from its tiles."""
         whole = np.empty((*window.shape, 3), np.uint8)
         for tile in self.tiles(window):
             inside, place = overlap(tile, window)
@@ -89,7 +89,7 @@ Slices = tuple[slice, slice]
 
 
 def overlap(tile: Box, window: Box) -> tuple[Slices, Slices]:
-    """What two windows share, counted from the corner of the one and of the other."""
+    """Return what two windows share, relative to the corner of each."""
     top, bottom = max(tile.top, window.top), min(tile.bottom, window.bottom)
     left, right = max(tile.left, window.left), min(tile.right, window.right)
     inside, place = (

@@ -1,4 +1,4 @@
-"""The ledger: which images are done, read from the rows of images/ themselves. There is no other record to disagree with."""
+"""The ledger: which images are done, read from the rows of images/, the only record of it."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ _COLUMNS = ["image_id", "bundle_digest", "config_digest", "status", "attempt"]
 _THREADS = 8
 
 Ids = np.ndarray
-"""Image ids as fixed-length bytes, dtype S16: sixteen bytes each, so that five million take 80 MB."""
+"""Image ids, dtype S16: sixteen bytes each, so that five million take 80 MB."""
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """The images that this bundle and configuration have been through."""
+    """The images that one bundle and configuration have processed."""
 
     done: Ids
-    """Sorted: those that need no more work."""
+    """Sorted ids of the images that need no more work."""
     failed: dict[bytes, int]
-    """Those that failed, wholly or in part: id to the number of the last attempt."""
+    """Number of the last attempt of each image that failed, wholly or in part."""
 
 
 def read_ledger(output: str, *, bundle_digest: str, config_digest: str) -> Ledger:
-    """Reads the ledger of one bundle and configuration; empty where nothing was written yet."""
+    """Read the ledger of one bundle and configuration; empty if nothing was written yet."""
     folder = storage.join(output, layout.IMAGES)
     if not storage.exists(folder):
         return Ledger(np.empty(0, f"S{ID_BYTES}"), {})
@@ -65,13 +65,13 @@ def read_ledger(output: str, *, bundle_digest: str, config_digest: str) -> Ledge
 
 
 def parse_ids(column: pa.ChunkedArray) -> Ids:
-    """Ids out of their 32 hexadecimal digits."""
+    """Parse ids of 32 hexadecimal digits."""
     text = b"".join(np.asarray(column.to_numpy(zero_copy_only=False), f"S{2 * ID_BYTES}").tolist())
     return np.frombuffer(bytes.fromhex(text.decode()), f"S{ID_BYTES}")
 
 
 def contains(ids: Ids, wanted: Ids) -> np.ndarray:
-    """Whether each of `wanted` is among the sorted `ids`."""
+    """Whether each of `wanted` is in the sorted `ids`."""
     if not len(ids):
         return np.zeros(len(wanted), bool)
     places = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
@@ -80,13 +80,16 @@ def contains(ids: Ids, wanted: Ids) -> np.ndarray:
 
 
 class SeenIds:
-    """The ids seen so far, in sorted runs that are merged as they grow: little memory, and no rereading of all for each batch."""
+    """The ids seen so far, in sorted runs that are merged as they grow.
+
+    This takes little memory, and a batch is not compared with every id one by one.
+    """
 
     def __init__(self) -> None:
         self._runs: list[Ids] = []
 
     def add(self, ids: Ids) -> np.ndarray:
-        """Takes some ids in, and says of each whether it is new."""
+        """Add some ids, and return for each whether it is new."""
         new = np.zeros(len(ids), bool)
         new[np.unique(ids, return_index=True)[1]] = True
         for run in self._runs:

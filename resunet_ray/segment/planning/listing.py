@@ -1,7 +1,8 @@
-"""Inputs to images: prefixes, globs, single files, archives and manifests become one stream of what there is to segment.
+"""The listing: prefixes, globs, single files, archives and manifests become one stream of images.
 
-Nothing is kept, so that millions of images need no more memory than a few. What is wrong with one image, or with one archive
-among many, travels with it as an error; only an input that is not there at all stops the job.
+Nothing is kept, so that millions of images need no more memory than a few. What is wrong with one
+image, or with one archive among many, travels with it as an error. Only an input that does not
+exist stops the job.
 """
 
 import hashlib
@@ -27,13 +28,13 @@ logger = logging.getLogger(__name__)
 
 _SUFFIXES = SUFFIXES + slides.SUFFIXES
 _GLOB = re.compile(r"[*?]")
-_STAT_THREADS = 32  # a manifest's files are looked up one by one, and object stores answer slowly
+_STAT_THREADS = 32  # look up a manifest's files one by one; object stores answer slowly
 _SHOWN = 5  # names of ignored files in the log
 
 
 @dataclass(frozen=True)
-class Found:
-    """One image that was found, or what was found wrong where one should be."""
+class ListedImage:
+    """An image of the inputs, or what is wrong where one should be."""
 
     uri: str
     fingerprint: str
@@ -50,9 +51,9 @@ class Found:
 
     @property
     def image_id(self) -> bytes:
-        """Its name in every table: 16 bytes that differ when place, content, true mask or pixel size do.
+        """Its name in every table: 16 bytes from location, content, true mask and pixel size.
 
-        But for a pixel size that the command line gives to all images: it is a setting.
+        A pixel size that the command line gives to all images does not count: it is a setting.
         """
         parts = [self.uri, self.member or "", self.fingerprint]
         parts += [] if self.mask_fingerprint is None else [f"mask {self.mask_fingerprint}"]
@@ -67,18 +68,19 @@ class Listing:
 
     inputs: Sequence[str]
     cache: storage.Cache
-    """What a compressed tar comes to has to fit there."""
+    """An expanded tar has to fit into it."""
     masks: str | None = None
-    """Folder of true masks, each with its image's path below the input, whatever its suffix."""
+    """Folder of true masks. Each has its image's path below the input; its suffix may differ."""
     mpp: float | None = None
+    """Microns per pixel of all images."""
     mpp_csv: str | None = None
-    """Pixel sizes of some images, by location or name, where no manifest says."""
+    """Pixel sizes of some images by location or name, used where the manifest has none."""
     exclude: str | None = None
-    """Location whose files are no input: the output, where it lies among them."""
+    """Location that is not read, even if it lies below an input: the output."""
     ignored: Counter[str] = field(default_factory=Counter)
-    """Files that are no images by their names, by suffix."""
+    """Number of files whose names are not those of images, by suffix."""
 
-    def __iter__(self) -> Iterator[Found]:
+    def __iter__(self) -> Iterator[ListedImage]:
         masks, known = _index_masks(self.masks), read_pixel_sizes(self.mpp_csv)
         for uri in self.inputs:
             for path, found in self._expand(storage.absolute(uri)):
@@ -97,10 +99,14 @@ class Listing:
                 f"{suffix or 'no suffix'} ({count})"
                 for suffix, count in self.ignored.most_common(_SHOWN)
             )
-            logger.info("%d files are no images by their names and were ignored: %s", total, kinds)
+            logger.info(
+                "%d files were ignored, since their suffixes are not those of images: %s",
+                total,
+                kinds,
+            )
 
-    def _expand(self, uri: str) -> Iterator[tuple[str, Found]]:
-        """Each image of one input, with its path below it."""
+    def _expand(self, uri: str) -> Iterator[tuple[str, ListedImage]]:
+        """Yield each image of one input with its path below the input."""
         if _GLOB.search(uri) and not storage.exists(uri):
             base = uri[: _GLOB.search(uri).start()].rsplit("/", 1)[0]  # type: ignore[union-attr]
             matches = _compile_glob(uri[len(base) + 1 :])
@@ -110,7 +116,9 @@ class Listing:
         else:
             yield from self._walk(uri, wanted=lambda _: True)
 
-    def _walk(self, uri: str, *, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Found]]:
+    def _walk(
+        self, uri: str, *, wanted: Callable[[str], bool]
+    ) -> Iterator[tuple[str, ListedImage]]:
         for file in storage.walk_files(uri):
             location = storage.join(uri, file.path) if file.path else uri
             if _is_hidden(file.path) or not (wanted(file.path) or file.error is not None):
@@ -121,36 +129,35 @@ class Listing:
                 yield file.path, replace(_found(location, file), error=file.error)
             elif is_archive(location):
                 yield from _list_archive(location, file, self.cache)
-            elif not file.path or file.path.lower().endswith(
-                SUFFIXES + slides.SUFFIXES
-            ):  # a file that was named itself is always tried
+            # A file that was named itself is always tried.
+            elif not file.path or file.path.lower().endswith(_SUFFIXES):
                 yield file.path or location.rsplit("/", 1)[1], _found(location, file)
             else:
                 name = file.path.rsplit("/", 1)[-1]
                 self.ignored[name[name.rfind(".") :].lower() if "." in name else ""] += 1
 
 
-def _found(uri: str, file: storage.FileStatus) -> Found:
+def _found(uri: str, file: storage.FileStatus) -> ListedImage:
     try:
         uri.encode()
     except UnicodeEncodeError:
         shown = uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        error = InputError(f"{shown}: its name is not valid UTF-8: rename it")
-        return Found(shown, file.fingerprint, size=file.size, mtime=file.mtime, error=error)
-    return Found(uri, _fingerprint(uri, file), size=file.size, etag=file.etag, mtime=file.mtime)
+        error = InputError(f"{shown}: the name is not valid UTF-8: rename the file")
+        return ListedImage(shown, file.fingerprint, size=file.size, mtime=file.mtime, error=error)
+    return ListedImage(
+        uri, _fingerprint(uri, file), size=file.size, etag=file.etag, mtime=file.mtime
+    )
 
 
 def _fingerprint(uri: str, file: storage.FileStatus) -> str:
-    """That of a file with all that belongs to it: some slides keep their pixels in a folder beside."""
+    """Fingerprint a file and all that belongs to it: some slides keep their pixels in a folder."""
     try:
         parts = sorted(
             f"{part.path} {part.fingerprint}"
             for beside in slides.companions(uri)
             for part in storage.walk_files(beside)
         )
-    except (
-        InputError
-    ):  # what is missing is said when the slide is opened, and makes it another one when it comes
+    except InputError:  # opening the slide will say what is missing
         parts = []
     together = hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
     return f"{file.fingerprint} {together}" if parts else file.fingerprint
@@ -158,7 +165,7 @@ def _fingerprint(uri: str, file: storage.FileStatus) -> str:
 
 def _list_archive(
     uri: str, file: storage.FileStatus, cache: storage.Cache
-) -> Iterator[tuple[str, Found]]:
+) -> Iterator[tuple[str, ListedImage]]:
     base = _found(uri, file)
     if base.error is not None:
         yield uri, base
@@ -171,22 +178,22 @@ def _list_archive(
                 yield path, _member(base, entry)
             elif path.lower().endswith(slides.SUFFIXES):
                 error = InputError(
-                    f"{entry.name} is a slide inside an archive: unpack it, slides are read in parts"
+                    f"{entry.name} is a slide inside an archive: unpack it, since slides are read "
+                    "in parts"
                 )
                 yield path, replace(_member(base, entry), error=error)
-    except InputError as error:  # the rest of the inputs are none the worse
+    except InputError as error:  # of this archive only
         yield uri, replace(base, error=error)
 
 
-def _member(archive: Found, entry: Entry) -> Found:
+def _member(archive: ListedImage, entry: Entry) -> ListedImage:
     fingerprint = (
         f"{archive.fingerprint}-{entry.size}-{entry.offset}"
         if entry.crc is None
         else f"{entry.crc}-{entry.size}"
     )
-    name = (
-        str(entry.member).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    )  # read by its offset
+    # For display: the member is read by its offset.
+    name = str(entry.member).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return replace(
         archive, member=name, offset=entry.offset, size=entry.size, fingerprint=fingerprint
     )
@@ -200,7 +207,7 @@ def _is_hidden(path: str) -> bool:
 
 
 def _compile_glob(pattern: str) -> re.Pattern[str]:
-    """`**` stands for any folders, `*` and `?` for what holds no slash."""
+    """Compile a glob: `**` matches any folders, `*` and `?` anything but a slash."""
     parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     pieces = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
     return re.compile("".join(parts.get(piece) or re.escape(piece) for piece in pieces))
@@ -212,7 +219,7 @@ def _stem(path: str) -> str:
 
 
 def _index_masks(uri: str | None) -> dict[str, tuple[str, str]]:
-    """Location and fingerprint of each mask, by its path without the suffix."""
+    """Map the path of each mask, without its suffix, to its location and fingerprint."""
     if uri is None:
         return {}
     uri = storage.absolute(uri)
@@ -220,13 +227,13 @@ def _index_masks(uri: str | None) -> dict[str, tuple[str, str]]:
     return {_stem(file.path): (storage.join(uri, file.path), file.fingerprint) for file in files}
 
 
-def _read_manifest(uri: str, cache: storage.Cache) -> Iterator[tuple[str, Found]]:
-    """The images that a CSV or Parquet file lists; each is looked up, so that a change is seen."""
+def _read_manifest(uri: str, cache: storage.Cache) -> Iterator[tuple[str, ListedImage]]:
+    """Yield the images that a CSV or Parquet file lists. Each is looked up to detect changes."""
     rows = read_manifest_rows(uri)
-    archives: dict[str, dict[str, list[Found]]] = {}
-    lock = threading.Lock()  # an archive is listed once
+    archives: dict[str, dict[str, list[ListedImage]]] = {}
+    lock = threading.Lock()  # so that an archive is listed once
 
-    def look_up(row: dict[str, Any]) -> tuple[str, Found]:
+    def look_up(row: dict[str, Any]) -> tuple[str, ListedImage]:
         location, member = str(row["uri"]), row.get("member") or None
         try:
             location = storage.absolute(location)
@@ -244,8 +251,9 @@ def _read_manifest(uri: str, cache: storage.Cache) -> Iterator[tuple[str, Found]
                 found = replace(found, mask_uri=mask, mask_fingerprint=file.fingerprint)
         except (InputError, ConfigError, OSError, ValueError) as error:
             location = storage.mask_credentials(location)
-            message = f"{location} is listed in {uri} and cannot be used: {storage.mask_credentials(str(error))}"
-            found = Found(location, "absent", member=member, error=InputError(message))
+            reason = storage.mask_credentials(str(error))
+            message = f"{location} is listed in {uri} and cannot be used: {reason}"
+            found = ListedImage(location, "absent", member=member, error=InputError(message))
         return location.rsplit("/", 1)[-1], found
 
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
@@ -253,17 +261,21 @@ def _read_manifest(uri: str, cache: storage.Cache) -> Iterator[tuple[str, Found]
 
 
 def _find_member(
-    location: str, member: str, archives: dict[str, dict[str, list[Found]]], cache: storage.Cache
-) -> Found:
+    location: str,
+    member: str,
+    archives: dict[str, dict[str, list[ListedImage]]],
+    cache: storage.Cache,
+) -> ListedImage:
     if location not in archives:
         (file,) = storage.walk_files(location)
-        named: dict[str, list[Found]] = {}
+        named: dict[str, list[ListedImage]] = {}
         for _, item in _list_archive(location, file, cache):
             named.setdefault(str(item.member), []).append(item)
         archives[location] = named
     found = archives[location].get(member, [])
     if len(found) != 1:
         raise InputError(
-            f"it has {len(found) or 'no'} member{'s' if len(found) > 1 else ''} {member}: expected one"
+            f"it has {len(found) or 'no'} member{'s' if len(found) > 1 else ''} {member}: "
+            "expected one"
         )
     return found[0]

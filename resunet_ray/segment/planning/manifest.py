@@ -1,4 +1,4 @@
-"""Tables that name images, or say something of them: manifests and sidecars."""
+"""Tables about images that users write: manifests and sidecars."""
 
 import csv
 import io
@@ -15,19 +15,19 @@ _MANIFEST_COLUMNS = {"uri", "member", "mask_uri", "mpp"}
 
 
 def read_manifest_rows(uri: str) -> Iterator[dict[str, Any]]:
-    """The rows of a CSV or Parquet file with a column `uri`, and where known `member`, `mask_uri`, `mpp`.
+    """Read a CSV or Parquet file with a column `uri` and optionally `member`, `mask_uri` and `mpp`.
 
     Raises:
-        InputError: it has no column `uri`.
+        InputError: there is no column `uri`.
     """
     yield from _parquet_rows(uri) if uri.endswith(".parquet") else _csv_rows(uri)
 
 
 def read_pixel_sizes(uri: str | None) -> dict[str, float]:
-    """A sidecar's pixel sizes: CSV with the columns `name` (a file's name or location) and `mpp`.
+    """Read the pixel sizes in a CSV with the columns `name` (a file's name or location) and `mpp`.
 
     Raises:
-        InputError: it is missing, or is not that.
+        InputError: the file is missing, or is not such a table.
     """
     if uri is None:
         return {}
@@ -36,30 +36,29 @@ def read_pixel_sizes(uri: str | None) -> dict[str, float]:
     )
     if not rows or not {"name", "mpp"} <= set(rows[0]):
         raise InputError(
-            f"{uri} is no table of pixel sizes: expected CSV with the columns `name` and `mpp`, and a row for each slide"
+            f"{uri} is not a table of pixel sizes: expected a CSV file with the columns `name` and "
+            "`mpp`, and a row for each slide"
         )
     try:
         known = {row["name"]: float(row["mpp"]) for row in rows}
     except ValueError as error:
-        raise InputError(f"{uri}: {error}: expected microns per pixel") from None
+        raise InputError(f"{uri}: {error}: mpp must be a number, microns per pixel") from None
     if bad := [name for name, mpp in known.items() if not mpp > 0]:
-        raise InputError(f"{uri}: mpp of {bad[0]} is {known[bad[0]]}: expected microns per pixel")
+        raise InputError(f"{uri}: mpp of {bad[0]} is {known[bad[0]]}: must be more than 0")
     return known
 
 
 def parse_mpp(value: Any) -> float | None:
-    """Microns per pixel; None where a cell is empty.
+    """Parse microns per pixel; None if the cell is empty.
 
     Raises:
-        InputError: it is no positive number.
+        InputError: it is not a positive number.
     """
     mpp = math.nan if value in (None, "") else float(value)
     if math.isnan(mpp):
         return None
     if not 0 < mpp < math.inf:
-        raise InputError(
-            f"its mpp is {value}: expected microns per pixel, or nothing where they are unknown"
-        )
+        raise InputError(f"its mpp is {value}: must be more than 0, or empty if it is unknown")
     return mpp
 
 
@@ -83,7 +82,7 @@ def _csv_rows(uri: str) -> Iterator[dict[str, Any]]:
 def _check_columns(names: list[str], uri: str) -> list[str]:
     if "uri" not in names:
         raise InputError(
-            f"the manifest {uri} has columns {', '.join(names) or 'none'}: expected `uri`, and where known "
-            f"{', '.join(sorted(_MANIFEST_COLUMNS - {'uri'}))}"
+            f"the manifest {uri} has columns {', '.join(names) or 'none'}: expected `uri`, and "
+            f"optionally {', '.join(sorted(_MANIFEST_COLUMNS - {'uri'}))}"
         )
     return [name for name in names if name in _MANIFEST_COLUMNS]

@@ -1,13 +1,9 @@
-"""The actors of a run at work: how many, what they take, and their chunks as these come in."""
+"""The actors of a run: how many there are, what each takes, and their chunks as they are done."""
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import ray.data
 import torch
 
@@ -23,85 +19,82 @@ from resunet_ray.data.stream import count_up
 from resunet_ray.monitoring import count_chunk, show_chunks
 from resunet_ray.progress import show_progress
 from resunet_ray.segment.planning.plan import count_regions
-from resunet_ray.segment.work.job import Job
 from resunet_ray.segment.work.segmenter import CALLS, Segmenter
-from resunet_ray.segment.work.sums import ChunkSums
+from resunet_ray.segment.work.spec import RunSpec
+from resunet_ray.segment.work.sums import ChunkResult, ChunkSums, stage_seconds
 from resunet_ray.storage import Lease
 
 logger = logging.getLogger(__name__)
 
 
 def uses_gpu(config: SegmentConfig) -> bool:
-    """Whether each model process has a GPU."""
+    """Whether each actor gets a GPU."""
     if config.gpu != "auto":
         return config.gpu == "on"
     return torch.cuda.is_available() if config.actors == 0 else count_gpus() > 0
 
 
-def segment_chunks(job: Job, *, unit: str, lease: Lease | None) -> ChunkSums:
-    """Runs the chunks of a job, on the cluster or with `--actors 0` in this process, and shows how far it is.
+def segment_chunks(spec: RunSpec, *, unit: str, lease: Lease | None) -> ChunkSums:
+    """Segment the chunks of a run and show the progress.
+
+    This happens on the cluster, or with `--actors 0` in this process.
 
     Args:
-        job: what to do.
-        unit: what regions are called.
+        spec: of the run.
+        unit: what regions are called in the progress line.
         lease: of the output.
 
     Raises:
-        ResourceError: the cluster cannot take the actors.
+        ResourceError: the cluster has no room for the actors.
         RunError: the lease was lost.
     """
-    here = job.config.actors == 0
-    actors = (
-        1
-        if here
-        else max(
-            1,
-            min(
-                job.config.actors or (count_gpus() if job.gpu else count_cpu_nodes()),
-                len(job.chunks),
-            ),
-        )
-    )
+    here = spec.config.actors == 0
+    actors = 1 if here else _count_actors(spec)
     sums = ChunkSums(actors=actors)
-    if not job.chunks:
+    if not spec.chunks:
         return sums
-    batches = _map_chunks_here(job) if here else _map_chunks(job, actors=actors)
+    results = _map_chunks_here(spec) if here else _map_chunks(spec, actors=actors)
     with (
-        show_chunks(job.watched, lambda: len(job.chunks) - sums.chunks),
-        show_progress(f"{unit} segmented", total=count_regions(job.folder, job.chunks)) as line,
+        show_chunks(spec.watched, lambda: len(spec.chunks) - sums.chunks),
+        show_progress(f"{unit} segmented", total=count_regions(spec.folder, spec.chunks)) as line,
     ):
-        for batch in batches:
+        for result in results:
             before = sums.regions
-            for chunk in batch.to_pylist():
-                _note({**chunk, "outcomes": json.loads(chunk["outcomes"])}, job=job, sums=sums)
+            _note(result, spec=spec, sums=sums)
             line.advance(sums.regions - before, note=f"{sums.failed} failed", begun=sums.begun)
             if lease is not None:
                 lease.check()
     return sums
 
 
-def _map_chunks_here(job: Job) -> Iterator[pa.Table]:
-    """What becomes of each chunk, lazily, one after the other."""
-    with closing(Segmenter(job)) as segmenter:
-        for number in range(len(job.chunks)):
-            yield segmenter({"id": np.array([number])})
+def _count_actors(spec: RunSpec) -> int:
+    wanted = spec.config.actors or (count_gpus() if spec.gpu else count_cpu_nodes())
+    return max(1, min(wanted, len(spec.chunks)))
 
 
-def _map_chunks(job: Job, *, actors: int) -> Iterator[pa.Table]:
-    """What becomes of each chunk, lazily, as they come in from the cluster's actors."""
-    config = job.config
-    each = {"CPU": config.cpus_per_actor, **({"GPU": 1} if job.gpu else {})}
+def _map_chunks_here(spec: RunSpec) -> Iterator[ChunkResult]:
+    with closing(Segmenter(spec)) as segmenter:
+        for chunk in spec.chunks:
+            yield segmenter.segment_chunk(chunk)
+
+
+def _map_chunks(spec: RunSpec, *, actors: int) -> Iterator[ChunkResult]:
+    """Yield the results of the cluster's actors as they come in."""
+    config = spec.config
+    each = {"CPU": config.cpus_per_actor, **({"GPU": 1} if spec.gpu else {})}
+    # One actor is enough to begin with where nodes may still be added: more start as nodes come.
+    at_once = 1 if config.nodes_seconds or has_autoscaler() else actors
     wait_for_resources(
-        [each] * (1 if config.nodes_seconds or has_autoscaler() else actors)
-        + [{"CPU": 1}],  # more actors start as nodes come
-        what=f"{actors} segmenting actors of {config.cpus_per_actor} CPUs, with one CPU left for Ray Data",
+        [each] * at_once + [{"CPU": 1}],
+        what=f"{actors} segmenting actors of {config.cpus_per_actor} CPUs, with one CPU left for "
+        "Ray Data",
         nodes_seconds=config.nodes_seconds,
     )
-    where = "a GPU" if job.gpu else f"{job.threads or 'all'} CPU cores: there is no GPU"
+    where = "a GPU" if spec.gpu else f"{spec.threads or 'all'} CPU cores: there is no GPU"
     logger.info("%d actor%s, each on %s", actors, "s" if actors > 1 else "", where)
-    data = count_up(len(job.chunks)).map_batches(
+    data = count_up(len(spec.chunks)).map_batches(
         Segmenter,
-        fn_constructor_args=(job,),
+        fn_constructor_args=(spec,),
         compute=ray.data.ActorPoolStrategy(
             min_size=1,
             max_size=actors,
@@ -110,21 +103,21 @@ def _map_chunks(job: Job, *, actors: int) -> Iterator[pa.Table]:
         ),
         runtime_env=MODEL_ENVIRONMENT,
         num_cpus=config.cpus_per_actor,
-        num_gpus=1 if job.gpu else 0,
-        batch_size=1,  # of one number: with GPUs Ray Data refuses None
+        num_gpus=1 if spec.gpu else 0,
+        batch_size=1,  # one number; Ray Data refuses None with GPUs
     )
-    batches: Iterator[pa.Table] = data.iter_batches(batch_size=None, batch_format="pyarrow")
-    return batches
+    for table in data.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield from ChunkResult.from_table(table)
 
 
-def _note(chunk: dict[str, Any], *, job: Job, sums: ChunkSums) -> None:
-    """Counts a chunk that is done, for the log and for Prometheus."""
+def _note(result: ChunkResult, *, spec: RunSpec, sums: ChunkSums) -> None:
+    """Count a chunk that is done, for the progress line and for Prometheus."""
     before = sums.network_seconds
-    sums.add(chunk)
+    sums.add(result)
     count_chunk(
-        job.watched,
-        outcomes=chunk["outcomes"],
-        pixels=chunk["pixels"],
-        seconds={stage: chunk[f"{stage}_seconds"] for stage in sums.stages},
+        spec.watched,
+        outcomes=result.outcomes,
+        pixels=result.pixels,
+        seconds=stage_seconds(result.seconds),
         network_seconds=sums.network_seconds - before,
     )

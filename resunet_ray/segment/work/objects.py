@@ -1,10 +1,12 @@
-"""A slide in regions: one grid of tiles for all of them, and one region that each object belongs to.
+"""Objects of a slide in regions: however it is cut, the same objects come out, each in one region.
 
-A pixel's probability comes from tiles whose place depends on the slide alone. A region looks at its own window and a margin
-around it, as wide as the components of the mask that reach into it: an object is measured whole, by the region that holds its
-centroid. A component longer than `LONGEST` (dense tissue, a fold, a pen mark) would need too wide a margin: its objects are found
-in each cell of a fixed grid with a halo around it, and belong to the cell that holds their centroid; one that is longer than the
-halo is cut along the cells. So however a slide is cut, the same objects come out.
+A pixel's probability comes from tiles whose place depends on the slide alone. A region looks at its
+own window and a margin, as wide as the components of the mask that reach into it. So an object is
+measured whole, by the region that holds its centroid.
+
+A component longer than `LONGEST` (dense tissue, a fold, a pen mark) would need too wide a margin.
+Its objects are found in each cell of a fixed grid, with a halo around the cell, and belong to the
+cell that holds their centroid. An object longer than the halo is cut along the cells.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,21 +24,21 @@ from resunet_ray.segment.planning.gate import REACH, Gate
 from resunet_ray.segment.planning.grid import Grid, overlap
 
 MARGIN = 64
-"""Pixels around its window that a region looks at, at first; doubled while a component reaches beyond."""
+"""Pixels around its window that a region looks at first; doubled while components reach beyond."""
 LONGEST = REACH
-"""Pixels in rows or columns: a longer component is looked at cell by cell. No margin is wider."""
+"""Pixels in rows or columns. A longer component is processed cell by cell; no margin is wider."""
 HALO = 256
-"""Pixels around a cell in which its objects are looked for; in a long component, a longer object is cut along the cells."""
+"""Pixels around a cell in which its objects are found; a longer object is cut along the cells."""
 
 Points = Float64[np.ndarray, "n 2"]
 """Places y and x in pixels of the slide; the centre of its first pixel is 0.5."""
 Look = Callable[[Box], Float32[np.ndarray, "h w"]]
-"""A window of the slide → the probability of its pixels."""
+"""Window of the slide → probability of its pixels."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """Some objects, whole, in a window of the slide."""
+class WindowObjects:
+    """Whole objects in a window of the slide."""
 
     window: Box
     labels: Int32[np.ndarray, "h w"]
@@ -45,33 +47,33 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Objects:
-    """What a region finds."""
+class RegionObjects:
+    """The objects of a region."""
 
     labels: Int32[np.ndarray, "h w"]
-    """All that lies in its window, whomever it belongs to."""
+    """Everything in its window, including objects of its neighbours."""
     probability: Float32[np.ndarray, "h w"]
-    """Of its window."""
-    own: Sequence[Found]
-    """What belongs to the region."""
+    """Of the region's window."""
+    own: Sequence[WindowObjects]
+    """The objects that belong to the region."""
     neighbours: Points
-    """Centroids of what lies in the margin and belongs to other regions, seen whole."""
+    """Centroids of whole objects in the margin that belong to other regions."""
 
 
 @dataclass(frozen=True)
-class _View(Found):
+class _View(WindowObjects):
     """A window and all objects in it."""
 
     close: Bool[np.ndarray, "h w"]
-    """The mask's components that reach beyond the window or nearly: what is not seen there may decide how they are parted."""
+    """Components at or near the window's border: pixels beyond may change how they are split."""
     long: Bool[np.ndarray, "h w"]
-    """Those that reach beyond it, or are longer than `LONGEST`."""
+    """Components that touch the border, or are longer than `LONGEST`."""
 
 
 def find_objects(
     look: Look, *, region: Box, grid: Grid, config: InstanceConfig, gate: Gate | None = None
-) -> Objects:
-    """Finds instances, and which of them belong to a region.
+) -> RegionObjects:
+    """Find the objects in a region, and those that belong to it.
 
     Args:
         look: gives the probability of any window.
@@ -109,7 +111,7 @@ def find_objects(
             place = overlap(region, part)[0]
             shown[place] = np.where(new, labels + shown.max(initial=0), shown[place])
     seen = np.concatenate(neighbours)
-    return Objects(
+    return RegionObjects(
         shown, view.probability[inside], own, seen[_contains(grid.widen(region, MARGIN), seen)]
     )
 
@@ -122,7 +124,7 @@ def _view(look: Look, window: Box, *, grid: Grid, config: InstanceConfig) -> _Vi
     )
     left, top = statistics[:, cv2.CC_STAT_LEFT], statistics[:, cv2.CC_STAT_TOP]
     width, height = statistics[:, cv2.CC_STAT_WIDTH], statistics[:, cv2.CC_STAT_HEIGHT]
-    # From each component to the nearest border beyond which the slide goes on.
+    # Distance from each component to the nearest border that is not the slide's own.
     room = np.full(len(statistics), LONGEST)
     for free, goes_on in (
         (top, window.top > 0),
@@ -140,10 +142,11 @@ def _view(look: Look, window: Box, *, grid: Grid, config: InstanceConfig) -> _Vi
 
 def _find_in_cell(
     look: Look, cell: Box, *, view: _View, grid: Grid, config: InstanceConfig
-) -> Found:
-    """The objects of long components in a cell and its halo; one that is longer than the halo only in the cell, piece by piece.
+) -> WindowObjects:
+    """Find the objects of long components in a cell and its halo.
 
-    It is found in a window that the grid alone decides, so that all regions of the cell find the same.
+    An object longer than the halo is cut: its pieces within the cell count. The window depends on
+    the grid alone, so that every region that shares the cell finds the same objects.
     """
     window = grid.widen(cell, HALO)
     probability = look(window)
@@ -163,27 +166,27 @@ def _find_in_cell(
             )
             pieces[inside][parts > 0] = last + parts[parts > 0]
             last += count - 1
-    return Found(window, np.where(kept[labels], labels, pieces), probability)
+    return WindowObjects(window, np.where(kept[labels], labels, pieces), probability)
 
 
 def _among(
     labels: Int32[np.ndarray, "h w"], some: Int32[np.ndarray, "*shape"]
 ) -> Bool[np.ndarray, " n"]:
-    """For each number from 0 to the largest label, whether it is among some of them; that of the background never is."""
+    """For each number from 0 to the largest label, whether `some` holds it. 0 never counts."""
     there = np.zeros(int(labels.max(initial=0)) + 1, bool)
     there[some.ravel()] = True
     there[0] = False
     return there
 
 
-def _keep(found: Found, wanted: Bool[np.ndarray, " n"]) -> Found:
-    """Some of the objects, numbered anew from 1."""
+def _keep(found: WindowObjects, wanted: Bool[np.ndarray, " n"]) -> WindowObjects:
+    """Keep some of the objects, renumbered from 1."""
     there = wanted & _among(found.labels, found.labels)
-    return Found(found.window, keep_instances(found.labels, there), found.probability)
+    return WindowObjects(found.window, keep_instances(found.labels, there), found.probability)
 
 
-def _centroids(found: Found) -> Points:
-    """Of each label, that of the background among them, which is no place."""
+def _centroids(found: WindowObjects) -> Points:
+    """Return the centroid of each label; that of 0 means nothing."""
     labels = found.labels
     count = int(labels.max(initial=0)) + 1
     rows, columns = np.nonzero(labels)
@@ -192,12 +195,12 @@ def _centroids(found: Found) -> Points:
     y = np.bincount(numbers, weights=rows + 0.5, minlength=count) / area
     x = np.bincount(numbers, weights=columns + 0.5, minlength=count) / area
     points: Points = np.stack([y, x], axis=1) + np.array([found.window.top, found.window.left])
-    points[np.bincount(numbers, minlength=count) == 0] = -1  # beyond every window
+    points[np.bincount(numbers, minlength=count) == 0] = -1  # outside every window
     return points
 
 
 def _let_in(points: Points, gate: Gate | None) -> Bool[np.ndarray, " n"]:
-    """Which objects count; the background never does."""
+    """Whether each object counts; the background never does."""
     counted: Bool[np.ndarray, " n"] = (
         np.ones(len(points), bool) if gate is None else gate.lets_in(points)
     )
@@ -222,11 +225,11 @@ def _intersect(one: Box, other: Box) -> Box:
 def seam_disagreement(
     own: Float64[np.ndarray, "n 2"], neighbours: Float64[np.ndarray, "m 2"]
 ) -> float:
-    """Share of what regions saw whole in their neighbours' windows that no region has as its own; 0 where they agree.
+    """Return the share of objects seen in a neighbour's window that no region owns.
 
     Args:
-        own: centroids of what belongs to some region, pixels.
-        neighbours: centroids of what a region saw and left to a neighbour, pixels.
+        own: centroids of the objects that belong to some region, pixels.
+        neighbours: centroids of the objects that a region saw and left to a neighbour, pixels.
     """
     there = {tuple(point) for point in np.rint(own).astype(np.int64).tolist()}
     missed = 0

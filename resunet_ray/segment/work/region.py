@@ -1,7 +1,8 @@
-"""What one region comes to: the probability of its pixels → mask, instances with their measures, and sums for its scores."""
+"""What a region comes to: mask, instances with their measures, and sums for the scores."""
 
 import cv2
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float32, UInt8
 
 from resunet_ray.config import InstanceConfig
@@ -10,11 +11,12 @@ from resunet_ray.model.instances import find_instances
 from resunet_ray.model.measures import measure_instances
 from resunet_ray.model.metrics import count_pixels
 from resunet_ray.model.tiling import Box
-from resunet_ray.segment.rows import Row
-from resunet_ray.segment.work.objects import Found, Objects
+from resunet_ray.schema import INSTANCE
+from resunet_ray.segment.rows import Findings, PixelCounts, RegionSums
+from resunet_ray.segment.work.objects import RegionObjects, WindowObjects
 
 UNCERTAIN = (0.25, 0.75)
-"""A pixel whose probability lies between is uncertain."""
+"""A pixel whose probability lies between these is uncertain."""
 
 
 def describe_image(
@@ -26,102 +28,111 @@ def describe_image(
     truth: UInt8[np.ndarray, "h w"] | None = None,
     labels: bool = False,
     probabilities: bool = False,
-) -> Row:
-    """The columns of REGIONS that the pixels of a whole image decide (see `describe_region`).
+) -> Findings:
+    """Describe a whole image (see `describe_region`).
 
     Args:
         probability: of each pixel to be nucleus.
         image: what it was found in.
         config: threshold and instances.
-        name: what errors call the image.
+        name: of the image, for errors.
         truth: a true mask, 0 or 1.
         labels: keep the label image as well.
         probabilities: keep the probability as well, in 255 steps.
     """
     found = find_instances(probability, config=config)
     whole = Box(0, found.shape[0], 0, found.shape[1])
-    objects = Objects(found, probability, [Found(whole, found, probability)], np.empty((0, 2)))
+    own = WindowObjects(whole, found, probability)
+    objects = RegionObjects(found, probability, own=[own], neighbours=np.empty((0, 2)))
     keep = {"labels": labels, "probabilities": probabilities}
-    row = describe_region(objects, image, bounds=found.shape, scale=1.0, name=name, **keep)
+    counts = None
     if truth is not None:
-        row |= {
-            count: int(value)
-            for count, value in count_pixels((found > 0).astype(np.uint8), truth)._asdict().items()
-        }
-    return row
+        pixels = count_pixels((found > 0).astype(np.uint8), truth)._asdict()
+        counts = PixelCounts(**{name: int(count) for name, count in pixels.items()})
+    return describe_region(
+        objects, image, bounds=found.shape, scale=1.0, name=name, counts=counts, **keep
+    )
 
 
 def describe_region(
-    objects: Objects,
+    objects: RegionObjects,
     image: UInt8[np.ndarray, "h w 3"],
     *,
     bounds: tuple[int, int],
     scale: float,
     name: str,
+    counts: PixelCounts | None = None,
     labels: bool = False,
     probabilities: bool = False,
-) -> Row:
-    """The columns of REGIONS that the pixels decide.
+) -> Findings:
+    """Describe what was found in a region.
 
     Args:
-        objects: what was found in the region.
-        image: its window.
+        objects: what was found.
+        image: the region's pixels.
         bounds: height and width of the whole image.
         scale: side of a pixel, in level-0 pixels.
-        name: what errors call the image.
+        name: of the image, for errors.
+        counts: of pixels, compared with a true mask.
         labels: keep the label image as well.
         probabilities: keep the probability as well, in 255 steps.
 
     Raises:
-        ImageError: more instances than a label image can number.
+        ImageError: there are more instances than a label image can number.
     """
     mask = (objects.labels > 0).astype(np.uint8)
-    instances = [
-        instance
-        for found in objects.own
-        for instance in measure_instances(
-            found.labels,
-            found.probability,
-            corner=(found.window.top, found.window.left),
+    parts = [
+        measure_instances(
+            own.labels,
+            own.probability,
+            corner=(own.window.top, own.window.left),
             bounds=bounds,
             scale=scale,
         )
+        for own in objects.own
     ]
-    return {
-        "mask": encode_png(mask * np.uint8(255)),
-        "labels": encode_labels(objects.labels, name=name) if labels else None,
-        "probability": encode_png(np.rint(objects.probability * 255).astype(np.uint8))
+    instances = pa.concat_arrays([pa.array([], INSTANCE), *parts])
+    confidence, entropy, uncertain = _sum_certainty(objects.probability)
+    grey, square, laplacian = _sum_sharpness(image)
+    return Findings(
+        mask=encode_png(mask * np.uint8(255)),
+        labels=encode_labels(objects.labels, name=name) if labels else None,
+        probability=encode_png(np.rint(objects.probability * 255).astype(np.uint8))
         if probabilities
         else None,
-        "instances": instances,
-        "num_instances": len(instances),
-        "neighbours": (objects.neighbours * scale).tolist(),
-        "pixels": mask.size,
-        "foreground_pixels": int(mask.sum()),
-        **_sum_certainty(objects.probability),
-        **_sum_sharpness(image),
-    }
+        instances=instances,
+        neighbours=(objects.neighbours * scale).tolist(),
+        sums=RegionSums(
+            pixels=mask.size,
+            num_instances=len(instances),
+            foreground_pixels=int(mask.sum()),
+            uncertain_pixels=uncertain,
+            confidence_sum=confidence,
+            entropy_sum=entropy,
+            grey_sum=grey,
+            grey_square_sum=square,
+            laplacian_square_sum=laplacian,
+            counts=counts,
+        ),
+    )
 
 
-def _sum_certainty(probability: Float32[np.ndarray, "h w"]) -> Row:
-    """Confidence is the probability of the likelier class, entropy is in bits."""
+def _sum_certainty(probability: Float32[np.ndarray, "h w"]) -> tuple[float, float, int]:
+    """Sum the likelier class's probability and the entropy in bits; count uncertain pixels."""
     levels = np.bincount(np.rint(probability * 255).astype(np.int64).ravel(), minlength=256)
     p = np.clip(np.arange(256) / 255, 1e-9, 1 - 1e-9)
     entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
     low, high = UNCERTAIN
-    return {
-        "confidence_sum": float(levels @ np.maximum(p, 1 - p)),
-        "entropy_sum": float(levels @ entropy),
-        "uncertain_pixels": int(levels[(p > low) & (p < high)].sum()),
-    }
+    confidence = float(levels @ np.maximum(p, 1 - p))
+    return confidence, float(levels @ entropy), int(levels[(p > low) & (p < high)].sum())
 
 
-def _sum_sharpness(image: UInt8[np.ndarray, "h w 3"]) -> Row:
-    """What the focus score is made of: the Laplacian's energy over the variance of the grey levels."""
+def _sum_sharpness(image: UInt8[np.ndarray, "h w 3"]) -> tuple[float, float, float]:
+    """Sum the grey levels, their squares, and the squares of their Laplacian."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     laplacian = cv2.Laplacian(grey, cv2.CV_16S)
-    return {
-        "grey_sum": float(grey.sum(dtype=np.float64)),
-        "grey_square_sum": float(np.square(grey, dtype=np.float64).sum()),
-        "laplacian_square_sum": float(np.square(laplacian, dtype=np.float64).sum()),
-    }
+    return (
+        float(grey.sum(dtype=np.float64)),
+        float(np.square(grey, dtype=np.float64).sum()),
+        float(np.square(laplacian, dtype=np.float64).sum()),
+    )

@@ -1,4 +1,4 @@
-"""An image or a tile of a slide on its way through an actor."""
+"""An image, or a tile of a slide, on its way through an actor."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -8,26 +8,29 @@ from jaxtyping import Float32, UInt8
 
 from resunet_ray.intensity import Range
 from resunet_ray.model.tiling import Box
-from resunet_ray.segment.rows import Row
+from resunet_ray.segment.rows import Failure, PlannedRegion
 
 
 @dataclass
 class Sample:
     """What is known so far."""
 
-    row: Row
-    """Of REGIONS; of a tile, only the seconds and what went wrong."""
+    planned: PlannedRegion | None = None
+    """The image; None for a tile."""
     tile: Box | None = None
-    """Where it lies on its slide, at the scale of the network; None: it is an image."""
+    """Where the tile lies on its slide, at the network's scale; None for an image."""
     image: UInt8[np.ndarray, "h w 3"] | None = None
     levels: Range | None = None
-    """Range of the whole image, where the network's intensity scale asks for it."""
+    """Range of the whole image's intensities, if the network's scale depends on it."""
     truth: UInt8[np.ndarray, "h w"] | None = None
     probability: Float32[np.ndarray, "h w"] | None = field(default=None, repr=False)
+    failure: Failure | None = None
+    read_seconds: float = 0.0
+    model_seconds: float = 0.0
 
 
 def group_samples(samples: Iterable[Sample], *, pixels: int) -> Iterator[list[Sample]]:
-    """Consecutive images that go through the network in one call."""
+    """Group consecutive samples, up to a number of pixels, for one call of the network."""
     group: list[Sample] = []
     held = 0
     for sample in samples:

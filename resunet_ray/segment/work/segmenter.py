@@ -1,25 +1,24 @@
-"""The actor: one chunk's whole way, from its images' bytes to one file of regions.
+"""The actor: takes a chunk from its images' bytes to one file of regions.
 
-    read and decode, in threads ahead ─► network, several images in a batch ─► mask, instances, sums, in threads behind
+    read and decode, in threads ahead ─► network, several images in a batch ─► mask, instances,
+    sums, in threads behind
 
-A chunk is one call, and two calls at a time share the threads, so that the network need not wait between chunks. A chunk's file
-appears whole or not at all, and always under the same name, so a chunk that is done twice, because a node was thought dead, is
-still there once. A bad image is a row that says so.
+A chunk is one call. Two calls at a time share the threads, so that the network need not wait
+between chunks. A chunk's file appears whole or not at all, and always under the same name, so a
+chunk that is done twice, because a node was thought dead, is there once. A bad image becomes a row
+that says so.
 """
 
 import itertools
-import json
 import logging
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import cv2
 import numpy as np
@@ -37,165 +36,153 @@ from resunet_ray.data.slides import Slide
 from resunet_ray.errors import ImageError, InputError, ResourceError, RunError
 from resunet_ray.intensity import measure_range
 from resunet_ray.model.tiling import Box
+from resunet_ray.records import to_table
 from resunet_ray.schema import REGIONS
 from resunet_ray.segment import layout
 from resunet_ray.segment.planning.plan import read_chunk
 from resunet_ray.segment.planning.survey import stage_slide
-from resunet_ray.segment.rows import LEVELS, Row, fail, is_slide
-from resunet_ray.segment.work.job import Job
+from resunet_ray.segment.rows import Failure, Findings, PlannedRegion, Region, Seconds
 from resunet_ray.segment.work.region import describe_image
 from resunet_ray.segment.work.sample import Sample, group_samples
-from resunet_ray.segment.work.slide_chunk import Held, SlideChunk
+from resunet_ray.segment.work.slide_chunk import (
+    DamagedTileError,
+    Held,
+    SlideChunk,
+    take_seconds,
+)
+from resunet_ray.segment.work.spec import RunSpec
+from resunet_ray.segment.work.sums import ChunkResult
 from resunet_ray.storage import crashes
 
 logger = logging.getLogger(__name__)
 
-CALLS = 2  # chunks that an actor works on at a time
+CALLS = 2  # chunks that an actor segments at a time
 
 _POST_THREADS = 2
 _TILE_PIXELS = 2**18
-"""Images share a call of the network until they fill its batch with so many pixels a tile."""
+"""Images share a call of the network until they fill its batch at this many pixels a tile."""
 
 
 class Segmenter:
-    """Holds the network; call it with numbers of `Job.chunks`."""
+    """Holds the network and segments chunks."""
 
-    def __init__(self, job: Job) -> None:
-        """Loads the bundle and runs its self-test.
+    def __init__(self, spec: RunSpec) -> None:
+        """Load the bundle and run its self-test.
 
         Raises:
             ResourceError: a GPU is expected, and torch finds none.
-            RunError: the network gives another output here than where it was saved.
+            RunError: the network's output differs from that recorded when the bundle was saved.
         """
         cv2.setNumThreads(1)  # the threads below are enough
-        self._job, self._cache = job, storage.Cache.of(job.config)
-        self._notes = crashes.Notes(job.folder, job.session, node=this_node(), is_lost=is_lost)
-        if not job.gpu:
-            # Each core its own image. Cores that share one meet after every layer, and there the slowest, which was just reading
-            # or writing, keeps the others waiting.
+        self._spec, self._cache = spec, storage.Cache.of(spec.config)
+        self._notes = crashes.Notes(spec.folder, spec.session, node=this_node(), is_lost=is_lost)
+        if not spec.gpu:
+            # One image a core. Cores that share an image wait after every layer for the slowest of
+            # them, which may just be reading or writing.
             torch.set_num_threads(1)
-        self._networks = 1 if job.gpu else job.threads or count_cores()
+        self._networks = 1 if spec.gpu else spec.threads or count_cores()
         self._model = ThreadPoolExecutor(self._networks, thread_name_prefix="model")
-        self._bundle = _load(job, device=torch.device("cuda" if job.gpu else "cpu"))
-        own = self._bundle.info.instances
-        self._instances = (
-            own if job.config.threshold is None else replace(own, threshold=job.config.threshold)
-        )
-        self._batch_size = job.config.batch_size or (
-            16 if self._bundle.device.type == "cuda" else 1
-        )
-        self._readers = ThreadPoolExecutor(job.config.readers, thread_name_prefix="read")
+        self._bundle = _load(spec, device=torch.device("cuda" if spec.gpu else "cpu"))
+        self._instances = self._bundle.info.instances
+        if spec.config.threshold is not None:
+            self._instances = replace(self._instances, threshold=spec.config.threshold)
+        on_gpu = self._bundle.device.type == "cuda"
+        self._batch_size = spec.config.batch_size or (16 if on_gpu else 1)
+        self._readers = ThreadPoolExecutor(spec.config.readers, thread_name_prefix="read")
         self._post = ThreadPoolExecutor(_POST_THREADS, thread_name_prefix="post")
-        self._calls, self._wary = threading.Semaphore(CALLS), threading.Lock()
-        pools = {
-            "model": self._model,
-            "post": self._post,
-        }  # they do not say in public how much waits for them
-        self._shown = monitoring.show_waiting(
-            job.watched, {stage: pool._work_queue.qsize for stage, pool in pools.items()}
-        )
+        self._calls, self._alone = threading.Semaphore(CALLS), threading.Lock()
+        # An executor has no public way to say how much waits for it.
+        waiting = {"model": self._model._work_queue.qsize, "post": self._post._work_queue.qsize}
+        self._stop_showing = monitoring.show_waiting(spec.watched, waiting)
 
     def close(self) -> None:
-        """Ends its threads. An actor's end with its process."""
-        self._shown()
+        """End the threads. Those of an actor end with its process."""
+        self._stop_showing()
         for pool in (self._readers, self._model, self._post):
             pool.shutdown()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
-        """Segments chunks, and returns one row for each: what is in its file, and how long it took."""
-        return pa.Table.from_pylist(
-            [self.segment_chunk(self._job.chunks[number]) for number in batch["id"]]
-        )
+        """Segment the chunks with these numbers among `RunSpec.chunks`; one result a row."""
+        results = [self.segment_chunk(self._spec.chunks[number]) for number in batch["id"]]
+        return pa.concat_tables(result.to_table() for result in results)
 
-    def segment_chunk(self, chunk: int) -> Row:
-        """Segments one chunk and writes its file."""
-        start = time.time()
-        planned = read_chunk(self._job.folder, chunk).to_pylist()
+    def segment_chunk(self, chunk: int) -> ChunkResult:
+        """Segment one chunk and write its file."""
+        begun = time.time()
+        planned = read_chunk(self._spec.folder, chunk)
         if self._notes.note_chunk(chunk) < crashes.TRUSTED:
             with self._calls:
-                rows = self._segment(planned)
+                regions = self._segment(planned)
         else:
-            with self._wary, ExitStack() as alone:  # so that no other chunk's image is blamed
+            with self._alone, ExitStack() as others:  # so that no other chunk's image is blamed
                 for _ in range(CALLS):
-                    alone.enter_context(self._calls)
-                rows = [
-                    self._segment_warily(image, chunk=chunk, number=number)
-                    for number, image in enumerate(planned)
+                    others.enter_context(self._calls)
+                regions = [
+                    self._segment_warily(region, chunk=chunk, number=number)
+                    for number, region in enumerate(planned)
                 ]
-        table = pa.Table.from_pylist(rows, schema=REGIONS)
         storage.write_table(
-            layout.chunk_uri(self._job.output, self._job.run_id, chunk), table, rows_per_group=64
+            layout.chunk_uri(self._spec.output, self._spec.run_id, chunk),
+            to_table(regions, REGIONS),
+            rows_per_group=64,
         )
-        outcomes = Counter(
-            (row["status"], row["error_stage"] or "", row["error_type"] or "") for row in rows
-        )
-        return {
-            "chunk": chunk,
-            "outcomes": json.dumps([(*outcome, regions) for outcome, regions in outcomes.items()]),
-            "pixels": sum(row["pixels"] or 0 for row in rows),
-            "networks": self._networks,
-            "begun": start,
-            "ended": time.time(),
-            **{
-                name: sum(row[name] for row in rows)
-                for name in ("read_seconds", "model_seconds", "post_seconds")
-            },
-        }
+        return ChunkResult.of(regions, networks=self._networks, begun=begun, ended=time.time())
 
-    def _segment(self, planned: list[Row]) -> list[Row]:
-        if planned[0]["num_regions"] and is_slide(planned[0]):
+    def _segment(self, planned: list[PlannedRegion]) -> list[Region]:
+        first = planned[0].place
+        if first.num_regions and first.is_slide:
             return self._segment_slide(planned)
-        samples = map_ahead(self._readers, self._read, planned, depth=2 * self._job.config.readers)
+        samples = map_ahead(self._readers, self._read, planned, depth=2 * self._spec.config.readers)
         return list(
             map_ahead(self._post, self._describe, self._compute(samples), depth=4 * _POST_THREADS)
         )
 
     def _compute(self, samples: Iterable[Sample]) -> Iterator[Sample]:
-        """Samples through the network, several at once."""
+        """Send samples through the network, several at once."""
         groups = group_samples(samples, pixels=self._batch_size * _TILE_PIXELS)
         return itertools.chain.from_iterable(
             map_ahead(self._model, self._predict, groups, depth=2 * self._networks)
         )
 
-    def _segment_slide(self, planned: list[Row]) -> list[Row]:
-        """Regions of one slide."""
-        rows = [self._job.begin_row(row) for row in planned]
+    def _segment_slide(self, planned: list[PlannedRegion]) -> list[Region]:
+        """Segment regions of one slide."""
+        image = planned[0].image
         try:
             with (
-                stage_slide(planned[0], config=self._job.config) as path,
-                closing(Slide(path, name=rows[0]["image_uri"])) as slide,
+                stage_slide(image, config=self._spec.config) as path,
+                closing(Slide(path, name=image.image_uri)) as slide,
             ):
                 chunk = SlideChunk.of(
                     planned,
                     slide,
                     preprocess=self._bundle.info.preprocess,
-                    side=self._job.config.region,
+                    side=self._spec.config.region,
                 )
                 tiles = map_ahead(
                     self._readers,
                     partial(_read_tile, slide, chunk),
                     chunk.tiles(),
-                    depth=2 * self._job.config.readers,
+                    depth=2 * self._spec.config.readers,
                 )
-                describe = partial(self._describe_region, slide, chunk, rows)
-                return list(
-                    map_ahead(
-                        self._post,
-                        describe,
-                        chunk.gather(self._compute(tiles)),
-                        depth=_POST_THREADS,
-                    )
-                )
+                describe = partial(self._describe_region, slide, chunk, planned)
+                ready = chunk.gather(self._compute(tiles))
+                return list(map_ahead(self._post, describe, ready, depth=_POST_THREADS))
         except (InputError, MemoryError) as error:  # it was there when it was planned
-            for row in rows:
-                fail(row, stage="open", error=error)
-            return rows
+            failure = Failure.of(error, stage="open")
+            return [
+                Region.of(region, failure=failure, origin=self._spec.origin) for region in planned
+            ]
 
     def _describe_region(
-        self, slide: Slide, chunk: SlideChunk, rows: list[Row], ready: tuple[int, Held]
-    ) -> Row:
+        self,
+        slide: Slide,
+        chunk: SlideChunk,
+        planned: list[PlannedRegion],
+        ready: tuple[int, Held],
+    ) -> Region:
         number, held = ready
-        row, start = rows[number], time.perf_counter()
+        start = time.perf_counter()
+        findings, failure, taken = None, None, (0.0, 0.0)
 
         def compute(tiles: list[Box]) -> Held:
             samples = [_read_tile(slide, chunk, tile) for tile in tiles]
@@ -205,68 +192,77 @@ class Segmenter:
             }
 
         try:
-            chunk.describe(
-                row, number, held, config=self._instances, compute=compute, keep=self._job.config
+            findings = chunk.describe(
+                number,
+                held,
+                name=planned[number].image.image_uri,
+                config=self._instances,
+                compute=compute,
+                keep=self._spec.config,
             )
-        except Exception as error:  # noqa: BLE001 (whatever it is, the other regions are none the worse)
-            fail(row, stage="post", error=error)
-        row["post_seconds"] = time.perf_counter() - start
-        return row
+            taken = take_seconds(held)
+        except DamagedTileError as damage:
+            failure = damage.failure
+        except Exception as error:  # noqa: BLE001 (whatever it is, the other regions are fine)
+            failure = Failure.of(error, stage="post")
+        return Region.of(
+            planned[number],
+            findings=findings,
+            failure=failure,
+            seconds=Seconds(
+                read_seconds=taken[0],
+                model_seconds=taken[1],
+                post_seconds=time.perf_counter() - start,
+            ),
+            origin=self._spec.origin,
+        )
 
-    def _segment_warily(self, planned: Row, *, chunk: int, number: int) -> Row:
-        """Alone, and with a note of it: an image over which the process dies is not begun again."""
+    def _segment_warily(self, planned: PlannedRegion, *, chunk: int, number: int) -> Region:
+        """Segment a region alone, with a note, so that it kills the process at most twice."""
         with self._notes.note_image(chunk, number) as deaths:
             if deaths < crashes.BLAMED:
-                (row,) = self._segment([planned])
-            else:
-                row = self._job.begin_row(planned)
-                fail(
-                    row,
-                    stage="crash",
-                    error=RunError(crashes.describe(planned["image_uri"], deaths)),
-                )
-        return row
+                (region,) = self._segment([planned])
+                return region
+            error = RunError(crashes.describe(planned.image.image_uri, deaths))
+            failure = Failure.of(error, stage="crash")
+            return Region.of(planned, failure=failure, origin=self._spec.origin)
 
-    def _read(self, planned: Row) -> Sample:
-        """Reads and decodes one image; what goes wrong becomes part of its row."""
+    def _read(self, planned: PlannedRegion) -> Sample:
+        """Read and decode one image; what goes wrong becomes its failure."""
+        sample = Sample(planned, failure=planned.failure)
+        if planned.failure is not None or planned.place.num_regions == 0:
+            return sample
         start = time.perf_counter()
-        sample = Sample(self._job.begin_row(planned))
         stage = "read"
+        ref = planned.image
         try:
-            if sample.row["status"] is None:
-                entry = Entry(
-                    planned["image_uri"],
-                    planned["member"],
-                    planned["member_offset"],
-                    planned["source_bytes"] or 0,
-                )
-                content = entry.read(self._cache)
-                stage = "decode"
-                image = decode_image(
-                    content, name=entry.name, max_pixels=self._job.config.max_pixels
-                )
-                sample.row |= {
-                    "format": name_format(content),
-                    "height": image.shape[0],
-                    "width": image.shape[1],
-                }
-                stage = "mask"
-                sample.truth = _read_truth(
-                    planned["mask_uri"], shape=image.shape[:2], cache=self._cache
-                )
-                sample.image = image
-                if self._bundle.info.preprocess.intensity == "percentiles":
-                    sample.levels = measure_range(image)
-                    sample.row |= dict(zip(LEVELS, sample.levels, strict=True))
+            entry = Entry(ref.image_uri, ref.member, ref.member_offset, ref.source_bytes or 0)
+            content = entry.read(self._cache)
+            stage = "decode"
+            image = decode_image(content, name=entry.name, max_pixels=self._spec.config.max_pixels)
+            place = replace(
+                planned.place,
+                format=name_format(content),
+                height=image.shape[0],
+                width=image.shape[1],
+            )
+            sample.planned = replace(planned, place=place)
+            stage = "mask"
+            sample.truth = _read_truth(ref.mask_uri, shape=image.shape[:2], cache=self._cache)
+            if self._bundle.info.preprocess.intensity == "percentiles":
+                low, high = sample.levels = measure_range(image)
+                place = replace(place, level_low=low, level_high=high)
+                sample.planned = replace(planned, place=place)
+            sample.image = image
         except ResourceError:
-            raise  # the storage is away, which is not this image's fault: the run ends here, and goes on when it is back
-        except Exception as error:  # noqa: BLE001 (decoders raise what they like)
-            fail(sample.row, stage=stage, error=error)
-        sample.row["read_seconds"] = time.perf_counter() - start
+            raise  # the storage is away, which is not the image's fault: the run ends here
+        except Exception as error:  # noqa: BLE001 (decoders raise anything)
+            sample.failure = Failure.of(error, stage=stage)
+        sample.read_seconds = time.perf_counter() - start
         return sample
 
     def _predict(self, group: list[Sample]) -> list[Sample]:
-        """The probabilities of several images at once; when that fails, of each alone, so that one takes none with it."""
+        """Predict several images at once; if that fails, each alone."""
         good = [sample for sample in group if sample.image is not None]
         if not good:
             return group
@@ -275,75 +271,81 @@ class Segmenter:
             probabilities = self._bundle.predict(
                 [sample.image for sample in good if sample.image is not None],
                 batch_size=self._batch_size,
-                flips=self._job.config.flips,
-                precision=self._job.config.precision,
+                flips=self._spec.config.flips,
+                precision=self._spec.config.precision,
                 ranges=[sample.levels for sample in good],
             )
         except (RuntimeError, MemoryError) as error:
             if self._bundle.device.type == "cuda" and not isinstance(error, torch.OutOfMemoryError):
-                logger.critical("the GPU is of no more use to this process: %s", error)
+                logger.critical("this process can no longer use the GPU: %s", error)
                 os._exit(1)  # Ray replaces it
             if len(good) > 1:
                 for sample in good:
                     self._predict([sample])
             else:
-                fail(good[0].row, stage="model", error=error)
+                good[0].failure = Failure.of(error, stage="model")
             return group
         seconds = time.perf_counter() - start
         pixels = sum(probability.size for probability in probabilities)
         for sample, probability in zip(good, probabilities, strict=True):
             sample.probability = probability
-            sample.row["model_seconds"] = seconds * probability.size / pixels
+            sample.model_seconds = seconds * probability.size / pixels
         return group
 
-    def _describe(self, sample: Sample) -> Row:
+    def _describe(self, sample: Sample) -> Region:
+        assert sample.planned is not None, "it is an image"
         start = time.perf_counter()
-        row = sample.row
-        if sample.probability is not None and sample.image is not None:
+        findings: Findings | None = None
+        if sample.failure is None and sample.probability is not None and sample.image is not None:
             try:
-                keep: dict[str, Any] = {
-                    "labels": self._job.config.labels,
-                    "probabilities": self._job.config.probabilities,
-                }
-                pixels = sample.probability, sample.image
-                row |= describe_image(
-                    *pixels,
+                findings = describe_image(
+                    sample.probability,
+                    sample.image,
                     config=self._instances,
-                    name=row["image_uri"],
+                    name=sample.planned.image.image_uri,
                     truth=sample.truth,
-                    **keep,
+                    labels=self._spec.config.labels,
+                    probabilities=self._spec.config.probabilities,
                 )
-                row["status"] = "ok"
-            except Exception as error:  # noqa: BLE001 (whatever it is, the other images are none the worse)
-                fail(row, stage="post", error=error)
-        row["post_seconds"] = time.perf_counter() - start
-        return row
+            except Exception as error:  # noqa: BLE001 (whatever it is, the other images are fine)
+                sample.failure = Failure.of(error, stage="post")
+        return Region.of(
+            sample.planned,
+            findings=findings,
+            failure=sample.failure,
+            seconds=Seconds(
+                read_seconds=sample.read_seconds,
+                model_seconds=sample.model_seconds,
+                post_seconds=time.perf_counter() - start,
+            ),
+            origin=self._spec.origin,
+        )
 
 
-def _load(job: Job, *, device: torch.device) -> Bundle:
+def _load(spec: RunSpec, *, device: torch.device) -> Bundle:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ResourceError(
-            "Ray gives the segmenting actor a GPU and torch finds none: install a torch with CUDA on that node, "
-            "or segment on CPUs (--gpu off)"
+            "Ray assigned a GPU to the segmenting actor, and torch finds none: install a torch "
+            "with CUDA on that node, or segment on CPUs (--gpu off)"
         )
-    bundle = load_bundle(job.config.bundle, device=device)
-    if bundle.digest != job.bundle_digest:
+    bundle = load_bundle(spec.config.bundle, device=device)
+    if bundle.digest != spec.bundle_digest:
         raise RunError(
-            f"the bundle {job.config.bundle} was replaced while the run went on: run it again"
+            f"the bundle {spec.config.bundle} was replaced during the run: run the same command "
+            "again"
         )
     bundle.self_test()
     return bundle
 
 
 def _read_tile(slide: Slide, chunk: SlideChunk, tile: Box) -> Sample:
-    row = {"status": None, "read_seconds": 0.0, "model_seconds": 0.0}
     start = time.perf_counter()
-    sample = Sample(row, tile=tile, levels=chunk.levels)
+    sample = Sample(tile=tile, levels=chunk.levels)
     try:
         sample.image = slide.read(tile.top, tile.left, *tile.shape, scale=chunk.scale)
     except (ImageError, MemoryError) as error:
-        fail(row, stage="read", error=error)
-    row["read_seconds"] = time.perf_counter() - start
+        sample.failure = Failure.of(error, stage="read")
+    sample.read_seconds = time.perf_counter() - start
     return sample
 
 
@@ -355,6 +357,7 @@ def _read_truth(
     values = decode_labels(Entry(uri).read(cache), name=uri)
     if values.shape != shape:
         raise InputError(
-            f"{uri} is {values.shape[0]} x {values.shape[1]}: expected {shape[0]} x {shape[1]}, as its image"
+            f"{uri} is {values.shape[0]} x {values.shape[1]}: expected {shape[0]} x {shape[1]}, "
+            "the size of its image"
         )
     return (values > 0).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Regions of one slide that are segmented together, so that a tile that several of them see is computed once."""
+"""Regions of one slide, segmented together so that the tiles they share are computed once."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ from resunet_ray.intensity import Range
 from resunet_ray.model.tiling import Box
 from resunet_ray.segment.planning.gate import Gate
 from resunet_ray.segment.planning.grid import Grid
-from resunet_ray.segment.rows import LEVELS, Row, region_window
+from resunet_ray.segment.rows import Failure, Findings, PlannedRegion
 from resunet_ray.segment.work.objects import MARGIN, find_objects
 from resunet_ray.segment.work.region import describe_region
 from resunet_ray.segment.work.sample import Sample
@@ -21,17 +21,17 @@ from resunet_ray.segment.work.sample import Sample
 Held = dict[Box, Sample]
 
 
-class _DamagedError(Exception):
-    """A tile that a region needs cannot be read."""
+class DamagedTileError(Exception):
+    """A tile that a region needs could not be read."""
 
-    def __init__(self, row: Row) -> None:
-        super().__init__()
-        self.row = row
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.error_message)
+        self.failure = failure
 
 
 @dataclass(frozen=True)
 class SlideChunk:
-    """The windows of some regions of one slide, in the order of their rows."""
+    """The windows of some regions of one slide."""
 
     grid: Grid
     scale: float
@@ -40,39 +40,45 @@ class SlideChunk:
     gates: Sequence[Gate | None]
     """Where there is tissue around each region; None: everywhere."""
     levels: Range | None = None
-    """The slide's range of intensities, where the network asks for it."""
+    """The slide's range of intensities, if the network's scale depends on it."""
 
     @classmethod
     def of(
-        cls, rows: Sequence[Row], slide: Slide, *, preprocess: PreprocessConfig, side: int
+        cls,
+        planned: Sequence[PlannedRegion],
+        slide: Slide,
+        *,
+        preprocess: PreprocessConfig,
+        side: int,
     ) -> "SlideChunk":
-        """The chunk of some rows of the plan.
+        """Return the chunk of some planned regions.
 
         Args:
-            rows: of one slide.
+            planned: of one slide.
             slide: open.
             preprocess: the bundle's tiles.
             side: of a region, as it was planned.
         """
-        scale = rows[0]["scale_to_level0"]
-        grid = Grid(*slide.size_at(scale), tile=preprocess.tile, context=preprocess.context)
-        low, high = (rows[0][name] for name in LEVELS)
-        windows = [
-            region_window(row, height=grid.height, width=grid.width, side=side) for row in rows
-        ]
-        size = {"height": grid.height, "width": grid.width}
+        first = planned[0].place
+        height, width = slide.size_at(first.scale_to_level0)
+        grid = Grid(height, width, tile=preprocess.tile, context=preprocess.context)
+        windows = [it.place.window(height=height, width=width, side=side) for it in planned]
         gates = [
-            None if row.get("tissue") is None else Gate.unpack(row["tissue"], region=window, **size)
-            for row, window in zip(rows, windows, strict=True)
+            None
+            if it.tissue is None
+            else Gate.unpack(it.tissue, region=window, height=height, width=width)
+            for it, window in zip(planned, windows, strict=True)
         ]
-        return cls(grid, scale, windows, gates, levels=None if low is None else (low, high))
+        return cls(grid, first.scale_to_level0, windows, gates, levels=first.levels)
 
     def tiles(self) -> Iterator[Box]:
-        """Those that the regions need, each once, in the order in which they are needed."""
+        """Yield the tiles that the regions need, each once, in the order of need."""
         yield from dict.fromkeys(tile for needed in self._needed for tile in needed)
 
     def gather(self, samples: Iterable[Sample]) -> Iterator[tuple[int, Held]]:
-        """Each region's number with its tiles, as soon as these are there; a tile that is of no more use is let go.
+        """Yield each region's number with its tiles as soon as they are there.
+
+        A tile is dropped after the last region that needs it.
 
         Args:
             samples: of `tiles()`, in that order.
@@ -90,36 +96,39 @@ class SlideChunk:
 
     @functools.cached_property
     def _needed(self) -> list[list[Box]]:
-        """The tiles of each region, with its margin."""
+        """The tiles of each region and its margin."""
         return [self.grid.tiles(self.grid.widen(region, MARGIN)) for region in self.regions]
 
     def describe(
         self,
-        row: Row,
         number: int,
         held: Held,
         *,
+        name: str,
         config: InstanceConfig,
         compute: Callable[[list[Box]], Held],
         keep: SegmentConfig,
-    ) -> None:
-        """Fills a region's row with what its window holds.
+    ) -> Findings:
+        """Describe what a region holds.
 
         Args:
-            row: of REGIONS.
             number: of the region.
             held: its tiles; more are added where objects reach beyond the margin.
+            name: of the slide, for errors.
             config: threshold and instances.
             compute: gives further tiles.
             keep: says whether label images and probabilities are kept as well.
+
+        Raises:
+            DamagedTileError: a tile could not be read.
         """
         region = self.regions[number]
 
         def look(window: Box) -> Float32[np.ndarray, "h w"]:
             held.update(compute([tile for tile in self.grid.tiles(window) if tile not in held]))
             for sample in held.values():
-                if sample.row["status"] == "failed":
-                    raise _DamagedError(sample.row)
+                if sample.failure is not None:
+                    raise DamagedTileError(sample.failure)
             probabilities = {
                 tile: sample.probability
                 for tile, sample in held.items()
@@ -127,30 +136,26 @@ class SlideChunk:
             }
             return self.grid.blend(window, probabilities)
 
-        try:
-            found = find_objects(
-                look, region=region, grid=self.grid, config=config, gate=self.gates[number]
-            )
-        except _DamagedError as damage:
-            row |= {
-                name: damage.row[name]
-                for name in ("status", "error_stage", "error_type", "error_message")
-            }
-            return
+        objects = find_objects(
+            look, region=region, grid=self.grid, config=config, gate=self.gates[number]
+        )
         images = {tile: sample.image for tile, sample in held.items() if sample.image is not None}
-        row |= describe_region(
-            found,
+        return describe_region(
+            objects,
             self.grid.paste(region, images),
             bounds=(self.grid.height, self.grid.width),
             scale=self.scale,
-            name=row["image_uri"],
+            name=name,
             labels=keep.labels,
             probabilities=keep.probabilities,
         )
-        for (
-            sample
-        ) in held.values():  # a tile's seconds count once, for the first region that takes it
-            for name in ("read_seconds", "model_seconds"):
-                row[name] += sample.row[name]
-                sample.row[name] = 0.0
-        row["status"] = "ok"
+
+
+def take_seconds(held: Held) -> tuple[float, float]:
+    """Return how long tiles took to read and to compute; each counts once."""
+    taken = [0.0, 0.0]
+    for sample in held.values():
+        taken[0] += sample.read_seconds
+        taken[1] += sample.model_seconds
+        sample.read_seconds = sample.model_seconds = 0.0
+    return taken[0], taken[1]

@@ -1,17 +1,72 @@
-"""What the chunks of a run came to so far, and how long they took."""
+"""What a chunk says when it is done, and the sums of a run over its chunks."""
 
+import json
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Self
+
+import pyarrow as pa
+
+from resunet_ray.segment.rows import Region, Seconds, sum_seconds
+
+Outcome = tuple[str, str, str, int]
+"""Status, error stage, error type, number of regions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkResult:
+    """A chunk whose file is written."""
+
+    outcomes: Sequence[Outcome]
+    pixels: int
+    networks: int
+    """Images that its actor computes at the same time."""
+    begun: float
+    """Seconds since the epoch, as is `ended`."""
+    ended: float
+    seconds: Seconds
+
+    @classmethod
+    def of(cls, regions: Sequence[Region], *, networks: int, begun: float, ended: float) -> Self:
+        """Sum up the regions of a chunk."""
+        outcomes = Counter(
+            (region.status, region.failure.error_stage, region.failure.error_type)
+            if region.failure
+            else (region.status, "", "")
+            for region in regions
+        )
+        return cls(
+            outcomes=[(*outcome, count) for outcome, count in outcomes.items()],
+            pixels=sum(region.findings.sums.pixels for region in regions if region.findings),
+            networks=networks,
+            begun=begun,
+            ended=ended,
+            seconds=sum_seconds(regions),
+        )
+
+    def to_table(self) -> pa.Table:
+        """Return one row, which Ray Data carries to the driver."""
+        return pa.table({"result": [json.dumps(asdict(self))]})
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> list[Self]:
+        """Read what `to_table` wrote, one result a row."""
+        return [cls._read(json.loads(text)) for text in table["result"].to_pylist()]
+
+    @classmethod
+    def _read(cls, values: dict[str, object]) -> Self:
+        outcomes = [tuple(outcome) for outcome in values["outcomes"]]  # type: ignore[attr-defined]
+        return cls(**values | {"outcomes": outcomes, "seconds": Seconds(**values["seconds"])})  # type: ignore[arg-type]
 
 
 @dataclass
 class ChunkSums:
-    """Sums over the chunks that are done, and the time between the first one's beginning and the last one's end."""
+    """Sums over the chunks that are done, from the first one's start to the last one's end."""
 
     actors: int
     networks: int = 1
-    """How many images an actor computes at the same time."""
+    """Images that an actor computes at the same time."""
     chunks: int = 0
     regions: int = 0
     failed: int = 0
@@ -22,23 +77,28 @@ class ChunkSums:
         default_factory=lambda: Counter({"read": 0.0, "model": 0.0, "post": 0.0})
     )
 
-    def add(self, chunk: dict[str, Any]) -> None:
-        """Counts a chunk that is done: what the actor says of it."""
+    def add(self, chunk: ChunkResult) -> None:
+        """Add a chunk that is done."""
         self.chunks += 1
-        for status, _, _, regions in chunk["outcomes"]:
+        for status, _, _, regions in chunk.outcomes:
             self.regions += regions
             self.failed += regions if status == "failed" else 0
-        self.networks = max(self.networks, chunk["networks"])
-        self.pixels += chunk["pixels"]
-        self.stages.update({name: chunk[f"{name}_seconds"] for name in self.stages})
-        self.begun, self.ended = min(self.begun, chunk["begun"]), max(self.ended, chunk["ended"])
+        self.networks = max(self.networks, chunk.networks)
+        self.pixels += chunk.pixels
+        self.stages.update(stage_seconds(chunk.seconds))
+        self.begun, self.ended = min(self.begun, chunk.begun), max(self.ended, chunk.ended)
 
     @property
     def seconds(self) -> float:
-        """How long images were worked on: the start of Ray and the actors does not count."""
+        """How long images were worked on, without the start of Ray and the actors."""
         return max(self.ended - self.begun, 1e-9)
 
     @property
     def network_seconds(self) -> float:
-        """For how long networks were there in all, at work or not."""
+        """Time of all networks together, whether they computed or waited."""
         return self.seconds * self.actors * self.networks
+
+
+def stage_seconds(seconds: Seconds) -> dict[str, float]:
+    """Return the seconds by stage: read, model, post."""
+    return {name.removesuffix("_seconds"): value for name, value in vars(seconds).items()}

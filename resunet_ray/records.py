@@ -37,8 +37,9 @@ def from_table(kind: type[Record], table: pa.Table) -> list[Record]:
 
 def flatten(record: Any) -> dict[str, Any]:
     """The columns of a record and of the records in it."""
+    kind: Any = type(record)
     row: dict[str, Any] = {}
-    for name, (part, _) in _nested(type(record)).items():
+    for name, (part, _) in _nested(kind).items():
         value = getattr(record, name)
         if part is None:
             row[name] = value

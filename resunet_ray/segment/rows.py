@@ -7,7 +7,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import pyarrow as pa
 
@@ -287,18 +287,3 @@ def sum_seconds(regions: Sequence[Region]) -> Seconds:
             for name in Seconds.__dataclass_fields__
         }
     )
-
-
-def sum_regions(sums: Sequence[RegionSums]) -> RegionSums:
-    """The sums of some regions together; no counts where one of them has none."""
-
-    def add(kind: type[Any], parts: Sequence[Any]) -> Any:
-        return {
-            name: sum(getattr(part, name) for part in parts)
-            for name in kind.__dataclass_fields__
-            if name != "counts"
-        }
-
-    counts = [part.counts for part in sums if part.counts is not None]
-    whole = PixelCounts(**add(PixelCounts, counts)) if len(counts) == len(sums) else None
-    return RegionSums(**add(RegionSums, sums), counts=whole)

@@ -24,17 +24,12 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import UInt8
 
 from resunet_ray import monitoring, storage
-from resunet_ray.bundle import Bundle, load_bundle
 from resunet_ray.cluster import count_cores, is_lost, this_node
 from resunet_ray.data.ahead import map_ahead
-from resunet_ray.data.archives import Entry
-from resunet_ray.data.images import decode_image, decode_labels, name_format
 from resunet_ray.data.slides import Slide
-from resunet_ray.errors import ImageError, InputError, ResourceError, RunError
-from resunet_ray.intensity import measure_range
+from resunet_ray.errors import InputError, RunError
 from resunet_ray.model.tiling import Box
 from resunet_ray.records import to_table
 from resunet_ray.schema import REGIONS
@@ -42,6 +37,7 @@ from resunet_ray.segment import layout
 from resunet_ray.segment.planning.plan import read_chunk
 from resunet_ray.segment.planning.survey import stage_slide
 from resunet_ray.segment.rows import Failure, Findings, PlannedRegion, Region, Seconds
+from resunet_ray.segment.work.reading import read_image, read_tile
 from resunet_ray.segment.work.region import describe_image
 from resunet_ray.segment.work.sample import Sample, group_samples
 from resunet_ray.segment.work.slide_chunk import (
@@ -82,7 +78,7 @@ class Segmenter:
             torch.set_num_threads(1)
         self._networks = 1 if spec.gpu else spec.threads or count_cores()
         self._model = ThreadPoolExecutor(self._networks, thread_name_prefix="model")
-        self._bundle = _load(spec, device=torch.device("cuda" if spec.gpu else "cpu"))
+        self._bundle = spec.load_bundle()
         self._instances = self._bundle.info.instances
         if spec.config.threshold is not None:
             self._instances = replace(self._instances, threshold=spec.config.threshold)
@@ -160,7 +156,7 @@ class Segmenter:
                 )
                 tiles = map_ahead(
                     self._readers,
-                    partial(_read_tile, slide, chunk),
+                    partial(read_tile, slide, chunk),
                     chunk.tiles(),
                     depth=2 * self._spec.config.readers,
                 )
@@ -185,7 +181,7 @@ class Segmenter:
         findings, failure, taken = None, None, (0.0, 0.0)
 
         def compute(tiles: list[Box]) -> Held:
-            samples = [_read_tile(slide, chunk, tile) for tile in tiles]
+            samples = [read_tile(slide, chunk, tile) for tile in tiles]
             return {
                 tile: self._model.submit(self._predict, [sample]).result()[0]
                 for tile, sample in zip(tiles, samples, strict=True)
@@ -228,38 +224,12 @@ class Segmenter:
             return Region.of(planned, failure=failure, origin=self._spec.origin)
 
     def _read(self, planned: PlannedRegion) -> Sample:
-        """Read and decode one image; what goes wrong becomes its failure."""
-        sample = Sample(planned, failure=planned.failure)
-        if planned.failure is not None or planned.place.num_regions == 0:
-            return sample
-        start = time.perf_counter()
-        stage = "read"
-        ref = planned.image
-        try:
-            entry = Entry(ref.image_uri, ref.member, ref.member_offset, ref.source_bytes or 0)
-            content = entry.read(self._cache)
-            stage = "decode"
-            image = decode_image(content, name=entry.name, max_pixels=self._spec.config.max_pixels)
-            place = replace(
-                planned.place,
-                format=name_format(content),
-                height=image.shape[0],
-                width=image.shape[1],
-            )
-            sample.planned = replace(planned, place=place)
-            stage = "mask"
-            sample.truth = _read_truth(ref.mask_uri, shape=image.shape[:2], cache=self._cache)
-            if self._bundle.info.preprocess.intensity == "percentiles":
-                low, high = sample.levels = measure_range(image)
-                place = replace(place, level_low=low, level_high=high)
-                sample.planned = replace(planned, place=place)
-            sample.image = image
-        except ResourceError:
-            raise  # the storage is away, which is not the image's fault: the run ends here
-        except Exception as error:  # noqa: BLE001 (decoders raise anything)
-            sample.failure = Failure.of(error, stage=stage)
-        sample.read_seconds = time.perf_counter() - start
-        return sample
+        return read_image(
+            planned,
+            cache=self._cache,
+            max_pixels=self._spec.config.max_pixels,
+            measure=self._bundle.info.preprocess.intensity == "percentiles",
+        )
 
     def _predict(self, group: list[Sample]) -> list[Sample]:
         """Predict several images at once; if that fails, each alone."""
@@ -320,44 +290,3 @@ class Segmenter:
             ),
             origin=self._spec.origin,
         )
-
-
-def _load(spec: RunSpec, *, device: torch.device) -> Bundle:
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ResourceError(
-            "Ray assigned a GPU to the segmenting actor, and torch finds none: install a torch "
-            "with CUDA on that node, or segment on CPUs (--gpu off)"
-        )
-    bundle = load_bundle(spec.config.bundle, device=device)
-    if bundle.digest != spec.bundle_digest:
-        raise RunError(
-            f"the bundle {spec.config.bundle} was replaced during the run: run the same command "
-            "again"
-        )
-    bundle.self_test()
-    return bundle
-
-
-def _read_tile(slide: Slide, chunk: SlideChunk, tile: Box) -> Sample:
-    start = time.perf_counter()
-    sample = Sample(tile=tile, levels=chunk.levels)
-    try:
-        sample.image = slide.read(tile.top, tile.left, *tile.shape, scale=chunk.scale)
-    except (ImageError, MemoryError) as error:
-        sample.failure = Failure.of(error, stage="read")
-    sample.read_seconds = time.perf_counter() - start
-    return sample
-
-
-def _read_truth(
-    uri: str | None, *, shape: tuple[int, int], cache: storage.Cache
-) -> UInt8[np.ndarray, "h w"] | None:
-    if uri is None:
-        return None
-    values = decode_labels(Entry(uri).read(cache), name=uri)
-    if values.shape != shape:
-        raise InputError(
-            f"{uri} is {values.shape[0]} x {values.shape[1]}: expected {shape[0]} x {shape[1]}, "
-            "the size of its image"
-        )
-    return (values > 0).astype(np.uint8)

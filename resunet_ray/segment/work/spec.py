@@ -2,8 +2,12 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from resunet_ray import __version__, monitoring
+from resunet_ray.bundle import Bundle, load_bundle
 from resunet_ray.config import SegmentConfig
+from resunet_ray.errors import ResourceError, RunError
 from resunet_ray.segment.rows import Origin
 
 
@@ -40,3 +44,25 @@ class RunSpec:
             config_digest=self.config.digest,
             code_version=__version__,
         )
+
+    def load_bundle(self) -> Bundle:
+        """Load the bundle and run its self-test.
+
+        Raises:
+            ResourceError: a GPU is expected, and torch finds none.
+            RunError: the bundle was replaced, or its output differs from that recorded when it was
+                saved.
+        """
+        if self.gpu and not torch.cuda.is_available():
+            raise ResourceError(
+                "Ray assigned a GPU to the segmenting actor, and torch finds none: install a torch "
+                "with CUDA on that node, or segment on CPUs (--gpu off)"
+            )
+        bundle = load_bundle(self.config.bundle, device=torch.device("cuda" if self.gpu else "cpu"))
+        if bundle.digest != self.bundle_digest:
+            raise RunError(
+                f"the bundle {self.config.bundle} was replaced during the run: run the same "
+                "command again"
+            )
+        bundle.self_test()
+        return bundle

@@ -228,7 +228,7 @@ def test_a_training_whose_log_is_lost_goes_on_to_the_same_end(
     chosen, trained = run
     with caplog.at_level(logging.INFO):
         done = train(replace(chosen, output=str(tmp_path), mlflow=None))
-    assert "how far it is cannot be shown any more" in caplog.text
+    assert "its progress is no longer shown" in caplog.text
     assert "epoch 1 of 8" not in caplog.text
     assert done.best == trained.best
     columns = ["epoch", "learning_rate", "train_loss", "val_loss", "val_f1"]
@@ -242,7 +242,7 @@ def test_a_damaged_list_of_checkpoints_is_named(
     (tmp_path / "train" / "checkpoint_manager_snapshot.json").write_text('{"checkpoint_resul')
     with pytest.raises(
         InputError,
-        match=r"checkpoint_manager_snapshot.json, .* is damaged .*: delete it to begin this run anew",
+        match=r"checkpoint_manager_snapshot.json, .* is damaged .*: delete it to start this run",
     ):
         train(config(dataset_uri, tmp_path))
 

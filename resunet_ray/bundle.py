@@ -1,7 +1,7 @@
 """The bundle: weights and everything needed to use them, the result of training.
 
 model.safetensors   the weights
-bundle.json         network, preprocessing, threshold, scores, provenance, digests of the other files
+bundle.json         network, preprocessing, threshold, scores, provenance, the other files' digests
 sample.png          a small image
 expected.png        its probability, times 255, as computed when the bundle was saved
 """

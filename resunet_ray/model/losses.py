@@ -53,7 +53,7 @@ def focal(
     gamma: float = 2.0,
     positive_weight: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Focal loss (Lin et al., 2017, equation 4), with `positive_weight` instead of alpha's ratio."""
+    """Focal loss (Lin et al., 2017, equation 4); `positive_weight` replaces alpha's ratio."""
     weight = torch.as_tensor(positive_weight, device=logits.device)
     cross_entropy = functional.binary_cross_entropy_with_logits(
         logits, mask, reduction="none", pos_weight=weight

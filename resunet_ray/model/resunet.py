@@ -12,7 +12,7 @@ from torch.nn import functional
 
 
 class SameConv(nn.Conv2d):
-    """A convolution with Keras's "same" padding: at stride 2, an even side is padded at its end only.
+    """A convolution with Keras's "same" padding: stride 2 pads an even side only at its end.
 
     With PyTorch's own padding the image would be sampled half a stride earlier, and weights could
     not be shared with Keras.

@@ -1,4 +1,4 @@
-"""What a run records: log lines and metrics, history.csv, TensorBoard events and, optionally, MLflow."""
+"""Records of a run: log lines, metrics, history.csv, TensorBoard events and, optionally, MLflow."""
 
 import logging
 import tempfile

@@ -181,7 +181,7 @@ def train_step(session: Session, image: Tensor, mask: Tensor) -> Tensor:
     """Take one optimizer step on this worker's share of a batch.
 
     Args:
-        session: What is trained.
+        session: This worker's session.
         image: uint8 (n, s, s, 3).
         mask: uint8 (n, s, s).
 
@@ -215,8 +215,8 @@ def _set_learning_rate(session: Session, rate: float) -> None:
 def _validate(session: Session) -> dict[str, float]:
     network = session.ema or session.network.eval()
     if session.workers > 1:
-        # Workers share gradients, but not normalisation statistics. Take those of rank 0, which
-        # saves the checkpoint: the scores must be those of the network that is saved.
+        # Workers average gradients, but not normalisation statistics. Use those of rank 0, which
+        # saves the checkpoint, so that the scores are those of the saved network.
         for buffer in (*session.network.buffers(), *network.buffers()):
             torch.distributed.broadcast(buffer, src=0)
     return validate(

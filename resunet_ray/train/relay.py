@@ -110,9 +110,9 @@ class Reporter(logging.Handler):
 
 
 class FailureTeller(UserCallback):  # type: ignore[misc]
-    """Tells the board, from Ray Train's controller, why workers failed.
+    """Tells the board why workers failed: Ray Train may restart them without a word.
 
-    Ray Train may restart workers without saying anything.
+    Ray Train calls it in its controller.
     """
 
     def __init__(self, board: Any) -> None:

@@ -108,7 +108,7 @@ def start_from(network: nn.Module, weights: dict[str, Tensor]) -> list[str]:
     then repeated and scaled so that a grey image gives the same activations.
 
     Returns:
-        The names of the tensors that do not fit and keep their new values.
+        The names of the tensors that do not fit and keep their initial values.
 
     Raises:
         ConfigError: No tensor fits.

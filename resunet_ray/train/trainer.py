@@ -156,7 +156,7 @@ def _require_snapshot(config: TrainConfig) -> None:
 
 
 def discard_damaged_snapshot(config: TrainConfig) -> None:
-    """Delete a damaged list of checkpoints, with a warning: for runs that nobody attends to."""
+    """Delete Ray Train's list of checkpoints if it is damaged, and warn: for unattended runs."""
     try:
         _require_snapshot(config)
     except InputError as error:

@@ -1,9 +1,9 @@
-"""The bundle: weights and everything needed to use them, the one thing that training hands on.
+"""The bundle: weights and everything needed to use them, the result of training.
 
 model.safetensors   the weights
-bundle.json         network, preprocessing, threshold, scores, provenance, and the digests of the other files
+bundle.json         network, preprocessing, threshold, scores, provenance, the other files' digests
 sample.png          a small image
-expected.png        its probability, times 255, as the network gave it when it was saved
+expected.png        its probability, times 255, as computed when the bundle was saved
 """
 
 import hashlib
@@ -36,49 +36,52 @@ from resunet_ray.schema import INSTANCE
 BUNDLE_FILE = "bundle.json"
 _WEIGHTS, _SAMPLE, _EXPECTED = "model.safetensors", "sample.png", "expected.png"
 _TOLERANCE = 4 / 255
-"""Largest difference that `self_test` accepts: a step of the 8-bit expectation, and what processors differ by."""
+"""Largest difference of a probability that `self_test` accepts: covers the rounding of the expected
+probability to 8 bits, and differences between processors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BundleInfo:
-    """What bundle.json says."""
+    """The contents of bundle.json."""
 
     model: ModelConfig
     preprocess: PreprocessConfig
     instances: InstanceConfig
     mpp: float | None
-    """Microns per pixel of the training data; None: unknown, or not one."""
+    """Microns per pixel of the training data; None if unknown or if images differ."""
     scores: dict[str, float]
-    """On validation data, with the threshold above."""
+    """Scores on the validation data, at the threshold in `instances`."""
     provenance: dict[str, Any] = field(default_factory=dict)
-    """The run, the data's digest, the configuration, the versions."""
+    """The run, digest of the data, configuration and versions."""
     sha256: dict[str, str] = field(default_factory=dict)
-    """Digest of each other file."""
+    """Digest of each of the other files, by name."""
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What was found in one image."""
+    """The nuclei of one image."""
 
     labels: Int32[np.ndarray, "h w"]
-    """The number of the nucleus that each pixel belongs to, from 1; 0 is background."""
+    """For each pixel, the number of its nucleus, from 1; 0 is background."""
     mask: UInt8[np.ndarray, "h w"]
-    """1 where there is a nucleus."""
+    """1 for nucleus, 0 for background."""
     probability: Float32[np.ndarray, "h w"]
-    """Of each pixel to be nucleus."""
+    """Probability that a pixel belongs to a nucleus."""
     nuclei: pd.DataFrame
-    """One row a nucleus, in the order of their numbers: `centroid_y` and `centroid_x` (pixels), `area_px`, `perimeter_px`,
-    `eccentricity`, `score` (mean probability), `touches_edge`, `polygon` (WKB)."""
+    """One row per nucleus, in the order of their numbers: `centroid_y` and `centroid_x` (pixels),
+    `area_px`, `perimeter_px`, `eccentricity`, `score` (mean probability), `touches_edge`, `polygon`
+    (WKB)."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A network that is ready to use."""
+    """A loaded bundle: a network ready to use."""
 
     uri: str
     info: BundleInfo
     digest: str
-    """sha256 of bundle.json, which holds those of the other files: the model's name everywhere."""
+    """SHA-256 of bundle.json, which holds the digests of the other files. It identifies the bundle
+    wherever results refer to it."""
     network: ResUNet
     device: torch.device
 
@@ -91,7 +94,10 @@ class Bundle:
         precision: str = "auto",
         ranges: Sequence[Range | None] | None = None,
     ) -> list[Float32[np.ndarray, "_h _w"]]:
-        """The probability of each pixel of each image to be nucleus (see `inference.predict`)."""
+        """Return, for each image, the probability that each pixel belongs to a nucleus.
+
+        See `inference.predict` for the arguments.
+        """
         return predict(
             self.network,
             images,
@@ -105,11 +111,12 @@ class Bundle:
         )
 
     def segment(self, image: UInt8[np.ndarray, "h w 3"], *, flips: bool = False) -> Segmentation:
-        """Finds the nuclei of one image.
+        """Find the nuclei of one image.
 
         Args:
-            image: RGB.
-            flips: average the probability over the image's four mirror images: four times the work.
+            image: RGB image.
+            flips: Whether to average the probability over the image's four mirror images, which
+                takes four times as long.
         """
         levels = measure_range(image) if self.info.preprocess.intensity == "percentiles" else None
         (probability,) = self.predict([image], batch_size=1, flips=flips, ranges=[levels])
@@ -121,27 +128,25 @@ class Bundle:
         return Segmentation(labels, (labels > 0).astype(np.uint8), probability, nuclei)
 
     def self_test(self) -> None:
-        """Runs the sample and compares.
+        """Check that the network gives the same probability as when the bundle was saved.
 
         Raises:
-            RunError: the output is not what it was when the bundle was saved.
+            RunError: The probability of the sample differs by more than the tolerance.
         """
         sample = decode_stored(storage.read_bytes(storage.join(self.uri, _SAMPLE)))
-        expected = (
-            decode_stored(storage.read_bytes(storage.join(self.uri, _EXPECTED))).astype(np.float32)
-            / 255
-        )
+        expected = decode_stored(storage.read_bytes(storage.join(self.uri, _EXPECTED)))
         (found,) = self.predict([sample], batch_size=1, precision="fp32")
-        difference = float(np.abs(found - expected).max())
+        difference = float(np.abs(found - expected.astype(np.float32) / 255).max())
         if difference > _TOLERANCE:
             raise RunError(
-                f"the bundle {self.uri} gives another output here than where it was saved: its sample differs by up to "
-                f"{difference:.3f}, expected at most {_TOLERANCE:.3f}. Compare the versions in its provenance with those here"
+                f"the bundle {self.uri} gives another output here than where it was saved: the "
+                f"probability of its sample differs by up to {difference:.3f}, expected at most "
+                f"{_TOLERANCE:.3f}. Compare the versions in its provenance with those installed"
             )
 
 
 def build_network(config: ModelConfig) -> ResUNet:
-    """A new network with random weights, in channels-last memory."""
+    """Build a network with random weights, in channels-last memory."""
     network = ResUNet(
         in_channels=config.in_channels,
         out_channels=1,
@@ -160,13 +165,15 @@ def save_bundle(
     info: BundleInfo,
     sample: UInt8[np.ndarray, "h w 3"],
 ) -> Bundle:
-    """Writes a bundle, bundle.json last: without it there is none.
+    """Write a bundle and load it.
+
+    bundle.json is written last: a folder without it is no bundle.
 
     Args:
-        uri: the folder.
-        weights: the state dictionary of the network.
-        info: all that bundle.json says but the digests.
-        sample: a small image for the self-test.
+        uri: Folder of the bundle.
+        weights: State dictionary of the network.
+        info: Contents of bundle.json; the digests are filled in.
+        sample: A small image for the self-test.
     """
     network = build_network(info.model)
     network.load_state_dict(weights)
@@ -188,7 +195,7 @@ def save_bundle(
 
 
 def copy_bundle(source: str, uri: str, *, provenance: dict[str, Any]) -> None:
-    """Copies a bundle to where another may be, with more to its provenance."""
+    """Copy a bundle, replacing one already at `uri`, and add to its provenance."""
     info, _ = read_bundle_info(source)
     storage.delete_file(storage.join(uri, BUNDLE_FILE))
     for name in info.sha256:
@@ -198,40 +205,43 @@ def copy_bundle(source: str, uri: str, *, provenance: dict[str, Any]) -> None:
 
 
 def read_bundle_info(uri: str) -> tuple[BundleInfo, str]:
-    """What bundle.json says, and the bundle's digest, without loading the weights.
+    """Read bundle.json and compute the bundle's digest, without loading the weights.
 
     Raises:
-        InputError: there is no bundle, or its bundle.json is not one.
+        InputError: There is no bundle, or its bundle.json is invalid.
     """
     location = storage.join(bundles.locate(uri), BUNDLE_FILE)
     if not storage.exists(location):
         names = ", ".join(bundles.list_names())
         raise InputError(
-            f"{uri} holds no {BUNDLE_FILE}: expected a bundle that jobs/train.py wrote, or the name of one: {names}"
+            f"{uri} holds no {BUNDLE_FILE}: expected a bundle that jobs/train.py wrote, or the "
+            f"name of one: {names}"
         )
     content = storage.read_bytes(location)
     try:
         info = TypeAdapter(BundleInfo).validate_json(content)
     except ValidationError as error:
+        first = error.errors()[0]
         raise InputError(
-            f"{location} is not a bundle of this version: {error.errors()[0]['loc']} {error.errors()[0]['msg']}"
+            f"{location} is not a bundle of this version: {first['loc']} {first['msg']}"
         ) from None
     if info.sha256.keys() != {_WEIGHTS, _SAMPLE, _EXPECTED}:
         raise InputError(
-            f"{uri} lists {', '.join(sorted(info.sha256))}: expected {_WEIGHTS}, {_SAMPLE} and {_EXPECTED}"
+            f"{uri} lists {', '.join(sorted(info.sha256))}: expected {_WEIGHTS}, {_SAMPLE} and "
+            f"{_EXPECTED}"
         )
     return info, hashlib.sha256(content).hexdigest()
 
 
 def load_bundle(uri: str, *, device: torch.device | None = None) -> Bundle:
-    """The bundle at a location, its digests checked, its network in evaluation mode.
+    """Load a bundle and check its digests; its network is in evaluation mode.
 
     Args:
-        uri: the folder.
-        device: where the network goes; the CPU by default.
+        uri: Folder of the bundle, or the name of one that comes with the package.
+        device: Device for the network; the CPU by default.
 
     Raises:
-        InputError: it is missing, damaged, or not of this version.
+        InputError: The bundle is missing, damaged, or not of this version.
     """
     uri = bundles.locate(uri)
     info, digest = read_bundle_info(uri)
@@ -239,13 +249,13 @@ def load_bundle(uri: str, *, device: torch.device | None = None) -> Bundle:
         found = hashlib.sha256(storage.read_bytes(storage.join(uri, name))).hexdigest()
         if found != expected:
             raise InputError(
-                f"{storage.join(uri, name)} is damaged: its sha256 is {found}, bundle.json says {expected}"
+                f"{storage.join(uri, name)} is damaged: its sha256 is {found}, bundle.json says "
+                f"{expected}"
             )
     network = build_network(info.model)
+    weights = storage.read_bytes(storage.join(uri, _WEIGHTS))
     try:
-        network.load_state_dict(
-            safetensors.torch.load(storage.read_bytes(storage.join(uri, _WEIGHTS)))
-        )
+        network.load_state_dict(safetensors.torch.load(weights))
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise InputError(
             f"the weights of {uri} do not fit the network of its bundle.json: {error}"
@@ -255,7 +265,7 @@ def load_bundle(uri: str, *, device: torch.device | None = None) -> Bundle:
 
 
 def versions() -> dict[str, str]:
-    """What the code ran with, for the provenance."""
+    """Return the versions of this package, Python and the main libraries, for the provenance."""
     libraries = {
         name: metadata.version(name)
         for name in ("ray", "torch", "numpy", "opencv-python-headless", "pyarrow")

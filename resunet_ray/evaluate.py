@@ -1,4 +1,4 @@
-"""A bundle against labelled images: one row of scores an image, their means, and pictures to look at."""
+"""Score a bundle on labelled images: one row of scores per image, their means, and pictures."""
 
 import json
 from collections.abc import Callable
@@ -26,14 +26,14 @@ from resunet_ray.scoring import score_split
 
 SCORES_FILE, SUMMARY_FILE, PICTURES = "scores.parquet", "summary.json", "pictures"
 
-_BASELINE_SIDE = 256  # the baseline's images, pixels
-_PICTURE_SIDE = 512  # a larger image is shown smaller, pixels
+_BASELINE_SIDE = 256  # pixels, side of the baseline's images
+_PICTURE_SIDE = 512  # pixels, larger images are shrunk to it
 _GAP = 4  # white columns between the three parts of a picture
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Scores of a whole split."""
+    """The scores of a whole split."""
 
     images: int
     scores: dict[str, float]
@@ -41,16 +41,18 @@ class EvaluationResult:
     pooled: dict[str, float]
     """Scores of all pixels together."""
     instance: dict[str, float] | None
-    """Means of ap50, ap75, ap (over all thresholds), pq and aji; None where the data knows no instances."""
+    """Means of ap50, ap75, ap (over all thresholds), pq and aji; None if the data has no labelled
+    instances."""
     by_modality: dict[str, dict[str, float]]
 
 
 def evaluate(config: EvaluateConfig) -> EvaluationResult:
-    """Scores a split and writes score.csv, scores.parquet, summary.json and pictures/ under the output.
+    """Score a split, and write score.csv, scores.parquet, summary.json and pictures/ to the output.
 
     Raises:
-        InputError: bundle, data or split is missing.
-        ResourceError: the cluster or the output cannot give what is asked for.
+        InputError: The bundle, the data or the split is missing.
+        ResourceError: The cluster or the output storage lacks what the evaluation needs.
+        RunError: Some images were not scored.
     """
     dataset = open_dataset(config.data, needs=(config.split,))
     info, digest = read_bundle_info(config.bundle)
@@ -70,7 +72,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     table = scored.to_pandas()
     if len(table) != total:
         raise RunError(
-            f"{len(table)} images were scored and split {config.split} has {total}: run it again"
+            f"{len(table)} images were scored, but split {config.split} has {total}: run it again"
         )
     result = summarise(table)
     storage.write_table(storage.join(output, SCORES_FILE), scored)
@@ -93,7 +95,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
 
 
 def summarise(table: pd.DataFrame) -> EvaluationResult:
-    """The scores of a split from its rows of scores.parquet."""
+    """Compute the scores of a split from its rows of scores.parquet."""
     counts = metrics.Counts(*(table[name].to_numpy(np.int64) for name in ("tp", "fp", "fn", "tn")))
     groups = {
         str(name): group for name, group in table.groupby(table["modality"].fillna("unknown"))
@@ -131,14 +133,10 @@ def _instance_means(table: pd.DataFrame) -> dict[str, float] | None:
 
 
 def _score_csv(table: pd.DataFrame) -> str:
-    """The baseline's own table."""
+    """Format the scores as the baseline's score.csv."""
     names = {"image_id": "Image", **{name: name.capitalize() for name in metrics.SCORE_NAMES}}
-    return str(
-        table[list(names)]
-        .assign(image_id=table["image_id"].map(storage.csv_cell))
-        .rename(columns=names)
-        .to_csv(index=False)
-    )
+    safe = table[list(names)].assign(image_id=table["image_id"].map(storage.csv_cell))
+    return str(safe.rename(columns=names).to_csv(index=False))
 
 
 def _build_predict(
@@ -147,9 +145,8 @@ def _build_predict(
     def predict_block(
         bundle: Bundle, images: list[LabelledImage]
     ) -> list[Float32[np.ndarray, "_h _w"]]:
-        batch_size = (
-            16 if bundle.device.type == "cuda" else 1
-        )  # on CPUs one tile at a time is as fast, and smaller
+        # On CPUs, one tile at a time is as fast and takes less memory.
+        batch_size = 16 if bundle.device.type == "cuda" else 1
         if config.protocol == "native":
             return bundle.predict(
                 [image.image for image in images], batch_size=batch_size, flips=config.flips
@@ -214,7 +211,10 @@ def side_by_side(
     mask: UInt8[np.ndarray, "h w"],
     found: UInt8[np.ndarray, "h w"],
 ) -> UInt8[np.ndarray, "i j 3"]:
-    """Image | mask | prediction, as the baseline shows them; masks hold 0 or 1. A large image is shown smaller."""
+    """Draw image | mask | prediction, as the baseline does; masks hold 0 or 1.
+
+    Images larger than 512 pixels are shrunk.
+    """
     parts = [
         image,
         *(np.repeat(part[..., None] * np.uint8(255), 3, axis=2) for part in (mask, found)),

@@ -1,4 +1,7 @@
-"""What every job does, on small generated data and in one Ray; the training is a trial's. Prints one line of JSON."""
+"""Run what every job does, on small generated data and in one Ray, and print one line of JSON.
+
+A sweep of one trial stands for training.
+"""
 
 import json
 import sys
@@ -28,22 +31,13 @@ def main(home: Path) -> None:
     write_images(str(home / "raw"), count=20, height=96, width=112, seed=3)
     data, segmented = str(home / "data"), str(home / "segmented")
     prepared = prepare(PrepareConfig(input=(str(home / "raw"),), output=data))
+    small = ModelConfig(widths=(16, 32))
     trial = TrainConfig(
-        data=data,
-        output=str(home / "sweep"),
-        model=ModelConfig(widths=(16, 32)),
-        crop=64,
-        batch_size=4,
-        epochs=1,
+        data=data, output=str(home / "sweep"), model=small, crop=64, batch_size=4, epochs=1
     )
+    space = ("learning_rate=choice:1e-2",)
     swept = sweep(
-        SweepConfig(
-            training=trial,
-            trials=1,
-            concurrent=1,
-            scheduler="none",
-            space=("learning_rate=choice:1e-2",),
-        )
+        SweepConfig(training=trial, trials=1, concurrent=1, scheduler="none", space=space)
     )
     scored = evaluate(EvaluateConfig(bundle=swept.bundle, data=data, output=str(home / "scores")))
     done = segment_archive(
@@ -57,16 +51,10 @@ def main(home: Path) -> None:
         "scored": scored.images,
         "trials": swept.trials,
         "exported": exported,
+        "segmented": done.result.images,
+        "left": len(list(Path(segmented, "images").glob("*/*"))),
     }
-    print(
-        json.dumps(
-            {
-                **counts,
-                "segmented": done.result.images,
-                "left": len(list(Path(segmented, "images").glob("*/*"))),
-            }
-        )
-    )
+    print(json.dumps(counts))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A bundle gives the same output wherever it is loaded, or says that it is damaged."""
+"""A bundle gives the same output wherever it is loaded, or is refused as damaged."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from resunet_ray.config import InstanceConfig, ModelConfig, PreprocessConfig
 from resunet_ray.data.images import decode_image, decode_labels
 from resunet_ray.data.synthetic import generate_image
 from resunet_ray.errors import InputError, RunError
-from resunet_ray.intensity import measure_range
+from resunet_ray.intensity import Range, measure_range
 from resunet_ray.model.instances import threshold_mask
 from resunet_ray.model.metrics import count_pixels, score_counts
 
@@ -47,7 +47,7 @@ def saved(folder: Path) -> Bundle:
     )
 
 
-def test_it_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+def test_a_bundle_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
     before, after = saved(tmp_path), load_bundle(str(tmp_path))
     assert (after.info, after.digest) == (before.info, before.digest)
     assert len(after.digest) == 64
@@ -58,12 +58,8 @@ def test_it_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     )
     np.testing.assert_array_equal(one, other)
     after.self_test()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "bundle.json",
-        "expected.png",
-        "model.safetensors",
-        "sample.png",
-    ]
+    files = ["bundle.json", "expected.png", "model.safetensors", "sample.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
 
 
 def test_damaged_weights_are_refused_and_a_changed_network_fails_its_self_test(
@@ -80,7 +76,7 @@ def test_damaged_weights_are_refused_and_a_changed_network_fails_its_self_test(
         load_bundle(str(tmp_path))
 
 
-def test_a_bundle_names_no_files_but_its_own(tmp_path: Path) -> None:
+def test_a_bundle_that_lists_other_files_is_refused(tmp_path: Path) -> None:
     saved(tmp_path / "bundle")
     content = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
     content["sha256"]["../../secret"] = "0" * 64
@@ -92,7 +88,7 @@ def test_a_bundle_names_no_files_but_its_own(tmp_path: Path) -> None:
         load_bundle(str(tmp_path / "bundle"))
 
 
-def test_what_is_no_bundle_is_said_to_be_none(tmp_path: Path) -> None:
+def test_folders_without_a_valid_bundle_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match="holds no bundle.json: expected a bundle that jobs/train.py wrote"
     ):
@@ -105,13 +101,10 @@ def test_what_is_no_bundle_is_said_to_be_none(tmp_path: Path) -> None:
         read_bundle_info(str(tmp_path))
 
 
-def test_an_image_and_its_parts_are_seen_at_the_intensities_of_the_whole(tmp_path: Path) -> None:
+def test_dim_images_and_parts_are_scaled_to_the_range_of_the_whole_image(tmp_path: Path) -> None:
     bundle = saved(tmp_path)
-    info = replace(
-        bundle.info,
-        preprocess=PreprocessConfig(tile=64, context=8, intensity="percentiles"),
-        sha256={},
-    )
+    preprocess = PreprocessConfig(tile=64, context=8, intensity="percentiles")
+    info = replace(bundle.info, preprocess=preprocess, sha256={})
     sample = np.zeros((48, 40, 3), np.uint8)
     bundle = save_bundle(
         str(tmp_path / "scaled"), weights=bundle.network.state_dict(), info=info, sample=sample
@@ -119,21 +112,18 @@ def test_an_image_and_its_parts_are_seen_at_the_intensities_of_the_whole(tmp_pat
     image = generate_image(
         64, 64, modality="fluorescence", num_nuclei=6, rng=np.random.default_rng(0)
     )[0]
-    whole, dim, part = (
-        bundle.predict([pixels], batch_size=1, precision="fp32", ranges=ranges)[0]
-        for pixels, ranges in (
-            (image, None),
-            (image // 4 + 9, None),
-            (image[:32], [measure_range(image)]),
-        )
-    )
+
+    def predict(pixels: np.ndarray, ranges: list[Range | None] | None = None) -> np.ndarray:
+        return bundle.predict([pixels], batch_size=1, precision="fp32", ranges=ranges)[0]
+
+    whole, dim = predict(image), predict(image // 4 + 9)
+    part = predict(image[:32], [measure_range(image)])
     assert np.abs(whole - dim).mean() < 0.01
-    np.testing.assert_allclose(
-        part[:16], whole[:16], atol=0.02
-    )  # what is near the cut sees another neighbourhood
+    # Pixels near the cut have another neighbourhood.
+    np.testing.assert_allclose(part[:16], whole[:16], atol=0.02)
 
 
-def test_the_bundle_that_ships_is_found_by_its_name(
+def test_the_bundle_that_comes_with_the_package_is_found_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -149,35 +139,28 @@ def test_the_bundle_that_ships_is_found_by_its_name(
         load_bundle("nucleus")
 
 
-def test_its_card_says_what_its_bundle_says() -> None:
+def test_the_card_of_the_bundle_states_its_scores() -> None:
     bundle = load_bundle("nuclei")
     scores = bundle.info.provenance["scores"]
     rows = [scores["test"], scores["validation"], *scores["validation"]["by_modality"].values()]
     columns = ("f1", "jaccard", "ap50", "ap75", "pq")
     expected = [[str(row["images"]), *(f"{row[name]:.3f}" for name in columns)] for row in rows]
-    table = re.findall(
-        r"^\| [^|]+ \| (\d+.*) \|$",
-        (Path(bundle.uri) / "README.md").read_text(),
-        flags=re.MULTILINE,
-    )
+    card = (Path(bundle.uri) / "README.md").read_text()
+    table = re.findall(r"^\| [^|]+ \| (\d+.*) \|$", card, flags=re.MULTILINE)
     assert [row.split(" | ") for row in table] == expected
     assert scores["validation"]["f1"] == round(bundle.info.scores["f1"], 3)
 
 
-def test_the_bundle_that_ships_finds_the_nuclei_of_images_that_it_was_not_trained_on(
-    real_data: Path,
-) -> None:
-    """Dim ones as well: a quarter of the levels."""
+def test_the_bundle_that_comes_with_the_package_works_on_test_images(real_data: Path) -> None:
+    """It also works on dim ones, with a quarter of the intensity levels."""
     bundle = load_bundle("nuclei")
     names = json.loads((real_data / "split-stardist.json").read_text())["test"][:10]
     for divisor in (1, 4):
         scores = []
         for name in names:
-            image = decode_image(
-                (real_data / "images" / f"{name}.png").read_bytes(), name=name
-            ) // np.uint8(divisor)
+            image = decode_image((real_data / "images" / f"{name}.png").read_bytes(), name=name)
             truth = decode_labels((real_data / "masks" / f"{name}.png").read_bytes(), name=name) > 0
-            (probability,) = bundle.predict([image], batch_size=1)
+            (probability,) = bundle.predict([image // np.uint8(divisor)], batch_size=1)
             found = threshold_mask(probability, threshold=bundle.info.instances.threshold)
             scores.append(float(score_counts(count_pixels(found, truth.astype(np.uint8)))["f1"]))
         assert np.mean(scores) > 0.9, (divisor, scores)

@@ -1,4 +1,4 @@
-"""What an evaluation writes agrees with itself, with the images, and with what a person sees."""
+"""The files of an evaluation agree with each other, with the images, and with the report."""
 
 import io
 import re
@@ -16,6 +16,7 @@ from resunet_ray.config import EvaluateConfig
 from resunet_ray.data.images import decode_stored
 from resunet_ray.data.splits import split_as_baseline
 from resunet_ray.evaluate import EvaluationResult, evaluate
+from resunet_ray.model.metrics import SCORE_NAMES
 from resunet_ray.report.evaluation import write_evaluation_report
 from resunet_ray.schema import SCORES
 
@@ -24,7 +25,7 @@ from resunet_ray.schema import SCORES
 def scored(
     bundle_uri: str, dataset_uri: str, s3: str, cluster: str
 ) -> tuple[str, EvaluationResult]:
-    """Where it was written, in object storage, and what came of it."""
+    """Where the evaluation was written, in object storage, and its result."""
     config = EvaluateConfig(bundle=bundle_uri, data=dataset_uri, output=f"{s3}/scores")
     return config.output, evaluate(config)
 
@@ -33,16 +34,15 @@ def read_scores(uri: str) -> pd.DataFrame:
     return pd.read_parquet(io.BytesIO(storage.read_bytes(f"{uri}/scores.parquet")))
 
 
-def test_every_table_agrees(scored: tuple[str, EvaluationResult]) -> None:
+def test_all_tables_agree(scored: tuple[str, EvaluationResult]) -> None:
     uri, found = scored
     assert found.images == 4
     assert pq.read_schema(io.BytesIO(storage.read_bytes(f"{uri}/scores.parquet"))).equals(SCORES)
     rows = read_scores(uri)
     assert rows["image_id"].is_unique
     assert rows["f1"].mean() == pytest.approx(found.scores["f1"])
-    assert (
-        rows["tp"] + rows["fp"] + rows["fn"] + rows["tn"] == rows["height"] * rows["width"]
-    ).all()
+    counts = rows[["tp", "fp", "fn", "tn"]].sum(axis="columns")
+    assert (counts == rows["height"] * rows["width"]).all()
     score = pd.read_csv(io.BytesIO(storage.read_bytes(f"{uri}/score.csv")))
     assert list(score.columns) == ["Image", "Accuracy", "F1", "Jaccard", "Recall", "Precision"]
     np.testing.assert_allclose(score["F1"], rows["f1"])
@@ -67,26 +67,17 @@ def test_pictures_show_image_mask_and_prediction(
         assert (picture[:, 232:, 0] > 0).sum() == rows.loc[Path(name).stem, ["tp", "fp"]].sum()
 
 
-def test_the_report_opens_in_a_browser_and_shows_what_was_measured(
+def test_the_report_opens_in_a_browser_and_shows_the_scores(
     scored: tuple[str, EvaluationResult], tmp_path: Path
 ) -> None:
     uri, found = scored
     history = tmp_path / "history.csv"
-    scores = {
-        f"val_{name}": [0.5, 0.6] for name in ("accuracy", "f1", "jaccard", "recall", "precision")
-    }
-    curves = pd.DataFrame(
-        {
-            "epoch": [1, 2],
-            "learning_rate": [1e-3, 1e-4],
-            "train_loss": [0.7, 0.5],
-            "val_loss": [0.6, 0.4],
-            **scores,
-        }
-    )
-    curves.to_csv(history, index=False)
+    curves = {"epoch": [1, 2], "learning_rate": [1e-3, 1e-4], "train_loss": [0.7, 0.5]}
+    curves |= {"val_loss": [0.6, 0.4]}
+    curves |= {f"val_{name}": [0.5, 0.6] for name in SCORE_NAMES}
+    pd.DataFrame(curves).to_csv(history, index=False)
     page = storage.read_bytes(write_evaluation_report(uri, history=str(history)))
-    assert not re.search(rb"(src|href)=\"(?!data:|#)", page), "nothing is fetched from elsewhere"
+    assert not re.search(rb"(src|href)=\"(?!data:|#)", page), "the page refers to another file"
     shown = open_in_browser(page, folder=tmp_path)
     assert f"<b>{found.scores['f1']:.4f}</b>" in shown
     assert shown.count("<img") == 4
@@ -96,17 +87,12 @@ def test_the_report_opens_in_a_browser_and_shows_what_was_measured(
 def test_scores_do_not_depend_on_the_number_of_actors(
     scored: tuple[str, EvaluationResult], bundle_uri: str, dataset_uri: str, tmp_path: Path
 ) -> None:
-    other = evaluate(
-        EvaluateConfig(bundle=bundle_uri, data=dataset_uri, output=str(tmp_path), actors=2)
-    )
-    assert (other.scores, other.pooled, other.instance) == (
-        scored[1].scores,
-        scored[1].pooled,
-        scored[1].instance,
-    )
+    config = EvaluateConfig(bundle=bundle_uri, data=dataset_uri, output=str(tmp_path), actors=2)
+    one, two = scored[1], evaluate(config)
+    assert (two.scores, two.pooled, two.instance) == (one.scores, one.pooled, one.instance)
 
 
-def test_the_baseline_s_protocol_scores_at_its_size(
+def test_the_protocol_baseline_scores_at_the_size_of_the_baseline(
     bundle_uri: str, dataset_uri: str, tmp_path: Path, cluster: str
 ) -> None:
     config = EvaluateConfig(
@@ -114,20 +100,19 @@ def test_the_baseline_s_protocol_scores_at_its_size(
     )
     assert evaluate(config).instance is None
     rows = read_scores(config.output)
-    assert (rows["tp"] + rows["fp"] + rows["fn"] + rows["tn"] == 256 * 256).all()
+    assert (rows[["tp", "fp", "fn", "tn"]].sum(axis="columns") == 256 * 256).all()
 
 
-def test_names_of_a_foreign_data_set_are_only_names(
+def test_malicious_names_in_a_data_set_do_no_harm(
     bundle_uri: str, dataset_uri: str, tmp_path: Path, cluster: str
 ) -> None:
     shutil.copytree(dataset_uri, tmp_path / "data")
     (path,) = (tmp_path / "data").glob("test-*.parquet")
     table = pq.read_table(path)
     names = ["../../../escaped", "=HYPERLINK(1)", "x" * 300, "$\\foo$"]
-    table = table.set_column(table.schema.get_field_index("image_id"), "image_id", [names])
-    table = table.set_column(
-        table.schema.get_field_index("modality"), "modality", [[r"$\foo$", "_b", "<i>c</i>", ""]]
-    )
+    modalities = [r"$\foo$", "_b", "<i>c</i>", ""]
+    for column, values in (("image_id", names), ("modality", modalities)):
+        table = table.set_column(table.schema.get_field_index(column), column, [values])
     pq.write_table(table, path, row_group_size=3)
     output = str(tmp_path / "a" / "b" / "c" / "out")
     before = {file for file in tmp_path.rglob("*") if file.is_file()}
@@ -143,10 +128,13 @@ def test_names_of_a_foreign_data_set_are_only_names(
 
 
 @pytest.mark.campaign
-def test_real_images_go_through_with_the_baseline_s_recipe(
+def test_real_images_can_be_trained_on_and_scored_with_the_recipe_baseline(
     real_data: Path, tmp_path: Path, cluster: str
 ) -> None:
-    """24 real images of every modality and size, a folder of pairs given to training directly, one epoch."""
+    """24 real images of every modality and size, for one epoch.
+
+    Training gets a folder of pairs instead of a prepared data set.
+    """
     names = sorted(path.name for path in (real_data / "images").iterdir())[::28][:24]
     for folder in ("images", "masks", "instances"):
         (tmp_path / "raw" / folder).mkdir(parents=True)
@@ -158,16 +146,9 @@ def test_real_images_go_through_with_the_baseline_s_recipe(
     assert code == 0, errors
     data = tmp_path / "run" / "train" / "data"
     rows = pd.concat([pd.read_parquet(path) for path in sorted(data.glob("*-*.parquet"))])
-    assert dict(zip(rows["image_id"], rows["split"], strict=True)) == split_as_baseline(
-        [Path(name).stem for name in names]
-    )
-    scoring = [
-        "--bundle",
-        str(line["bundle"]),
-        "--data",
-        str(data),
-        "--output",
-        str(tmp_path / "scores"),
-    ]
+    splits = split_as_baseline([Path(name).stem for name in names])
+    assert dict(zip(rows["image_id"], rows["split"], strict=True)) == splits
+    scoring = ["--bundle", str(line["bundle"]), "--data", str(data)]
+    scoring += ["--output", str(tmp_path / "scores")]
     code, line, errors = call_job("evaluate", *scoring)
     assert (code, line["images"]) == (0, 5), errors

@@ -1,4 +1,4 @@
-"""What the documentation shows as a program runs, and says what is true."""
+"""The example programs of the documentation run, and their output is right."""
 
 import subprocess
 import sys
@@ -17,28 +17,26 @@ EXAMPLES = ROOT / "docs" / "examples"
 
 
 def run(name: str, *arguments: str | Path) -> str:
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / name, *arguments], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, EXAMPLES / name, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.fixture(scope="module")
 def output(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What jobs/segment.py finds in the generated images with the bundle that ships."""
+    """The output of jobs/segment.py for generated images, with the bundle `nuclei`."""
     folder = tmp_path_factory.mktemp("output")
-    images = [str(path) for path in sorted((generated / "images").iterdir())[:6]]
-    (result,) = segment(
-        SegmentConfig(
-            input=tuple(images), output=str(folder), actors=0, labels=True, precision="fp32"
-        )
+    images = tuple(str(path) for path in sorted((generated / "images").iterdir())[:6])
+    config = SegmentConfig(
+        input=images, output=str(folder), actors=0, labels=True, precision="fp32"
     )
+    (result,) = segment(config)
     assert result.images == {"ok": len(images)}
     return folder
 
 
-def test_python_finds_in_one_image_what_the_job_finds(
+def test_python_finds_the_same_nuclei_as_the_job(
     generated: Path, output: Path, tmp_path: Path
 ) -> None:
     regions = read_output(str(output), "regions")
@@ -57,7 +55,7 @@ def test_python_finds_in_one_image_what_the_job_finds(
     np.testing.assert_allclose(found.nuclei["area_px"], np.bincount(expected.ravel())[1:])
 
 
-def test_tables_answer_queries(output: Path) -> None:
+def test_tables_can_be_queried(output: Path) -> None:
     shown = run("query_nuclei.py", output)
     images = read_output(str(output), "images")
     assert f"{len(images)} │" in shown
@@ -65,7 +63,7 @@ def test_tables_answer_queries(output: Path) -> None:
     assert "large_nuclei" in shown
 
 
-def test_other_programs_get_their_files(output: Path) -> None:
+def test_files_for_other_programs_are_written(output: Path) -> None:
     lines = run("open_elsewhere.py", output).splitlines()
     assert [line.split(",")[0] for line in lines] == ["QuPath"] * 6 + ["napari"] * 6
     for line in lines:

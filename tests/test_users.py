@@ -1,4 +1,4 @@
-"""A second user of a machine, on which the first one has left all that a user leaves, runs every job."""
+"""A second user can run every job where another user has left files and a running Ray."""
 
 import json
 import os
@@ -18,21 +18,21 @@ from resunet_ray.data.synthetic import generate_image
 
 UID = 12345
 NEEDED = [Path(sys.base_prefix), Path(sys.prefix), ROOT]
-"""What a user must be able to read."""
+"""Folders that a user must be able to read."""
 
 pytestmark = [
     pytest.mark.campaign,
     pytest.mark.skipif(
         os.geteuid() != 0
         or subprocess.run(["unshare", "--mount", "true"], check=False).returncode != 0,
-        reason="not root, or no namespace of mounts here: a second user was not tried",
+        reason="not root, or no mount namespaces here: a second user was not tried",
     ),
 ]
 
 
 @pytest.fixture(scope="module")
 def home() -> Iterator[Path]:
-    """The second user's."""
+    """The second user's home folder."""
     folder = Path(tempfile.mkdtemp(prefix="second-"))
     os.chown(folder, UID, UID)
     yield folder
@@ -40,26 +40,23 @@ def home() -> Iterator[Path]:
 
 
 def closed_folders() -> list[Path]:
-    """Those on the way to what is needed that only their owner may pass."""
+    """Return the parents of `NEEDED` that other users may not enter."""
     parents = {parent for path in NEEDED for parent in path.resolve().parents}
     return sorted(parent for parent in parents if not parent.stat().st_mode & 0o001)
 
 
 def run_as_second(home: Path, *command: str) -> dict[str, object]:
-    """The last line of a program that the second user runs; folders that are closed are opened for it alone."""
+    """Run a Python program as the second user, and return its last line.
+
+    A mount namespace makes the closed folders passable for this program alone.
+    """
     opened = []
     for number, folder in enumerate(closed_folders()):
         inside = [path.resolve() for path in NEEDED if folder in path.resolve().parents]
-        copies = [home / f"mount-{number}-{index}" for index in range(len(inside))]
-        opened += [
-            f"mkdir -p {copy}; mount --bind {path} {copy}"
-            for path, copy in zip(inside, copies, strict=True)
-        ]
+        copies = {path: home / f"mount-{number}-{index}" for index, path in enumerate(inside)}
+        opened += [f"mkdir -p {to}; mount --bind {path} {to}" for path, to in copies.items()]
         opened += [f"mount -t tmpfs -o mode=755 none {folder}"]
-        opened += [
-            f"mkdir -p {path}; mount --bind {copy} {path}"
-            for path, copy in zip(inside, copies, strict=True)
-        ]
+        opened += [f"mkdir -p {path}; mount --bind {to} {path}" for path, to in copies.items()]
     user = f"setpriv --reuid {UID} --regid {UID} --clear-groups env HOME={home} RAY_ADDRESS=local"
     script = "; ".join([*opened, f'cd {home}; exec {user} "$@"'])
     alone = ["unshare", "--mount", "sh", "-e", "-c", script, "sh", sys.executable, *command]
@@ -68,10 +65,10 @@ def run_as_second(home: Path, *command: str) -> dict[str, object]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_every_job_runs_beside_anothers_files(
+def test_every_job_runs_on_a_machine_that_another_user_has_used(
     home: Path, bundle_uri: str, generated: Path, s3: str, cluster: str
 ) -> None:
-    """The first user has a Ray, and a staging cache, in the folders that both have by default."""
+    """The first user's Ray and staging cache are in the default folders, which both users share."""
     slide, _ = generate_image(
         600, 700, modality="stained", num_nuclei=60, rng=np.random.default_rng(0)
     )
@@ -81,13 +78,8 @@ def test_every_job_runs_beside_anothers_files(
     storage.write_bytes(f"{s3}/shared/in/images.tar.gz", (home / "images.tar.gz").read_bytes())
     storage.upload(Path(bundle_uri), f"{s3}/shared/bundle")
     segmenting = ["--bundle", f"{s3}/shared/bundle", "--input", f"{s3}/shared/in", "--actors", "0"]
-    command = [
-        sys.executable,
-        str(ROOT / "jobs" / "segment.py"),
-        *segmenting,
-        "--output",
-        f"{s3}/shared/first",
-    ]
+    job = str(ROOT / "jobs" / "segment.py")
+    command = [sys.executable, job, *segmenting, "--output", f"{s3}/shared/first"]
     subprocess.run(command, capture_output=True, check=True)
     assert storage.cache_folder(tempfile.gettempdir()).exists()
 
@@ -99,14 +91,11 @@ def test_every_job_runs_beside_anothers_files(
         "segmented": {"ok": 20},
         "left": 0,
     }
-    second = run_as_second(
-        home, str(ROOT / "jobs" / "segment.py"), *segmenting, "--output", f"{s3}/shared/second"
-    )
+    second = run_as_second(home, job, *segmenting, "--output", f"{s3}/shared/second")
     assert second["images"] == {"ok": 21}
     tables = [
         read_output(f"{s3}/shared/{name}", "images").sort_values("image_uri")
         for name in ("first", "second")
     ]
-    np.testing.assert_array_equal(
-        *(table[["image_id", "num_nuclei"]].to_numpy() for table in tables)
-    )
+    rows = [table[["image_id", "num_nuclei"]].to_numpy() for table in tables]
+    np.testing.assert_array_equal(*rows)

@@ -1,4 +1,4 @@
-"""The bundles that come with the package, a folder each, which a bundle's location may name: `--bundle nuclei`."""
+"""Bundles that come with the package, one folder each, to be used by name: `--bundle nuclei`."""
 
 import re
 from pathlib import Path
@@ -9,21 +9,25 @@ _FOLDER = Path(__file__).parent
 
 
 def list_names() -> list[str]:
-    """What there is."""
+    """Return the names of the bundles."""
     return sorted(path.parent.name for path in _FOLDER.glob("*/bundle.json"))
 
 
 def locate(uri: str) -> str:
-    """Where a bundle is: in this folder, if it is one of these, else where its path or URI says.
+    """Return the path or URI of a bundle.
 
     Args:
-        uri: a name, a path, or a URI. A folder of the same name as one of these is given with its path: `./nuclei`.
+        uri: Name of a bundle in this package, a path, or a URI. Names come first: for a folder of
+            the same name, give a path such as `./nuclei`.
     """
     return str(_FOLDER / uri) if _is_name(uri) else storage.absolute(uri)
 
 
 def absolute(uri: str) -> str:
-    """A bundle's location as any process may use it: a name stays one, since the package is at another place on each node."""
+    """Return a bundle's location in a form that works in any process.
+
+    A name is kept, because each node may have the package in a different place.
+    """
     return uri if _is_name(uri) else storage.absolute(uri)
 
 

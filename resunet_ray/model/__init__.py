@@ -1,1 +1,1 @@
-"""The network and what surrounds it: torch tensors, batch by channel by height by width, and scores."""
+"""The network, what goes in and comes out, and scores; torch tensors are NCHW."""

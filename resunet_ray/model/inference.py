@@ -1,4 +1,4 @@
-"""Images in, probabilities out: resize or tile, run the network on full batches, put the pieces together."""
+"""From images to probabilities: resize or tile, run full batches, merge the tiles."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,7 +16,12 @@ from resunet_ray.model.tiling import Box, blend_weight, plan_tiles
 
 
 def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
-    """The dtype of autocast, None for full precision. `auto`: bfloat16 where the processor computes in it."""
+    """Return the autocast dtype for a precision, or None for full precision.
+
+    Args:
+        device: Device that runs the network.
+        precision: `fp32`, `bf16`, or `auto`: bfloat16 if the device computes in it natively.
+    """
     if precision == "fp32":
         return None
     if precision == "bf16":
@@ -39,19 +44,22 @@ def predict(
     flips: bool = False,
     ranges: Sequence[Range | None] | None = None,
 ) -> list[Float32[np.ndarray, "_h _w"]]:
-    """The probability of each pixel of each image to be nucleus, at the image's own size.
+    """Return, for each image, the probability that each pixel belongs to a nucleus.
 
     Args:
-        model: the network, in evaluation mode, on `device`.
-        images: of any sizes; tiles of equal shape share a batch across images.
-        config: tiling, or the resize that the network was trained with.
-        channels: what the network sees (see `preprocess`).
-        device: where the network is.
-        dtype: of autocast; None for full precision.
-        batch_size: tiles that go through the network at once.
-        flips: average over the four mirror images.
-        ranges: of the wholes that the images are parts of, where the network's intensity scale asks for them. None: an image is
-            the whole.
+        model: The network, in evaluation mode, on `device`.
+        images: Images of any sizes; tiles of equal shape share a batch across images.
+        config: Tiling, or the resize that the network was trained with.
+        channels: Channels that the network takes (see `preprocess`).
+        device: Device that the network is on.
+        dtype: Autocast dtype; None for full precision.
+        batch_size: Tiles that go through the network at once.
+        flips: Whether to average over the four mirror images.
+        ranges: Intensity range of the whole image that each of `images` is a part of; only used if
+            the network's intensity scale is `percentiles`. None: each image is a whole.
+
+    Returns:
+        One array per image, at the image's own size.
     """
     inputs = list(images)
     if config.intensity == "percentiles":
@@ -73,13 +81,9 @@ def predict(
             probability = _flipped_mean(model, x) if flips else model(x).float().sigmoid()
         for (index, tile), piece in zip(places, probability[:, 0].cpu().numpy(), strict=True):
             height, width = inputs[index].shape[:2]
-            whole = tile.shape == (height, width)
-            weight = (
-                1
-                if whole
-                else blend_weight(tile, height=height, width=width, context=config.context)
-            )
-            summed[index][tile.window] += piece * weight
+            if tile.shape != (height, width):
+                piece *= blend_weight(tile, height=height, width=width, context=config.context)
+            summed[index][tile.window] += piece
     if config.resize is None:
         return summed
     return [

@@ -1,4 +1,4 @@
-"""From probability to instances: a label image with one number for each nucleus."""
+"""From a probability to instances: a label image with one number per nucleus."""
 
 import cv2
 import numpy as np
@@ -8,13 +8,13 @@ from skimage.segmentation import watershed
 
 from resunet_ray.config import InstanceConfig
 
-_STEPS = 64  # of a distance, to a pixel
+_STEPS = 64  # steps per pixel, to which a distance is rounded
 
 
 def find_instances(
     probability: Float32[np.ndarray, "h w"], *, config: InstanceConfig
 ) -> Int32[np.ndarray, "h w"]:
-    """The instances that a bundle's own parameters find, numbered from 1."""
+    """Label the instances with a bundle's own parameters, numbered from 1."""
     mask = threshold_mask(probability, threshold=config.threshold)
     if config.method == "components":
         return label_components(mask, min_area=config.min_area)
@@ -24,16 +24,18 @@ def find_instances(
 def threshold_mask(
     probability: Float32[np.ndarray, "h w"], *, threshold: float
 ) -> UInt8[np.ndarray, "h w"]:
-    """1 where the probability is at least the threshold, else 0."""
+    """Return 1 where the probability is at least the threshold, else 0."""
     return (probability >= threshold).astype(np.uint8)
 
 
 def label_components(mask: UInt8[np.ndarray, "h w"], *, min_area: int) -> Int32[np.ndarray, "h w"]:
-    """Connected components, numbered from 1; nuclei that touch at a corner only stay apart.
+    """Label the 4-connected components, numbered from 1.
+
+    Nuclei that touch only at a corner stay separate.
 
     Args:
         mask: 0 or 1.
-        min_area: components of fewer pixels are dropped.
+        min_area: Components of fewer pixels are dropped.
     """
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(
         mask, connectivity=4, ltype=cv2.CV_32S
@@ -44,28 +46,32 @@ def label_components(mask: UInt8[np.ndarray, "h w"], *, min_area: int) -> Int32[
 def label_watershed(
     mask: UInt8[np.ndarray, "h w"], *, min_distance: int, min_area: int
 ) -> Int32[np.ndarray, "h w"]:
-    """Components, each cut where it narrows: a watershed of the distance to the background, flooded from its peaks.
+    """Label the components, split where they narrow, numbered from 1.
+
+    The split is a watershed of the distance to the background, flooded from its peaks.
 
     Args:
         mask: 0 or 1.
-        min_distance: two peaks are at least so far apart, pixels; about the radius of a small nucleus.
-        min_area: instances of fewer pixels are dropped.
+        min_distance: Smallest distance between two peaks, pixels; about the radius of a small
+            nucleus.
+        min_area: Instances of fewer pixels are dropped.
     """
     count, components, statistics, _ = cv2.connectedComponentsWithStats(
         mask, connectivity=4, ltype=cv2.CV_32S
     )
-    # The image's own border is no background: a nucleus that is cut there keeps its distance.
-    # In whole numbers, so that what is equal stays so wherever it lies: OpenCV's rounding of floats depends on the column.
+    # The image's border does not count as background: a nucleus cut off there keeps its distance.
+    # Distances are integers, so that equal ones stay equal anywhere in the image: OpenCV's rounding
+    # of floats depends on the column.
     steps = cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) * _STEPS
-    distance = cv2.GaussianBlur(np.minimum(steps, 2**16 - 1).astype(np.uint16), (0, 0), 1.0).astype(
-        np.int32
-    )
+    steps = np.minimum(steps, 2**16 - 1).astype(np.uint16)
+    distance = cv2.GaussianBlur(steps, (0, 0), 1.0).astype(np.int32)
     peaks = peak_local_max(
         distance, min_distance=min_distance, labels=components, exclude_border=False
     )
     owners = components[tuple(peaks.T)]
     labels = components.copy()
-    # One component at a time: the order in which equal peaks are flooded depends on all of those that are given together.
+    # One component at a time: the order in which equal peaks are flooded depends on all the peaks
+    # of a call.
     for number in np.flatnonzero(np.bincount(owners, minlength=count) > 1):
         left, top, width, height = statistics[number, : cv2.CC_STAT_AREA]
         window = slice(top, top + height), slice(left, left + width)
@@ -87,11 +93,12 @@ def _drop_small(
 def keep_instances(
     labels: Int32[np.ndarray, "h w"], wanted: Bool[np.ndarray, " n"]
 ) -> Int32[np.ndarray, "h w"]:
-    """Some of the instances, numbered anew from 1; 0 stays background.
+    """Keep some of the instances, renumbered from 1; 0 stays background.
 
     Args:
-        labels: numbered in any way.
-        wanted: for each number from 0 to the largest whether it is to stay. Each that is occurs among the labels.
+        labels: Label image.
+        wanted: Whether to keep each number, from 0 to the largest. Every number to keep must occur
+            in `labels`.
     """
     kept = wanted.copy()
     kept[0] = False

@@ -11,7 +11,7 @@ from resunet_ray.errors import ConfigError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-_SMOOTH = 1.0  # keeps an empty mask finite; one pixel's worth
+_SMOOTH = 1.0  # pixels; keeps the loss of an empty mask finite
 
 
 def bce(
@@ -20,13 +20,16 @@ def bce(
     *,
     positive_weight: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Binary cross-entropy; `positive_weight` multiplies the share of nucleus pixels."""
+    """Binary cross-entropy; `positive_weight` multiplies the terms of nucleus pixels."""
     weight = torch.as_tensor(positive_weight, device=logits.device)
     return functional.binary_cross_entropy_with_logits(logits, mask, pos_weight=weight)
 
 
 def dice(logits: Float[Tensor, "n k h w"], mask: Float[Tensor, "n k h w"]) -> Float[Tensor, ""]:
-    """1 − Dice coefficient, per image and head (Milletari et al., V-Net, 2016, with plain sums in the denominator)."""
+    """1 − Dice coefficient, per image and head.
+
+    Milletari et al., V-Net, 2016, but with plain sums in the denominator.
+    """
     probability = logits.sigmoid()
     overlap = (probability * mask).sum(dim=(2, 3))
     total = (probability + mask).sum(dim=(2, 3))
@@ -50,7 +53,7 @@ def focal(
     gamma: float = 2.0,
     positive_weight: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Focal loss (Lin et al., 2017, equation 4); `positive_weight` takes the place of alpha's ratio."""
+    """Focal loss (Lin et al., 2017, equation 4); `positive_weight` replaces alpha's ratio."""
     weight = torch.as_tensor(positive_weight, device=logits.device)
     cross_entropy = functional.binary_cross_entropy_with_logits(
         logits, mask, reduction="none", pos_weight=weight
@@ -67,18 +70,24 @@ def focal_tversky(
     alpha: float = 0.7,
     gamma: float = 0.75,
 ) -> Float[Tensor, ""]:
-    """(1 − Tversky index)^gamma, `alpha` weighing the missed pixels (Abraham and Khan, 2019, equations 3 and 4)."""
+    """(1 − Tversky index)^gamma, where `alpha` weights the missed pixels.
+
+    Abraham and Khan, 2019, equations 3 and 4.
+    """
     probability = logits.sigmoid()
     hit = (probability * mask).sum(dim=(2, 3))
     missed = ((1 - probability) * mask).sum(dim=(2, 3))
     false = (probability * (1 - mask)).sum(dim=(2, 3))
     index = (hit + _SMOOTH) / (hit + alpha * missed + (1 - alpha) * false + _SMOOTH)
-    # The clamp keeps the gradient finite where the index reaches 1: the exponent is below 1.
+    # The exponent is below 1, so without the clamp the gradient is infinite at an index of 1.
     return ((1 - index).clamp_min(1e-6) ** gamma).mean()
 
 
 def tanimoto(logits: Float[Tensor, "n k h w"], mask: Float[Tensor, "n k h w"]) -> Float[Tensor, ""]:
-    """1 − Tanimoto coefficient, averaged with that of the complement (Diakogiannis et al., ResUNet-a, equations 3 and 4)."""
+    """1 − Tanimoto coefficient, averaged with that of the complement.
+
+    Diakogiannis et al., ResUNet-a, equations 3 and 4.
+    """
     probability = logits.sigmoid()
     return 1 - (_tanimoto(probability, mask) + _tanimoto(1 - probability, 1 - mask)) / 2
 
@@ -101,13 +110,14 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 
 
 def build_loss(name: str, *, positive_weight: float) -> Loss:
-    """The loss of that name as a function of float32 logits and mask.
+    """Return the loss of that name, a function of float32 logits and mask.
 
     Raises:
-        ConfigError: the name is unknown, or a positive weight other than 1 is given to a loss that takes none.
+        ConfigError: The name is unknown, or the loss takes no positive weight and one other than 1
+            is given.
     """
     if name not in LOSSES:
-        raise ConfigError(f"loss {name!r} is unknown: expected one of {', '.join(sorted(LOSSES))}")
+        raise ConfigError(f"unknown loss {name!r}: expected one of {', '.join(sorted(LOSSES))}")
     if name in WEIGHTED:
         return lambda logits, mask: WEIGHTED[name](logits, mask, positive_weight=positive_weight)
     if positive_weight != 1:

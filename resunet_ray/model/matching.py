@@ -1,4 +1,4 @@
-"""Scores of instances: average precision, panoptic quality, aggregated Jaccard index, from one table of overlaps."""
+"""Instance scores: average precision, panoptic quality and aggregated Jaccard index."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,36 +12,40 @@ THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 
 @dataclass(frozen=True)
 class InstanceScores:
-    """How well the found instances of one image match the true ones."""
+    """How well the found instances of an image match the true ones."""
 
     num_true: int
     num_found: int
     ap: tuple[float, ...]
     """tp / (tp + fp + fn) at each of `THRESHOLDS`."""
     pq: float
-    """Panoptic quality: the mean IoU of matches over the mean of true and found (Kirillov et al., 2019, equation 1)."""
+    """Panoptic quality: the summed IoU of the matches over the mean number of true and found
+    instances (Kirillov et al., 2019, equation 1)."""
     aji: float
     """Aggregated Jaccard index (Kumar et al., 2017, algorithm 1)."""
 
 
 class Overlaps(NamedTuple):
-    """What the scores of one image need to know of its instances."""
+    """Areas and overlaps of the true and found instances of an image: all that scores need."""
 
     shared: Int64[np.ndarray, "t f"]
-    """Pixels that each pair of a true and a found instance shares."""
+    """Pixels shared by each pair of a true and a found instance."""
     area_true: Int64[np.ndarray, " t"]
     """Pixels of each true instance."""
     area_found: Int64[np.ndarray, " f"]
     """Pixels of each found instance."""
 
     def drop_small(self, min_area: int) -> "Overlaps":
-        """The same without found instances of fewer pixels."""
+        """Return the overlaps without found instances of fewer than `min_area` pixels."""
         kept = self.area_found >= min_area
         return Overlaps(self.shared[:, kept], self.area_true, self.area_found[kept])
 
 
 def count_overlaps(true: Int32[np.ndarray, "h w"], found: Int32[np.ndarray, "h w"]) -> Overlaps:
-    """The overlaps of two label images; 0 is background, other numbers need not be consecutive."""
+    """Count the overlaps of two label images.
+
+    0 is background; the other numbers need not be consecutive.
+    """
     rows, columns = _renumber(true), _renumber(found)
     shape = int(rows.max(initial=0)) + 1, int(columns.max(initial=0)) + 1
     joint = np.bincount(rows * shape[1] + columns, minlength=shape[0] * shape[1]).reshape(shape)
@@ -49,7 +53,7 @@ def count_overlaps(true: Int32[np.ndarray, "h w"], found: Int32[np.ndarray, "h w
 
 
 def _renumber(labels: Int32[np.ndarray, "h w"]) -> Int64[np.ndarray, " n"]:
-    """The labels in a row, without gaps between their numbers."""
+    """Flatten a label image and close the gaps between its numbers."""
     present = np.bincount(labels.ravel()) > 0
     present[0] = False
     numbers = np.cumsum(present)
@@ -58,10 +62,10 @@ def _renumber(labels: Int32[np.ndarray, "h w"]) -> Int64[np.ndarray, " n"]:
 
 
 def score_instances(overlaps: Overlaps) -> InstanceScores:
-    """The scores of one image.
+    """Score the instances of an image.
 
-    A match needs an IoU strictly above the threshold: above one half no instance can have two. Where there is neither a true
-    nor a found instance, all scores are 1.
+    Instances match if their IoU is strictly above the threshold: above one half, none can have two
+    matches. If there are neither true nor found instances, all scores are 1.
     """
     shared, area_true, area_found = overlaps
     num_true, num_found = shared.shape

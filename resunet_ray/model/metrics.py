@@ -1,7 +1,7 @@
-"""Scores of pixels: first the four counts, then any score of them.
+"""Pixel scores: first the four counts, then any score computed from them.
 
-A histogram of the probability over nucleus and background pixels holds the counts of every threshold at once; histograms and
-counts of parts of an image, or of many images, are simply added.
+A histogram of the probability over nucleus and background pixels holds the counts at every
+threshold. Histograms and counts add up, over the parts of an image or over images.
 """
 
 from typing import NamedTuple
@@ -11,13 +11,13 @@ from jaxtyping import Float, Float32, Int64, UInt8
 
 NUM_BINS = 256
 THRESHOLDS = np.arange(1, NUM_BINS) / NUM_BINS
-"""The thresholds that a histogram can tell apart: k / 256."""
+"""The thresholds that a histogram can distinguish: k / 256."""
 SCORE_NAMES = ("accuracy", "f1", "jaccard", "recall", "precision")
-"""The baseline's five, in its order."""
+"""The baseline's five scores, in its order."""
 
 
 class Counts(NamedTuple):
-    """Pixels found rightly and wrongly: single numbers, or one an image."""
+    """True and false positives and negatives, in pixels: single numbers, or arrays of them."""
 
     tp: Int64[np.ndarray, "*n"]
     fp: Int64[np.ndarray, "*n"]
@@ -26,7 +26,7 @@ class Counts(NamedTuple):
 
 
 def count_pixels(found: UInt8[np.ndarray, "h w"], mask: UInt8[np.ndarray, "h w"]) -> Counts:
-    """The counts of one image; both masks hold 0 or 1."""
+    """Count the pixels of an image; both masks hold 0 or 1."""
     tn, fp, fn, tp = np.bincount((2 * mask + found).ravel(), minlength=4)
     return Counts(*(np.asarray(count) for count in (tp, fp, fn, tn)))
 
@@ -34,15 +34,20 @@ def count_pixels(found: UInt8[np.ndarray, "h w"], mask: UInt8[np.ndarray, "h w"]
 def histogram(
     probability: Float32[np.ndarray, "h w"], mask: UInt8[np.ndarray, "h w"]
 ) -> Int64[np.ndarray, "2 bins"]:
-    """How often each of `NUM_BINS` equal ranges of the probability occurs: row 0 in the background, row 1 in nuclei."""
+    """Count the pixels in `NUM_BINS` equal ranges of the probability.
+
+    Row 0 is the background, row 1 the nuclei.
+    """
     bins = np.minimum((probability * NUM_BINS).astype(np.int64), NUM_BINS - 1)
-    return np.bincount(
-        (bins + NUM_BINS * mask.astype(np.int64)).ravel(), minlength=2 * NUM_BINS
-    ).reshape(2, NUM_BINS)
+    bins += NUM_BINS * mask.astype(np.int64)
+    return np.bincount(bins.ravel(), minlength=2 * NUM_BINS).reshape(2, NUM_BINS)
 
 
 def counts_by_threshold(histograms: Int64[np.ndarray, "*n 2 bins"]) -> Counts:
-    """The counts at each of `THRESHOLDS`, along a new last axis: a pixel is nucleus if its probability is at least that."""
+    """Return the counts at each of `THRESHOLDS`, along a new last axis.
+
+    A pixel counts as nucleus if its probability is at least the threshold.
+    """
     total = histograms.sum(axis=-1, keepdims=True)
     below = np.cumsum(histograms, axis=-1)[..., :-1]
     above = total - below
@@ -52,9 +57,10 @@ def counts_by_threshold(histograms: Int64[np.ndarray, "*n 2 bins"]) -> Counts:
 
 
 def score_counts(counts: Counts) -> dict[str, Float[np.ndarray, "*n"]]:
-    """The five scores of each set of counts.
+    """Compute the five scores of each set of counts.
 
-    Where neither truth nor result holds a nucleus, all five are 1; any other ratio over nothing is 0.
+    If neither the true nor the found mask holds a nucleus, all five are 1. Any other ratio with a
+    zero denominator is 0.
     """
     tp, fp, fn, tn = (np.asarray(count, dtype=np.float64) for count in counts)
     empty = tp + fp + fn == 0
@@ -72,6 +78,6 @@ def score_counts(counts: Counts) -> dict[str, Float[np.ndarray, "*n"]]:
 
 
 def pooled_scores(counts: Counts) -> dict[str, float]:
-    """The scores of all pixels of all images together."""
+    """Compute the scores of the pixels of all images together."""
     pooled = Counts(*(np.asarray(np.sum(count)) for count in counts))
     return {name: float(value) for name, value in score_counts(pooled).items()}

@@ -1,4 +1,4 @@
-"""From stored pixels to what the network sees: the one way, in training and ever after."""
+"""From stored pixels to the network's input; training and inference share this code."""
 
 import torch
 from jaxtyping import Float, UInt8
@@ -8,10 +8,10 @@ _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def preprocess(image: UInt8[Tensor, "n h w 3"], *, channels: int) -> Float[Tensor, "n c h w"]:
-    """RGB pixels as float32 from 0 to 1, channels first but in channels-last memory.
+    """Return float32 values from 0 to 1, channels first but in channels-last memory.
 
     Args:
-        image: on the device that will compute, where the 8-bit pixels are scaled.
+        image: RGB pixels, on the device that runs the network: 8-bit pixels are cheaper to copy.
         channels: 3 for RGB, 1 for the luminance.
     """
     scaled = image.permute(0, 3, 1, 2).float().div_(255)

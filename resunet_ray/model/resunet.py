@@ -1,4 +1,7 @@
-"""The ResUNet: a U-Net of pre-activation residual blocks (Zhang et al., "Road Extraction by Deep Residual U-Net", 2018)."""
+"""The ResUNet: a U-Net of pre-activation residual blocks.
+
+Zhang et al., "Road Extraction by Deep Residual U-Net", 2018.
+"""
 
 from itertools import pairwise
 
@@ -9,9 +12,10 @@ from torch.nn import functional
 
 
 class SameConv(nn.Conv2d):
-    """A convolution with Keras's "same" padding: at stride 2 an even side is padded at its end only.
+    """A convolution with Keras's "same" padding: stride 2 pads an even side only at its end.
 
-    PyTorch's own padding would sample the image half a stride earlier, and weights would not carry over between the two.
+    With PyTorch's own padding the image would be sampled half a stride earlier, and weights could
+    not be shared with Keras.
     """
 
     def __init__(
@@ -21,7 +25,7 @@ class SameConv(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k i j"]:
-        """Convolves; a height or width of n becomes n, or at stride 2 half of it."""
+        """Convolve; at stride 2, height and width are halved, otherwise kept."""
         if self.stride[0] == 2 and self.kernel_size[0] == 3:
             x = functional.pad(x, (0, 1, 0, 1))
         return super().forward(x)
@@ -41,7 +45,7 @@ class ConvBlock(nn.Sequential):
 
 
 class Stem(nn.Module):
-    """The first level: a bare convolution and a convolution block, beside a normalised 1×1 shortcut."""
+    """The first level: a convolution and a convolution block, plus a normalised 1×1 shortcut."""
 
     def __init__(
         self, in_channels: int, out_channels: int, *, momentum: float, epsilon: float
@@ -62,7 +66,7 @@ class Stem(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolution blocks beside a 1×1 shortcut; the first block and the shortcut carry the stride."""
+    """Two convolution blocks plus a 1×1 shortcut; the first block and the shortcut are strided."""
 
     def __init__(
         self, in_channels: int, out_channels: int, *, stride: int, momentum: float, epsilon: float
@@ -80,16 +84,17 @@ class ResidualBlock(nn.Module):
 
 
 class ResUNet(nn.Module):
-    """Image in, logits out, of the same height and width.
+    """A network that turns an image into logits of the same height and width.
 
-    With the defaults of `ModelConfig` this is the reference network: 4,713,841 trainable parameters.
+    With the defaults of `ModelConfig` it is the reference network: 4,713,841 trainable parameters.
 
     Args:
-        in_channels: channels of the image.
-        out_channels: logits per pixel, one per head.
-        widths: filters of each level, the finest first; each further level halves the resolution.
-        norm_momentum: the share of a new batch in the running statistics (Keras's momentum 0.99 is 0.01 here).
-        norm_epsilon: added to the variance.
+        in_channels: Channels of the image.
+        out_channels: Logits per pixel, one per head.
+        widths: Filters of each level, finest first; each level halves the resolution of the last.
+        norm_momentum: Weight of a new batch in the running statistics (Keras's momentum 0.99 is
+            0.01 here).
+        norm_epsilon: Added to the variance.
     """
 
     def __init__(
@@ -122,7 +127,11 @@ class ResUNet(nn.Module):
         self.apply(_initialise)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
-        """Logits of an image of any size: it is continued at its end to a multiple of the stride, and cut back."""
+        """Return the logits of images of any size.
+
+        They are padded at their end to a multiple of the stride by repeating the last pixels, and
+        the logits are then cropped.
+        """
         height, width = x.shape[-2:]
         x = functional.pad(x, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
         x = self.stem(x)
@@ -138,7 +147,7 @@ class ResUNet(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """Keras's defaults for a convolution: Glorot-uniform weights, zero bias."""
+    """Initialise a convolution as Keras does: Glorot-uniform weights, zero bias."""
     if isinstance(module, nn.Conv2d):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

@@ -1,7 +1,7 @@
-"""Tiles: how an image of any size goes through the network in pieces, and how the pieces become one probability again.
+"""Tiles: split an image of any size for the network, and merge the results.
 
-Tiles lie on one grid anchored at the origin and overlap by twice the context. In the overlap two tiles are blended linearly,
-so that no seam shows and the weights of each pixel sum to one.
+Tiles lie on one grid anchored at the origin and overlap by twice the context. In the overlap, two
+tiles are blended linearly, so that no seam shows and the weights of each pixel sum to one.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from jaxtyping import Float32
 
 @dataclass(frozen=True)
 class Box:
-    """A window of an image, pixels: half-open ranges of rows and columns."""
+    """A rectangle of an image, in pixels: half-open ranges of rows and columns."""
 
     top: int
     bottom: int
@@ -27,21 +27,21 @@ class Box:
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """What to index an array (h, w, …) with."""
+        """Slices that cut the box out of an array (h, w, …)."""
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
 
 def plan_tiles(
     height: int, width: int, *, tile: int, context: int, window: Box | None = None
 ) -> list[Box]:
-    """The tiles that cover an image, row by row; those at its end are cut off there.
+    """Return the tiles that cover an image, row by row, cropped to the image.
 
     Args:
-        height: of the image, pixels.
-        width: of the image, pixels.
-        tile: side of a tile, pixels. An image that is not larger is one tile.
-        context: half the overlap of two neighbours, pixels.
-        window: the part of the image that is to be covered; all of it by default.
+        height: Height of the image, pixels.
+        width: Width of the image, pixels.
+        tile: Side of a tile, pixels. An image that is not larger is one tile.
+        context: Half the overlap of neighbouring tiles, pixels.
+        window: Part of the image to cover; all of it by default.
     """
     wanted = window or Box(0, height, 0, width)
     columns = list(_intervals(width, wanted.left, wanted.right, tile=tile, context=context))
@@ -55,7 +55,7 @@ def plan_tiles(
 def _intervals(
     length: int, first: int, end: int, *, tile: int, context: int
 ) -> Iterator[tuple[int, int]]:
-    """Where tiles begin and end along one axis, of those that a part of it needs."""
+    """Yield start and end, along one axis, of the tiles that overlap `first` to `end`."""
     for start in range(0, length - 2 * context, tile - 2 * context) if length > tile else range(1):
         if start < end and start + tile > first:
             yield start, min(start + tile, length)
@@ -69,14 +69,16 @@ def blend_weight(
     context: int,
     window: tuple[slice, slice] = (slice(None), slice(None)),
 ) -> Float32[np.ndarray, "h w"]:
-    """The weight of each pixel of a tile: 1 inside and at the image's border, a linear ramp where a neighbour overlaps.
+    """Return the weight of each pixel of a tile.
+
+    It is 1 inside and at the image's border, and a linear ramp where a neighbouring tile overlaps.
 
     Args:
-        tile: the tile.
-        height: of the image, pixels.
-        width: of the image, pixels.
-        context: half the overlap of two neighbours, pixels.
-        window: the part of the tile that is wanted.
+        tile: The tile.
+        height: Height of the image, pixels.
+        width: Width of the image, pixels.
+        context: Half the overlap of neighbouring tiles, pixels.
+        window: Part of the tile to return; all of it by default.
     """
     rows = _ramp(tile.top, tile.bottom, length=height, overlap=2 * context)
     columns = _ramp(tile.left, tile.right, length=width, overlap=2 * context)

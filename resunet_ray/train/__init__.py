@@ -1,1 +1,1 @@
-"""Training: checkpoint, batches, loop, and the run around them."""
+"""Training: batches, the workers' loop, checkpoints, and the run around them."""

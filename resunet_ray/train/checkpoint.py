@@ -1,4 +1,7 @@
-"""What a run needs to go on as if it had never stopped: tensors as safetensors, the rest as JSON, nothing pickled."""
+"""Checkpoints: everything that a run needs to resume as if it had never stopped.
+
+Tensors are stored as safetensors, everything else as JSON; nothing is pickled.
+"""
 
 import json
 from dataclasses import dataclass
@@ -17,23 +20,23 @@ class Progress:
     """How far a run has come."""
 
     epoch: int = 0
-    """Epochs done."""
+    """Completed epochs."""
     step: int = 0
-    """Optimizer steps done."""
+    """Completed optimizer steps."""
     best: float | None = None
     """Best monitored score so far."""
     stale: int = 0
-    """Validations since then."""
+    """Validations since the best score."""
     plateau: dict[str, Any] | None = None
     """State of the plateau schedule."""
     history: list[dict[str, float]] | None = None
-    """One row an epoch: what history.csv holds."""
+    """One row per epoch, as in history.csv."""
 
 
 def average(ema: nn.Module, network: nn.Module, *, decay: float, step: int) -> None:
-    """One step of the moving average of weights and of normalisation statistics.
+    """Update `ema`, the moving average of weights and normalisation statistics, by one step.
 
-    The decay grows from 0.1 with the steps, so that the average forgets its random start.
+    The decay starts at 0.1 and grows with the steps, so that the average forgets its random start.
     """
     share = 1 - min(decay, (1 + step) / (10 + step))
     pairs = list(zip(ema.state_dict().values(), network.state_dict().values(), strict=True))
@@ -49,7 +52,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
 ) -> None:
-    """Writes all of it into a folder."""
+    """Write a checkpoint into a folder."""
     state = {
         "network": network.state_dict(),
         "optimizer": _flatten(optimizer),
@@ -68,7 +71,7 @@ def save_checkpoint(
 def load_checkpoint(
     folder: Path, *, network: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer
 ) -> Progress:
-    """Puts the state back where it was saved from, and returns the progress."""
+    """Restore network, average, optimizer and random state in place; return the run's progress."""
     network.load_state_dict(_load(folder, "network"))
     if ema is not None:
         ema.load_state_dict(_load(folder, "ema"))
@@ -78,7 +81,7 @@ def load_checkpoint(
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights that were validated: the average where there is one."""
+    """Return the weights that were validated: the moving average if the run keeps one."""
     name = "ema" if (folder / _TENSORS.format("ema")).exists() else "network"
     return _load(folder, name)
 
@@ -88,7 +91,7 @@ def _load(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The moments of each parameter by its number; the settings are the configuration's."""
+    """Name the moments of each parameter `NUMBER.NAME`; settings come from the configuration."""
     state = optimizer.state_dict()["state"]
     return {
         f"{number}.{name}": torch.as_tensor(value)

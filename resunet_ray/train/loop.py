@@ -1,4 +1,4 @@
-"""What each training worker does: epoch by epoch compute, validate, report."""
+"""The loop of a training worker: train for some epochs, validate, report, repeat."""
 
 import itertools
 import logging
@@ -31,20 +31,20 @@ logger = logging.getLogger(__name__)
 
 FAILURE_FILE = "failure.txt"
 
-_LEAST_COSINE = 0.01  # the learning rate at the end of the cosine, as a share of its peak
+_LEAST_COSINE = 0.01  # learning rate at the end of the cosine, as a fraction of its peak
 
 
 def train_worker(settings: dict[str, object]) -> None:
-    """The loop of one Ray Train worker; `settings` holds `config`, `dataset` and `board`."""
+    """Run one Ray Train worker; `settings` holds `config`, `dataset` and `board`."""
     config, dataset = settings["config"], settings["dataset"]
-    assert isinstance(config, TrainConfig), "train() hands it over"
-    assert isinstance(dataset, Dataset), "train() hands it over"
+    assert isinstance(config, TrainConfig), "train() passes it"
+    assert isinstance(dataset, Dataset), "train() passes it"
     with Reporter(settings["board"], rank=ray.train.get_context().get_world_rank()) as reporter:
         _train(_begin(config, dataset), reporter)
 
 
 def _begin(config: TrainConfig, dataset: Dataset) -> Session:
-    """What this worker holds: new, or from the run's last checkpoint."""
+    """Build this worker's session, from the run's last checkpoint if there is one."""
     context = ray.train.get_context()
     torch.set_num_threads(config.threads or max(1, count_cores() // context.get_local_world_size()))
     checkpoint = ray.train.get_checkpoint()
@@ -60,12 +60,11 @@ def _begin(config: TrainConfig, dataset: Dataset) -> Session:
 
 
 def _train(session: Session, reporter: Reporter) -> None:
-    """Trains to the end, or to the error that all workers meet alike."""
+    """Train to the last epoch, or to an error that every worker meets at the same step."""
     config = session.config
+    first = session.rank == 0
     with (
-        Tracker(config, epoch=session.progress.epoch)
-        if session.rank == 0
-        else nullcontext() as tracker,
+        Tracker(config, epoch=session.progress.epoch) if first else nullcontext() as tracker,
         closing(_stream(session)) as stream,
     ):
         while not _finished(session):
@@ -80,7 +79,9 @@ def _train(session: Session, reporter: Reporter) -> None:
                     rows.append(row)
                     if tracker is not None:
                         tracker.note(row)
-            except RunError as error:  # all workers alike; Ray Train would only do it all again
+            except RunError as error:
+                # Every worker meets it. Raised further, it would make Ray Train retry the run,
+                # only to fail again.
                 if tracker is not None:
                     storage.write_bytes(
                         storage.join(run_folder(config), FAILURE_FILE), str(error).encode()
@@ -97,7 +98,10 @@ def _train(session: Session, reporter: Reporter) -> None:
 
 
 def learning_rate(config: TrainConfig, *, step: int, steps_per_epoch: int) -> float:
-    """Warm-up and cosine: the learning rate of a step (Loshchilov and Hutter, 2017, equation 5, without restarts)."""
+    """Return the learning rate of a step: a linear warm-up times a cosine.
+
+    The cosine is that of Loshchilov and Hutter, 2017, equation 5, without restarts.
+    """
     warmup = config.warmup_epochs * steps_per_epoch
     rising = min(1.0, (step + 1) / warmup) if warmup else 1.0
     falling = (1 + math.cos(math.pi * step / (config.epochs * steps_per_epoch))) / 2
@@ -111,7 +115,7 @@ def _finished(session: Session) -> bool:
 
 
 def _stream(session: Session) -> Generator[tuple[int, Batch]]:
-    """This worker's batches of all epochs that are left, each with its epoch."""
+    """Stream this worker's batches of all remaining epochs, each with its epoch."""
     return stream_batches(
         session.dataset,
         session.config,
@@ -129,25 +133,26 @@ def _note_step(reporter: Reporter, session: Session, *, epoch: int, **loss: floa
 def _train_epochs(
     session: Session, epochs: range, stream: Iterator[tuple[int, Batch]], reporter: Reporter
 ) -> Iterator[dict[str, float]]:
-    """Trains, and gives a row of the history after each epoch."""
+    """Train the given epochs, yielding each one's row of the history."""
     config, progress = session.config, session.progress
     steps = epoch_size(session.dataset, config) // config.batch_size
     start = time.perf_counter()
-    stream = itertools.chain([next(stream)], stream)  # where it begins, the tasks start
+    # The tasks that read crops start with the first batch.
+    stream = itertools.chain([next(stream)], stream)
     wait = time.perf_counter() - start
-    _note_step(reporter, session, epoch=epochs.start + 1)  # from here on it counts how fast it is
+    _note_step(reporter, session, epoch=epochs.start + 1)  # the speed shown is measured from here
     for epoch in epochs:
         losses = torch.zeros((), device=session.device)
         session.network.train()
         for number in range(1, steps + 1):
-            of_epoch, (image, mask) = next(stream)
-            assert of_epoch == epoch, f"a crop of epoch {of_epoch} came in epoch {epoch}"
+            batch_epoch, (image, mask) = next(stream)
+            assert batch_epoch == epoch, f"epoch {epoch} got a batch of epoch {batch_epoch}"
             if config.schedule == "cosine":
                 _set_learning_rate(
                     session, learning_rate(config, step=progress.step, steps_per_epoch=steps)
                 )
             losses += train_step(session, torch.from_numpy(image), torch.from_numpy(mask))
-            if reporter.due:  # a GPU is waited for where the loss is read
+            if reporter.due:  # not at every step: reading the loss waits for the GPU
                 _note_step(reporter, session, epoch=epoch + 1, loss=float(losses) / number)
         seconds = time.perf_counter() - start
         start += seconds
@@ -156,7 +161,8 @@ def _train_epochs(
         mean_loss = float(losses) / (steps * session.workers)
         if not math.isfinite(mean_loss):
             raise RunError(
-                f"the training loss of epoch {epoch + 1} is {mean_loss}: lower --learning-rate or --clip-norm"
+                f"the training loss of epoch {epoch + 1} is {mean_loss}: lower --learning-rate "
+                "or --clip-norm"
             )
         progress.epoch += 1
         _note_step(reporter, session, epoch=epoch + 1, loss=mean_loss)
@@ -172,7 +178,16 @@ def _train_epochs(
 
 
 def train_step(session: Session, image: Tensor, mask: Tensor) -> Tensor:
-    """One optimizer step on this worker's share of a batch, uint8 (n, s, s, 3) and (n, s, s); returns its loss, detached."""
+    """Take one optimizer step on this worker's share of a batch.
+
+    Args:
+        session: This worker's session.
+        image: uint8 (n, s, s, 3).
+        mask: uint8 (n, s, s).
+
+    Returns:
+        The loss, detached.
+    """
     config, device = session.config, session.device
     x = preprocess(image.to(device), channels=config.model.in_channels)
     truth = mask.to(device).float()[:, None]
@@ -200,7 +215,8 @@ def _set_learning_rate(session: Session, rate: float) -> None:
 def _validate(session: Session) -> dict[str, float]:
     network = session.ema or session.network.eval()
     if session.workers > 1:
-        # Gradients are averaged, statistics are not: what is validated is what rank 0 saves.
+        # Workers average gradients, but not normalisation statistics. Use those of rank 0, which
+        # saves the checkpoint, so that the scores are those of the saved network.
         for buffer in (*session.network.buffers(), *network.buffers()):
             torch.distributed.broadcast(buffer, src=0)
     return validate(
@@ -216,7 +232,7 @@ def _validate(session: Session) -> dict[str, float]:
 
 
 def _note_scores(session: Session, scores: dict[str, float], rows: list[dict[str, float]]) -> None:
-    """Updates progress: best score, patience, plateau, history."""
+    """Update the progress: best score, patience, plateau schedule, history."""
     config, progress = session.config, session.progress
     score = scores[config.monitor]
     better = progress.best is None or (
@@ -234,7 +250,7 @@ def _note_scores(session: Session, scores: dict[str, float], rows: list[dict[str
 
 
 def _report(session: Session, scores: dict[str, float]) -> None:
-    """Hands scores and, from rank 0, the checkpoint to Ray Train; a barrier over the workers."""
+    """Report scores and, from rank 0, the checkpoint to Ray Train; all workers wait here."""
     values = {"epoch": session.progress.epoch, **(session.progress.history or [{}])[-1], **scores}
     if session.rank != 0:
         ray.train.report(values)

@@ -1,8 +1,9 @@
-"""What a training says while it lasts, carried from its first worker to the process that started it, where a person looks.
+"""Log lines and progress of a training run, carried from its workers to the driver's terminal.
 
-    first worker: Reporter ──► Board, an actor without CPUs beside the driver ◄── driver: show_training
+    worker: Reporter ──► Board, an actor without CPUs on the driver's node ◄── driver: show_training
 
-The training can do without: nobody waits for the board, and where it is lost, only what is shown is.
+Training does not depend on the board and never waits for it. If the board is lost, only the display
+stops.
 """
 
 import logging
@@ -23,40 +24,40 @@ from resunet_ray.progress import ProgressLine, is_shown, show_progress
 logger = logging.getLogger(__name__)
 
 _PACKAGE = __name__.partition(".")[0]
-_TELL_SECONDS = 1.0  # between two looks at the loss, for which a GPU must be waited for
-_LOOK_SECONDS = 0.5
-_LAST_SECONDS = 2.0  # for the last words; an answer takes milliseconds
+_TELL_SECONDS = 1.0  # between two readings of the loss, each of which waits for the GPU
+_FETCH_SECONDS = 0.5  # between two fetches by the driver
+_ANSWER_SECONDS = 2.0  # how long to wait for the board, which normally answers in milliseconds
 
 Line = tuple[int, str]
-"""Level and text of a line of the log."""
+"""Level and text of a log line."""
 
 
 class Board:
-    """Where the first worker leaves lines and values, and the driver fetches them."""
+    """Holds log lines and values from the workers until the driver fetches them."""
 
     def __init__(self) -> None:
         self._lines: list[Line] = []
         self._values: dict[str, float] = {}
 
     def tell(self, lines: list[Line], values: Mapping[str, float]) -> None:
-        """Adds lines; values replace those of the same name."""
+        """Add lines; values replace earlier ones of the same name."""
         self._lines += lines
         self._values.update(values)
 
     def fetch(self) -> tuple[list[Line], dict[str, float]]:
-        """The lines since the last time, and the latest values."""
+        """Return the lines since the previous fetch, and the latest values."""
         lines, self._lines = self._lines, []
         return lines, self._values
 
 
 class Reporter(logging.Handler):
-    """In a worker: tells the board what this package logs, and how far the training is. A context.
+    """Sends a worker's log lines and progress to the board while its context is open.
 
-    Of all workers, the first tells all, the others only what is wrong.
+    The first worker sends everything, the others only warnings and errors.
     """
 
     def __init__(self, board: Any, *, rank: int) -> None:
-        """Tells nothing yet; without a board (None) it never does."""
+        """Prepare to send to the board; without one (None), nothing is ever sent."""
         super().__init__(logging.INFO if rank == 0 else logging.WARNING)
         self._board, self._first = board, rank == 0
         self._lines: list[Line] = []
@@ -70,21 +71,21 @@ class Reporter(logging.Handler):
 
     def __exit__(self, *_: object) -> None:
         logging.getLogger(_PACKAGE).removeHandler(self)
-        self._tell(patience=_LAST_SECONDS)  # once what is under way has arrived
-        self._tell(patience=_LAST_SECONDS)
+        self._tell(timeout=_ANSWER_SECONDS)  # sends the rest after the message under way
+        self._tell(timeout=_ANSWER_SECONDS)  # waits until the rest has arrived
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Tells a line."""
+        """Send a log line."""
         self._lines.append((record.levelno, record.getMessage()))
         self._tell()
 
     @property
     def due(self) -> bool:
-        """Whether it is time to tell values again."""
+        """Whether it is time to send values again."""
         return self._board is not None and self._first and time.monotonic() >= self._due
 
     def note(self, **values: float) -> None:
-        """Tells values, from the first worker."""
+        """Send values, if this is the first worker."""
         if not self._first:
             return
         with self.lock:  # type: ignore[union-attr]
@@ -92,12 +93,16 @@ class Reporter(logging.Handler):
             self._due = time.monotonic() + _TELL_SECONDS
             self._tell()
 
-    def _tell(self, *, patience: float = 0.0) -> None:
-        """Sends what has gathered, unless the board has not yet taken what came before: then it goes with the next."""
+    def _tell(self, *, timeout: float = 0.0) -> None:
+        """Send what has accumulated, or keep it for later if the last message is still on its way.
+
+        Args:
+            timeout: How long to wait for the last message to arrive, seconds.
+        """
         if self._board is None:
             return
         with suppress(RayError):
-            if self._told is not None and not ray.wait([self._told], timeout=patience)[0]:
+            if self._told is not None and not ray.wait([self._told], timeout=timeout)[0]:
                 return
             if self._lines or self._values:
                 self._told = self._board.tell.remote(self._lines, self._values)
@@ -105,14 +110,17 @@ class Reporter(logging.Handler):
 
 
 class FailureTeller(UserCallback):  # type: ignore[misc]
-    """In Ray Train's controller: tells the board why workers failed, since the training may go on without a word."""
+    """Tells the board why workers failed: Ray Train may restart them without a word.
+
+    Ray Train calls it in its controller.
+    """
 
     def __init__(self, board: Any) -> None:
-        """Tells the given board."""
+        """Send to the given board."""
         self._board = board
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
-        """Tells of each worker that failed."""
+        """Send a line for each worker that failed."""
         lines = [
             (logging.WARNING, f"training worker {rank} failed: {cause(error)}")
             for rank, error in worker_exceptions.items()
@@ -122,18 +130,21 @@ class FailureTeller(UserCallback):  # type: ignore[misc]
 
 
 def cause(error: Exception) -> str:
-    """The last line of an exception, which says what happened, below Ray's own wrapping."""
+    """Return the last line of the exception that Ray wrapped, which says what happened."""
     lines = str(getattr(error, "_base_exc", error)).strip().splitlines()
     return lines[-1] if lines else type(error).__name__
 
 
 @contextmanager
 def show_training(config: TrainConfig, *, images: int) -> Iterator[Any]:
-    """Shows how far a training is, while the context lasts; gives the board to tell. None: nobody would see it.
+    """Show the progress of a training run while the context is open.
 
     Args:
-        config: of the training.
-        images: that it trains on in all.
+        config: Configuration of the run.
+        images: Total number of images that it trains on.
+
+    Yields:
+        The board to report to, or None if progress is not shown.
     """
     if not is_shown():
         yield None
@@ -156,21 +167,19 @@ def show_training(config: TrainConfig, *, images: int) -> Iterator[Any]:
 
 
 def _follow(board: Any, ended: threading.Event, line: ProgressLine, config: TrainConfig) -> None:
-    """Fetches what the board has, again and again, and shows it."""
+    """Fetch from the board and show what it holds, until the training has ended."""
     asked, last = None, False
     try:
         while not last:
-            last = ended.wait(_LOOK_SECONDS)
+            last = ended.wait(_FETCH_SECONDS)
             asked = asked or board.fetch.remote()
-            if ray.wait([asked], timeout=_LAST_SECONDS)[0]:
+            if ray.wait([asked], timeout=_ANSWER_SECONDS)[0]:
                 answer, asked = asked, None
                 with suppress(ActorUnavailableError):  # it may come back
                     lines, values = ray.get(answer)
                     _show(line, lines, values, config=config)
     except RayError as error:
-        logger.warning(
-            "the training goes on, but how far it is cannot be shown any more: %s", cause(error)
-        )
+        logger.warning("training continues, but its progress is no longer shown: %s", cause(error))
 
 
 def _show(
@@ -179,9 +188,8 @@ def _show(
     for level, text in lines:
         logger.log(level, "%s", text)
     if "step" in values:
-        parts = [
-            f"epoch {values['epoch']:.0f} of {config.epochs}{', validating' if values['validating'] else ''}"
-        ]
+        parts = [f"epoch {values['epoch']:.0f} of {config.epochs}"]
+        parts += ["validating"] if values["validating"] else []
         parts += [f"loss {values['loss']:.4f}"] if "loss" in values else []
         parts += [f"{config.monitor} {values['score']:.4f}"] if "score" in values else []
         line.move_to(int(values["step"]) * config.batch_size, note=", ".join(parts))

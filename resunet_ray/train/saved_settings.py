@@ -1,4 +1,4 @@
-"""A folder holds one run: the settings that decide its result are those that it began with."""
+"""The settings that a run started with: the same output folder accepts no others."""
 
 import json
 from collections.abc import Collection, Iterator
@@ -13,17 +13,17 @@ from resunet_ray.errors import ConfigError
 def write_settings_once(
     uri: str, config: Any, *, data_digest: str, free: Collection[str], advice: str
 ) -> None:
-    """Writes the settings down where none are yet, or refuses others than those.
+    """Write the settings if the file does not exist yet; otherwise check that they are the same.
 
     Args:
-        uri: the file of the settings.
-        config: the resolved configuration, a dataclass.
-        data_digest: of the data set.
-        free: fields that may change, `part.field` or a whole `part`.
-        advice: what to do instead, for the error.
+        uri: Settings file.
+        config: The resolved configuration, a dataclass.
+        data_digest: Digest of the data set.
+        free: Fields that may change, `part.field` or a whole `part`.
+        advice: What to do instead, for the error message.
 
     Raises:
-        ConfigError: a setting or the data has changed; the message says which and how.
+        ConfigError: A setting or the data has changed; the message says which and how.
     """
     if not storage.exists(uri):
         content = {"config": asdict(config), "data_digest": data_digest}
@@ -44,7 +44,8 @@ def write_settings_once(
         )
     if changed:
         raise ConfigError(
-            f"{storage.parent(uri)} holds a run with other settings ({'; '.join(changed)}): {advice}"
+            f"{storage.parent(uri)} holds a run with other settings ({'; '.join(changed)}): "
+            f"{advice}"
         )
 
 

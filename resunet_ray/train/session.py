@@ -1,4 +1,7 @@
-"""What one worker holds while it trains: new, from another bundle, or from the run's last checkpoint."""
+"""Everything that a training worker holds.
+
+A session starts new, from another bundle, or from the run's last checkpoint.
+"""
 
 import copy
 import logging
@@ -19,12 +22,12 @@ from resunet_ray.train.checkpoint import Progress, load_checkpoint
 
 logger = logging.getLogger(__name__)
 
-_PLATEAU_DELTA = 1e-4  # the least improvement, as Keras has it
+_PLATEAU_DELTA = 1e-4  # smallest change that counts as an improvement, as in Keras
 
 
 @dataclass
 class Session:
-    """Everything that one worker holds while it trains."""
+    """Everything that one worker holds during training."""
 
     config: TrainConfig
     dataset: Dataset
@@ -35,7 +38,8 @@ class Session:
     network: nn.Module
     """The bare network, whose state is saved."""
     parallel: nn.Module
-    """The same for the forward pass: compiled, and averaging gradients over the workers."""
+    """The same network for the forward pass: compiled if asked for, and averaging gradients over
+    the workers."""
     ema: nn.Module | None
     optimizer: torch.optim.Optimizer
     plateau: torch.optim.lr_scheduler.ReduceLROnPlateau | None
@@ -52,7 +56,16 @@ def build_session(
     device: torch.device,
     resume_from: Path | None,
 ) -> Session:
-    """Network, optimizer and progress: new, from another bundle, or from this run's last checkpoint."""
+    """Build a session: new, from another bundle, or from this run's last checkpoint.
+
+    Args:
+        config: Configuration of the run.
+        dataset: What to train and validate on.
+        rank: Number of this worker.
+        workers: Number of all workers.
+        device: Device to train on.
+        resume_from: Folder of the checkpoint, if the run has one.
+    """
     torch.manual_seed(config.seed)
     network = build_network(config.model)
     if config.init is not None:
@@ -89,10 +102,16 @@ def build_session(
 
 
 def start_from(network: nn.Module, weights: dict[str, Tensor]) -> list[str]:
-    """Copies what fits from another network's weights; returns the names of what does not and stays new.
+    """Copy the tensors that fit from another network's weights.
 
-    The first convolutions are fitted to another number of image channels: their mean over the channels, repeated and scaled so
-    that a grey image gives the same activations.
+    If the number of image channels differs, the first convolutions are averaged over the channels,
+    then repeated and scaled so that a grey image gives the same activations.
+
+    Returns:
+        The names of the tensors that do not fit and keep their initial values.
+
+    Raises:
+        ConfigError: No tensor fits.
     """
     own = network.state_dict()
     skipped = []
@@ -113,19 +132,22 @@ def start_from(network: nn.Module, weights: dict[str, Tensor]) -> list[str]:
             skipped.append(name)
     if len(skipped) == len(own):
         raise ConfigError(
-            "no tensor of the bundle given to --init fits this network: expected the same --model.widths"
+            "no tensor of the bundle given to --init fits this network: give the --model.widths "
+            "that it was trained with"
         )
     if skipped:
         logger.info(
-            "--init: %d tensors do not fit and start anew: %s", len(skipped), ", ".join(skipped)
+            "--init: %d tensors do not fit and start from random weights: %s",
+            len(skipped),
+            ", ".join(skipped),
         )
     return skipped
 
 
 def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW; weight decay spares biases and normalisation."""
+    """Build Adam or AdamW. Weight decay does not apply to biases and normalisation."""
     if config.optimizer == "adam":
-        # Keras's epsilon, which the baseline's training had.
+        # Keras's epsilon, with which the baseline was trained.
         return torch.optim.Adam(network.parameters(), lr=config.learning_rate, eps=1e-7)
     weights = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
@@ -145,8 +167,9 @@ def _build_plateau(
         optimizer,
         mode="min" if lower_is_better(config.monitor) else "max",
         factor=config.plateau_factor,
-        patience=config.plateau_patience
-        - 1,  # PyTorch reduces at the first stale step beyond it, Keras at the last within
+        # Keras reduces the rate at the last stale step that the patience allows, PyTorch at the
+        # first one beyond it.
+        patience=config.plateau_patience - 1,
         threshold=_PLATEAU_DELTA,
         threshold_mode="abs",
         min_lr=config.min_learning_rate,

@@ -1,4 +1,4 @@
-"""What a run shows: its log and metrics while it lasts; history.csv, TensorBoard's events, MLflow's records where asked for."""
+"""Records of a run: log lines, metrics, history.csv, TensorBoard events and, optionally, MLflow."""
 
 import logging
 import tempfile
@@ -25,22 +25,22 @@ EVENTS_FOLDER = "tensorboard"
 
 
 def run_folder(config: TrainConfig) -> str:
-    """Where a run keeps what is its own."""
+    """Return the folder of a run."""
     return storage.join(config.output, config.name)
 
 
 def read_history(uri: str) -> pd.DataFrame:
-    """A history.csv: one row an epoch, validation columns empty where none was made."""
+    """Read a history.csv: one row per epoch, validation columns empty if it was not validated."""
     return pd.read_csv(BytesIO(storage.read_bytes(uri)))
 
 
 def save_hyperparameters(folder: str, parameters: Mapping[str, Any], *, metric: str) -> None:
-    """Writes hyperparameters beside a run's curves, for TensorBoard's table of them.
+    """Write a run's hyperparameters for TensorBoard's HPARAMS table.
 
     Args:
-        folder: of the run.
-        parameters: by name; what is no number, truth value or word is shown as text.
-        metric: validation score to list beside them.
+        folder: Folder of the run.
+        parameters: Values by name; those that are no number, boolean or string are shown as text.
+        metric: Validation score to list beside them.
     """
     shown = {
         name: value if isinstance(value, bool | int | float | str) else str(value)
@@ -52,7 +52,7 @@ def save_hyperparameters(folder: str, parameters: Mapping[str, Any], *, metric: 
 
 
 def _tag(column: str) -> str:
-    """Of a column of history.csv in TensorBoard."""
+    """Return the TensorBoard tag of a column of history.csv."""
     return column.replace("val_", "validation/")
 
 
@@ -60,9 +60,10 @@ def _tag(column: str) -> str:
 def _write_events(
     folder: str, *, name: str, purge_step: int | None = None
 ) -> Iterator[SummaryWriter]:
-    """A new file of events for TensorBoard, whole in the run's folder once the context ends.
+    """Write a new file of TensorBoard events, copied to the run's folder when the context ends.
 
-    The writer's own `flush` leaves out what its thread has not yet taken up, so no file is written to again.
+    Every call writes a file of its own, because the writer's `flush` leaves out events that its
+    thread has not picked up yet.
     """
     with tempfile.TemporaryDirectory() as local:
         with SummaryWriter(local, purge_step=purge_step, filename_suffix=f".{name}") as writer:
@@ -72,10 +73,10 @@ def _write_events(
 
 
 class Tracker:
-    """Writes each epoch's values to the run's folder as they come; the first worker has it."""
+    """Records each epoch's values as they arrive; only the first worker has one."""
 
     def __init__(self, config: TrainConfig, *, epoch: int) -> None:
-        """Prepares the places; `epoch` is how many are done."""
+        """Prepare to record, after `epoch` completed epochs."""
         self.status = "FINISHED"
         self._uri, self._epochs = run_folder(config), config.epochs
         self._latest: dict[str, float] = {"epoch": epoch}
@@ -92,7 +93,7 @@ class Tracker:
             self._mlflow.close(self.status if kind is None else "FAILED")
 
     def note(self, row: Mapping[str, float]) -> None:
-        """Shows an epoch that is done, before it is validated."""
+        """Show an epoch that has been trained, before it is validated."""
         logger.info(
             "epoch %d of %d: loss %.4f, %.1f images/s",
             row["epoch"],
@@ -103,7 +104,7 @@ class Tracker:
         self._latest.update(row)
 
     def write(self, history: Sequence[Mapping[str, float]], *, new: int) -> None:
-        """Writes the whole history again, and adds its last `new` rows to the logs."""
+        """Rewrite history.csv, and add its last `new` rows to TensorBoard and MLflow."""
         storage.write_bytes(
             storage.join(self._uri, HISTORY_FILE),
             pd.DataFrame(history).to_csv(index=False).encode(),
@@ -122,11 +123,11 @@ class Tracker:
 
 
 class _MLflow:
-    """One MLflow run for each training run, found again by its name after a restart."""
+    """The MLflow run of a training run, found by its name after a restart."""
 
     def __init__(self, config: TrainConfig) -> None:
         mlflow = import_mlflow()
-        assert config.mlflow is not None, "only made where a tracking URI is given"
+        assert config.mlflow is not None, "only created if a tracking URI is given"
         self._client = mlflow.MlflowClient(tracking_uri=config.mlflow)
         experiment = self._client.get_experiment_by_name("resunet_ray")
         number = (
@@ -151,10 +152,10 @@ class _MLflow:
 
 
 def import_mlflow() -> Any:
-    """The MLflow module.
+    """Return the MLflow module.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: It is not installed.
     """
     try:
         import mlflow

@@ -1,4 +1,4 @@
-"""One training run, from its checks to its bundle: the same command over the same output goes on where it was."""
+"""One training run, from the first checks to the bundle; the same command resumes a run."""
 
 import json
 import logging
@@ -54,13 +54,13 @@ from resunet_ray.train.tracking import HISTORY_FILE, import_mlflow, read_history
 logger = logging.getLogger(__name__)
 
 _CONFIG_FILE = "train.json"
-_SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"  # Ray Train's own
-_SAMPLE_SIDE = 96  # pixels: small, and more than one tile's worth of context
+_SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
+_SAMPLE_SIDE = 96  # pixels: small, and more than the context of one tile
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run came to."""
+    """The result of a run."""
 
     bundle: str
     epochs: int
@@ -69,17 +69,19 @@ class TrainingResult:
 
 
 def train(config: TrainConfig, *, callbacks: Sequence[UserCallback] = ()) -> TrainingResult:
-    """Trains and writes `bundle/` under the output; where that is already there, only says so. Ray starts once all is in order.
+    """Train, and write `bundle/` into the run's folder; do nothing if it already exists.
+
+    Settings and data are checked before Ray starts.
 
     Args:
-        config: what to train, on what, and where to.
-        callbacks: Ray Train's, told of each validation.
+        config: Configuration of the run.
+        callbacks: Ray Train callbacks, called after each validation.
 
     Raises:
-        ConfigError: the output holds a run with other settings.
-        InputError: the data or the bundle to start from is missing or unfit.
-        ResourceError: the cluster or the storage cannot give what is asked for.
-        RunError: training failed for good.
+        ConfigError: The output holds a run with other settings.
+        InputError: The data or the bundle to start from is missing or unsuitable.
+        ResourceError: The cluster or the storage lacks what the run needs.
+        RunError: Training failed and retries did not help.
     """
     config = resolve(config)
     storage.check_writable(config.output)
@@ -100,7 +102,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[UserCallback] = ()) -> Tra
         advice="give another --output or --name, or the same settings to resume it",
     )
     if finished:
-        logger.info("%s is already there: nothing to do", bundle_uri)
+        logger.info("%s already exists: nothing to do", bundle_uri)
         return _summary(config, bundle_uri)
     _require_snapshot(config)
     checkpoint, scores = _fit(config, dataset, callbacks)
@@ -109,7 +111,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[UserCallback] = ()) -> Tra
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """The configuration with every location absolute."""
+    """Return the configuration with every location made absolute."""
     return replace(
         config,
         data=storage.absolute(config.data).rstrip("/"),
@@ -119,7 +121,11 @@ def resolve(config: TrainConfig) -> TrainConfig:
 
 
 def prepare_if_folder(data: str, *, own: str) -> str:
-    """The prepared data set: `data` itself, or of a plain folder pair what is made at `own`, with the defaults of `prepare`."""
+    """Return the location of a prepared data set.
+
+    This is `data` itself, unless `data` is a plain folder of images and masks: then it is prepared
+    at `own`, with the defaults of `prepare`.
+    """
     if storage.exists(storage.join(data, DATASET_FILE)) or not storage.exists(
         storage.join(data, "images")
     ):
@@ -131,10 +137,12 @@ def prepare_if_folder(data: str, *, own: str) -> str:
 
 
 def _require_snapshot(config: TrainConfig) -> None:
-    """Refuses the list of checkpoints that Ray Train was killed while writing, which it would only fail on.
+    """Check that Ray Train's list of checkpoints is readable.
+
+    Ray Train fails on a list that it was killed while writing.
 
     Raises:
-        InputError: it is damaged.
+        InputError: The list is damaged.
     """
     uri = storage.join(run_folder(config), _SNAPSHOT_FILE)
     try:
@@ -142,33 +150,35 @@ def _require_snapshot(config: TrainConfig) -> None:
             json.loads(storage.read_bytes(uri))
     except ValueError as error:
         raise InputError(
-            f"{uri}, Ray Train's list of this run's checkpoints, is damaged ({error}): delete it to begin this run anew"
+            f"{uri}, Ray Train's list of this run's checkpoints, is damaged ({error}): delete it "
+            "to start this run from the beginning"
         ) from None
 
 
 def discard_damaged_snapshot(config: TrainConfig) -> None:
-    """Where nobody is asked: deletes the list of checkpoints that Ray Train was killed while writing, and says so."""
+    """Delete Ray Train's list of checkpoints if it is damaged, and warn: for unattended runs."""
     try:
         _require_snapshot(config)
     except InputError as error:
-        logger.warning("%s. It is deleted", error)
+        logger.warning("%s. Deleting it", error)
         storage.delete_file(storage.join(run_folder(config), _SNAPSHOT_FILE))
 
 
 def require_means(config: TrainConfig) -> None:
-    """Refuses a bundle to start from that does not fit, and records that cannot be kept.
+    """Check that the bundle to start from fits the run, and that MLflow is installed if needed.
 
     Raises:
-        ConfigError: MLflow is asked for and not installed, or the bundle saw images at another intensity scale.
-        InputError: the bundle is missing, damaged, or of another network.
+        ConfigError: MLflow is asked for but not installed, or the bundle does not fit the network
+            or was trained at another intensity scale.
+        InputError: The bundle is missing or damaged.
     """
     if config.init is not None:
         start = load_bundle(config.init)
         start_from(build_network(config.model), start.network.state_dict())
         if (seen := start.info.preprocess.intensity) != config.preprocess.intensity:
             raise ConfigError(
-                f"--init {config.init} learnt from images at the intensity scale {seen!r}, and this run sees them at "
-                f"{config.preprocess.intensity!r}: give --preprocess.intensity {seen}"
+                f"--init {config.init} was trained on images at the intensity scale {seen!r}, but "
+                f"this run uses {config.preprocess.intensity!r}: give --preprocess.intensity {seen}"
             )
     if config.mlflow is not None:
         import_mlflow()
@@ -180,14 +190,13 @@ def _fit(
     # Ray Train reads these from the driver's environment when it starts the run.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.start_timeout_seconds)
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "1800")
-    os.environ.setdefault(
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5"
-    )  # until a checkpoint counts, and the end is noticed
+    # How soon Ray Train registers a checkpoint, and notices the end of the run.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     failure = storage.join(run_folder(config), FAILURE_FILE)
     storage.delete_file(failure)
     with show_training(config, images=config.epochs * epoch_size(dataset, config)) as board:
-        told = [FailureTeller(board)] if board is not None else []
-        trainer = _build_trainer(config, dataset, callbacks=[*callbacks, *told], board=board)
+        tellers = [FailureTeller(board)] if board is not None else []
+        trainer = _build_trainer(config, dataset, callbacks=[*callbacks, *tellers], board=board)
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
@@ -209,14 +218,14 @@ def _build_trainer(
     config: TrainConfig, dataset: Dataset, *, callbacks: list[UserCallback], board: Any
 ) -> TorchTrainer:
     gpu = uses_gpu(config)
-    elastic = config.min_workers is not None and config.min_workers < config.workers
+    workers: int | tuple[int, int] = config.workers
+    if config.min_workers is not None and config.min_workers < config.workers:
+        workers = (config.min_workers, config.workers)
     return TorchTrainer(
         train_worker,
         train_loop_config={"config": config, "dataset": dataset, "board": board},
         scaling_config=ScalingConfig(
-            num_workers=(config.min_workers or config.workers, config.workers)
-            if elastic
-            else config.workers,
+            num_workers=workers,
             use_gpu=gpu,
             resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if gpu else {})},
         ),
@@ -246,7 +255,11 @@ def _save_bundle(
     checkpoint: ray.train.Checkpoint,
     scores: dict[str, float],
 ) -> Bundle:
-    """The best checkpoint as a bundle, with the threshold of its validation and the instance parameters that suit it best."""
+    """Save the best checkpoint as a bundle.
+
+    Its threshold is that of the checkpoint's validation; its instance parameters are those that
+    score best on the validation images.
+    """
     with checkpoint.as_directory() as folder:
         weights = load_weights(Path(folder))
     info = BundleInfo(
@@ -267,7 +280,7 @@ def _save_bundle(
     )
     first = next(read_images(dataset, plan_once(dataset, VAL)[:1]))
     sample = first.image[:_SAMPLE_SIDE, :_SAMPLE_SIDE]
-    draft = storage.join(run_folder(config), "draft")  # where every node can read it
+    draft = storage.join(run_folder(config), "draft")  # readable from every node
     save_bundle(draft, weights=weights, info=info, sample=sample)
     instances, quality = choose_instances(draft, dataset)
     if instances is not None:

@@ -1,4 +1,4 @@
-"""What a cluster does to a job: it is stopped, a node's power goes. Scores and rows are those of a run that nothing befell."""
+"""Jobs that are stopped or lose a node give the same scores and rows as an undisturbed run."""
 
 import io
 import json
@@ -24,17 +24,15 @@ def read_history(output: str) -> pd.DataFrame:
 
 
 def checkpoints(output: str) -> int:
-    """How many checkpoints Ray Train has been told of, in all: their numbers stand in their names' order."""
+    """Count the checkpoints that Ray Train has registered."""
     uri = f"{output}/train/checkpoint_manager_snapshot.json"
-    return (
-        len(set(re.findall(rb"checkpoint_[0-9_.-]+", storage.read_bytes(uri))))
-        if storage.exists(uri)
-        else 0
-    )
+    if not storage.exists(uri):
+        return 0
+    return len(set(re.findall(rb"checkpoint_[0-9_.-]+", storage.read_bytes(uri))))
 
 
 def count_chunks(output: str) -> int:
-    """Chunks that are done; 96 images are six."""
+    """Count the completed chunks, out of six for 96 images."""
     uri = f"{output}/regions"
     return len(list(storage.walk_files(uri))) if storage.exists(uri) else 0
 
@@ -43,15 +41,17 @@ def leases(output: str) -> list[str]:
     return [name for name, _ in storage.list_files(f"{output}/leases") if name.isdigit()]
 
 
-def test_training_that_is_stopped_and_then_loses_a_node_learns_the_same(
+def test_training_that_is_stopped_and_then_loses_a_node_ends_the_same(
     pipeline: Pipeline, s3: str, nodes: Nodes
 ) -> None:
-    """Two workers on two nodes. `ray job stop` after a checkpoint; then the same command, a node's end, and another node."""
+    """Two workers on two nodes are stopped after a checkpoint (`ray job stop`).
+
+    Then the same command is run, a node dies, and another joins.
+    """
     nodes.restore()
     broken = [*pipeline.training, "--output", f"{s3}/broken"]
-    code, _, shown = nodes.submit(
-        "train", *broken, flags=("--no-wait", "--submission-id", "stopped")
-    )
+    detached = ("--no-wait", "--submission-id", "stopped")
+    code, _, shown = nodes.submit("train", *broken, flags=detached)
     assert code == 0, shown
     nodes.wait_until(lambda: checkpoints(f"{s3}/broken") > 0, what="a checkpoint")
     assert "'stopped' was stopped" in nodes.run("ray", "job", "stop", "stopped").stdout
@@ -60,13 +60,13 @@ def test_training_that_is_stopped_and_then_loses_a_node_learns_the_same(
         r'^{"job": "train", "status": "failed", .*the same command goes on"}$', log, re.MULTILINE
     ), log
     before = checkpoints(f"{s3}/broken")
-    assert before < pipeline.trained["epochs"] / 2, "it was over before it was stopped"
+    assert before < pipeline.trained["epochs"] / 2, "training ended before it was stopped"
     with ThreadPoolExecutor() as background:
-        going_on = background.submit(nodes.submit, "train", *broken)
-        nodes.wait_until(lambda: checkpoints(f"{s3}/broken") > before, what="one checkpoint more")
+        resumed = background.submit(nodes.submit, "train", *broken)
+        nodes.wait_until(lambda: checkpoints(f"{s3}/broken") > before, what="another checkpoint")
         nodes.kill_worker(holding="RayTrainWorker")
         nodes.restore()
-        code, line, shown = going_on.result()
+        code, line, shown = resumed.result()
     assert code == 0, shown
     assert len(re.findall(r"resumed after epoch \d+", shown)) >= 2, shown
     columns = ["epoch", "train_loss", "val_loss", "val_f1"]
@@ -76,58 +76,45 @@ def test_training_that_is_stopped_and_then_loses_a_node_learns_the_same(
     assert line["best"]["f1"] == pipeline.trained["best"]["f1"]
 
 
-def test_segmenting_that_is_stopped_and_then_loses_a_node_finishes_with_the_same_rows(
+def test_segmenting_that_is_stopped_and_then_loses_a_node_gives_the_same_rows(
     bundle_uri: str, s3: str, nodes: Nodes
 ) -> None:
-    """An actor on each of two nodes. `ray job stop` after the first chunk; then the same command, and a node's end.
+    """Two actors on two nodes are stopped after the first chunk (`ray job stop`).
 
-    The rows are those of a process without Ray, and say that the code which travelled made them.
+    Then the same command is run, and a node dies. The rows are those of a process without Ray, and
+    name the version of the code that was submitted.
     """
     nodes.restore()
     rng = np.random.default_rng(0)
     for number in range(96):
-        storage.write_bytes(
-            f"{s3}/noise/{number}.png",
-            encode_png(rng.integers(0, 256, (150, 170, 3), dtype=np.uint8)),
-        )
-    flags = [
-        "--bundle",
-        bundle_uri,
-        "--input",
-        f"{s3}/noise",
-        "--precision",
-        "fp32",
-        "--readers",
-        "1",
-    ]
+        image = rng.integers(0, 256, (150, 170, 3), dtype=np.uint8)
+        storage.write_bytes(f"{s3}/noise/{number}.png", encode_png(image))
+    flags = ["--bundle", bundle_uri, "--input", f"{s3}/noise"]
+    flags += ["--precision", "fp32", "--readers", "1"]
     code, line, shown = call_job("segment", *flags, "--actors", "0", "--output", f"{s3}/rows-whole")
     assert (code, line["images"]) == (0, {"ok": 96}), shown
     broken = [*flags, "--actors", "2", "--cpus-per-actor", "2", "--output", f"{s3}/rows-broken"]
     nodes.submit("segment", *broken, flags=("--no-wait", "--submission-id", "halted"))
     nodes.wait_until(lambda: count_chunks(f"{s3}/rows-broken") > 0, what="a chunk")
     nodes.run("ray", "job", "stop", "halted")
-    (lease,) = [
-        json.loads(storage.read_bytes(f"{s3}/rows-broken/leases/{name}"))
-        for name in leases(f"{s3}/rows-broken")
-    ]
+    (name,) = leases(f"{s3}/rows-broken")
+    lease = json.loads(storage.read_bytes(f"{s3}/rows-broken/leases/{name}"))
     assert lease["released"], nodes.run("ray", "job", "logs", "halted").stdout
     before = count_chunks(f"{s3}/rows-broken")
-    assert before < 6, "it was over before it was stopped"
+    assert before < 6, "segmenting ended before it was stopped"
     with ThreadPoolExecutor() as background:
-        going_on = background.submit(nodes.submit, "segment", *broken)
-        nodes.wait_until(lambda: count_chunks(f"{s3}/rows-broken") > before, what="a chunk more")
+        resumed = background.submit(nodes.submit, "segment", *broken)
+        nodes.wait_until(lambda: count_chunks(f"{s3}/rows-broken") > before, what="another chunk")
         nodes.kill_worker(holding="Segmenter")
-        code, line, shown = going_on.result()
+        code, line, shown = resumed.result()
     assert (code, line["images"]) == (0, {"ok": 96}), shown
     assert f"{before} of 6 chunks are done" in shown, shown
     columns = ["image_uri", "mask", "num_instances", "confidence_sum", "status"]
-    one, other = (
-        read_output(f"{s3}/{name}", "regions", columns=columns).sort_values(
-            "image_uri", ignore_index=True
-        )
-        for name in ("rows-whole", "rows-broken")
-    )
-    pd.testing.assert_frame_equal(one, other)
+    tables = [
+        read_output(output, "regions", columns=columns).sort_values("image_uri", ignore_index=True)
+        for output in (f"{s3}/rows-whole", f"{s3}/rows-broken")
+    ]
+    pd.testing.assert_frame_equal(*tables)
     rows = read_output(f"{s3}/rows-broken", "images")
     assert rows["image_id"].nunique() == len(rows) == 96
     assert set(rows["code_version"]) == {TRAVELLED}
@@ -137,26 +124,18 @@ def has_pending_group(nodes: Nodes) -> bool:
     return any(group["state"] == "PENDING" for group in nodes.ask("placement_groups"))
 
 
-def test_a_job_waits_for_the_nodes_that_it_was_promised(
+def test_a_job_waits_for_nodes_to_be_added(
     bundle_uri: str, generated: Path, s3: str, nodes: Nodes
 ) -> None:
-    """What the cluster has no room for begins when a larger node has joined, as an autoscaler would have it."""
+    """A job that needs a larger node starts when one has joined, as with an autoscaler."""
     nodes.restore()
     storage.write_bytes(f"{s3}/one/one.png", next((generated / "images").iterdir()).read_bytes())
-    flags = [
-        "--bundle",
-        bundle_uri,
-        "--input",
-        f"{s3}/one",
-        "--output",
-        f"{s3}/one-out",
-        "--cpus-per-actor",
-        "7",
-    ]
+    flags = ["--bundle", bundle_uri, "--input", f"{s3}/one", "--output", f"{s3}/one-out"]
+    flags += ["--cpus-per-actor", "7", "--nodes-seconds", "120"]
     with ThreadPoolExecutor() as background:
-        waiting = background.submit(nodes.submit, "segment", *flags, "--nodes-seconds", "120")
+        waiting = background.submit(nodes.submit, "segment", *flags)
         nodes.wait_until(
-            lambda: waiting.done() or has_pending_group(nodes), what="its wish for room"
+            lambda: waiting.done() or has_pending_group(nodes), what="a request for resources"
         )
         nodes.add(cpus=8)
         code, line, shown = waiting.result()

@@ -1,4 +1,4 @@
-"""From images to scores: every job submitted to a cluster of several nodes, everything in object storage."""
+"""From images to scores: jobs on a cluster of several nodes, with all data in object storage."""
 
 import io
 
@@ -20,52 +20,43 @@ from resunet_ray.model.metrics import count_pixels, score_counts
 pytestmark = pytest.mark.campaign
 
 
-def test_what_runs_on_the_nodes_is_what_was_submitted(pipeline: Pipeline) -> None:
-    """The driver's version is in the bundle, and it is the clone's."""
+def test_the_nodes_run_the_code_that_was_submitted(pipeline: Pipeline) -> None:
+    """The bundle records the driver's version, which is that of the clone."""
     assert read_bundle_info(pipeline.bundle)[0].provenance["versions"]["resunet_ray"] == TRAVELLED
 
 
-def test_a_sweep_is_submitted_as_any_job(pipeline: Pipeline, nodes: Nodes, s3: str) -> None:
+def test_a_sweep_can_be_submitted_like_any_job(pipeline: Pipeline, nodes: Nodes, s3: str) -> None:
     flags = [*SMALL, "--epochs", "1", "--trials", "1", "--scheduler", "none"]
     flags += ["--space", "learning_rate=choice:1e-2"]
-    code, line, shown = nodes.submit(
-        "tune", "--data", pipeline.data, "--output", f"{s3}/pipeline/sweep", *flags
-    )
+    flags += ["--data", pipeline.data, "--output", f"{s3}/pipeline/sweep"]
+    code, line, shown = nodes.submit("tune", *flags)
     assert code == 0, shown
     trials = pd.read_parquet(io.BytesIO(storage.read_bytes(f"{s3}/pipeline/sweep/trials.parquet")))
     assert trials["status"].tolist() == ["completed"], shown
     assert storage.exists(f"{line['bundle']}/bundle.json")
 
 
-def test_who_submits_sees_the_last_line_and_the_exit_code(
+def test_submitting_shows_the_last_line_and_the_exit_code(
     pipeline: Pipeline, nodes: Nodes, s3: str
 ) -> None:
-    """Of a job that no cluster of this size has room for."""
-    flags = [
-        "--input",
-        f"{s3}/pipeline/raw/images",
-        "--output",
-        f"{s3}/pipeline/none",
-        "--cpus-per-actor",
-        "99",
-    ]
-    code, line, shown = nodes.submit(
-        "segment", "--bundle", pipeline.bundle, "--actors", "1", *flags
-    )
+    """The job is one that the cluster is too small for."""
+    flags = ["--bundle", pipeline.bundle, "--input", f"{s3}/pipeline/raw/images"]
+    flags += ["--output", f"{s3}/pipeline/none", "--actors", "1", "--cpus-per-actor", "99"]
+    code, line, shown = nodes.submit("segment", *flags)
     assert (code, line["status"], line["error"]) == (1, "failed", "ResourceError"), shown
     assert "100 CPUs needed" in line["message"]
     assert "--nodes-seconds" in line["message"]
     assert "exit code 2" in shown
 
 
-def test_it_learns(pipeline: Pipeline) -> None:
+def test_the_network_learns(pipeline: Pipeline) -> None:
     assert pipeline.evaluated["images"] == 4
     assert pipeline.evaluated["f1"] > 0.6
     assert storage.exists(pipeline.evaluated["report"])
 
 
-def test_what_two_workers_validate_is_what_is_saved(pipeline: Pipeline) -> None:
-    """Their statistics of normalisation differ; the bundle, used by itself, has the scores that were reported."""
+def test_the_bundle_of_two_workers_has_the_scores_they_reported(pipeline: Pipeline) -> None:
+    """Although the normalisation statistics of the workers differ."""
     bundle, dataset = load_bundle(pipeline.bundle), open_dataset(pipeline.data)
     scores = []
     for image in read_images(dataset, plan_once(dataset, VAL)):

@@ -1,4 +1,4 @@
-"""What systemd and cron start every night: each new image is segmented once, also where one night's run meets the next one's."""
+"""Nightly runs by systemd and cron segment each new image once, even if two runs overlap."""
 
 import os
 import re
@@ -21,7 +21,7 @@ from resunet_ray.data.images import encode_png
 
 SCHEDULE = ROOT / "cluster" / "schedule"
 BARE = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"}
-"""All that cron and systemd give, but for the user's name."""
+"""The environment that cron and systemd give, except for the user's name."""
 
 
 def read_unit(name: str) -> ConfigParser:
@@ -32,33 +32,28 @@ def read_unit(name: str) -> ConfigParser:
 
 
 def cron_line() -> tuple[str, str]:
-    """When, and what."""
-    (line,) = [
-        line
-        for line in (SCHEDULE / "resunet-segment.cron").read_text().splitlines()
-        if re.match(r"[0-9*]", line)
-    ]
+    """Return the time and the command of the cron file."""
+    lines = (SCHEDULE / "resunet-segment.cron").read_text().splitlines()
+    (line,) = [line for line in lines if re.match(r"[0-9*]", line)]
     *when, user, command = line.split(maxsplit=6)
     assert user == "resunet"
-    assert "%" not in command, "to cron it is the end of the line"
+    assert "%" not in command, "cron takes % for the end of the line"
     return " ".join(when), command
 
 
 def on_this_machine(text: str, nodes: Nodes) -> str:
-    """The same with the places that the documentation names moved to where the test has them."""
+    """Replace the folders that the documentation names by those of the test."""
     return text.replace("/opt/resunet_ray", str(nodes.clone)).replace(
         "/etc/resunet_ray", str(nodes.folder)
     )
 
 
 def write_settings(nodes: Nodes, s3: str, bundle: str) -> None:
-    """The settings as they are documented, filled in; storage keys are the machine's own."""
-    text = on_this_machine((SCHEDULE / "nightly.env").read_text(), nodes).replace(
-        "s3://BUCKET/first/train/bundle", bundle
-    )
-    text = text.replace("s3://BUCKET", f"{s3}/nightly").replace(
-        "http://127.0.0.1:8265", nodes.environment["RAY_API_SERVER_ADDRESS"]
-    )
+    """Fill in the documented settings, and add this machine's storage keys."""
+    text = on_this_machine((SCHEDULE / "nightly.env").read_text(), nodes)
+    text = text.replace("s3://BUCKET/first/train/bundle", bundle)
+    text = text.replace("s3://BUCKET", f"{s3}/nightly")
+    text = text.replace("http://127.0.0.1:8265", nodes.environment["RAY_API_SERVER_ADDRESS"])
     keys = [f'{name}="{value}"' for name, value in os.environ.items() if name.startswith("AWS_")]
     (nodes.folder / "nightly.env").write_text("\n".join([text, *keys]))
     (nodes.clone / ".venv").mkdir()
@@ -66,38 +61,24 @@ def write_settings(nodes: Nodes, s3: str, bundle: str) -> None:
 
 
 def run_systemd(nodes: Nodes) -> subprocess.CompletedProcess[str]:
-    """What the service starts, in the environment that its file of settings gives."""
+    """Run the service's command with the settings of its environment file."""
     service = read_unit("resunet-segment.service")["Service"]
     assert service["EnvironmentFile"] == "/etc/resunet_ray/nightly.env"
-    lines = [
-        line
-        for line in (nodes.folder / "nightly.env").read_text().splitlines()
-        if re.match("[A-Z]", line)
-    ]
-    settings = dict(shlex.split(line)[0].split("=", 1) for line in lines)
-    command = shlex.split(on_this_machine(service["ExecStart"], nodes))
-    return subprocess.run(
-        command,
-        env=BARE | settings,
-        cwd="/",
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    lines = (nodes.folder / "nightly.env").read_text().splitlines()
+    assignments = [line for line in lines if re.match("[A-Z]", line)]
+    settings = dict(shlex.split(line)[0].split("=", 1) for line in assignments)
+    return run(*shlex.split(on_this_machine(service["ExecStart"], nodes)), env=BARE | settings)
 
 
 def run_cron(nodes: Nodes) -> subprocess.CompletedProcess[str]:
-    """What cron's line starts, but that a success may say something too."""
+    """Run cron's command, but show its output even if it succeeds."""
     command = on_this_machine(cron_line()[1], nodes).replace("|| cat", "; cat")
+    return run("/bin/sh", "-c", command, env=BARE)
+
+
+def run(*command: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["/bin/sh", "-c", command],
-        env=BARE,
-        cwd="/",
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
+        command, env=env, cwd="/", capture_output=True, text=True, timeout=240, check=False
     )
 
 
@@ -108,7 +89,7 @@ def write_scans(uri: str, *names: int) -> None:
 
 
 def driver(nodes: Nodes) -> psutil.Process:
-    """The one running segmentation."""
+    """Return the process of the running segmentation, of which there must be one."""
     (found,) = [
         process
         for process in psutil.process_iter()
@@ -120,15 +101,21 @@ def driver(nodes: Nodes) -> psutil.Process:
 
 
 def planned(output: str) -> bool:
-    """Whether a run has begun to segment."""
+    """Whether a run has written its plan."""
     return storage.exists(f"{output}/runs") and any(
         file.path.endswith("run.json") for file in storage.walk_files(f"{output}/runs")
     )
 
 
 @pytest.mark.campaign
-def test_three_nights_one_of_which_meets_the_former(nodes: Nodes, s3: str, bundle_uri: str) -> None:
-    """New images come in between; the second run starts while the first one still runs, and leaves all to it and to the third."""
+def test_overlapping_nightly_runs_segment_each_image_once(
+    nodes: Nodes, s3: str, bundle_uri: str
+) -> None:
+    """New images arrive during the first of three runs.
+
+    The second run starts while the first one holds the lease, and leaves everything to the first
+    and the third.
+    """
     nodes.restore()
     write_settings(nodes, s3, bundle_uri)
     scans, output = f"{s3}/nightly/scans", f"{s3}/nightly/segmented"
@@ -152,41 +139,25 @@ def test_three_nights_one_of_which_meets_the_former(nodes: Nodes, s3: str, bundl
     assert rows.groupby("run_id").size().tolist() == [12, 6]
 
 
-def test_a_setting_that_is_missing_is_named() -> None:
-    done = subprocess.run(
-        [SCHEDULE / "nightly"], env=BARE, capture_output=True, text=True, check=False
-    )
+def test_a_missing_setting_is_named() -> None:
+    done = run(str(SCHEDULE / "nightly"), env=BARE)
     assert (done.returncode, done.stdout) == (2, "")
     assert "BUNDLE is not set: see cluster/schedule/nightly.env" in done.stderr
 
 
-def test_systemd_understands_the_units(tmp_path: Path) -> None:
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
+    """The timer also has the time of the cron file."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd-analyze: the units were not checked")
     for name in ("resunet-segment.service", "resunet-segment.timer"):
-        text = (
-            (SCHEDULE / name)
-            .read_text()
-            .replace("/opt/resunet_ray", str(ROOT))
-            .replace("User=resunet", "User=root")
-        )
-        (tmp_path / name).write_text(text)
-        done = subprocess.run(
-            ["systemd-analyze", "verify", tmp_path / name],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert (
-            done.returncode,
-            [line for line in done.stderr.splitlines() if str(tmp_path) in line],
-        ) == (0, []), done.stderr
+        text = (SCHEDULE / name).read_text().replace("/opt/resunet_ray", str(ROOT))
+        (tmp_path / name).write_text(text.replace("User=resunet", "User=root"))
+        done = run("systemd-analyze", "verify", str(tmp_path / name), env=dict(os.environ))
+        complaints = [line for line in done.stderr.splitlines() if str(tmp_path) in line]
+        assert (done.returncode, complaints) == (0, []), done.stderr
     when = read_unit("resunet-segment.timer")["Timer"]["OnCalendar"]
-    done = subprocess.run(
-        ["systemd-analyze", "calendar", when], capture_output=True, text=True, check=False
-    )
+    done = run("systemd-analyze", "calendar", when, env=dict(os.environ))
     assert done.returncode == 0, done.stderr
     minute, hour, *rest = cron_line()[0].split()
-    assert (f"{hour.zfill(2)}:{minute}:00" in when, rest) == (True, ["*", "*", "*"]), (
-        "cron and systemd say the same time"
-    )
+    assert f"{hour.zfill(2)}:{minute}:00" in when, "cron and systemd start at different times"
+    assert rest == ["*", "*", "*"]

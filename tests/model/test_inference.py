@@ -1,4 +1,4 @@
-"""Tiles give back what the whole image gives, seams are invisible, and instances are what they should be."""
+"""Tiling gives the same probabilities as the whole image, and shows no seams."""
 
 from typing import Any
 
@@ -49,13 +49,13 @@ def test_weights_of_overlapping_tiles_sum_to_one(height: int, width: int) -> Non
     np.testing.assert_allclose(total, 1, atol=1e-6)
 
 
-def test_tiles_lie_on_one_grid_whatever_the_size_of_the_image() -> None:
+def test_tiles_of_small_and_large_images_lie_on_one_grid() -> None:
     small = {(tile.top, tile.left) for tile in plan_tiles(100, 130, tile=64, context=8)}
     large = {(tile.top, tile.left) for tile in plan_tiles(300, 400, tile=64, context=8)}
     assert small <= large
 
 
-def test_tiling_and_batching_change_nothing_where_context_suffices() -> None:
+def test_tiling_and_batching_change_nothing_if_the_context_is_sufficient() -> None:
     rng = np.random.default_rng(0)
     images = [
         rng.integers(0, 256, shape, dtype=np.uint8)
@@ -69,9 +69,8 @@ def test_tiling_and_batching_change_nothing_where_context_suffices() -> None:
 def test_a_real_network_shows_no_seam() -> None:
     torch.manual_seed(1)
     network = build_network(ModelConfig(widths=(16, 32)))
-    image = cv2.GaussianBlur(
-        np.random.default_rng(0).integers(0, 256, (200, 168, 3), dtype=np.uint8), (0, 0), 3
-    )
+    noise = np.random.default_rng(0).integers(0, 256, (200, 168, 3), dtype=np.uint8)
+    image = cv2.GaussianBlur(noise, (0, 0), 3)
     (whole,) = run(network, image, tile=512, context=32)
     (tiled,) = run(network, image, tile=96, context=24)
     assert np.abs(whole - tiled).max() < 0.02
@@ -79,10 +78,9 @@ def test_a_real_network_shows_no_seam() -> None:
     assert edge < 1.5 * np.abs(np.diff(whole, axis=1)).max()
 
 
-def test_resized_images_come_back_at_their_own_size() -> None:
-    image = np.repeat(np.linspace(0, 255, 90).astype(np.uint8)[None, :, None], 60, axis=0).repeat(
-        3, axis=2
-    )
+def test_probabilities_of_resized_images_have_the_original_size() -> None:
+    ramp = np.linspace(0, 255, 90).astype(np.uint8)
+    image = np.tile(ramp[None, :, None], (60, 1, 3))
     (probability,) = run(Red(), image, resize=32)
     assert probability.shape == (60, 90)
     assert np.abs(probability - 1 / (1 + np.exp(3 - image[..., 0] / 255 * 6))).max() < 0.05
@@ -92,26 +90,24 @@ def test_flips_make_the_result_equivariant() -> None:
     torch.manual_seed(2)
     network = build_network(ModelConfig(widths=(16, 32)))
     image = np.random.default_rng(3).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    (one,), (mirrored,) = (
-        run(network, image, flips=True),
-        run(network, image[:, ::-1].copy(), flips=True),
-    )
+    (one,) = run(network, image, flips=True)
+    (mirrored,) = run(network, image[:, ::-1].copy(), flips=True)
     np.testing.assert_allclose(one, mirrored[:, ::-1], atol=1e-5)
     (plain,) = run(network, image)
     assert np.abs(plain - one).max() > 1e-4
 
 
-def test_preprocess_scales_to_one_and_weighs_luminance() -> None:
+def test_preprocess_scales_to_one_and_computes_luminance() -> None:
     pixels = torch.tensor([255, 0, 0], dtype=torch.uint8).expand(1, 4, 6, 3)
     assert preprocess(pixels, channels=3)[0, :, 0, 0].tolist() == [1, 0, 0]
     assert preprocess(pixels, channels=1).shape == (1, 1, 4, 6)
     assert float(preprocess(pixels, channels=1)[0, 0, 0, 0]) == pytest.approx(0.299)
 
 
-def test_components_are_numbered_and_small_ones_dropped() -> None:
+def test_components_are_numbered_and_small_ones_are_dropped() -> None:
     mask = np.zeros((8, 12), np.uint8)
     mask[0:2, 0:3] = 1
-    mask[2:4, 3:5] = 1  # touches the first at a corner only
+    mask[2:4, 3:5] = 1  # touches the first only at a corner
     mask[6, 8] = 1
     assert label_components(mask, min_area=0).max() == 3
     labels = label_components(mask, min_area=2)

@@ -1,4 +1,4 @@
-"""Each loss equals its formula worked by hand, is least at the truth, and sends a gradient."""
+"""Each loss equals its formula worked by hand, is smallest at the truth, and has a gradient."""
 
 import math
 
@@ -43,32 +43,27 @@ TANIMOTO = (
         ("tanimoto", TANIMOTO),
     ],
 )
-def test_it_equals_its_formula(name: str, expected: float) -> None:
-    assert float(build_loss(name, positive_weight=1.0)(LOGITS, MASK)) == pytest.approx(
-        expected, rel=1e-5
-    )
+def test_a_loss_equals_its_formula(name: str, expected: float) -> None:
+    loss = build_loss(name, positive_weight=1.0)
+    assert float(loss(LOGITS, MASK)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_positive_weight_multiplies_the_share_of_nuclei() -> None:
+def test_a_positive_weight_multiplies_the_terms_of_nucleus_pixels() -> None:
     expected = -(3 * math.log(0.8) + 3 * math.log(0.4) + math.log(0.9) + math.log(0.5)) / 4
-    assert float(build_loss("bce", positive_weight=3.0)(LOGITS, MASK)) == pytest.approx(
-        expected, rel=1e-5
-    )
+    loss = build_loss("bce", positive_weight=3.0)
+    assert float(loss(LOGITS, MASK)) == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ConfigError, match=r"positive_weight 3.0 would be ignored by loss 'dice'"):
         build_loss("dice", positive_weight=3.0)
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
-def test_it_is_least_at_the_truth_and_its_gradient_points_there(name: str) -> None:
+def test_a_loss_is_smallest_at_the_truth_and_its_gradient_points_there(name: str) -> None:
     loss = build_loss(name, positive_weight=1.0)
     mask = (torch.rand(2, 1, 8, 12, generator=torch.Generator().manual_seed(0)) > 0.7).float()
     truth = (mask * 2 - 1) * 8
-    assert float(loss(truth, mask)) < 0.02
-    assert (
-        float(loss(-truth, mask))
-        > float(loss(torch.zeros_like(truth), mask))
-        > float(loss(truth, mask))
-    )
+    right, unsure, wrong = (float(loss(logits, mask)) for logits in (truth, 0 * truth, -truth))
+    assert right < 0.02
+    assert right < unsure < wrong
     logits = torch.zeros_like(mask, requires_grad=True)
     loss(logits, mask).backward()
     assert logits.grad is not None
@@ -77,7 +72,7 @@ def test_it_is_least_at_the_truth_and_its_gradient_points_there(name: str) -> No
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
-def test_an_image_without_nuclei_stays_finite(name: str) -> None:
+def test_a_loss_is_finite_for_an_image_without_nuclei(name: str) -> None:
     logits = torch.full((1, 1, 4, 6), -50.0, requires_grad=True)
     value = build_loss(name, positive_weight=1.0)(logits, torch.zeros_like(logits))
     value.backward()

@@ -1,4 +1,4 @@
-"""Instance scores equal hand-worked cases and a second, independent computation."""
+"""Instance scores equal cases worked by hand and an independent computation."""
 
 import numpy as np
 import pytest
@@ -15,14 +15,15 @@ def boxes(*where: tuple[int, int, int, int]) -> np.ndarray:
     return labels
 
 
-def test_hand_worked_case() -> None:
-    """A perfect match, one of IoU 8/12, one true instance missed, one found where nothing is."""
+def test_a_case_worked_by_hand() -> None:
+    """A perfect match, one of IoU 0.8, a missed true instance, and a found one that is not true."""
     true = boxes((0, 4, 0, 5), (6, 10, 0, 5), (12, 15, 0, 5))
     found = boxes((0, 4, 0, 5), (6, 8, 0, 4), (12, 15, 20, 25))
     found[8:10, 0:4] = found[6, 0]  # 16 of 20 pixels: IoU 0.8
     scores = score_instances(count_overlaps(true, found))
     assert (scores.num_true, scores.num_found) == (3, 3)
-    # Two matches up to a threshold of 0.75; from 0.80 on, which 0.8 does not exceed, one.
+    # Two matches up to a threshold of 0.75, and one from 0.80 on, which an IoU of 0.8 does not
+    # exceed.
     assert dict(zip(THRESHOLDS, scores.ap, strict=True)) == pytest.approx(
         {threshold: (2 / 4 if threshold < 0.8 else 1 / 5) for threshold in THRESHOLDS}
     )
@@ -30,7 +31,7 @@ def test_hand_worked_case() -> None:
     assert scores.aji == pytest.approx((20 + 16) / (20 + 20 + 15 + 15))
 
 
-def test_nothing_and_everything() -> None:
+def test_empty_images_and_perfect_results() -> None:
     none, some = boxes(), boxes((0, 4, 0, 5))
     assert score_instances(count_overlaps(none, none)).pq == 1
     for true, found in ((none, some), (some, none)):
@@ -39,19 +40,16 @@ def test_nothing_and_everything() -> None:
     assert score_instances(count_overlaps(some, some)).aji == 1
 
 
-def test_a_match_at_exactly_one_half_is_none() -> None:
+def test_an_iou_of_exactly_one_half_is_no_match() -> None:
     assert score_instances(count_overlaps(boxes((0, 2, 0, 2)), boxes((0, 1, 0, 2)))).ap[0] == 0
 
 
 def independent(true: np.ndarray, found: np.ndarray) -> tuple[list[float], float, float]:
-    """AP, PQ and AJI from sets of pixels, object by object, as their papers tell it."""
+    """Compute AP, PQ and AJI from sets of pixels, object by object, as their papers describe."""
 
     def pixels(labels: np.ndarray) -> list[frozenset[int]]:
-        return [
-            frozenset(np.flatnonzero(labels == number).tolist())
-            for number in np.unique(labels)
-            if number
-        ]
+        numbers = np.unique(labels[labels > 0])
+        return [frozenset(np.flatnonzero(labels == number).tolist()) for number in numbers]
 
     true_sets, found_sets = pixels(true), pixels(found)
     iou = {
@@ -79,7 +77,7 @@ def independent(true: np.ndarray, found: np.ndarray) -> tuple[list[float], float
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_random_cases_equal_an_independent_computation(seed: int) -> None:
+def test_random_cases_agree_with_an_independent_computation(seed: int) -> None:
     rng = np.random.default_rng(seed)
     true = label(rng.random((24, 31)) < 0.45).astype(np.int32)
     found = np.where(rng.random(true.shape) < 0.85, true, 0).astype(np.int32)
@@ -91,9 +89,8 @@ def test_random_cases_equal_an_independent_computation(seed: int) -> None:
     assert scores.aji == pytest.approx(aji)
 
 
-def test_dropping_small_instances_equals_never_having_found_them() -> None:
+def test_dropped_instances_score_as_if_they_had_not_been_found() -> None:
     true, found = boxes((0, 4, 0, 5), (6, 10, 0, 5)), boxes((0, 4, 0, 5), (15, 16, 2, 4))
-    without = boxes((0, 4, 0, 5))
-    assert score_instances(count_overlaps(true, found).drop_small(3)) == score_instances(
-        count_overlaps(true, without)
-    )
+    dropped = count_overlaps(true, found).drop_small(3)
+    without = count_overlaps(true, boxes((0, 4, 0, 5)))
+    assert score_instances(dropped) == score_instances(without)

@@ -1,4 +1,4 @@
-"""Scores equal hand-worked cases and scikit-learn's, at every threshold."""
+"""Pixel scores equal cases worked by hand and, at every threshold, those of scikit-learn."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ THEIRS = {
 }
 
 
-def test_hand_worked_case() -> None:
+def test_a_case_worked_by_hand() -> None:
     found = np.array([[1, 1, 1, 0], [0, 0, 0, 0]], np.uint8)
     mask = np.array([[1, 1, 0, 1], [0, 0, 0, 0]], np.uint8)
     counts = metrics.count_pixels(found, mask)
@@ -26,7 +26,7 @@ def test_hand_worked_case() -> None:
     )
 
 
-def test_scores_equal_scikit_learn_s_at_every_threshold() -> None:
+def test_scores_equal_those_of_scikit_learn_at_every_threshold() -> None:
     rng = np.random.default_rng(0)
     mask = (rng.random((20, 30)) < 0.3).astype(np.uint8)
     probability = np.clip(rng.random((20, 30)) * 0.7 + mask * 0.3, 0, 1).astype(np.float32)
@@ -40,16 +40,15 @@ def test_scores_equal_scikit_learn_s_at_every_threshold() -> None:
             ), (name, position)
 
 
-def test_an_empty_image_found_empty_is_perfect_and_other_ratios_over_nothing_are_zero() -> None:
+def test_empty_images_found_empty_score_one_and_other_ratios_over_zero_score_zero() -> None:
     none, one = np.zeros((2, 3), np.uint8), np.eye(2, 3, dtype=np.uint8)
-    assert {
-        float(value) for value in metrics.score_counts(metrics.count_pixels(none, none)).values()
-    } == {1.0}
+    empty = metrics.score_counts(metrics.count_pixels(none, none))
+    assert {float(value) for value in empty.values()} == {1.0}
     missed = metrics.score_counts(metrics.count_pixels(none, one))
     assert (float(missed["precision"]), float(missed["recall"]), float(missed["f1"])) == (0, 0, 0)
 
 
-def test_means_are_over_images_and_pools_over_pixels() -> None:
+def test_scores_are_per_image_and_pooled_scores_per_pixel() -> None:
     counts = metrics.Counts(*(np.array(values) for values in ((8, 0), (2, 1), (0, 1), (0, 8))))
     f1 = metrics.score_counts(counts)["f1"]
     assert f1.tolist() == pytest.approx([16 / 18, 0])
@@ -58,12 +57,9 @@ def test_means_are_over_images_and_pools_over_pixels() -> None:
 
 def test_histograms_of_parts_add_up_to_that_of_the_whole() -> None:
     rng = np.random.default_rng(1)
-    probability, mask = (
-        rng.random((30, 40), dtype=np.float32),
-        (rng.random((30, 40)) < 0.5).astype(np.uint8),
-    )
-    parts = metrics.histogram(probability[:11], mask[:11]) + metrics.histogram(
-        probability[11:], mask[11:]
-    )
-    np.testing.assert_array_equal(parts, metrics.histogram(probability, mask))
+    probability = rng.random((30, 40), dtype=np.float32)
+    mask = (rng.random((30, 40)) < 0.5).astype(np.uint8)
+    top = metrics.histogram(probability[:11], mask[:11])
+    bottom = metrics.histogram(probability[11:], mask[11:])
+    np.testing.assert_array_equal(top + bottom, metrics.histogram(probability, mask))
     assert metrics.histogram(np.ones((2, 3), np.float32), np.ones((2, 3), np.uint8))[1, 255] == 6

@@ -1,4 +1,4 @@
-"""The network is the baseline's, to the letter."""
+"""The network is exactly the baseline's."""
 
 import pytest
 import torch
@@ -11,25 +11,25 @@ from resunet_ray.model.resunet import ResUNet
 
 
 def reference() -> ResUNet:
-    """The reference network with random normalisation, so that no term is hidden by a one or a zero."""
+    """Build the reference network with random normalisation, so that no term is 1 or 0."""
     torch.manual_seed(0)
     network = build_network(ModelConfig(norm_momentum=0.01))
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and tensor.ndim == 1:
-            tensor.uniform_(0.5, 1.5) if "var" in name or "weight" in name else tensor.normal_(
-                0, 0.3
-            )
+            if "var" in name or "weight" in name:
+                tensor.uniform_(0.5, 1.5)
+            else:
+                tensor.normal_(0, 0.3)
     return network.eval()
 
 
-def test_it_has_the_parameters_of_the_baseline() -> None:
+def test_the_network_has_the_parameters_of_the_baseline() -> None:
     network = build_network(ModelConfig())
     assert sum(p.numel() for p in network.parameters() if p.requires_grad) == 4_713_841
     convolutions = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d)]
     assert all(module.bias is not None for module in convolutions)
-    assert {
-        module.eps for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)
-    } == {1e-3}
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert {module.eps for module in norms} == {1e-3}
 
 
 def test_every_level_has_the_shape_of_the_baseline() -> None:
@@ -46,7 +46,10 @@ def test_every_level_has_the_shape_of_the_baseline() -> None:
 
 
 def test_output_equals_a_step_by_step_computation_with_the_same_weights() -> None:
-    """The baseline's Keras code written out line by line in float64, with convolution as a sum over shifted windows."""
+    """Logits equal the baseline's Keras code, written out line by line in float64.
+
+    A convolution is a sum over shifted windows.
+    """
     network = reference()
     state = {name: tensor.double() for name, tensor in network.state_dict().items()}
 
@@ -54,23 +57,16 @@ def test_output_equals_a_step_by_step_computation_with_the_same_weights() -> Non
         weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
         size = weight.shape[-1]
         height, width = -(-x.shape[2] // stride), -(-x.shape[3] // stride)
-        # Keras's "same": what is missing is split between both ends, the odd pixel to the later one.
-        missing = [
-            max((n - 1) * stride + size - m, 0)
-            for n, m in ((height, x.shape[2]), (width, x.shape[3]))
-        ]
-        x = functional.pad(
-            x, (missing[1] // 2, -(-missing[1] // 2), missing[0] // 2, -(-missing[0] // 2))
-        )
+        # Keras's "same" splits the padding between both ends; an odd pixel goes to the later one.
+        tall = max((height - 1) * stride + size - x.shape[2], 0)
+        wide = max((width - 1) * stride + size - x.shape[3], 0)
+        x = functional.pad(x, (wide // 2, -(-wide // 2), tall // 2, -(-tall // 2)))
         total: Tensor = bias.view(1, -1, 1, 1).expand(x.shape[0], -1, height, width).clone()
         for row in range(size):
             for column in range(size):
-                window = x[
-                    :,
-                    :,
-                    row : row + (height - 1) * stride + 1 : stride,
-                    column : column + (width - 1) * stride + 1 : stride,
-                ]
+                rows = slice(row, row + (height - 1) * stride + 1, stride)
+                columns = slice(column, column + (width - 1) * stride + 1, stride)
+                window = x[:, :, rows, columns]
                 total += torch.einsum("oi,nihw->nohw", weight[:, :, row, column], window)
         return total
 
@@ -107,13 +103,13 @@ def test_output_equals_a_step_by_step_computation_with_the_same_weights() -> Non
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (17, 33), (64, 50), (31, 100)])
-def test_any_height_and_width_comes_back(height: int, width: int) -> None:
+def test_output_has_the_height_and_width_of_the_input(height: int, width: int) -> None:
     network = build_network(ModelConfig(widths=(16, 32))).eval()
     with torch.inference_mode():
         assert network(torch.rand(2, 3, height, width)).shape == (2, 1, height, width)
 
 
-def test_padding_inside_equals_padding_outside() -> None:
+def test_the_network_pads_by_repeating_the_last_pixels() -> None:
     network = reference()
     x = torch.rand(1, 3, 50, 70)
     padded = functional.pad(x, (0, 10, 0, 14), mode="replicate")

@@ -1,9 +1,10 @@
-"""The parts of the loop: schedule, moving average, checkpoint, weights from another bundle, batches."""
+"""Parts of the loop: schedule, moving average, checkpoint, weights of another bundle, batches."""
 
 import copy
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,10 +31,9 @@ from resunet_ray.train.session import build_optimizer, start_from
 SMALL = ModelConfig(widths=(16, 32))
 
 
-def small_config(**fields: object) -> TrainConfig:
-    return TrainConfig(
-        data="d", output="o", **{"model": SMALL, "crop": 64, "batch_size": 4, **fields}
-    )  # type: ignore[arg-type]
+def small_config(**fields: Any) -> TrainConfig:
+    small: dict[str, Any] = {"model": SMALL, "crop": 64, "batch_size": 4}
+    return TrainConfig(data="d", output="o", **{**small, **fields})
 
 
 def test_the_learning_rate_rises_then_falls_to_one_percent() -> None:
@@ -59,7 +59,7 @@ def test_the_average_follows_quickly_at_first_and_slowly_later() -> None:
                 torch.testing.assert_close(ema.state_dict()[name], tensor * share)
 
 
-def test_weight_decay_spares_biases_and_normalisation() -> None:
+def test_weight_decay_does_not_apply_to_biases_and_normalisation() -> None:
     decayed, spared = build_optimizer(build_network(SMALL), small_config()).param_groups
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.01, 0.0)
     assert {p.ndim for p in decayed["params"]} == {4}
@@ -67,8 +67,8 @@ def test_weight_decay_spares_biases_and_normalisation() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
-def test_a_checkpoint_brings_everything_back(tmp_path: Path, optimizer: str) -> None:
-    """A step after restoring equals the step without the detour, to the last bit."""
+def test_a_checkpoint_restores_everything(tmp_path: Path, optimizer: str) -> None:
+    """A step after restoring equals a step without the checkpoint, to the last bit."""
     config = small_config(optimizer=optimizer, weight_decay=0.01 if optimizer == "adamw" else 0.0)
     x = torch.rand(2, 3, 16, 24)
 
@@ -98,13 +98,11 @@ def test_a_checkpoint_brings_everything_back(tmp_path: Path, optimizer: str) -> 
     assert not list(tmp_path.glob("*.pt")), "nothing is pickled"
 
 
-def test_other_channels_and_heads_start_from_what_fits() -> None:
+def test_weights_of_another_network_are_used_where_they_fit() -> None:
+    """Another number of channels is adapted, another head is left out."""
     colour, grey = build_network(SMALL), build_network(ModelConfig(widths=(16, 32), in_channels=1))
-    wide_head = {
-        **colour.state_dict(),
-        "head.weight": torch.zeros(3, 32, 1, 1),
-        "head.bias": torch.zeros(3),
-    }
+    wide_head = colour.state_dict()
+    wide_head |= {"head.weight": torch.zeros(3, 32, 1, 1), "head.bias": torch.zeros(3)}
     assert start_from(grey, wide_head) == ["head.weight", "head.bias"]
     grey.head.load_state_dict(colour.head.state_dict())
     x = torch.rand(1, 1, 16, 24)
@@ -116,7 +114,7 @@ def test_other_channels_and_heads_start_from_what_fits() -> None:
         start_from(build_network(ModelConfig(widths=(48, 64))), {"other": torch.zeros(1)})
 
 
-def test_batches_are_whole_repeat_with_the_seed_and_keep_epochs_apart(dataset_uri: str) -> None:
+def test_batches_are_full_reproducible_and_of_one_epoch(dataset_uri: str) -> None:
     dataset = open_dataset(dataset_uri)
     config = small_config(shuffle_buffer=8)
 
@@ -126,15 +124,14 @@ def test_batches_are_whole_repeat_with_the_seed_and_keep_epochs_apart(dataset_ur
 
     first = stream(range(2, 4))
     assert [epoch for epoch, *_ in first] == [2, 2, 2, 3, 3, 3]
-    assert all(
-        image.shape == (4, 64, 64, 3) and mask.shape == (4, 64, 64) for _, image, mask in first
-    )
+    for _, image, mask in first:
+        assert (image.shape, mask.shape) == ((4, 64, 64, 3), (4, 64, 64))
     assert {int(value) for _, _, mask in first for value in np.unique(mask)} == {0, 1}
     for (_, image, mask), (_, again, mask_again) in zip(first, stream(range(2, 4)), strict=True):
         np.testing.assert_array_equal(image, again)
         np.testing.assert_array_equal(mask, mask_again)
     crops = Counter(crop.tobytes() for _, image, _ in first for crop in image)
-    assert max(crops.values()) == 1, "no crop comes twice, in one epoch or in two"
+    assert max(crops.values()) == 1, "a crop is repeated within or across epochs"
 
 
 def test_balancing_draws_rare_modalities_more_often(dataset_uri: str) -> None:
@@ -147,18 +144,15 @@ def test_balancing_draws_rare_modalities_more_often(dataset_uri: str) -> None:
     assert draw_weights(dataset, small_config()) is None, "images of one size are drawn equally"
 
 
-def test_large_images_are_drawn_by_their_area(
-    generated: Path, tmp_path: Path, cluster: str
-) -> None:
-    """One image of four times the crop's area is drawn twice as often as one that a crop shows whole."""
+def test_large_images_are_drawn_more_often(generated: Path, tmp_path: Path, cluster: str) -> None:
+    """With `balance_area` 0.5, an image of four times the crop's area is drawn twice as often."""
     for number, name in enumerate(("a", "b", "c", "d", "e", "big"), start=1):
-        side = (128, 128) if name == "big" else (40, 64)
-        storage.write_bytes(
-            f"{tmp_path}/raw/images/{name}.png", encode_png(np.full((*side, 3), number, np.uint8))
-        )
-        storage.write_bytes(
-            f"{tmp_path}/raw/masks/{name}.png", encode_png(np.full(side, 255, np.uint8))
-        )
+        shape = (128, 128) if name == "big" else (40, 64)
+        for folder, pixels in (
+            ("images", np.full((*shape, 3), number, np.uint8)),
+            ("masks", np.full(shape, 255, np.uint8)),
+        ):
+            storage.write_bytes(f"{tmp_path}/raw/{folder}/{name}.png", encode_png(pixels))
     lists = {"train": ["a", "b", "c", "d", "big"], "val": ["e"]}
     storage.write_bytes(f"{tmp_path}/split.json", json.dumps(lists).encode())
     prepare(
@@ -172,7 +166,6 @@ def test_large_images_are_drawn_by_their_area(
     dataset = open_dataset(f"{tmp_path}/data")
     weights = draw_weights(dataset, small_config(balance_area=0.5))
     assert weights is not None
-    by_name = dict(
-        zip(dataset.read_column("train", "image_id"), weights / weights.min(), strict=True)
-    )
+    names = dataset.read_column("train", "image_id")
+    by_name = dict(zip(names, weights / weights.min(), strict=True))
     assert by_name == pytest.approx({"a": 1, "b": 1, "c": 1, "d": 1, "big": 2})

@@ -1,4 +1,4 @@
-"""A run ends with a bundle that does what it says; killed, it goes on; its scores do not depend on the number of workers."""
+"""A run ends with a bundle whose scores are true; it can be resumed, and run with any workers."""
 
 import logging
 import re
@@ -24,7 +24,7 @@ from resunet_ray.train.relay import show_training
 from resunet_ray.train.trainer import TrainingResult, train
 
 EPOCHS = 8
-"""Long enough to be killed in the middle: Ray Train looks for new checkpoints twice a second."""
+"""Enough to kill a run in the middle: Ray Train looks for new checkpoints twice a second."""
 
 
 def config(data: str, output: Path, **fields: Any) -> TrainConfig:
@@ -46,7 +46,7 @@ def config(data: str, output: Path, **fields: Any) -> TrainConfig:
 def run(
     dataset_uri: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[TrainConfig, TrainingResult]:
-    """One finished run of one worker, with MLflow."""
+    """A finished run of one worker, with MLflow."""
     output = tmp_path_factory.mktemp("run")
     chosen = config(dataset_uri, output, mlflow=f"sqlite:///{output}/mlflow.db")
     return chosen, train(chosen)
@@ -56,7 +56,7 @@ def history(output: str) -> pd.DataFrame:
     return pd.read_csv(Path(output) / "train" / "history.csv")
 
 
-def test_the_bundle_says_where_it_comes_from_and_how_good_it_is(
+def test_the_bundle_records_its_provenance_and_its_scores(
     run: tuple[TrainConfig, TrainingResult],
 ) -> None:
     chosen, trained = run
@@ -75,33 +75,27 @@ def test_the_bundle_says_where_it_comes_from_and_how_good_it_is(
     assert trained.images_per_second > 0
 
 
-def test_tensorboard_and_mlflow_hold_the_curves(run: tuple[TrainConfig, TrainingResult]) -> None:
+def test_tensorboard_and_mlflow_show_the_curves(run: tuple[TrainConfig, TrainingResult]) -> None:
     from mlflow import MlflowClient
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     chosen, _ = run
     events = EventAccumulator(str(Path(chosen.output) / "train" / "tensorboard"))
     events.Reload()
+    validated = list(range(2, EPOCHS + 1, 2))
     assert [event.step for event in events.Scalars("train_loss")] == list(range(1, EPOCHS + 1))
-    assert [event.step for event in events.Scalars("validation/f1")] == list(
-        range(2, EPOCHS + 1, 2)
-    )
+    assert [event.step for event in events.Scalars("validation/f1")] == validated
     client = MlflowClient(tracking_uri=chosen.mlflow)
-    (record,) = client.search_runs(
-        [
-            experiment.experiment_id
-            for experiment in client.search_experiments()
-            if experiment.name == "resunet_ray"
-        ]
-    )
+    experiment = client.get_experiment_by_name("resunet_ray")
+    assert experiment is not None
+    (record,) = client.search_runs([experiment.experiment_id])
     assert record.data.params["learning_rate"] == "0.01"
-    assert [
-        metric.step for metric in client.get_metric_history(record.info.run_id, "val_f1")
-    ] == list(range(2, EPOCHS + 1, 2))
+    curve = client.get_metric_history(record.info.run_id, "val_f1")
+    assert [metric.step for metric in curve] == validated
     assert record.info.status == "FINISHED"
 
 
-def test_the_same_command_again_does_nothing_and_other_settings_are_refused(
+def test_a_repeated_command_does_nothing_and_other_settings_are_refused(
     run: tuple[TrainConfig, TrainingResult],
 ) -> None:
     chosen, trained = run
@@ -118,7 +112,10 @@ def test_the_same_command_again_does_nothing_and_other_settings_are_refused(
 def test_two_workers_score_as_one_does(
     run: tuple[TrainConfig, TrainingResult], dataset_uri: str, tmp_path: Path
 ) -> None:
-    """Two workers that start from one worker's bundle and learn next to nothing give its validation scores to the sixth digit."""
+    """Scores agree to the sixth digit.
+
+    The two workers start from the bundle of one worker and learn almost nothing.
+    """
     _, trained = run
     still: dict[str, Any] = {
         "init": trained.bundle,
@@ -137,7 +134,10 @@ def test_two_workers_score_as_one_does(
 
 @dataclass
 class Resumed:
-    """A training whose driver was killed, and that the same command finished in a new Ray, standard error in a file."""
+    """A run whose driver was killed, finished by the same command in a new Ray.
+
+    `errors` is the second command's standard error, which was no terminal.
+    """
 
     output: Path
     line: dict[str, Any]
@@ -146,29 +146,21 @@ class Resumed:
 
 @pytest.fixture(scope="module")
 def resumed(dataset_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Resumed:
-    """SIGKILL after the first checkpoint that Ray Train knows of."""
+    """Kill the driver (SIGKILL) once Ray Train has registered a checkpoint, then run it again."""
     output = tmp_path_factory.mktemp("resumed")
-    flags = [
-        *SMALL,
-        "--epochs",
-        str(EPOCHS),
-        "--validation-interval",
-        "2",
-        "--warmup-epochs",
-        "0",
-        "--learning-rate",
-        "1e-2",
-    ]
-    flags += ["--ema-decay", "0.9", "--data", dataset_uri, "--output", str(output)]
+    flags = [*SMALL, "--epochs", str(EPOCHS), "--validation-interval", "2", "--warmup-epochs", "0"]
+    flags += ["--learning-rate", "1e-2", "--ema-decay", "0.9"]
+    flags += ["--data", dataset_uri, "--output", str(output)]
     snapshot = output / "train" / "checkpoint_manager_snapshot.json"
-    with subprocess.Popen(
-        [sys.executable, str(ROOT / "jobs" / "train.py"), *flags], stdout=subprocess.DEVNULL
-    ) as driver:
-        while driver.poll() is None and not (
-            snapshot.exists() and "checkpoint_" in snapshot.read_text()
-        ):
+
+    def has_checkpoint() -> bool:
+        return snapshot.exists() and "checkpoint_" in snapshot.read_text()
+
+    command = [sys.executable, str(ROOT / "jobs" / "train.py"), *flags]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as driver:
+        while driver.poll() is None and not has_checkpoint():
             time.sleep(0.05)
-        assert driver.poll() is None, "it ended before it could be killed"
+        assert driver.poll() is None, "training ended before it could be killed"
         driver.kill()
     assert not (output / "train" / "bundle").exists()
     with pytest.MonkeyPatch.context() as patch:
@@ -178,7 +170,7 @@ def resumed(dataset_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Resum
     return Resumed(output, line, errors)
 
 
-def test_killed_and_started_again_it_ends_where_the_uninterrupted_run_ends(
+def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(
     run: tuple[TrainConfig, TrainingResult], resumed: Resumed
 ) -> None:
     assert re.search(r"resumed after epoch \d+", resumed.errors), resumed.errors
@@ -190,64 +182,63 @@ def test_killed_and_started_again_it_ends_where_the_uninterrupted_run_ends(
     assert resumed.line["best"]["f1"] == pytest.approx(trained.best["f1"], abs=1e-6)
 
 
-def test_its_log_says_what_each_epoch_came_to_and_nothing_of_rays(resumed: Resumed) -> None:
+def test_the_log_has_a_line_for_each_epoch_and_none_of_rays(resumed: Resumed) -> None:
     assert not RAYS_OWN.search(resumed.errors), resumed.errors
     assert "\x1b" not in resumed.errors
     (first,) = {int(epoch) for epoch in re.findall(r"resumed after epoch (\d+)", resumed.errors)}
-    said = [
+    rows = history(str(resumed.output)).iloc[first:]
+    expected = [
         rf"epoch {epoch} of 8: loss {loss:.4f}, \d+\.\d images/s"
-        for epoch, loss in history(str(resumed.output))[["epoch", "train_loss"]]
-        .iloc[first:]
-        .itertuples(index=False)
+        for epoch, loss in zip(rows["epoch"], rows["train_loss"], strict=True)
     ]
-    said += [
+    expected += [
         r"epoch 8 of 8: validation loss \d\.\d+, .* f1 \d\.\d+, .*",
         r"96 of 96 images trained on in \d+ s, epoch 8 of 8, loss \d\.\d+, f1 \d\.\d+",
         r"4 of 4 validation images matched in \d+ s",
     ]
-    for line in said:
+    for line in expected:
         assert re.search(f"^{line}$", resumed.errors, re.MULTILINE), resumed.errors
 
 
 @pytest.mark.campaign
-def test_a_training_whose_log_is_lost_goes_on_to_the_same_end(
+def test_training_ends_the_same_when_its_log_is_lost(
     run: tuple[TrainConfig, TrainingResult],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The actor that carries it dies before anybody has told it anything."""
+    """The actor that carries the log is killed before anything is sent to it."""
 
     @contextmanager
-    def lose_it(*arguments: Any, **named: Any) -> Iterator[Any]:
+    def lose_board(*arguments: Any, **named: Any) -> Iterator[Any]:
         with show_training(*arguments, **named) as board:
             ray.kill(board)
             yield board
 
-    monkeypatch.setattr(trainer, "show_training", lose_it)
+    monkeypatch.setattr(trainer, "show_training", lose_board)
     chosen, trained = run
     with caplog.at_level(logging.INFO):
         done = train(replace(chosen, output=str(tmp_path), mlflow=None))
-    assert "how far it is cannot be shown any more" in caplog.text
+    assert "its progress is no longer shown" in caplog.text
     assert "epoch 1 of 8" not in caplog.text
     assert done.best == trained.best
     columns = ["epoch", "learning_rate", "train_loss", "val_loss", "val_f1"]
     pd.testing.assert_frame_equal(history(str(tmp_path))[columns], history(chosen.output)[columns])
 
 
-def test_a_damaged_list_of_checkpoints_is_named(
+def test_a_damaged_list_of_checkpoints_is_reported(
     dataset_uri: str, tmp_path: Path, cluster: str
 ) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "checkpoint_manager_snapshot.json").write_text('{"checkpoint_resul')
     with pytest.raises(
         InputError,
-        match=r"checkpoint_manager_snapshot.json, .* is damaged .*: delete it to begin this run anew",
+        match=r"checkpoint_manager_snapshot.json, .* is damaged .*: delete it to start this run",
     ):
         train(config(dataset_uri, tmp_path))
 
 
-def test_what_cannot_work_is_refused_before_it_starts(
+def test_impossible_settings_are_refused_before_training_starts(
     dataset_uri: str, tmp_path: Path, cluster: str
 ) -> None:
     with pytest.raises(

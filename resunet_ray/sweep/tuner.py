@@ -1,4 +1,4 @@
-"""A sweep, from its checks to its bundle: the same command over the same output goes on where it was."""
+"""A sweep, from its checks to its bundle. The same command with the same output resumes it."""
 
 import logging
 import os
@@ -38,7 +38,7 @@ from resunet_ray.sweep.trials import (
     trial_folder,
     trial_name,
 )
-from resunet_ray.sweep.winner import Swept, conclude
+from resunet_ray.sweep.winner import SweepResult, conclude
 from resunet_ray.train.capacity import wait_for_workers
 from resunet_ray.train.saved_settings import write_settings_once
 from resunet_ray.train.tracking import save_hyperparameters
@@ -55,20 +55,20 @@ logger = logging.getLogger(__name__)
 SWEEP_FILE = "sweep.json"
 
 _LEASE_SECONDS = 60.0
-_DRIVER_BYTES = (
-    700 * 2**20
-)  # of the process of a trial that waits for its training run; measured 0.53 GiB
+_DRIVER_BYTES = 700 * 2**20
+"""Memory of the process of a trial that waits for its training run; measured: 0.53 GiB."""
 
 
-def sweep(config: SweepConfig) -> Swept:
-    """Runs the trials that are not done and makes the winner's bundle.
+def sweep(config: SweepConfig) -> SweepResult:
+    """Run the trials that are not done, and write the winner's bundle.
 
     Raises:
-        ConfigError: the space does not fit the training configuration, or the output holds another sweep.
-        InputError: the data or the bundle to start from is missing or unfit.
+        ConfigError: the space does not fit the training configuration, or the output holds
+            another sweep.
+        InputError: the data or the bundle to start from is missing or unusable.
         LeaseError: another process runs this sweep.
-        ResourceError: the cluster cannot take so many trials at once.
-        RunError: no trial was trained to its end.
+        ResourceError: the cluster has no room for this many trials at once.
+        RunError: no trial trained to its last epoch, or trials were interrupted.
     """
     config = replace(config, training=resolve(config.training))
     training = config.training
@@ -88,20 +88,20 @@ def sweep(config: SweepConfig) -> Swept:
             )
             if config.scheduler != "none":
                 require_dashboard(
-                    "only with it can Ray Train free what a stopped trial held (or give --scheduler none)"
+                    "only with it can Ray Train free the resources of a stopped trial "
+                    "(or give --scheduler none)"
                 )
         data = prepare_if_folder(training.data, own=storage.join(training.output, "data"))
         write_settings_once(
             storage.join(training.output, SWEEP_FILE),
             config,
             data_digest=open_dataset(data, needs=(TRAIN, VAL)).digest,
+            # The location of the data may change: its digest identifies it.
             free=[
                 *list_fields(SweepConfig, TODAYS),
-                *(
-                    f"training.{name}" for name in list_fields(TrainConfig, TODAYS)
-                ),  # the data is known by its digest
+                *(f"training.{name}" for name in list_fields(TrainConfig, TODAYS)),
             ],
-            advice="give another --output, or the same settings to go on with it",
+            advice="give another --output, or the same settings to resume it",
         )
         for trial in trials:
             if trial.status == "unfinished":
@@ -114,7 +114,7 @@ def sweep(config: SweepConfig) -> Swept:
 
 
 def _threads(config: SweepConfig) -> int | None:
-    """Threads of a trial's worker on CPUs, such that all that share a node share its cores."""
+    """Return the CPU threads of a trial's worker, so that workers on one node share its cores."""
     if config.training.threads is not None:
         return config.training.threads
     nodes: int = sum(node["Alive"] for node in ray.nodes())
@@ -125,7 +125,7 @@ def _threads(config: SweepConfig) -> int | None:
 def _run_trials(
     config: SweepConfig, space: Space, trials: Sequence[Trial], lease: storage.Lease
 ) -> list[Trial]:
-    """All trials, after those that are not done were run."""
+    """Run the trials that are not done; returns all trials."""
     with Study(config, space, trials) as study:
         state = _Sweep(config, space, study, trials, lease)
         if state.left:
@@ -135,12 +135,12 @@ def _run_trials(
 
 
 def _count_left(trials: Sequence[Trial], *, most: int) -> int:
-    """Trials that go on or are still to be made."""
+    """Return the number of trials to resume or still to create."""
     return sum(trial.status == "unfinished" for trial in trials) + max(0, most - len(trials))
 
 
 def _list_trials(config: SweepConfig) -> list[Trial]:
-    """What there is; where failed trials are to be tried again, as if they had not ended."""
+    """Return the saved trials; with `retry_failed`, failed ones count as unfinished."""
     trials = list_trials(config.training.output)
     for number, trial in enumerate(trials):
         if config.retry_failed and trial.status == "failed":
@@ -149,7 +149,7 @@ def _list_trials(config: SweepConfig) -> list[Trial]:
 
 
 class _Sweep:
-    """The trials while they run: what is next, and writing down what happens."""
+    """A running sweep: which trial is next, and the record of what happens."""
 
     def __init__(
         self,
@@ -165,7 +165,7 @@ class _Sweep:
         self._config, self._study = config, study
         self._output = config.training.output
         self._waiting = deque(trial.number for trial in trials if trial.status == "unfinished")
-        self._begun = time.monotonic()
+        self._started = time.monotonic()
         self.scheduler = build_scheduler(config, trials)
         self.table = TrialTable(config, total=self._most, trials=self.trials)
         for trial in trials:
@@ -176,11 +176,11 @@ class _Sweep:
 
     @property
     def left(self) -> int:
-        """Trials that go on or are still to be made."""
+        """Number of trials to resume or still to create."""
         return _count_left(self.trials, most=self._most)
 
     def start_next(self) -> Trial | None:
-        """The next trial to run: first what was interrupted, then new ones."""
+        """Return the next trial to run, interrupted ones first; None if there is none."""
         self._lease.check()
         if self._waiting:
             return self.trials[self._waiting.popleft()]
@@ -194,7 +194,7 @@ class _Sweep:
         return trial
 
     def report(self, number: int, result: dict[str, Any]) -> None:
-        """A validation of a trial."""
+        """Record a validation of a trial."""
         self._lease.check()
         if self.trials[number].status != "unfinished":
             return
@@ -204,7 +204,10 @@ class _Sweep:
         self.table.report(number, epoch=result["epoch"], score=score)
 
     def end(self, number: int, *, error: str | None = None) -> None:
-        """A trial has ended: as its own files, its scheduler or Tune say. Where none does, it goes on next time."""
+        """Record how a trial ended, as told by Tune, the trial's own files or the scheduler.
+
+        If none of them tells, the trial stays unfinished and resumes next time.
+        """
         trial = self.trials[number]
         if trial.status != "unfinished":
             return
@@ -228,26 +231,23 @@ class _Sweep:
         self.table.end(ended)
 
     def require_progress(self) -> None:
-        """Says what is left, and raises RunError where that is not because the time was up."""
-        left = self.left
-        up = (
-            self._config.hours is not None
-            and time.monotonic() - self._begun >= self._config.hours * 3600
-        )
+        """Raise RunError if trials are left although the time is not up."""
+        left, hours = self.left, self._config.hours
+        up = hours is not None and time.monotonic() - self._started >= hours * 3600
         if left and not up:
             raise RunError(
-                f"the sweep was interrupted, {left} trials are left: the same command goes on with them"
+                f"the sweep was interrupted with {left} trials left: run the same command to resume"
             )
         if up:
             logger.info(
-                "the %g hours are over: the same command goes on with %d trials",
-                self._config.hours,
+                "the %g hours are over with %d trials left: run the same command to resume",
+                hours,
                 left,
             )
 
 
 class _Suggester(Searcher):  # type: ignore[misc]
-    """What Tune asks for the next trial. It keeps no state: that is in the sweep's own files."""
+    """Gives Tune the next trial. It keeps no state: that is in the sweep's own files."""
 
     def __init__(self, sweep: _Sweep) -> None:
         super().__init__()
@@ -269,7 +269,7 @@ class _Suggester(Searcher):  # type: ignore[misc]
 
 
 class _Recorder(tune.Callback):  # type: ignore[misc]
-    """Hands what happens in Tune to the sweep."""
+    """Passes Tune's events on to the sweep."""
 
     def __init__(self, sweep: _Sweep) -> None:
         self._sweep = sweep
@@ -287,23 +287,19 @@ class _Recorder(tune.Callback):  # type: ignore[misc]
 
 
 def _tune(config: SweepConfig, state: _Sweep) -> None:
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = (
-        "1"  # each training run writes its own curves
-    )
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = (
-        "1"  # who failed early, or only had its bundle to write, reports nothing
-    )
-    os.environ["RAY_AIR_NEW_OUTPUT"] = (
-        "0"  # its table goes to standard output, which belongs to the last line
-    )
-    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(
-        logging.ERROR
-    )  # it misses those logs
+    # Each training run writes its own curves. Tune's analysis would warn that its logs are missing.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
+    # A trial that failed early, or had only its bundle left to write, reports nothing.
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
+    # Tune's own table would go to standard output, which belongs to the job's JSON line.
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     trainable = tune.with_parameters(
         _run_trial, training=replace(config.training, threads=_threads(config))
     )
     tuner = tune.Tuner(
-        # It only waits for its training run, which takes the CPUs; without any demand at all Tune refuses it.
+        # The trial only waits for its training run, which takes the CPUs. Tune refuses a trial
+        # that asks for nothing at all.
         tune.with_resources(trainable, {"cpu": 0, "memory": _DRIVER_BYTES}),
         tune_config=tune.TuneConfig(
             search_alg=_Suggester(state),
@@ -327,7 +323,10 @@ def _tune(config: SweepConfig, state: _Sweep) -> None:
 
 
 def _run_trial(given: dict[str, Any], *, training: TrainConfig) -> None:
-    """One trial, in a process of its own. What would only go wrong again is written down, not raised: Tune would repeat it."""
+    """Run one trial, in its own process.
+
+    An error that would only happen again is saved instead of raised, since Tune would retry it.
+    """
     folder = trial_folder(training.output, given[NUMBER])
     save_error(folder, None)
     connect()
@@ -340,7 +339,7 @@ def _run_trial(given: dict[str, Any], *, training: TrainConfig) -> None:
 
 
 def trial_config(training: TrainConfig, *, number: int, parameters: Parameters) -> TrainConfig:
-    """The configuration of a trial's training run."""
+    """Return the configuration of a trial's training run."""
     own = replace(
         training, output=storage.join(training.output, TRIALS_FOLDER), name=trial_name(number)
     )

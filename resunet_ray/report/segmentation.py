@@ -54,25 +54,9 @@ _MEASURES = {
 """Columns of images/ whose distributions are drawn, and their labels."""
 
 _COLUMNS = [
-    "image_id",
-    "image_uri",
-    "member",
-    "member_offset",
-    "source_bytes",
-    "source_etag",
-    "source_mtime",
-    "is_slide",
-    "height",
-    "width",
-    "status",
-    "qc_reasons",
-    "tissue_fraction",
-    "seam_disagreement",
-    "mpp",
-    "mpp_source",
-    "error_stage",
-    "error_type",
-    "error_message",
+    *("image_id", "image_uri", "is_slide", "height", "width", "status", "mpp", "mpp_source"),
+    *("member", "member_offset", "source_bytes", "source_etag", "source_mtime"),
+    *("qc_reasons", "error_stage", "error_type", "error_message"),
     *_MEASURES,
 ]
 """Columns of images/ that the report reads."""
@@ -165,9 +149,8 @@ def _draw_distributions(measures: dict[str, np.ndarray]) -> str:
     axes = figure.subplots(1, len(_MEASURES), sharey=True)
     for axis, (name, title) in zip(axes, _MEASURES.items(), strict=True):
         values = measures[name]
-        axis.hist(
-            values, bins=_count_bins(values) if name == "num_nuclei" else _BINS, color=COLOURS[0]
-        )
+        bins = _count_bins(values) if name == "num_nuclei" else _BINS
+        axis.hist(values, bins=bins, color=COLOURS[0])
         axis.set_xlabel(title)
         axis.xaxis.set_major_locator(MaxNLocator(3))
         axis.yaxis.set_major_locator(MaxNLocator(5, integer=True))

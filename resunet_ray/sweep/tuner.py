@@ -2,8 +2,6 @@
 
 import logging
 import os
-import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,34 +12,28 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import Searcher
 
 from resunet_ray import storage
-from resunet_ray.bundle import BUNDLE_FILE
 from resunet_ray.cluster import connect, count_cores, require_dashboard
 from resunet_ray.config import SweepConfig, TrainConfig
 from resunet_ray.config.roles import TODAYS, list_fields
 from resunet_ray.data.dataset import open_dataset
 from resunet_ray.data.splits import TRAIN, VAL
-from resunet_ray.errors import ResUNetRayError, RunError
-from resunet_ray.sweep.live_table import TrialTable
-from resunet_ray.sweep.scheduling import NUMBER, build_scheduler
+from resunet_ray.errors import ResUNetRayError
+from resunet_ray.sweep.running import RunningSweep, count_left
+from resunet_ray.sweep.scheduling import NUMBER
 from resunet_ray.sweep.space import Parameters, Space, apply, parse_space
 from resunet_ray.sweep.study import Study, count_trials
 from resunet_ray.sweep.trials import (
     TRIALS_FOLDER,
     Trial,
-    end_trial,
     list_trials,
-    read_error,
-    read_validations,
     save_error,
     save_trial,
-    start_trial,
     trial_folder,
     trial_name,
 )
 from resunet_ray.sweep.winner import SweepResult, conclude
 from resunet_ray.train.capacity import wait_for_workers
 from resunet_ray.train.saved_settings import write_settings_once
-from resunet_ray.train.tracking import save_hyperparameters
 from resunet_ray.train.trainer import (
     discard_damaged_snapshot,
     prepare_if_folder,
@@ -49,8 +41,6 @@ from resunet_ray.train.trainer import (
     resolve,
     train,
 )
-
-logger = logging.getLogger(__name__)
 
 SWEEP_FILE = "sweep.json"
 
@@ -76,7 +66,7 @@ def sweep(config: SweepConfig) -> SweepResult:
     storage.check_writable(training.output)
     with storage.hold_lease(training.output, seconds=_LEASE_SECONDS) as lease:
         trials = _list_trials(config)
-        left = _count_left(trials, most=count_trials(config, space))
+        left = count_left(trials, most=count_trials(config, space))
         at_once = replace(config, concurrent=max(1, min(config.concurrent, left)))
         if left > 0:
             require_means(training)
@@ -127,16 +117,11 @@ def _run_trials(
 ) -> list[Trial]:
     """Run the trials that are not done; returns all trials."""
     with Study(config, space, trials) as study:
-        state = _Sweep(config, space, study, trials, lease)
+        state = RunningSweep(config, space, study, trials, lease)
         if state.left:
             _tune(config, state)
             state.require_progress()
         return state.trials
-
-
-def _count_left(trials: Sequence[Trial], *, most: int) -> int:
-    """Return the number of trials to resume or still to create."""
-    return sum(trial.status == "unfinished" for trial in trials) + max(0, most - len(trials))
 
 
 def _list_trials(config: SweepConfig) -> list[Trial]:
@@ -148,108 +133,10 @@ def _list_trials(config: SweepConfig) -> list[Trial]:
     return trials
 
 
-class _Sweep:
-    """A running sweep: which trial is next, and the record of what happens."""
-
-    def __init__(
-        self,
-        config: SweepConfig,
-        space: Space,
-        study: Study,
-        trials: Sequence[Trial],
-        lease: storage.Lease,
-    ) -> None:
-        self._lease = lease
-        self._most = count_trials(config, space)
-        self.trials = list(trials)
-        self._config, self._study = config, study
-        self._output = config.training.output
-        self._waiting = deque(trial.number for trial in trials if trial.status == "unfinished")
-        self._started = time.monotonic()
-        self.scheduler = build_scheduler(config, trials)
-        self.table = TrialTable(config, total=self._most, trials=self.trials)
-        for trial in trials:
-            for row in read_validations(self._output, trial).to_dict("records"):
-                self.table.note(
-                    trial.number, epoch=int(row["epoch"]), score=row[config.training.monitor]
-                )
-
-    @property
-    def left(self) -> int:
-        """Number of trials to resume or still to create."""
-        return _count_left(self.trials, most=self._most)
-
-    def start_next(self) -> Trial | None:
-        """Return the next trial to run, interrupted ones first; None if there is none."""
-        self._lease.check()
-        if self._waiting:
-            return self.trials[self._waiting.popleft()]
-        number = len(self.trials)
-        if number >= self._most:
-            return None
-        trial = start_trial(self._output, number=number, parameters=self._study.suggest(number))
-        self.trials.append(trial)
-        folder, metric = trial_folder(self._output, trial.number), self._config.training.monitor
-        save_hyperparameters(folder, trial.parameters, metric=metric)
-        return trial
-
-    def report(self, number: int, result: dict[str, Any]) -> None:
-        """Record a validation of a trial."""
-        self._lease.check()
-        if self.trials[number].status != "unfinished":
-            return
-        score = result[self._config.training.monitor]
-        self._study.report(number, epoch=result["epoch"], score=score)
-        self._study.save()
-        self.table.report(number, epoch=result["epoch"], score=score)
-
-    def end(self, number: int, *, error: str | None = None) -> None:
-        """Record how a trial ended, as told by Tune, the trial's own files or the scheduler.
-
-        If none of them tells, the trial stays unfinished and resumes next time.
-        """
-        trial = self.trials[number]
-        if trial.status != "unfinished":
-            return
-        reason = error or read_error(self._output, trial)
-        if reason is not None:
-            ended = end_trial(
-                self._output, trial, status="failed", reason=storage.mask_credentials(reason)
-            )
-        elif storage.exists(
-            storage.join(trial_folder(self._output, trial.number), "bundle", BUNDLE_FILE)
-        ):
-            ended = end_trial(self._output, trial, status="completed")
-        elif number in self.scheduler.stopped:
-            ended = end_trial(
-                self._output, trial, status="stopped", reason=self.scheduler.stopped[number]
-            )
-        else:
-            return
-        self.trials[number] = ended
-        self._study.end(ended)
-        self.table.end(ended)
-
-    def require_progress(self) -> None:
-        """Raise RunError if trials are left although the time is not up."""
-        left, hours = self.left, self._config.hours
-        up = hours is not None and time.monotonic() - self._started >= hours * 3600
-        if left and not up:
-            raise RunError(
-                f"the sweep was interrupted with {left} trials left: run the same command to resume"
-            )
-        if up:
-            logger.info(
-                "the %g hours are over with %d trials left: run the same command to resume",
-                hours,
-                left,
-            )
-
-
 class _Suggester(Searcher):  # type: ignore[misc]
     """Gives Tune the next trial. It keeps no state: that is in the sweep's own files."""
 
-    def __init__(self, sweep: _Sweep) -> None:
+    def __init__(self, sweep: RunningSweep) -> None:
         super().__init__()
         self._sweep = sweep
 
@@ -271,7 +158,7 @@ class _Suggester(Searcher):  # type: ignore[misc]
 class _Recorder(tune.Callback):  # type: ignore[misc]
     """Passes Tune's events on to the sweep."""
 
-    def __init__(self, sweep: _Sweep) -> None:
+    def __init__(self, sweep: RunningSweep) -> None:
         self._sweep = sweep
 
     def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: object) -> None:
@@ -286,7 +173,7 @@ class _Recorder(tune.Callback):  # type: ignore[misc]
         self._sweep.end(trial.config[NUMBER], error=lines[-1])
 
 
-def _tune(config: SweepConfig, state: _Sweep) -> None:
+def _tune(config: SweepConfig, state: RunningSweep) -> None:
     # Each training run writes its own curves. Tune's analysis would warn that its logs are missing.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)

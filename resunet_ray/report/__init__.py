@@ -1,1 +1,1 @@
-"""The reports: HTML pages made of the tables that are written."""
+"""The reports: HTML pages drawn from the tables of a job."""

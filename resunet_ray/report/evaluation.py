@@ -1,4 +1,4 @@
-"""The report of an evaluation. It reads the tables that are written and computes no metric."""
+"""The report of an evaluation. It reads the evaluation's tables and computes no metric."""
 
 import base64
 import json
@@ -7,24 +7,33 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from resunet_ray import storage
 from resunet_ray.evaluate import PICTURES, SCORES_FILE, SUMMARY_FILE
 from resunet_ray.model.metrics import SCORE_NAMES
-from resunet_ray.report.page import COLOURS, REPORT_FILE, to_svg, write_page
+from resunet_ray.report.page import (
+    COLOURS,
+    FIGURE_WIDTH,
+    REPORT_FILE,
+    styled_figures,
+    to_svg,
+    write_page,
+)
 from resunet_ray.train.tracking import read_history
 
-_SHOWN = 8  # pictures at each end of the ranking
+_SHOWN = 8  # pictures of the worst images, and of the best
 _INSTANCE_SCORES = ("ap50", "ap75", "ap", "pq", "aji")
 
 
+@styled_figures
 def write_evaluation_report(output: str, *, history: str | None) -> str:
-    """Writes report.html beside an evaluation's tables, and returns where.
+    """Write report.html beside an evaluation's tables; returns its location.
 
     Args:
-        output: what `evaluate` wrote to.
-        history: history.csv of the training, whose curves are drawn; None: no curves.
+        output: location that `evaluate` wrote to.
+        history: the training run's history.csv, for its curves; None draws none.
     """
     summary = json.loads(storage.read_bytes(storage.join(output, SUMMARY_FILE)))
     table = storage.read_table(storage.join(output, SCORES_FILE)).to_pandas()
@@ -55,55 +64,49 @@ def _shown_images(rows: pd.DataFrame, output: str) -> list[dict[Any, Any]]:
 
 
 def _draw_distributions(table: pd.DataFrame) -> str:
-    """How many images have which score: one small histogram a score, stacked by modality."""
-    figure = Figure(figsize=(11, 2.6), layout="constrained")
+    """One histogram of images for each score, stacked by modality."""
+    figure = Figure(figsize=(FIGURE_WIDTH, 2.8), layout=ConstrainedLayoutEngine(wspace=0.06))
     modality = table["modality"].fillna("unknown")
     names = sorted(modality.unique())
-    for axis, score in zip(
-        figure.subplots(1, len(SCORE_NAMES), sharey=True), SCORE_NAMES, strict=True
-    ):
+    colours = [COLOURS[number % len(COLOURS)] for number in range(len(names))]
+    axes = figure.subplots(1, len(SCORE_NAMES), sharey=True)
+    for axis, score in zip(axes, SCORE_NAMES, strict=True):
         values = [table.loc[modality == name, score] for name in names]
-        low = min(0.9, float(np.floor(table[score].min() * 10) / 10))
-        colours = [COLOURS[number % len(COLOURS)] for number in range(len(names))]
+        mean, low = table[score].mean(), min(0.9, float(np.floor(table[score].min() * 10) / 10))
         axis.hist(
             values, bins=np.linspace(low, 1, 25).tolist(), stacked=True, color=colours, label=names
         )
-        axis.axvline(table[score].mean(), color="black", linewidth=1, linestyle="--")
-        axis.set_title(f"{score} (mean {table[score].mean():.4f})", fontsize=9)
-        axis.tick_params(labelsize=8)
-    figure.axes[0].set_ylabel("images", fontsize=8)
+        axis.axvline(mean, color="black", linewidth=1, linestyle="--")
+        axis.set_title(f"mean {mean:.4f}")
+        axis.set_xlabel(score)
+        axis.xaxis.set_major_locator(MaxNLocator(3))
+        axis.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes[0].set_ylabel("images")
     figure.legend(
-        *figure.axes[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=len(names),
-        fontsize=8,
-        frameon=False,
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(6, len(names))
     )
     return to_svg(figure)
 
 
 def _draw_curves(history: pd.DataFrame) -> str:
     """Loss, validation scores and learning rate over the epochs."""
-    figure = Figure(figsize=(11, 2.8), layout="constrained")
+    figure = Figure(figsize=(FIGURE_WIDTH, 3.0), layout="constrained")
     loss, score, rate = figure.subplots(1, 3)
     validated = history[history["val_loss"].notna()]
-    loss.plot(history["epoch"], history["train_loss"], color=COLOURS[0], label="training")
+    epochs = validated["epoch"]
     loss.plot(
-        validated["epoch"], validated["val_loss"], color=COLOURS[1], marker=".", label="validation"
+        history["epoch"], history["train_loss"], color=COLOURS[0], marker=".", label="training"
     )
-    loss.set_title("loss", fontsize=9)
+    loss.plot(epochs, validated["val_loss"], color=COLOURS[2], marker=".", label="validation")
+    loss.set_title("loss")
     for name, colour in zip(("f1", "jaccard", "recall", "precision"), COLOURS, strict=False):
-        score.plot(
-            validated["epoch"], validated[f"val_{name}"], color=colour, marker=".", label=name
-        )
-    score.set_title("validation scores, at the best threshold", fontsize=9)
-    rate.plot(history["epoch"], history["learning_rate"], color=COLOURS[3])
-    rate.set_title("learning rate at the end of the epoch", fontsize=9)
+        score.plot(epochs, validated[f"val_{name}"], color=colour, marker=".", label=name)
+    score.set_title("validation scores, at the best threshold")
+    rate.plot(history["epoch"], history["learning_rate"], color=COLOURS[0], marker=".")
+    rate.set_title("learning rate at the end of the epoch")
     for axis in (loss, score):
-        axis.legend(fontsize=8, frameon=False)
+        axis.legend()
     for axis in figure.axes:
-        axis.set_xlabel("epoch", fontsize=8)
+        axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.tick_params(labelsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
     return to_svg(figure)

@@ -1,4 +1,4 @@
-"""The report of a segmentation run: what became of the images, how fast, and which of them somebody should look at."""
+"""The report of a segmentation run: how its images ended, how fast, and which to look at first."""
 
 import base64
 import itertools
@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 
 from resunet_ray import storage
 from resunet_ray.config import SegmentConfig, load_config
@@ -24,52 +26,49 @@ from resunet_ray.data.images import decode_image, decode_stored, encode_png
 from resunet_ray.data.slides import Slide
 from resunet_ray.data.tissue import read_view
 from resunet_ray.errors import InputError
-from resunet_ray.report.page import COLOURS, REPORT_FILE, to_svg, write_page
+from resunet_ray.report.page import (
+    COLOURS,
+    FIGURE_WIDTH,
+    REPORT_FILE,
+    styled_figures,
+    to_svg,
+    write_page,
+)
 from resunet_ray.segment import layout
 from resunet_ray.segment.planning.survey import stage_slide
 from resunet_ray.segment.rows import ImageRef
 
-_SHOWN = 12  # images
+_SHOWN = 12  # images to look at first
 _SLIDES = 50
-_SLIDE_SIDE = 900  # pixels of a slide's longer side
-_MASK_COLOUR, _READ_COLOUR = (225, 20, 60), (90, 140, 220)
-_FAILURES = 200  # rows of the table of failures
-_SIDE = 360  # pixels of a picture's longer side
+_SLIDE_SIDE = 900  # longer side of a slide's picture, pixels
+_SIDE = 360  # longer side of an image's picture, pixels
+_MASK_COLOUR, _READ_COLOUR, _OUTLINE_COLOUR = (225, 20, 60), (90, 140, 220), (0, 255, 0)
+_FAILURES = 200  # failed images listed with their message
+_BINS = 30
 _MEASURES = {
-    "num_nuclei": "nuclei",
+    "num_nuclei": "nuclei per image",
     "foreground_fraction": "foreground",
     "mean_confidence": "mean confidence",
-    "uncertain_fraction": "uncertain pixels",
-    "focus_score": "focus",
+    "uncertain_fraction": "uncertain",
+    "focus_score": "focus score",
 }
+"""Columns of images/ whose distributions are drawn, and their labels."""
+
 _COLUMNS = [
-    *(
-        "image_id",
-        "image_uri",
-        "member",
-        "member_offset",
-        "source_bytes",
-        "source_etag",
-        "source_mtime",
-        "is_slide",
-    ),
-    *(
-        "height",
-        "width",
-        "status",
-        "qc_reasons",
-        "tissue_fraction",
-        "seam_disagreement",
-        "mpp",
-        "mpp_source",
-    ),
-    *("error_stage", "error_type", "error_message", *_MEASURES),
+    *("image_id", "image_uri", "is_slide", "height", "width", "status", "mpp", "mpp_source"),
+    *("member", "member_offset", "source_bytes", "source_etag", "source_mtime"),
+    *("qc_reasons", "error_stage", "error_type", "error_message"),
+    *_MEASURES,
 ]
+"""Columns of images/ that the report reads."""
 
 
 @dataclass
 class _Summary:
-    """What a report says of a run's images, gathered file by file, so that a run of millions fits into memory."""
+    """What the report says about a run's images.
+
+    It is gathered file by file, so that a run of millions fits into memory.
+    """
 
     measures: dict[str, list[np.ndarray]] = field(
         default_factory=lambda: {name: [] for name in _MEASURES}
@@ -81,7 +80,7 @@ class _Summary:
     slides: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, images: pd.DataFrame) -> None:
-        """Takes in the images of one file."""
+        """Add the images of one file."""
         bad = images["status"] == "failed"
         done, failed = images[~bad], images[bad]
         for name, values in self.measures.items():
@@ -102,7 +101,7 @@ class _Summary:
 
 
 def find_unreported(output: str) -> list[str]:
-    """The newest run, if it is done and was interrupted before its report was written."""
+    """Return the newest run if it is done but was interrupted before its report was written."""
     runs = storage.join(output, layout.RUNS)
     for run_id in storage.list_folders(runs)[-1:]:
         record = layout.record_uri(output, run_id)
@@ -112,12 +111,13 @@ def find_unreported(output: str) -> list[str]:
     return []
 
 
+@styled_figures
 def write_segmentation_report(output: str, *, run_id: str) -> str:
-    """Writes runs/RUN/report.html, and returns where.
+    """Write runs/RUN/report.html; returns its location.
 
     Args:
-        output: of the runs.
-        run_id: which of them.
+        output: location that `segment` wrote to.
+        run_id: run to report on.
     """
     folder = layout.run_folder(output, run_id)
     record = json.loads(storage.read_bytes(layout.record_uri(output, run_id)))
@@ -145,27 +145,35 @@ def write_segmentation_report(output: str, *, run_id: str) -> str:
 
 
 def _draw_distributions(measures: dict[str, np.ndarray]) -> str:
-    figure = Figure(figsize=(11, 2.4), layout="constrained")
-    for axis, (name, title) in zip(
-        figure.subplots(1, len(_MEASURES), sharey=True), _MEASURES.items(), strict=True
-    ):
-        axis.hist(measures[name], bins=30, color=COLOURS[0])
-        axis.set_title(title, fontsize=9)
-        axis.tick_params(labelsize=8)
-        axis.locator_params(axis="x", nbins=4)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("images", fontsize=8)
+    """One histogram of images for each measure."""
+    figure = Figure(figsize=(FIGURE_WIDTH, 2.5), layout=ConstrainedLayoutEngine(wspace=0.06))
+    axes = figure.subplots(1, len(_MEASURES), sharey=True)
+    for axis, (name, title) in zip(axes, _MEASURES.items(), strict=True):
+        values = measures[name]
+        bins = _count_bins(values) if name == "num_nuclei" else _BINS
+        axis.hist(values, bins=bins, color=COLOURS[0])
+        axis.set_xlabel(title)
+        axis.xaxis.set_major_locator(MaxNLocator(3))
+        axis.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes[0].set_ylabel("images")
     return to_svg(figure)
+
+
+def _count_bins(values: np.ndarray) -> list[float]:
+    """Edges of bins that hold equally many whole numbers each; other bins would leave gaps."""
+    most = int(values.max(initial=0))
+    step = -(-(most + 1) // _BINS)
+    return [edge - 0.5 for edge in range(0, most + 1 + step, step)]
 
 
 def _shown_images(
     rows: pd.DataFrame, config: SegmentConfig, output: str, run_id: str
 ) -> list[dict[str, Any]]:
+    """Images with their pictures, or a message where the source can no longer be read."""
     if rows.empty:
         return []
-    regions = itertools.islice(
-        _read_regions(output, run_id, set(rows["image_id"])), len(rows)
-    )  # each image is one
+    # A plain image is one region.
+    regions = itertools.islice(_read_regions(output, run_id, set(rows["image_id"])), len(rows))
     masks = {region["image_id"]: region["mask"] for region in regions}
     shown = []
     for row in rows.to_dict("records"):
@@ -173,7 +181,7 @@ def _shown_images(
             picture = _overlay(
                 _read_image(row, storage.Cache.of(config)), decode_stored(masks[row["image_id"]])
             )
-        except InputError as error:  # gone since
+        except InputError as error:  # deleted or changed since the run
             shown.append({**row, "picture": None, "message": str(error)})
             continue
         shown.append({**row, "picture": base64.b64encode(encode_png(picture)).decode()})
@@ -182,20 +190,20 @@ def _shown_images(
 
 @dataclass
 class _SlidePicture:
-    """A slide, small, on which its regions are drawn."""
+    """A low-resolution view of a slide on which its regions are drawn."""
 
     height: int
-    """Of the slide, level-0 pixels."""
+    """Height of the slide, level-0 pixels."""
     view: UInt8[np.ndarray, "h w 3"]
     mask: UInt8[np.ndarray, "h w"] = field(init=False)
     boxes: list[tuple[int, int, int, int]] = field(default_factory=list)
-    """Of the regions that were read: left, top, right, bottom."""
+    """Regions that were read: left, top, right, bottom, in pixels of the view."""
 
     def __post_init__(self) -> None:
         self.mask = np.zeros(self.view.shape[:2], np.uint8)
 
     def add(self, region: dict[str, Any]) -> None:
-        """Takes in the place of a region and its mask."""
+        """Add a region: its box and its mask."""
         factor = self.view.shape[0] / self.height
         top, left = int(region["y"] * factor), int(region["x"] * factor)
         bottom, right = (
@@ -203,7 +211,7 @@ class _SlidePicture:
             for a, b in (("y", "height"), ("x", "width"))
         )
         self.boxes.append((left, top, right - 1, bottom - 1))
-        window = self.mask[top:bottom, left:right]  # which ends with the view
+        window = self.mask[top:bottom, left:right]  # cut off at the edge of the view
         if window.size:
             small = cv2.resize(
                 decode_stored(region["mask"]),
@@ -213,7 +221,7 @@ class _SlidePicture:
             np.maximum(window, small[: window.shape[0], : window.shape[1]], out=window)
 
     def draw(self) -> str:
-        """The regions and their masks laid over the view: PNG in base64."""
+        """The regions and their masks over the view, as PNG in base64."""
         laid, here = self.view.copy(), self.mask > 0
         for left, top, right, bottom in self.boxes:
             cv2.rectangle(laid, (left, top), (right, bottom), _READ_COLOUR, 1)
@@ -224,7 +232,7 @@ class _SlidePicture:
 def _shown_slides(
     rows: list[dict[str, Any]], config: SegmentConfig, output: str, run_id: str
 ) -> list[dict[str, Any]]:
-    """Slides, small, with the regions that were read, and their masks laid over them."""
+    """Slides with their pictures: the regions that were read, and their masks."""
     pictures: dict[str, _SlidePicture] = {}
     messages: dict[str, str] = {}
     for row in rows:
@@ -236,7 +244,7 @@ def _shown_slides(
                 pictures[row["image_id"]] = _SlidePicture(
                     slide.info.height, read_view(slide, side=_SLIDE_SIDE)
                 )
-        except InputError as error:  # gone since, or it never opened
+        except InputError as error:  # deleted since the run, or it never opened
             messages[row["image_id"]] = row["error_message"] or str(error)
     if pictures:
         for region in _read_regions(output, run_id, set(pictures)):
@@ -254,7 +262,7 @@ def _image(row: dict[str, Any]) -> ImageRef:
 
 
 def _read_regions(output: str, run_id: str, wanted: set[str]) -> Iterator[dict[str, Any]]:
-    """The regions of some images that have a mask."""
+    """Yield the regions with a mask of the wanted images."""
     ids = pa.array(sorted(wanted))
     for uri in _tables(storage.join(output, layout.REGIONS, run_id)):
         here = pc.is_in(storage.read_table(uri, columns=["image_id"])["image_id"], value_set=ids)
@@ -285,7 +293,7 @@ def _read_image(row: dict[str, Any], cache: storage.Cache) -> UInt8[np.ndarray, 
 def _overlay(
     image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "i j 3"]:
-    """The image beside itself with the outlines of what was found."""
+    """The image, and beside it the image with the outlines of the nuclei found."""
     factor = min(1.0, _SIDE / max(image.shape[:2]))
     size = max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
@@ -294,5 +302,5 @@ def _overlay(
         cv2.RETR_LIST,
         cv2.CHAIN_APPROX_NONE,
     )
-    marked = cv2.drawContours(small.copy(), outlines, -1, (255, 210, 0), 1)
+    marked = cv2.drawContours(small.copy(), outlines, -1, _OUTLINE_COLOUR, 1)
     return np.hstack([small, np.full((small.shape[0], 4, 3), 255, np.uint8), marked])

@@ -1,1 +1,1 @@
-"""A sweep: many training runs, the best of which becomes a bundle."""
+"""A sweep: many training runs, of which the best becomes a bundle."""

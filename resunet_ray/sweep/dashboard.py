@@ -1,7 +1,8 @@
-"""TensorBoard and optuna-dashboard over a sweep that is stored anywhere, while it runs and after.
+"""TensorBoard and optuna-dashboard for a sweep stored anywhere, while it runs and afterwards.
 
-Both read files of this machine, so what is stored is copied into a folder here, and what is new while they run. The study's
-database is replaced through SQLite, which those who have it open notice.
+Both read local files, so the sweep's files are copied into a temporary folder, and again whenever
+they change. The study's database is replaced through SQLite, so that processes that have it open
+see the change.
 """
 
 import logging
@@ -30,11 +31,11 @@ _STOP_SECONDS = 10.0
 
 @contextmanager
 def serve(config: DashboardConfig) -> Iterator[dict[str, str]]:
-    """Serves as long as the context lasts; gives the addresses by server.
+    """Serve until the context ends; yields the address of each server by its name.
 
     Raises:
         ConfigError: the servers are not installed.
-        InputError: nothing is stored there to look at.
+        InputError: the output holds neither event files nor a study.
         ResourceError: a port is taken.
     """
     for package in ("tensorboard", "optuna_dashboard"):
@@ -46,7 +47,8 @@ def serve(config: DashboardConfig) -> Iterator[dict[str, str]]:
         mirror = _Mirror(storage.absolute(config.output), Path(folder))
         if not mirror.refresh():
             raise InputError(
-                f"{config.output} holds neither {STUDY_FILE} nor {EVENTS_FOLDER}/: expected what jobs/tune.py writes to"
+                f"{config.output} holds neither {STUDY_FILE} nor {EVENTS_FOLDER}/: "
+                "expected the output of jobs/tune.py"
             )
         servers = list(_list_servers(config, mirror))
         for _, port, _ in servers:
@@ -66,35 +68,20 @@ def serve(config: DashboardConfig) -> Iterator[dict[str, str]]:
 def _list_servers(
     config: DashboardConfig, mirror: "_Mirror"
 ) -> Iterator[tuple[str, int, list[str]]]:
-    """Name, port and command of each; a training run by itself has no study."""
-    port = config.tensorboard_port
-    command = [
-        sys.executable,
-        "-m",
-        "tensorboard.main",
-        "--logdir",
-        str(mirror.events),
-        "--host",
-        config.host,
-        "--port",
-        str(port),
-    ]
-    yield (
-        "TensorBoard",
-        port,
-        [*command, "--load_fast=false", f"--reload_interval={config.refresh_seconds:g}"],
-    )
+    """Yield name, port and command of each server; a single training run has no study."""
+    command = [sys.executable, "-m", "tensorboard.main", f"--logdir={mirror.events}"]
+    command += [f"--host={config.host}", f"--port={config.tensorboard_port}"]
+    command += ["--load_fast=false", f"--reload_interval={config.refresh_seconds:g}"]
+    yield "TensorBoard", config.tensorboard_port, command
     if mirror.study.exists():
-        call = f"run_server({f'sqlite:///{mirror.study}'!r}, host={config.host!r}, port={config.optuna_port})"
-        yield (
-            "optuna-dashboard",
-            config.optuna_port,
-            [sys.executable, "-c", f"from optuna_dashboard import run_server; {call}"],
-        )
+        database, port = f"sqlite:///{mirror.study}", config.optuna_port
+        call = f"run_server({database!r}, host={config.host!r}, port={port})"
+        code = f"from optuna_dashboard import run_server; {call}"
+        yield "optuna-dashboard", port, [sys.executable, "-c", code]
 
 
 class _Mirror:
-    """A copy of the event files and the study of a location."""
+    """A local copy of a sweep's event files and study."""
 
     def __init__(self, output: str, folder: Path) -> None:
         self.events, self.study = folder / "events", folder / STUDY_FILE
@@ -103,7 +90,7 @@ class _Mirror:
         self._seen: dict[str, str] = {}
 
     def refresh(self) -> int:
-        """Copies what has changed; returns how many files there are."""
+        """Copy the files that have changed; returns how many files the output holds in all."""
         found = 0
         for file in storage.walk_files(self._output):
             parts = file.path.split("/")
@@ -138,7 +125,7 @@ def _keep_fresh(mirror: _Mirror, stop: threading.Event, seconds: float) -> None:
             mirror.refresh()
         except (OSError, ResUNetRayError, sqlite3.Error) as error:
             logger.warning(
-                "cannot look at what is stored, trying again: %s",
+                "cannot read the sweep's files, will try again: %s",
                 storage.mask_credentials(str(error)),
             )
 
@@ -150,24 +137,23 @@ def _require_free(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ResourceError(
-                f"{host}:{port} cannot be listened on ({error.strerror}): give another port or --host"
+                f"cannot listen on {host}:{port} ({error.strerror}): give another port or --host"
             ) from None
 
 
 @contextmanager
 def _run(command: list[str], *, name: str) -> Iterator[None]:
-    """A server as long as the context lasts."""
+    """Run a server until the context ends."""
     with tempfile.TemporaryFile() as log:
-        server = subprocess.Popen(
+        server = subprocess.Popen(  # noqa: S603 (ours)
             command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
-        )  # noqa: S603 (ours)
+        )
         try:
             yield
             if server.poll() is not None:
                 log.seek(0)
-                raise RunError(
-                    f"{name} has ended by itself: {log.read().decode(errors='replace').strip()[-500:]}"
-                )
+                said = log.read().decode(errors="replace").strip()[-500:]
+                raise RunError(f"{name} ended unexpectedly: {said}")
         finally:
             server.terminate()
             try:

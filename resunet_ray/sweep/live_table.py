@@ -1,4 +1,4 @@
-"""A sweep as it runs: a table of its trials over the live line on a terminal, a line for each event elsewhere."""
+"""The progress of a sweep: on a terminal a table of its trials, elsewhere one line per event."""
 
 import logging
 from collections import Counter
@@ -14,29 +14,28 @@ from resunet_ray.sweep.trials import Trial
 
 logger = logging.getLogger(__name__)
 
-_MOST_ROWS = 24  # the latest trials: a terminal has no more lines
+_MOST_ROWS = 24  # the latest trials: what fits on a terminal
 
 
 class TrialTable:
-    """What the trials of a sweep are at."""
+    """The trials of a sweep and how far each has come."""
 
     def __init__(self, config: SweepConfig, *, total: int, trials: Sequence[Trial]) -> None:
-        """Shows nothing yet.
+        """Show nothing until `show`.
 
         Args:
-            config: of the sweep.
-            total: trials that are to end.
-            trials: there are; the caller's own, which grow and change.
+            config: configuration of the sweep.
+            total: number of trials the sweep will have.
+            trials: the trials so far. The caller's own list, which it extends and updates.
         """
         self._config, self._total, self._trials = config, total, trials
         self._line: ProgressLine | None = None
-        self._scores: dict[
-            int, tuple[int, float, float]
-        ] = {}  # of each trial: epoch, score, best score
+        # Of each trial: epoch, score, best score.
+        self._scores: dict[int, tuple[int, float, float]] = {}
 
     @contextmanager
     def show(self) -> Iterator[None]:
-        """Shows it, while the context lasts."""
+        """Show the table until the context ends."""
         total = self._total * self._config.training.epochs
         with show_progress(
             "epochs of trials", total=total, above=self._draw, lines=False
@@ -46,33 +45,32 @@ class TrialTable:
         self._line = None
 
     def note(self, number: int, *, epoch: int, score: float) -> None:
-        """What a trial had come to before."""
+        """Record a validation without announcing it, as for one from before the sweep resumed."""
         choose = min if lower_is_better(self._config.training.monitor) else max
         best = choose(score, self._scores[number][2]) if number in self._scores else score
         self._scores[number] = (epoch, score, best)
 
     def report(self, number: int, *, epoch: int, score: float) -> None:
-        """A trial was validated."""
+        """Record and announce a trial's validation."""
         self.note(number, epoch=epoch, score=score)
-        training = self._config.training
-        self._tell(
-            f"{self._trials[number].name}: epoch {epoch} of {training.epochs}, {training.monitor} {score:.4f}"
-        )
+        name, training = self._trials[number].name, self._config.training
+        self._tell(f"{name}: epoch {epoch} of {training.epochs}, {training.monitor} {score:.4f}")
 
     def end(self, trial: Trial) -> None:
-        """A trial has ended."""
+        """Announce that a trial has ended."""
         failed = trial.status == "failed"
         words = [trial.name + ":", *([] if failed else [trial.status]), trial.reason or ""]
-        self._tell(" ".join(words).strip(), always=failed)  # the table has no room for the reason
+        # The table has no room for the reason of a failure.
+        self._tell(" ".join(words).strip(), always=failed)
 
     def _tell(self, event: str, *, always: bool = False) -> None:
-        """In a file an event is a line; on a terminal the table shows it."""
+        """Log an event, unless a live table shows it."""
         self._move()
         if always or not (self._line and self._line.live):
             logger.info("%s (%s)", event, str(self._line))
 
     def _move(self) -> None:
-        """An epoch that an ended trial will not train is done as well."""
+        """Update the line. All epochs of an ended trial count as done, trained or not."""
         assert self._line is not None, "trials only run while they are shown"
         epochs = self._config.training.epochs
         counts = Counter(trial.status for trial in self._trials)
@@ -95,7 +93,7 @@ class TrialTable:
 
     def _draw(self) -> Table:
         training, trials = self._config.training, self._trials[-_MOST_ROWS:]
-        table = Table(title=f"{len(self._trials)} of {self._total} trials begun")
+        table = Table(title=f"{len(self._trials)} of {self._total} trials started")
         names = list(trials[0].parameters) if trials else []
         for heading in ("trial", "status", "epoch", training.monitor, "best", *names):
             table.add_column(heading, justify="left" if heading in ("trial", "status") else "right")

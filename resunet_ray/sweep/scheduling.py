@@ -1,6 +1,7 @@
-"""When a trial is stopped early: Tune's schedulers, which are told what was reported before the sweep was interrupted.
+"""Tune's schedulers, which stop trials early, told of the results from before an interruption.
 
-Tune does not keep a scheduler's state, so after a restart it would compare a trial only with those that started since.
+Tune does not keep a scheduler's state. After a restart it would compare a trial only with those
+that started since.
 """
 
 from collections.abc import Sequence
@@ -12,13 +13,13 @@ from resunet_ray.config import SweepConfig, lower_is_better
 from resunet_ray.sweep.trials import Trial, read_validations
 
 NUMBER = "number"
-"""Where the number of a trial stands in its configuration for Tune."""
+"""Key of the trial's number in its configuration for Tune."""
 
 
 def build_scheduler(config: SweepConfig, trials: Sequence[Trial]) -> TrialScheduler:
-    """The scheduler of a sweep, which knows the trials that there are.
+    """Return the scheduler of a sweep, which knows the results of the existing trials.
 
-    Its attribute `stopped` holds why, by number, for the trials that it stopped.
+    Its attribute `stopped` maps the number of each trial that it stopped to the reason.
     """
     training = config.training
     direction = {
@@ -54,16 +55,16 @@ def build_scheduler(config: SweepConfig, trials: Sequence[Trial]) -> TrialSchedu
     )
 
 
-class _Earlier:
-    """Stands in for a trial that ended before this process began."""
+class _PastTrial:
+    """Stands in for a trial that ended before this process started."""
 
     def __init__(self, number: int) -> None:
         self.config = {NUMBER: number}
-        self.trial_id = f"earlier-{number}"
+        self.trial_id = f"past-{number}"
 
 
-class _Remembering:
-    """Mixed into a scheduler: repeats to it what was reported before, and notes whom it stops."""
+class _HistoryMixin:
+    """Mixed into a scheduler: replays earlier results to it, and records which trials it stops."""
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class _Remembering:
         self.stopped: dict[int, str] = {}
         self._past = past
         for number in ended:
-            self.on_trial_add(None, _Earlier(number))
+            self.on_trial_add(None, _PastTrial(number))
 
     def on_trial_add(self, controller: Any, trial: Any) -> None:
         super().on_trial_add(controller, trial)  # type: ignore[misc]
@@ -87,9 +88,8 @@ class _Remembering:
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         action: str = super().on_trial_result(controller, trial, result)  # type: ignore[misc]
         if action == TrialScheduler.STOP and result["epoch"] >= self._epochs:
-            return str(
-                TrialScheduler.CONTINUE
-            )  # it is trained to its end, and only has its bundle to write
+            # The trial has trained its last epoch and only has its bundle to write.
+            return str(TrialScheduler.CONTINUE)
         if action == TrialScheduler.STOP:
             self.stopped[trial.config[NUMBER]] = (
                 f"after epoch {result['epoch']}, at {result[self._metric]:.4f}"  # type: ignore[attr-defined]
@@ -97,27 +97,27 @@ class _Remembering:
         return action
 
     def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        if (
-            "epoch" in result
-        ):  # else it reported nothing since it started, and there is nothing to note
+        if "epoch" in result:  # else the trial has reported nothing since it started
             super().on_trial_complete(controller, trial, result)  # type: ignore[misc]
 
 
-class _ASHA(_Remembering, ASHAScheduler):  # type: ignore[misc]
+class _ASHA(_HistoryMixin, ASHAScheduler):  # type: ignore[misc]
     pass
 
 
-class _Median(_Remembering, MedianStoppingRule):  # type: ignore[misc]
+class _Median(_HistoryMixin, MedianStoppingRule):  # type: ignore[misc]
     def on_trial_add(self, controller: Any, trial: Any) -> None:
         super().on_trial_add(controller, trial)
-        self._stopped_trials.discard(
-            trial
-        )  # what it would say today of what was reported then stops nobody
+        # Replayed results must not stop the trial, whatever the rule says about them today.
+        self._stopped_trials.discard(trial)
 
     def _on_insufficient_samples(self, *_: Any) -> str:
-        """A trial goes on where there are too few to compare it with; the base class would pause it, and start it anew."""
+        """Continue a trial that has too few others to compare with.
+
+        The base class would pause it, and start it again from the beginning.
+        """
         return str(TrialScheduler.CONTINUE)
 
 
 class _FIFO(FIFOScheduler):  # type: ignore[misc]
-    stopped: dict[int, str] = {}  # noqa: RUF012 (nobody is)
+    stopped: dict[int, str] = {}  # noqa: RUF012 (stays empty)

@@ -1,4 +1,4 @@
-"""The search space: what stands on the command line, checked against the training configuration before anything starts."""
+"""The search space, parsed from the command line and checked before anything starts."""
 
 import difflib
 import itertools
@@ -20,26 +20,27 @@ from resunet_ray.config.roles import SHARED, TODAYS, list_fields
 from resunet_ray.errors import ConfigError
 
 Space = dict[str, BaseDistribution]
-"""Optuna's distribution of each training field that is searched; a part's field is `augment.enabled`."""
+"""Optuna's distribution of each searched training field, by name: `loss`, `augment.enabled`."""
 
 Parameters = dict[str, Any]
-"""One point of a space."""
+"""One point of a space: the value of each searched field."""
 
 _DEFAULT = ("learning_rate=loguniform:1e-4,1e-2", "batch_size=choice:4,8,16")
 _KINDS = "choice:A,B,…, uniform:LOW,HIGH or loguniform:LOW,HIGH"
-_MOST_TRIED = 4096  # combinations that are checked before the start
-_MOST_LISTED = 1024  # whole numbers of a range that are checked one by one
+_MOST_TRIED = 4096  # combinations checked before the start
+_MOST_LISTED = 1024  # whole numbers of a range checked one by one
 
 
 def parse_space(specifications: Sequence[str], training: TrainConfig) -> Space:
-    """The space, every corner and choice of which makes a valid training configuration.
+    """Parse a space whose every corner and choice makes a valid training configuration.
 
     Args:
-        specifications: `FIELD=KIND:VALUES` each; none: learning rate and batch size.
+        specifications: each `FIELD=KIND:VALUES`; empty for learning rate and batch size.
         training: the settings that are not searched.
 
     Raises:
-        ConfigError: a field is unknown or not to be searched, a value is not of its type, or settings contradict each other.
+        ConfigError: a field is unknown or cannot be searched, a value does not have the field's
+            type, or settings contradict each other.
     """
     space: Space = {}
     for specification in specifications or _DEFAULT:
@@ -57,15 +58,15 @@ def parse_space(specifications: Sequence[str], training: TrainConfig) -> Space:
             apply(training, parameters)
         except ConfigError as error:
             shown = ", ".join(f"{name} {value}" for name, value in parameters.items())
-            raise ConfigError(f"--space holds {shown}, which no trial can have: {error}") from None
+            raise ConfigError(f"--space allows {shown}, which is invalid: {error}") from None
     return space
 
 
 def apply(training: TrainConfig, parameters: Mapping[str, Any]) -> TrainConfig:
-    """The configuration with a point of the space in it.
+    """Return the configuration with the values of a point of the space.
 
     Raises:
-        ConfigError: the point contradicts the rest.
+        ConfigError: the point contradicts the other settings.
     """
     parts: dict[str, dict[str, Any]] = defaultdict(dict)
     own = {}
@@ -83,17 +84,15 @@ def apply(training: TrainConfig, parameters: Mapping[str, Any]) -> TrainConfig:
 
 
 def list_grid(space: Space) -> list[Parameters]:
-    """Every combination of choices, the last field changing fastest.
+    """List every combination of choices, the last field changing fastest.
 
     Raises:
-        ConfigError: a range has no grid.
+        ConfigError: a field is a range, which has no grid.
     """
     choices = {}
     for name, distribution in space.items():
         if not isinstance(distribution, CategoricalDistribution):
-            raise ConfigError(
-                f"--space {name} is a range, and --search grid wants {name}=choice:A,B,…"
-            )
+            raise ConfigError(f"--space {name} is a range: --search grid needs {name}=choice:A,B,…")
         choices[name] = distribution.choices
     return _combine(choices)
 
@@ -108,13 +107,10 @@ def _field_type(name: str, training: TrainConfig) -> Any:
     fixed = {*list_fields(TrainConfig, SHARED), *list_fields(TrainConfig, TODAYS)}
     known = set(_list_fields(training)) - fixed
     if name not in known:
+        reason = "is the same for all trials" if name in fixed else "is not a searchable field"
         close = difflib.get_close_matches(name, sorted(known), n=1)
-        because = (
-            "is the same for all trials" if name in fixed else "is no training field with one value"
-        )
-        raise ConfigError(
-            f"--space {name} {because}: expected {f'perhaps {close[0]}, or ' if close else ''}one that --help lists"
-        )
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ConfigError(f"--space {name} {reason}: {hint}--help lists the training fields")
     return get_type_hints(type(owner), include_extras=True)[field]
 
 
@@ -134,12 +130,10 @@ def _parse_values(
     parsed = [_parse_value(specification, TypeAdapter(kind_of_field), value) for value in values]
     if kind == "choice":
         if len(set(parsed)) < len(parsed):
-            raise ConfigError(f"--space {specification} names a value twice: name each once")
+            raise ConfigError(f"--space {specification} lists a value twice: list each once")
         return CategoricalDistribution(parsed)
     if kind not in ("uniform", "loguniform"):
-        raise ConfigError(
-            f"--space {specification}: {kind!r} is no kind of space, expected {_KINDS}"
-        )
+        raise ConfigError(f"--space {specification}: unknown kind {kind!r}, expected {_KINDS}")
     numbers = [
         value for value in parsed if isinstance(value, int | float) and not isinstance(value, bool)
     ]
@@ -151,7 +145,8 @@ def _parse_values(
         or (log and numbers[0] <= 0)
     ):
         raise ConfigError(
-            f"--space {specification}: expected two numbers{' above 0' if log else ''} of the field's own type, the smaller first"
+            f"--space {specification}: expected two numbers{' above 0' if log else ''} "
+            "of the field's type, the smaller first"
         )
     if all(isinstance(number, int) for number in numbers):
         return IntDistribution(int(numbers[0]), int(numbers[1]), log=log)
@@ -159,7 +154,7 @@ def _parse_values(
 
 
 def _parse_value(specification: str, adapter: TypeAdapter[Any], text: str) -> Any:
-    """A value as it would stand on the command line: a word, a number, true, false or none."""
+    """Parse a value as on the command line: a word, a number, true, false or none."""
     try:
         if text.lower() == "none":
             return adapter.validate_python(None)
@@ -171,7 +166,10 @@ def _parse_value(specification: str, adapter: TypeAdapter[Any], text: str) -> An
 
 
 def _probe(space: Space) -> list[Parameters]:
-    """Points to check: all combinations of choices, ends of ranges and whole numbers; of very many, each value once."""
+    """List the points to check: all combinations of choices, ends of ranges and whole numbers.
+
+    Where there are too many combinations, each value is checked once.
+    """
     values = {name: _probe_one(distribution) for name, distribution in space.items()}
     count = 1
     for found in values.values():
@@ -186,7 +184,7 @@ def _probe_one(distribution: BaseDistribution) -> list[Any]:
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
     assert isinstance(distribution, IntDistribution | FloatDistribution), (
-        "parse_space makes no others"
+        f"parse_space never makes {distribution}"
     )
     ends = [distribution.low, distribution.high]
     if (

@@ -1,7 +1,8 @@
-"""The sweep as an Optuna study: it says what to try next, and it is the database file that optuna-dashboard opens.
+"""The sweep as an Optuna study, which picks what to try next and which optuna-dashboard opens.
 
-The study is made anew from the trials in storage whenever a sweep starts, so it can neither be lost nor disagree with them. What
-trial N tries at random depends on the sweep's seed and on N alone, however often the sweep was interrupted.
+The study is rebuilt from the trials in storage whenever a sweep starts, so it can neither be lost
+nor disagree with them. The randomness of trial N depends only on the sweep's seed and on N, however
+often the sweep was interrupted.
 """
 
 import logging
@@ -33,19 +34,19 @@ _STATES = {
     "stopped": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
-_RANDOM_TRIALS = 10  # before the Parzen estimator has something to go by; Optuna's own default
+_RANDOM_TRIALS = 10  # before the Parzen estimator takes over; Optuna's default
 
 
 def count_trials(config: SweepConfig, space: Space) -> int:
-    """How many trials the sweep has: a grid may have fewer points than were asked for."""
+    """Return the number of trials: a grid may have fewer points than `config.trials`."""
     return min(config.trials, len(list_grid(space))) if config.search == "grid" else config.trials
 
 
 class Study:
-    """Optuna's study of a sweep, in a local file that is copied into the sweep's output after every change."""
+    """Optuna's study of a sweep: a local file, copied to the sweep's output after every change."""
 
     def __init__(self, config: SweepConfig, space: Space, trials: Sequence[Trial]) -> None:
-        """Makes the study of the trials that there are."""
+        """Build the study from the existing trials."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._config, self._space = config, space
         self._monitor = config.training.monitor
@@ -76,17 +77,20 @@ class Study:
         self._folder.cleanup()
 
     def suggest(self, number: int) -> Parameters:
-        """What trial `number`, the next one, tries."""
+        """Return what the next trial, `number`, is to try."""
         return self._ask(None if self._grid is None else self._grid[number], number=number)
 
     def report(self, number: int, *, epoch: int, score: float) -> None:
-        """Adds a validation of a running trial; of an epoch that it trains again since it was interrupted, the first counts."""
+        """Add a validation of a running trial.
+
+        If the trial repeats an epoch after an interruption, the first validation counts.
+        """
         if epoch > self._reported.get(number, 0):
             self._running[number].report(score, epoch)
             self._reported[number] = epoch
 
     def end(self, trial: Trial) -> None:
-        """Says how a trial ended, with its best score."""
+        """Record how a trial ended, with its best score."""
         if trial.reason is not None:
             self._running[trial.number].set_user_attr("reason", trial.reason)
         value = self._value(trial, read_validations(self._config.training.output, trial))
@@ -94,7 +98,10 @@ class Study:
         self.save()
 
     def save(self) -> None:
-        """Copies the database into the output; where that fails the sweep goes on, since the trials are the record."""
+        """Copy the database to the output.
+
+        A failure is only logged, because the record of the sweep is its trials.
+        """
         try:
             with closing(sqlite3.connect(self._path)) as database:
                 storage.write_bytes(
@@ -117,7 +124,7 @@ class Study:
         return dict(asked.params)
 
     def _add(self, trial: Trial) -> None:
-        """A trial that is in storage, with its validations, as it was left."""
+        """Add a trial from storage, with its validations, in the state it was left in."""
         validations = read_validations(self._config.training.output, trial)
         scores = {
             int(row["epoch"]): float(row[self._monitor]) for row in validations.to_dict("records")
@@ -157,16 +164,17 @@ class Study:
 
 
 def _local_time(stamp: str) -> datetime:
-    """As Optuna keeps it: without a zone."""
+    """Convert a time stamp to Optuna's format: local time without a zone."""
     return datetime.fromisoformat(stamp).astimezone().replace(tzinfo=None)
 
 
 def measure_importance(
     config: SweepConfig, space: Space, trials: Sequence[Trial]
 ) -> dict[str, float]:
-    """Share of the score that each searched field decides, by PED-ANOVA (Watanabe et al., 2023), over all trials with a score.
+    """Measure by PED-ANOVA (Watanabe et al., 2023) which share of the score each field decides.
 
-    Trials that were stopped count with the best that they reached. Empty where there are too few trials to tell.
+    All completed and stopped trials with a score count, a stopped one with the best score it
+    reached. The result is empty if there are too few trials to tell.
     """
     study = optuna.create_study(
         direction="minimize" if lower_is_better(config.training.monitor) else "maximize"

@@ -1,7 +1,7 @@
-"""The trials of a sweep as they stand in storage: what was tried, how it ended, and what its own history says it scored.
+"""The trials of a sweep in storage: what each tried, how it ended, and the scores in its history.
 
-A trial is written down before it starts and again when it has ended. Its scores are read from the history.csv of its training
-run, so that no table holds a score which the run does not.
+A trial is saved before it starts and again when it has ended. Its scores are read from the
+history.csv of its training run, so that every score in a table is one that the run recorded.
 """
 
 import json
@@ -29,39 +29,40 @@ _TRIAL_FILE, _ERROR_FILE = "trial.json", "error.txt"
 
 @dataclass(frozen=True)
 class Trial:
-    """One point of the space and what became of it."""
+    """One point of the space, and how training with it ended."""
 
     number: int
-    """From 0 on, in the order of their making."""
+    """Counts from 0, in the order in which trials were created."""
     parameters: Parameters
-    """Values of the fields that are searched."""
+    """Values of the searched fields."""
     started_at: str
-    """When it was first written down, ISO 8601, UTC."""
+    """When the trial was first saved, ISO 8601, UTC."""
     status: Status = "unfinished"
-    """completed: trained to its end. stopped: by the scheduler. failed: for the reason. unfinished: it goes on next time."""
+    """completed: trained to its last epoch. stopped: by the scheduler. failed: see `reason`.
+    unfinished: resumes next time."""
     reason: str | None = None
-    """Why it failed or was stopped."""
+    """Why the trial failed or was stopped."""
     finished_at: str | None = None
-    """When it ended."""
+    """When the trial ended, ISO 8601, UTC."""
 
     @property
     def name(self) -> str:
-        """Of its training run, under trials/."""
+        """Name of the training run, and of its folder under trials/."""
         return trial_name(self.number)
 
 
 def trial_name(number: int) -> str:
-    """Of a trial's training run, and of the trial in Tune."""
+    """Return the name of a trial's training run, which is also its name in Tune."""
     return f"trial-{number:04d}"
 
 
 def trial_folder(output: str, number: int) -> str:
-    """Where a trial's training run stands."""
+    """Return the location of a trial's training run."""
     return storage.join(output, TRIALS_FOLDER, trial_name(number))
 
 
 def list_trials(output: str) -> list[Trial]:
-    """All trials, by number. A number is written down only after the one before it."""
+    """Return all trials by number. A trial is saved only after the one before it."""
     trials: list[Trial] = []
     while True:
         uri = storage.join(trial_folder(output, len(trials)), _TRIAL_FILE)
@@ -71,7 +72,7 @@ def list_trials(output: str) -> list[Trial]:
 
 
 def save_trial(output: str, trial: Trial) -> None:
-    """Writes a trial down."""
+    """Write a trial's file."""
     storage.write_bytes(
         storage.join(trial_folder(output, trial.number), _TRIAL_FILE),
         json.dumps(asdict(trial), indent=2).encode(),
@@ -79,21 +80,21 @@ def save_trial(output: str, trial: Trial) -> None:
 
 
 def start_trial(output: str, *, number: int, parameters: Parameters) -> Trial:
-    """A new trial, written down."""
+    """Create and save a new trial."""
     trial = Trial(number, parameters, _now())
     save_trial(output, trial)
     return trial
 
 
 def end_trial(output: str, trial: Trial, *, status: Status, reason: str | None = None) -> Trial:
-    """The trial with how it ended, written down."""
+    """Save how a trial ended, and return the trial."""
     ended = replace(trial, status=status, reason=reason, finished_at=_now())
     save_trial(output, ended)
     return ended
 
 
 def save_error(folder: str, message: str | None) -> None:
-    """Leaves in a trial's folder why it failed, for the driver to find; None: takes away what an earlier attempt left."""
+    """Save why a trial failed, for the driver to read; None deletes an earlier attempt's reason."""
     uri = storage.join(folder, _ERROR_FILE)
     if message is None:
         storage.delete_file(uri)
@@ -102,13 +103,16 @@ def save_error(folder: str, message: str | None) -> None:
 
 
 def read_error(output: str, trial: Trial) -> str | None:
-    """Why the trial failed, if it said so itself."""
+    """Return why the trial failed, or None if the trial saved no error."""
     uri = storage.join(trial_folder(output, trial.number), _ERROR_FILE)
     return storage.read_bytes(uri).decode() if storage.exists(uri) else None
 
 
 def read_validations(output: str, trial: Trial) -> pd.DataFrame:
-    """The validated epochs of a trial, from its history.csv: `epoch`, the scores by their names, `seconds` since its start."""
+    """Read the validated epochs of a trial from its history.csv.
+
+    Columns are `epoch`, `loss` and the scores by name, and `seconds` of training so far.
+    """
     uri = storage.join(trial_folder(output, trial.number), HISTORY_FILE)
     if not storage.exists(uri):
         return pd.DataFrame(
@@ -124,7 +128,7 @@ def read_validations(output: str, trial: Trial) -> pd.DataFrame:
 
 
 def best_row(validations: pd.DataFrame, monitor: str) -> Mapping[str, Any] | None:
-    """The validation that scores best, the first among equals; None where there is none."""
+    """Return the validation with the best score, the first of equals; None if there is none."""
     if validations.empty:
         return None
     scores = validations[monitor]
@@ -132,7 +136,10 @@ def best_row(validations: pd.DataFrame, monitor: str) -> Mapping[str, Any] | Non
 
 
 def tabulate(output: str, trials: Sequence[Trial], *, training: TrainConfig) -> pa.Table:
-    """The table of trials: one row each, in the order of their making, with a column `config.FIELD` for each searched field."""
+    """Return the table of trials: one row each by number, with a column for each searched field.
+
+    The schema is `TRIALS`, followed by a column `config.FIELD` for each field.
+    """
     rows = []
     for trial in trials:
         validations = read_validations(output, trial)

@@ -1,9 +1,7 @@
-"""A sweep, from its checks to its bundle: the same command over the same output goes on where it was."""
+"""A sweep, from its checks to its bundle. The same command with the same output resumes it."""
 
 import logging
 import os
-import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,34 +12,28 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import Searcher
 
 from resunet_ray import storage
-from resunet_ray.bundle import BUNDLE_FILE
 from resunet_ray.cluster import connect, count_cores, require_dashboard
 from resunet_ray.config import SweepConfig, TrainConfig
 from resunet_ray.config.roles import TODAYS, list_fields
 from resunet_ray.data.dataset import open_dataset
 from resunet_ray.data.splits import TRAIN, VAL
-from resunet_ray.errors import ResUNetRayError, RunError
-from resunet_ray.sweep.live_table import TrialTable
-from resunet_ray.sweep.scheduling import NUMBER, build_scheduler
+from resunet_ray.errors import ResUNetRayError
+from resunet_ray.sweep.running import RunningSweep, count_left
+from resunet_ray.sweep.scheduling import NUMBER
 from resunet_ray.sweep.space import Parameters, Space, apply, parse_space
 from resunet_ray.sweep.study import Study, count_trials
 from resunet_ray.sweep.trials import (
     TRIALS_FOLDER,
     Trial,
-    end_trial,
     list_trials,
-    read_error,
-    read_validations,
     save_error,
     save_trial,
-    start_trial,
     trial_folder,
     trial_name,
 )
-from resunet_ray.sweep.winner import Swept, conclude
+from resunet_ray.sweep.winner import SweepResult, conclude
 from resunet_ray.train.capacity import wait_for_workers
 from resunet_ray.train.saved_settings import write_settings_once
-from resunet_ray.train.tracking import save_hyperparameters
 from resunet_ray.train.trainer import (
     discard_damaged_snapshot,
     prepare_if_folder,
@@ -50,25 +42,23 @@ from resunet_ray.train.trainer import (
     train,
 )
 
-logger = logging.getLogger(__name__)
-
 SWEEP_FILE = "sweep.json"
 
 _LEASE_SECONDS = 60.0
-_DRIVER_BYTES = (
-    700 * 2**20
-)  # of the process of a trial that waits for its training run; measured 0.53 GiB
+_DRIVER_BYTES = 700 * 2**20
+"""Memory of the process of a trial that waits for its training run; measured: 0.53 GiB."""
 
 
-def sweep(config: SweepConfig) -> Swept:
-    """Runs the trials that are not done and makes the winner's bundle.
+def sweep(config: SweepConfig) -> SweepResult:
+    """Run the trials that are not done, and write the winner's bundle.
 
     Raises:
-        ConfigError: the space does not fit the training configuration, or the output holds another sweep.
-        InputError: the data or the bundle to start from is missing or unfit.
+        ConfigError: the space does not fit the training configuration, or the output holds
+            another sweep.
+        InputError: the data or the bundle to start from is missing or unusable.
         LeaseError: another process runs this sweep.
-        ResourceError: the cluster cannot take so many trials at once.
-        RunError: no trial was trained to its end.
+        ResourceError: the cluster has no room for this many trials at once.
+        RunError: no trial trained to its last epoch, or trials were interrupted.
     """
     config = replace(config, training=resolve(config.training))
     training = config.training
@@ -76,7 +66,7 @@ def sweep(config: SweepConfig) -> Swept:
     storage.check_writable(training.output)
     with storage.hold_lease(training.output, seconds=_LEASE_SECONDS) as lease:
         trials = _list_trials(config)
-        left = _count_left(trials, most=count_trials(config, space))
+        left = count_left(trials, most=count_trials(config, space))
         at_once = replace(config, concurrent=max(1, min(config.concurrent, left)))
         if left > 0:
             require_means(training)
@@ -88,20 +78,20 @@ def sweep(config: SweepConfig) -> Swept:
             )
             if config.scheduler != "none":
                 require_dashboard(
-                    "only with it can Ray Train free what a stopped trial held (or give --scheduler none)"
+                    "only with it can Ray Train free the resources of a stopped trial "
+                    "(or give --scheduler none)"
                 )
         data = prepare_if_folder(training.data, own=storage.join(training.output, "data"))
         write_settings_once(
             storage.join(training.output, SWEEP_FILE),
             config,
             data_digest=open_dataset(data, needs=(TRAIN, VAL)).digest,
+            # The location of the data may change: its digest identifies it.
             free=[
                 *list_fields(SweepConfig, TODAYS),
-                *(
-                    f"training.{name}" for name in list_fields(TrainConfig, TODAYS)
-                ),  # the data is known by its digest
+                *(f"training.{name}" for name in list_fields(TrainConfig, TODAYS)),
             ],
-            advice="give another --output, or the same settings to go on with it",
+            advice="give another --output, or the same settings to resume it",
         )
         for trial in trials:
             if trial.status == "unfinished":
@@ -114,7 +104,7 @@ def sweep(config: SweepConfig) -> Swept:
 
 
 def _threads(config: SweepConfig) -> int | None:
-    """Threads of a trial's worker on CPUs, such that all that share a node share its cores."""
+    """Return the CPU threads of a trial's worker, so that workers on one node share its cores."""
     if config.training.threads is not None:
         return config.training.threads
     nodes: int = sum(node["Alive"] for node in ray.nodes())
@@ -125,22 +115,17 @@ def _threads(config: SweepConfig) -> int | None:
 def _run_trials(
     config: SweepConfig, space: Space, trials: Sequence[Trial], lease: storage.Lease
 ) -> list[Trial]:
-    """All trials, after those that are not done were run."""
+    """Run the trials that are not done; returns all trials."""
     with Study(config, space, trials) as study:
-        state = _Sweep(config, space, study, trials, lease)
+        state = RunningSweep(config, space, study, trials, lease)
         if state.left:
             _tune(config, state)
             state.require_progress()
         return state.trials
 
 
-def _count_left(trials: Sequence[Trial], *, most: int) -> int:
-    """Trials that go on or are still to be made."""
-    return sum(trial.status == "unfinished" for trial in trials) + max(0, most - len(trials))
-
-
 def _list_trials(config: SweepConfig) -> list[Trial]:
-    """What there is; where failed trials are to be tried again, as if they had not ended."""
+    """Return the saved trials; with `retry_failed`, failed ones count as unfinished."""
     trials = list_trials(config.training.output)
     for number, trial in enumerate(trials):
         if config.retry_failed and trial.status == "failed":
@@ -148,108 +133,10 @@ def _list_trials(config: SweepConfig) -> list[Trial]:
     return trials
 
 
-class _Sweep:
-    """The trials while they run: what is next, and writing down what happens."""
-
-    def __init__(
-        self,
-        config: SweepConfig,
-        space: Space,
-        study: Study,
-        trials: Sequence[Trial],
-        lease: storage.Lease,
-    ) -> None:
-        self._lease = lease
-        self._most = count_trials(config, space)
-        self.trials = list(trials)
-        self._config, self._study = config, study
-        self._output = config.training.output
-        self._waiting = deque(trial.number for trial in trials if trial.status == "unfinished")
-        self._begun = time.monotonic()
-        self.scheduler = build_scheduler(config, trials)
-        self.table = TrialTable(config, total=self._most, trials=self.trials)
-        for trial in trials:
-            for row in read_validations(self._output, trial).to_dict("records"):
-                self.table.note(
-                    trial.number, epoch=int(row["epoch"]), score=row[config.training.monitor]
-                )
-
-    @property
-    def left(self) -> int:
-        """Trials that go on or are still to be made."""
-        return _count_left(self.trials, most=self._most)
-
-    def start_next(self) -> Trial | None:
-        """The next trial to run: first what was interrupted, then new ones."""
-        self._lease.check()
-        if self._waiting:
-            return self.trials[self._waiting.popleft()]
-        number = len(self.trials)
-        if number >= self._most:
-            return None
-        trial = start_trial(self._output, number=number, parameters=self._study.suggest(number))
-        self.trials.append(trial)
-        folder, metric = trial_folder(self._output, trial.number), self._config.training.monitor
-        save_hyperparameters(folder, trial.parameters, metric=metric)
-        return trial
-
-    def report(self, number: int, result: dict[str, Any]) -> None:
-        """A validation of a trial."""
-        self._lease.check()
-        if self.trials[number].status != "unfinished":
-            return
-        score = result[self._config.training.monitor]
-        self._study.report(number, epoch=result["epoch"], score=score)
-        self._study.save()
-        self.table.report(number, epoch=result["epoch"], score=score)
-
-    def end(self, number: int, *, error: str | None = None) -> None:
-        """A trial has ended: as its own files, its scheduler or Tune say. Where none does, it goes on next time."""
-        trial = self.trials[number]
-        if trial.status != "unfinished":
-            return
-        reason = error or read_error(self._output, trial)
-        if reason is not None:
-            ended = end_trial(
-                self._output, trial, status="failed", reason=storage.mask_credentials(reason)
-            )
-        elif storage.exists(
-            storage.join(trial_folder(self._output, trial.number), "bundle", BUNDLE_FILE)
-        ):
-            ended = end_trial(self._output, trial, status="completed")
-        elif number in self.scheduler.stopped:
-            ended = end_trial(
-                self._output, trial, status="stopped", reason=self.scheduler.stopped[number]
-            )
-        else:
-            return
-        self.trials[number] = ended
-        self._study.end(ended)
-        self.table.end(ended)
-
-    def require_progress(self) -> None:
-        """Says what is left, and raises RunError where that is not because the time was up."""
-        left = self.left
-        up = (
-            self._config.hours is not None
-            and time.monotonic() - self._begun >= self._config.hours * 3600
-        )
-        if left and not up:
-            raise RunError(
-                f"the sweep was interrupted, {left} trials are left: the same command goes on with them"
-            )
-        if up:
-            logger.info(
-                "the %g hours are over: the same command goes on with %d trials",
-                self._config.hours,
-                left,
-            )
-
-
 class _Suggester(Searcher):  # type: ignore[misc]
-    """What Tune asks for the next trial. It keeps no state: that is in the sweep's own files."""
+    """Gives Tune the next trial. It keeps no state: that is in the sweep's own files."""
 
-    def __init__(self, sweep: _Sweep) -> None:
+    def __init__(self, sweep: RunningSweep) -> None:
         super().__init__()
         self._sweep = sweep
 
@@ -269,9 +156,9 @@ class _Suggester(Searcher):  # type: ignore[misc]
 
 
 class _Recorder(tune.Callback):  # type: ignore[misc]
-    """Hands what happens in Tune to the sweep."""
+    """Passes Tune's events on to the sweep."""
 
-    def __init__(self, sweep: _Sweep) -> None:
+    def __init__(self, sweep: RunningSweep) -> None:
         self._sweep = sweep
 
     def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: object) -> None:
@@ -286,24 +173,20 @@ class _Recorder(tune.Callback):  # type: ignore[misc]
         self._sweep.end(trial.config[NUMBER], error=lines[-1])
 
 
-def _tune(config: SweepConfig, state: _Sweep) -> None:
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = (
-        "1"  # each training run writes its own curves
-    )
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = (
-        "1"  # who failed early, or only had its bundle to write, reports nothing
-    )
-    os.environ["RAY_AIR_NEW_OUTPUT"] = (
-        "0"  # its table goes to standard output, which belongs to the last line
-    )
-    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(
-        logging.ERROR
-    )  # it misses those logs
+def _tune(config: SweepConfig, state: RunningSweep) -> None:
+    # Each training run writes its own curves. Tune's analysis would warn that its logs are missing.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
+    # A trial that failed early, or had only its bundle left to write, reports nothing.
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
+    # Tune's own table would go to standard output, which belongs to the job's JSON line.
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     trainable = tune.with_parameters(
         _run_trial, training=replace(config.training, threads=_threads(config))
     )
     tuner = tune.Tuner(
-        # It only waits for its training run, which takes the CPUs; without any demand at all Tune refuses it.
+        # The trial only waits for its training run, which takes the CPUs. Tune refuses a trial
+        # that asks for nothing at all.
         tune.with_resources(trainable, {"cpu": 0, "memory": _DRIVER_BYTES}),
         tune_config=tune.TuneConfig(
             search_alg=_Suggester(state),
@@ -327,7 +210,10 @@ def _tune(config: SweepConfig, state: _Sweep) -> None:
 
 
 def _run_trial(given: dict[str, Any], *, training: TrainConfig) -> None:
-    """One trial, in a process of its own. What would only go wrong again is written down, not raised: Tune would repeat it."""
+    """Run one trial, in its own process.
+
+    An error that would only happen again is saved instead of raised, since Tune would retry it.
+    """
     folder = trial_folder(training.output, given[NUMBER])
     save_error(folder, None)
     connect()
@@ -340,7 +226,7 @@ def _run_trial(given: dict[str, Any], *, training: TrainConfig) -> None:
 
 
 def trial_config(training: TrainConfig, *, number: int, parameters: Parameters) -> TrainConfig:
-    """The configuration of a trial's training run."""
+    """Return the configuration of a trial's training run."""
     own = replace(
         training, output=storage.join(training.output, TRIALS_FOLDER), name=trial_name(number)
     )

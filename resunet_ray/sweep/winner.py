@@ -1,4 +1,4 @@
-"""What a sweep comes to: its tables, and the best trial as a bundle that says which sweep found it."""
+"""The results of a sweep: its tables, and the winner's bundle, which names the sweep."""
 
 import json
 import logging
@@ -24,21 +24,23 @@ _FINAL_FOLDER = "final"
 
 
 @dataclass(frozen=True)
-class Swept:
-    """What a sweep came to."""
+class SweepResult:
+    """Result of a sweep."""
 
     bundle: str
+    """Location of the winner's bundle."""
     trials: dict[str, int]
-    """How many ended in which way."""
+    """Number of trials by status."""
     best: dict[str, Any]
-    """The winner: `trial`, `parameters`, `epoch`, `score`, and `final_scores` of each seed where it was trained anew."""
+    """The winner: `trial`, `parameters`, `epoch`, `score` and `final_scores`, which holds one score
+    per seed if the winner was trained again, else None."""
 
 
-def conclude(config: SweepConfig, space: Space, trials: Sequence[Trial]) -> Swept:
-    """Writes trials.parquet, trials.csv and summary.json, and the winner's bundle.
+def conclude(config: SweepConfig, space: Space, trials: Sequence[Trial]) -> SweepResult:
+    """Write trials.parquet, trials.csv and summary.json, and the winner's bundle.
 
     Raises:
-        RunError: no trial was trained to its end, or the winner's final training failed.
+        RunError: no trial trained to its last epoch, or the winner's final training failed.
     """
     output, monitor = config.training.output, config.training.monitor
     table = tabulate(output, trials, training=config.training)
@@ -60,7 +62,8 @@ def conclude(config: SweepConfig, space: Space, trials: Sequence[Trial]) -> Swep
             sorted({trial.reason for trial in trials if trial.status == "failed" and trial.reason})
         )
         raise RunError(
-            f"no trial was trained to its end{f': {reasons}' if reasons else ''}. {output}/trials.csv lists all {len(trials)}"
+            f"no trial trained to its last epoch{f': {reasons}' if reasons else ''}. "
+            f"{output}/trials.csv lists all {len(trials)}"
         )
     winner = completed.iloc[0]
     trial = trials[int(winner["trial"])]
@@ -78,7 +81,7 @@ def conclude(config: SweepConfig, space: Space, trials: Sequence[Trial]) -> Swep
         provenance={"sweep": {"output": output, "trials": len(trials), **best}},
     )
     _save_summary(output, summary | {"best": best, "bundle": bundle, "config": asdict(config)})
-    return Swept(bundle, counts, best)
+    return SweepResult(bundle, counts, best)
 
 
 def _save_summary(output: str, summary: dict[str, Any]) -> None:
@@ -88,7 +91,12 @@ def _save_summary(output: str, summary: dict[str, Any]) -> None:
 def _train_finally(
     config: SweepConfig, trial: Trial, *, bundle: str
 ) -> tuple[str, list[float] | None]:
-    """The best bundle of the winner's final training, and the score of each seed; without one, the trial's own bundle."""
+    """Train the winner again if the configuration says so.
+
+    Returns:
+        The best bundle and the score of each seed; without final training, the trial's own
+        bundle and None.
+    """
     if config.final_epochs is None and config.final_seeds == 1:
         return bundle, None
     monitor = config.training.monitor

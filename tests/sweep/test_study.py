@@ -1,4 +1,4 @@
-"""The study is always what the trials in storage say, and what it proposes does not depend on interruptions."""
+"""The study matches the trials in storage, and interruptions do not change what it proposes."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def config(output: str, **fields: Any) -> SweepConfig:
 
 
 def write_history(output: str, trial: Trial, scores: list[float]) -> None:
-    """A training run validated every second epoch; the loss is 1 − the score."""
+    """Write the history of a run validated every second epoch; the loss is 1 − the score."""
     rows: list[dict[str, float]] = []
     for number, score in enumerate(scores):
         blank = {"epoch": 2 * number + 1, "seconds": 1.5, "images_per_second": 8.0}
@@ -49,8 +49,8 @@ def write_history(output: str, trial: Trial, scores: list[float]) -> None:
     )
 
 
-def begin(output: str, count: int, **fields: Any) -> tuple[SweepConfig, list[Trial]]:
-    """A sweep with so many trials begun."""
+def start(output: str, count: int, **fields: Any) -> tuple[SweepConfig, list[Trial]]:
+    """Return a sweep and its first `count` trials, just started."""
     chosen = config(output, **fields)
     with Study(chosen, parse_space(chosen.space, chosen.training), []) as study:
         return chosen, [
@@ -64,7 +64,7 @@ def test_an_interrupted_sweep_proposes_what_an_uninterrupted_one_does(
     search: str, tmp_path: Path
 ) -> None:
     def propose(output: str, restart: int) -> list[Parameters]:
-        chosen, trials = begin(output, restart, search=search)
+        chosen, trials = start(output, restart, search=search)
         with Study(chosen, parse_space(SPACE, chosen.training), list_trials(output)) as study:
             return [trial.parameters for trial in trials] + [
                 study.suggest(number) for number in range(restart, 6)
@@ -93,16 +93,16 @@ def test_a_grid_tries_each_point_once(tmp_path: Path) -> None:
     assert len({str(point) for point in [*(trial.parameters for trial in first), *rest]}) == 4
 
 
-def test_optuna_reads_how_each_trial_ended(tmp_path: Path) -> None:
+def test_optuna_is_told_how_each_trial_ended(tmp_path: Path) -> None:
     output = str(tmp_path)
-    chosen, trials = begin(output, 4)
+    chosen, trials = start(output, 4)
     for trial, scores in zip(trials, ([0.5, 0.8, 0.7], [0.2], [0.1], [0.4]), strict=True):
         write_history(output, trial, scores)
     end_trial(output, trials[0], status="completed")
     end_trial(output, trials[1], status="stopped", reason="after epoch 2, at 0.2000")
     end_trial(output, trials[2], status="failed", reason="no memory")
     with Study(chosen, parse_space(SPACE, chosen.training), list_trials(output)) as study:
-        study.report(3, epoch=2, score=0.4)  # trained again since it was interrupted
+        study.report(3, epoch=2, score=0.4)  # repeats an epoch after an interruption
         study.report(3, epoch=4, score=0.6)
         study.save()
     stored = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'study.db'}")
@@ -119,9 +119,9 @@ def test_optuna_reads_how_each_trial_ended(tmp_path: Path) -> None:
     assert stored.trials[3].intermediate_values == {2: 0.4, 4: 0.6}
 
 
-def test_the_table_says_what_the_histories_say(tmp_path: Path) -> None:
+def test_the_table_matches_the_histories(tmp_path: Path) -> None:
     output = str(tmp_path)
-    chosen, trials = begin(output, 3)
+    chosen, trials = start(output, 3)
     write_history(output, trials[0], [0.5, 0.8, 0.7])
     trials[0] = end_trial(output, trials[0], status="completed")
     write_history(output, trials[1], [0.6])
@@ -135,9 +135,9 @@ def test_the_table_says_what_the_histories_say(tmp_path: Path) -> None:
     ]
 
 
-def test_what_decides_the_score_is_found_important(tmp_path: Path) -> None:
+def test_the_field_that_decides_the_score_is_the_most_important(tmp_path: Path) -> None:
     output = str(tmp_path)
-    chosen, trials = begin(output, 12, search="random")
+    chosen, trials = start(output, 12, search="random")
     for number, trial in enumerate(trials):
         write_history(output, trial, [0.5 + 40 * trial.parameters["learning_rate"]])
         trials[number] = end_trial(output, trial, status="completed")
@@ -148,16 +148,16 @@ def test_what_decides_the_score_is_found_important(tmp_path: Path) -> None:
 
 
 class TuneTrial:
-    """What Tune's schedulers look at in a trial."""
+    """The attributes of a trial that Tune's schedulers use."""
 
     def __init__(self, number: int) -> None:
         self.config = {"number": number}
         self.trial_id = f"id-{number}"
 
 
-def begin_beside_good_ones(output: str, scheduler: str) -> tuple[SweepConfig, list[Trial]]:
-    """Four trials that were completed with good scores, and a fifth that has begun."""
-    chosen, trials = begin(output, 5, scheduler=scheduler)
+def start_beside_good_trials(output: str, scheduler: str) -> tuple[SweepConfig, list[Trial]]:
+    """Return a sweep of four trials completed with good scores, and a fifth just started."""
+    chosen, trials = start(output, 5, scheduler=scheduler)
     for number in range(4):
         write_history(output, trials[number], [0.8, 0.85, 0.9])
         trials[number] = end_trial(output, trials[number], status="completed")
@@ -168,7 +168,7 @@ def begin_beside_good_ones(output: str, scheduler: str) -> tuple[SweepConfig, li
 def test_a_scheduler_compares_with_trials_from_before_the_interruption(
     scheduler: str, tmp_path: Path
 ) -> None:
-    chosen, trials = begin_beside_good_ones(str(tmp_path), scheduler)
+    chosen, trials = start_beside_good_trials(str(tmp_path), scheduler)
     remembering, forgetful = (build_scheduler(chosen, known) for known in (trials, []))
     poor, decisions = TuneTrial(4), []
     for built in (remembering, forgetful):
@@ -176,19 +176,16 @@ def test_a_scheduler_compares_with_trials_from_before_the_interruption(
         decisions.append(
             built.on_trial_result(None, poor, {"epoch": 2, "f1": 0.3, "training_iteration": 1})
         )
-        built.on_trial_complete(
-            None, TuneTrial(9), {"done": True}
-        )  # it failed before it reported anything
+        # A trial that failed before it reported anything.
+        built.on_trial_complete(None, TuneTrial(9), {"done": True})
     assert decisions == ["STOP", "CONTINUE"]
     assert remembering.stopped == {4: "after epoch 2, at 0.3000"}
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "median", "none"])
-def test_a_trial_that_goes_on_after_an_interruption_is_judged_anew(
-    scheduler: str, tmp_path: Path
-) -> None:
+def test_a_trial_that_resumes_is_judged_by_its_new_results(scheduler: str, tmp_path: Path) -> None:
     output = str(tmp_path)
-    chosen, trials = begin(output, 4, scheduler=scheduler)
+    chosen, trials = start(output, 4, scheduler=scheduler)
     for number, trial in enumerate(trials):
         write_history(output, trial, [0.8, 0.85] if number < 3 else [0.3])
     for number in range(3):
@@ -208,10 +205,10 @@ def test_a_trial_that_goes_on_after_an_interruption_is_judged_anew(
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "median"])
-def test_who_has_trained_to_the_end_is_not_stopped_before_its_bundle_is_written(
+def test_a_trial_that_trained_its_last_epoch_is_not_stopped_before_it_writes_its_bundle(
     scheduler: str, tmp_path: Path
 ) -> None:
-    chosen, trials = begin_beside_good_ones(str(tmp_path), scheduler)
+    chosen, trials = start_beside_good_trials(str(tmp_path), scheduler)
     built = build_scheduler(chosen, trials)
     built.on_trial_add(None, TuneTrial(4))
     assert (
@@ -221,7 +218,7 @@ def test_who_has_trained_to_the_end_is_not_stopped_before_its_bundle_is_written(
     assert built.stopped == {}
 
 
-def test_a_trial_that_failed_before_leaves_no_reason_behind(tmp_path: Path) -> None:
+def test_a_retried_trial_has_no_error_left(tmp_path: Path) -> None:
     save_error(str(tmp_path), "no memory")
     save_error(str(tmp_path), None)
     save_error(str(tmp_path), None)

@@ -1,4 +1,4 @@
-"""A sweep whose driver is killed ends as if it had not been: every trial once, the best one as a bundle, all of it to look at."""
+"""A sweep whose driver was killed resumes and ends as if nothing had happened."""
 
 import io
 import json
@@ -28,18 +28,18 @@ pytestmark = pytest.mark.campaign
 
 
 @dataclass
-class Swept:
-    """A sweep in object storage that was killed once and started again."""
+class KilledSweep:
+    """A sweep in object storage whose driver was killed once and started again."""
 
     output: str
     flags: list[str]
     line: dict[str, Any]
     before: dict[str, pd.DataFrame]
-    """When it was killed, the epochs of each trial that a checkpoint held."""
+    """The history of each trial up to its last checkpoint, when the driver was killed."""
     verbose: str
-    """Standard error of the one that was killed, with `--verbose`."""
+    """Standard error of the killed driver, which ran with `--verbose`."""
     errors: str
-    """Standard error of the other."""
+    """Standard error of the second driver."""
 
 
 def read_history(output: str, name: str) -> pd.DataFrame:
@@ -47,7 +47,7 @@ def read_history(output: str, name: str) -> pd.DataFrame:
 
 
 def saved_epochs(output: str) -> dict[str, pd.DataFrame]:
-    """What Ray Train knows that it can go on from, of each trial."""
+    """Return the history of each trial up to the last checkpoint that Ray Train can resume from."""
     known = {}
     for trial in list_trials(output):
         uri = f"{output}/trials/{trial.name}/checkpoint_manager_snapshot.json"
@@ -61,39 +61,14 @@ def saved_epochs(output: str) -> dict[str, pd.DataFrame]:
 
 
 @pytest.fixture(scope="module")
-def swept(dataset_uri: str, s3: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+def swept(dataset_uri: str, s3: str, tmp_path_factory: pytest.TempPathFactory) -> KilledSweep:
     output = f"{s3}/sweep"
-    flags = [
-        *SMALL,
-        "--precision",
-        "auto",
-        "--data",
-        dataset_uri,
-        "--output",
-        output,
-        "--epochs",
-        str(EPOCHS),
-    ]
-    flags += [
-        "--warmup-epochs",
-        "0",
-        "--ema-decay",
-        "0.9",
-        "--search",
-        "grid",
-        "--space",
-        "learning_rate=choice:1e-2,1e-3,1e30",
-    ]
-    flags += [
-        "--validation-interval",
-        "2",
-        "--grace-epochs",
-        "2",
-        "--trials",
-        "3",
-        "--concurrent",
-        "2",
-    ]
+    chosen = f"""
+        --data {dataset_uri} --output {output} --precision auto --epochs {EPOCHS}
+        --warmup-epochs 0 --ema-decay 0.9 --validation-interval 2 --grace-epochs 2
+        --search grid --space learning_rate=choice:1e-2,1e-3,1e30 --trials 3 --concurrent 2
+    """
+    flags = [*SMALL, *chosen.split()]
     environment = {**os.environ, "RAY_ADDRESS": "local"}
     log = tmp_path_factory.mktemp("swept") / "log"
     command = [sys.executable, str(ROOT / "jobs" / "tune.py"), "--verbose", *flags]
@@ -108,14 +83,14 @@ def swept(dataset_uri: str, s3: str, tmp_path_factory: pytest.TempPathFactory) -
             time.sleep(0.2)
         assert driver.poll() is None, f"it ended before it could be killed: {log.read_text()}"
         driver.send_signal(signal.SIGKILL)
-    time.sleep(3)  # its Ray ends with it
+    time.sleep(3)  # until its Ray has ended too
     before = saved_epochs(output)
     code, line, error = run_job("tune", *flags)
     assert code == 0, error
-    return Swept(output, flags, line, before, log.read_text(), error)
+    return KilledSweep(output, flags, line, before, log.read_text(), error)
 
 
-def test_every_trial_ends_once_and_none_stops_the_others(swept: Swept) -> None:
+def test_every_trial_ends_once_and_a_failure_does_not_stop_the_others(swept: KilledSweep) -> None:
     trials = list_trials(swept.output)
     assert [trial.number for trial in trials] == [0, 1, 2]
     assert sorted(trial.parameters["learning_rate"] for trial in trials) == [1e-3, 1e-2, 1e30]
@@ -128,7 +103,9 @@ def test_every_trial_ends_once_and_none_stops_the_others(swept: Swept) -> None:
     assert sum(swept.line["trials"].values()) == 3
 
 
-def test_what_ray_says_is_shown_where_it_is_asked_for_and_is_no_setting(swept: Swept) -> None:
+def test_only_verbose_shows_rays_own_output_and_it_is_not_a_setting_of_the_sweep(
+    swept: KilledSweep,
+) -> None:
     assert not RAYS_OWN.search(swept.errors), swept.errors
     assert re.search(
         r"^\(RayTrainWorker pid=\d+.*\) Reporting training result 1", swept.verbose, re.MULTILINE
@@ -136,7 +113,7 @@ def test_what_ray_says_is_shown_where_it_is_asked_for_and_is_no_setting(swept: S
     assert "\x1b" not in swept.errors
 
 
-def test_a_trial_that_had_a_checkpoint_goes_on_from_it(swept: Swept) -> None:
+def test_a_trial_resumes_from_its_checkpoint(swept: KilledSweep) -> None:
     assert swept.before
     for name, earlier in swept.before.items():
         history = read_history(swept.output, name)
@@ -146,7 +123,7 @@ def test_a_trial_that_had_a_checkpoint_goes_on_from_it(swept: Swept) -> None:
         pd.testing.assert_frame_equal(history[columns].head(len(earlier)), earlier[columns])
 
 
-def test_the_table_holds_what_the_histories_hold(swept: Swept) -> None:
+def test_the_table_matches_the_histories(swept: KilledSweep) -> None:
     table = storage.read_table(f"{swept.output}/trials.parquet").to_pandas()
     text = pd.read_csv(io.BytesIO(storage.read_bytes(f"{swept.output}/trials.csv")))
     np.testing.assert_allclose(text["score"], table["score"])
@@ -158,8 +135,8 @@ def test_the_table_holds_what_the_histories_hold(swept: Swept) -> None:
     assert swept.line["best"]["score"] == completed["score"].max()
 
 
-def test_tensorboard_has_the_last_validation_of_each_trial_and_its_hyperparameters(
-    swept: Swept, tmp_path: Path
+def test_tensorboard_has_every_validation_and_the_hyperparameters_of_each_trial(
+    swept: KilledSweep, tmp_path: Path
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -183,8 +160,8 @@ def test_tensorboard_has_the_last_validation_of_each_trial_and_its_hyperparamete
             )
 
 
-def test_the_bundle_scores_as_the_table_says_and_names_the_sweep(
-    swept: Swept, dataset_uri: str, tmp_path: Path, cluster: str
+def test_the_bundle_scores_as_in_the_table_and_names_the_sweep(
+    swept: KilledSweep, dataset_uri: str, tmp_path: Path, cluster: str
 ) -> None:
     info = load_bundle(swept.line["bundle"]).info
     assert info.provenance["sweep"]["output"] == swept.output
@@ -208,19 +185,21 @@ def test_the_bundle_scores_as_the_table_says_and_names_the_sweep(
     assert line["f1"] == pytest.approx(swept.line["best"]["score"], abs=1e-6)
 
 
-def test_the_same_command_again_has_nothing_to_do_and_another_space_is_refused(
-    swept: Swept,
+def test_the_same_command_has_nothing_left_to_do_and_another_space_is_refused(
+    swept: KilledSweep,
 ) -> None:
     begun = time.perf_counter()
     code, line, error = run_job("tune", *swept.flags)
     assert (code, line) == (0, swept.line), error
-    assert time.perf_counter() - begun < 30  # a trial takes longer
+    assert time.perf_counter() - begun < 30  # less than one trial takes
     code, line, _ = run_job("tune", *[flag.replace("1e-3", "2e-3") for flag in swept.flags])
     assert code == 2
     assert "space was" in line["message"]
 
 
-def test_the_report_opens_in_a_browser_and_shows_the_sweep(swept: Swept, tmp_path: Path) -> None:
+def test_the_report_opens_in_a_browser_and_shows_the_sweep(
+    swept: KilledSweep, tmp_path: Path
+) -> None:
     page = open_in_browser(storage.read_bytes(swept.line["report"]), folder=tmp_path)
     for heading in (
         "Best so far",
@@ -231,14 +210,14 @@ def test_the_report_opens_in_a_browser_and_shows_the_sweep(swept: Swept, tmp_pat
         assert f"<h2>{heading}</h2>" in page
     assert page.count("<svg") >= 3
     assert "lower --learning-rate" in page
-    assert not re.search(r"""(src|href)=["']http""", page), "it would fetch something"
+    assert not re.search(r"""(src|href)=["']http""", page), "the page would fetch something"
 
 
 def fetch(url: str) -> Any:
     return json.loads(urllib.request.urlopen(url, timeout=5).read())
 
 
-def test_the_dashboards_are_served_from_object_storage(swept: Swept) -> None:
+def test_the_dashboards_are_served_from_object_storage(swept: KilledSweep) -> None:
     ports = (free_port(), free_port())
     command = [sys.executable, str(ROOT / "jobs" / "dashboard.py"), "--output", swept.output]
     command += ["--tensorboard-port", str(ports[0]), "--optuna-port", str(ports[1])]
@@ -262,7 +241,7 @@ def test_the_dashboards_are_served_from_object_storage(swept: Swept) -> None:
     assert (server.returncode, line["status"]) == (0, "done")
 
 
-def test_nothing_to_look_at_is_said(tmp_path: Path) -> None:
+def test_a_dashboard_without_a_sweep_is_refused(tmp_path: Path) -> None:
     code, line, _ = run_job("dashboard", "--output", str(tmp_path))
     assert code == 2
     assert "holds neither study.db nor tensorboard/" in line["message"]

@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 import shapely
 
 from resunet_ray import storage
-from resunet_ray.data.stream import run_tasks
 from resunet_ray.errors import RunError
 from resunet_ray.model.metrics import SCORE_NAMES, Counts, score_counts
 from resunet_ray.schema import IMAGES, INSTANCES, REGIONS
@@ -26,6 +25,7 @@ from resunet_ray.segment import layout
 from resunet_ray.segment.planning.plan import Plan, read_chunk
 from resunet_ray.segment.rows import Row, is_slide
 from resunet_ray.segment.work.objects import seam_disagreement
+from resunet_ray.tasks import run_tasks
 
 logger = logging.getLogger(__name__)
 

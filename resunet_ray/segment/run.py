@@ -23,7 +23,6 @@ from resunet_ray.bundle import BundleInfo, read_bundle_info, versions
 from resunet_ray.cluster import connect, is_lost, this_node
 from resunet_ray.config import GiveUpConfig, SegmentConfig, load_config
 from resunet_ray.config.roles import TODAYS, list_fields
-from resunet_ray.data.stream import stream_tasks
 from resunet_ray.errors import InputError
 from resunet_ray.monitoring import count_images
 from resunet_ray.schema import PLAN
@@ -37,6 +36,7 @@ from resunet_ray.segment.rows import Row
 from resunet_ray.segment.work.actors import segment_chunks, uses_gpu
 from resunet_ray.segment.work.job import Job
 from resunet_ray.storage import Lease, crashes
+from resunet_ray.tasks import stream_tasks
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ DATASET = Dataset(
 
 
 def rows(spans: list[Span]) -> list[int]:
-    return [span.first + row for span in spans for row in span.wanted]
+    return [span.group.first + row for span in spans for row in span.wanted]
 
 
 def plan(

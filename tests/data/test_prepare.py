@@ -17,7 +17,7 @@ import ray
 from support import read_picture
 
 from resunet_ray.config import PrepareConfig
-from resunet_ray.data.check import check_source
+from resunet_ray.data.check import CheckedImage, Reject, check_source
 from resunet_ray.data.dataset import open_dataset, plan_once
 from resunet_ray.data.images import decode_stored, encode_labels, encode_png
 from resunet_ray.data.labelled import read_images
@@ -139,8 +139,8 @@ def test_every_bad_image_is_named_with_its_reason_and_too_many_are_refused(
     )
 
 
-def die_over_poison(source: Source, **options: Any) -> dict[str, Any]:
-    """As a fault in a decoder would have it."""
+def die_over_poison(source: Source, **options: Any) -> CheckedImage | Reject:
+    """Stand in for a decoder that crashes the process."""
     if source.image_id.startswith("poison"):
         os._exit(1)
     return check_source(source, **options)

@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 
 from resunet_ray import storage
 from resunet_ray.config.segment import ExportKind
-from resunet_ray.data.stream import run_tasks
 from resunet_ray.errors import InputError
 from resunet_ray.segment import layout
 from resunet_ray.segment.export.geojson import build_features, write_features
 from resunet_ray.segment.export.pyramid import write_label_zarr, write_mask_tiff
 from resunet_ray.segment.planning.plan import Plan
 from resunet_ray.segment.rows import Row, is_slide
+from resunet_ray.tasks import run_tasks
 
 _FEATURES = 500_000  # in one GeoJSON file; QuPath reads one whole
 _ROWS = 4096  # nuclei that are read at once

@@ -1,4 +1,4 @@
-"""A bundle over the labelled images of a split: each image is predicted once and scored, on CPUs or GPUs."""
+"""A bundle over the labelled images of a split: each predicted once and scored, on CPUs or GPUs."""
 
 from collections.abc import Callable
 
@@ -32,7 +32,8 @@ def score_split(
         split: name of the split.
         bundle: location of the bundle.
         score: predicts and scores a block of images.
-        actors: maximum number of processes that hold the network. None: one per GPU, or a single one with all cores.
+        actors: maximum number of processes that hold the network. None: one per GPU, or a single
+            one with all cores.
 
     Raises:
         ResourceError: the actors do not fit beside Ray Data's own CPU.

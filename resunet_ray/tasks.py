@@ -1,4 +1,4 @@
-"""Numbered tasks: Ray Data calls a function with each number from 0 to `count` − 1 and collects the rows it returns."""
+"""Numbered tasks: Ray Data calls a function with 0, 1, 2 … and collects the rows it returns."""
 
 from collections.abc import Callable, Iterator
 
@@ -16,7 +16,8 @@ Columns = dict[str, np.ndarray]
 def run_tasks(task: Callable[[int], pa.Table], *, count: int, total: int, what: str) -> pa.Table:
     """Run tasks and return the rows of all of them, in no particular order.
 
-    Tasks run on the cluster's CPUs if this process has joined Ray, otherwise one after another in this process.
+    Tasks run on the cluster's CPUs if this process has joined Ray, otherwise one after another in
+    this process.
 
     Args:
         task: number → rows.
@@ -60,7 +61,7 @@ def map_numbers(task: Callable[[int], pa.Table | Columns], *, count: int) -> ray
 
 
 def count_up(count: int) -> ray.data.Dataset:
-    """Return the numbers 0 to `count` − 1 in a column `id`, one block each, to be mapped to work."""
+    """Return the numbers 0 to `count` − 1 in a column `id`, one block each, to map to work."""
     data = ray.data.range(count, override_num_blocks=count)
     data.context.enable_progress_bars = is_verbose()
     return data

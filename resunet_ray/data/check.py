@@ -167,7 +167,7 @@ def _to_mask(values: Int32[np.ndarray, "h w"], *, name: str) -> UInt8[np.ndarray
     if len(levels) > 2 or (len(levels) == 2 and levels[0] != 0):
         raise _RejectedError(
             "not_a_mask",
-            f"{name} has {len(levels)} distinct values from {levels[0]} to {levels[-1]}: expected 0 and one "
-            "other value. Put instance numbers in instances/",
+            f"{name} has {len(levels)} distinct values from {levels[0]} to {levels[-1]}: "
+            "expected 0 and one other value. Put instance numbers in instances/",
         )
     return (values > 0).astype(np.uint8)

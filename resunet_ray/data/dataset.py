@@ -1,7 +1,8 @@
 """A prepared data set: its rows, and which of them are read in which order.
 
-The order of every epoch depends on the seed and the epoch alone. Each worker reads its own share of that order, so that a
-resumed run sees what an uninterrupted one would have seen. No row is dropped to make shares equal, and none is seen twice.
+The order of every epoch depends on the seed and the epoch alone. Each worker reads its own share
+of that order, so that a resumed run sees what an uninterrupted one would have seen. No row is
+dropped to make shares equal, and none is seen twice.
 """
 
 import json
@@ -123,8 +124,8 @@ def open_dataset(uri: str, *, needs: tuple[str, ...] = ()) -> Dataset:
     present = {name for name, _ in storage.list_files(uri, recursive=False)}
     if missing := sorted(dataset.shards.keys() - present):
         raise InputError(
-            f"{uri} lacks {missing[0]}, which its {DATASET_FILE} lists ({len(missing)} missing in all): "
-            "copy the whole data set"
+            f"{uri} lacks {missing[0]}, which its {DATASET_FILE} lists "
+            f"({len(missing)} missing in all): copy the whole data set"
         )
     for split in needs:
         if not dataset.splits.get(split):
@@ -144,7 +145,7 @@ def plan_epoch(
     size: int,
     weights: np.ndarray | None,
 ) -> list[Span]:
-    """Plan what one worker reads in one training epoch: its share of all row groups in random order.
+    """Plan what one worker reads in an epoch: its share of all row groups, in random order.
 
     Args:
         dataset: the data set.
@@ -153,9 +154,10 @@ def plan_epoch(
         seed: the run's seed.
         rank: number of this worker, from 0.
         workers: number of workers.
-        size: rows in the epoch over all workers, divisible by `workers`; each rank gets `size / workers`.
-        weights: how often each row is drawn relative to the others. None: once each, except for a remainder that is left
-            out and differs from epoch to epoch.
+        size: rows in the epoch over all workers, divisible by `workers`; each rank gets `size /
+            workers`.
+        weights: how often each row is drawn relative to the others. None: once each, except for a
+            remainder that is left out and differs from epoch to epoch.
     """
     rng = np.random.default_rng([seed, epoch])
     groups = dataset.groups(split)
@@ -184,7 +186,10 @@ def _repeat_rows(group: RowGroup, repeats: np.ndarray) -> Iterator[int]:
 def _draw_repeats(
     rows: int, *, size: int, weights: np.ndarray | None, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw how often each row is seen: `size` in all, as near to its weight as whole numbers allow (systematic sampling)."""
+    """Draw how often each row is seen, `size` in all, by systematic sampling.
+
+    Each count is as near to the row's weight as whole numbers allow.
+    """
     order = rng.permutation(rows)
     share = np.ones(rows) if weights is None else weights
     edges = np.cumsum(share[order]) / share.sum() * size
@@ -198,7 +203,7 @@ def _draw_repeats(
 
 
 def plan_once(dataset: Dataset, split: str, *, rank: int = 0, workers: int = 1) -> list[Span]:
-    """Plan what one worker reads so that all workers together read each row of a split exactly once."""
+    """Plan what one worker reads so that all workers together read each row exactly once."""
     return [
         Span(epoch=0, group=group, wanted=wanted)
         for group in dataset.groups(split)

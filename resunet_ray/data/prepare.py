@@ -1,6 +1,7 @@
-"""Labelled images of any known layout → checked Parquet shards. This is where source images are decoded, once each.
+"""Labelled images of any known layout → checked Parquet shards. Every source is decoded once, here.
 
-    sources ─► check, on all CPUs ─► staging/*.parquet ─► duplicates, splits ─► SPLIT-00000.parquet … ─► dataset.json
+    sources ─► check, on all CPUs ─► staging/*.parquet ─► duplicates, splits
+        ─► SPLIT-00000.parquet … ─► dataset.json
 
 `dataset.json` is written last: a data set without it is unfinished.
 """
@@ -62,7 +63,8 @@ def prepare(config: PrepareConfig) -> PreparationResult:
     """Write the data set. Ray starts only after the input has been listed and the split drawn.
 
     Raises:
-        InputError: an input is missing, the output already holds a data set, or more images are rejected than allowed.
+        InputError: an input is missing, the output already holds a data set, or more images are
+            rejected than allowed.
     """
     # Absolute, because tasks run in other working directories.
     config = replace(config, output=storage.absolute(config.output).rstrip("/"))
@@ -101,7 +103,8 @@ def prepare(config: PrepareConfig) -> PreparationResult:
 def _require_free(output: str) -> None:
     if storage.exists(storage.join(output, DATASET_FILE)):
         raise InputError(
-            f"{output} already holds a data set ({DATASET_FILE}): choose another --output or delete it first"
+            f"{output} already holds a data set ({DATASET_FILE}): "
+            "choose another --output or delete it first"
         )
 
 
@@ -115,7 +118,8 @@ def _read_metadata(uri: str | None, *, group_column: str | None) -> dict[str, Me
         raise InputError(f"{uri} is not a CSV: {error}") from None
     if "id" not in frame:
         raise InputError(
-            f"{uri} has the columns {', '.join(frame.columns)}: expected a column `id` with the images' names"
+            f"{uri} has the columns {', '.join(frame.columns)}: "
+            "expected a column `id` with the images' names"
         )
     if "mpp" in frame:
         numbers = pd.to_numeric(frame["mpp"], errors="coerce")
@@ -147,8 +151,8 @@ def _require_known(
     """Refuse metadata that names none of the images: most likely its ids have file suffixes."""
     if metadata and not metadata.keys() & set(names):
         raise InputError(
-            f"{source} names none of the images: its first id is {next(iter(metadata))!r}, the first image's "
-            f"is {names[0]!r}. Expected file names without suffix"
+            f"{source} names none of the images: its first id is {next(iter(metadata))!r}, "
+            f"the first image's is {names[0]!r}. Expected file names without suffix"
         )
 
 
@@ -159,7 +163,10 @@ def _check_all(
     metadata: Mapping[str, Metadata],
     staging: str,
 ) -> pd.DataFrame:
-    """Check every image on the cluster. Accepted rows wait in `staging`, one file per task; the result has no pixels."""
+    """Check every image on the cluster.
+
+    The result has no pixels. Rows with pixels wait in `staging`, one file per task.
+    """
     tasks = [
         sources[start : start + _IMAGES_PER_TASK]
         for start in range(0, len(sources), _IMAGES_PER_TASK)
@@ -194,7 +201,7 @@ def _check_all(
 
 
 def _reject_duplicates(checked: pd.DataFrame) -> pd.DataFrame:
-    """Keep only the first by name of images with equal pixels: a copy in another split would leak."""
+    """Keep the first by name of images with equal pixels: a copy in another split would leak."""
     readable = checked[checked["reason"].isna()]
     first = readable.groupby("digest")["image_id"].transform("first")
     copies = readable.index[readable.duplicated("digest")]
@@ -212,10 +219,11 @@ def _require_few_rejects(rejects: pd.DataFrame, *, total: int, config: PrepareCo
             f"{count} {reason}" for reason, count in Counter(rejects["reason"]).items()
         )
         raise InputError(
-            f"{len(rejects)} of {total} images are rejected ({reasons}), a fraction of {fraction:.4f}: "
-            f"--max-reject-fraction is {config.max_reject_fraction}. The first: {rejects['message'].iloc[0]}. "
-            f"All are listed in {storage.join(config.output, 'rejects.parquet')}: fix them, or raise the "
-            "fraction to continue without them"
+            f"{len(rejects)} of {total} images are rejected ({reasons}), a fraction of "
+            f"{fraction:.4f}: --max-reject-fraction is {config.max_reject_fraction}. "
+            f"The first: {rejects['message'].iloc[0]}. "
+            f"All are listed in {storage.join(config.output, 'rejects.parquet')}: "
+            "fix them, or raise the fraction to continue without them"
         )
 
 
@@ -261,8 +269,8 @@ def _read_split_file(uri: str) -> dict[str, list[str]]:
         ) from None
     if splits.TRAIN not in lists or splits.VAL not in lists:
         raise InputError(
-            f"{uri} has the keys {', '.join(content) or '(none)'}: expected `train` and `val` (and optionally "
-            "`test`), each a list of image ids"
+            f"{uri} has the keys {', '.join(content) or '(none)'}: "
+            "expected `train` and `val` (and optionally `test`), each a list of image ids"
         )
     return lists
 
@@ -270,7 +278,7 @@ def _read_split_file(uri: str) -> dict[str, list[str]]:
 def _write_shards(
     accepted: pd.DataFrame, *, config: PrepareConfig, staging: str
 ) -> dict[str, list[int]]:
-    """Write the shards of each split from the staged rows. Return the rows in each row group of each file."""
+    """Write each split's shards from the staged rows; return each file's rows per row group."""
     plan = []
     for split, rows in accepted.groupby("split", sort=True):
         pixels = (rows["height"] * rows["width"]).cumsum()

@@ -1,4 +1,4 @@
-"""Training batches: how often each image is drawn, and crops mixed in a buffer and stacked for one worker."""
+"""Training batches: images drawn by weight, and their crops mixed in a buffer and stacked."""
 
 import itertools
 from collections.abc import Generator, Iterator
@@ -20,7 +20,10 @@ Batch = tuple[UInt8[np.ndarray, "n s s 3"], UInt8[np.ndarray, "n s s"]]
 
 
 def epoch_size(dataset: Dataset, config: TrainConfig) -> int:
-    """Return the crops per epoch over all workers: the number of training images, rounded down to whole batches."""
+    """Return the crops per epoch over all workers: one per training image, less a remainder.
+
+    An epoch is whole batches, and at least one.
+    """
     return max(1, dataset.splits[TRAIN] // config.batch_size) * config.batch_size
 
 
@@ -32,16 +35,16 @@ def require_modalities(dataset: Dataset, config: TrainConfig) -> None:
     """
     if config.balance_modalities and not dataset.read_column(TRAIN, "modality").fillna("").any():
         raise InputError(
-            f"--balance-modalities {config.balance_modalities}: {dataset.uri} has no modalities. Prepare it with "
-            "--metadata, a CSV with columns `id` and `modality`"
+            f"--balance-modalities {config.balance_modalities}: {dataset.uri} has no modalities. "
+            "Prepare it with --metadata, a CSV with the columns `id` and `modality`"
         )
 
 
 def draw_weights(dataset: Dataset, config: TrainConfig) -> np.ndarray | None:
     """Return how often each training image is drawn relative to the others; None: equally often.
 
-    The weight is the image's area to the power of `balance_area`, times the inverse share of its modality to the power of
-    `balance_modalities`.
+    The weight is the image's area to the power of `balance_area`, times the inverse share of its
+    modality to the power of `balance_modalities`.
 
     Raises:
         InputError: modalities are to be balanced, and the data set has none.
@@ -106,7 +109,8 @@ def _stack(crops: list[Crop]) -> Batch:
 def _mix(crops: Iterator[Crop], *, size: int, seed: list[int]) -> Iterator[Crop]:
     """Yield crops in random order, drawn from a buffer that is emptied at the end of each epoch.
 
-    The buffer starts small and grows with each draw, so that the first batch need not wait until it is full.
+    The buffer starts small and grows with each draw, so that the first batch need not wait until
+    it is full.
     """
     for epoch, members in itertools.groupby(crops, key=lambda crop: crop.epoch):
         # Seeded by epoch, so that an epoch's order does not depend on where a run was resumed.

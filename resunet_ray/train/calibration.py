@@ -23,10 +23,13 @@ MIN_DISTANCES = (3, 5, 7, 10, 14)
 
 
 def choose_instances(bundle: str, dataset: Dataset) -> tuple[InstanceConfig | None, float]:
-    """Return the instance parameters with the highest mean panoptic quality on validation data, and that quality.
+    """Return the instance parameters with the best mean panoptic quality on validation data.
 
-    The bundle's threshold is kept. Of candidates that are equally good, components win over the watershed and a smaller
-    minimum area over a larger one. None if the data set has no instances.
+    The bundle's threshold is kept. Of candidates that are equally good, components win over the
+    watershed and a smaller minimum area over a larger one.
+
+    Returns:
+        The parameters, None if the data set has no instances, and their mean panoptic quality.
     """
     rows = score_split(dataset, VAL, bundle=bundle, score=_score_block)
     scored = collect(rows, total=dataset.splits[VAL], what="validation images matched")

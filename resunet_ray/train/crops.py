@@ -1,4 +1,4 @@
-"""Training crops: cut and augmented by Ray Data's tasks, on the CPUs, ahead of the worker that trains on them."""
+"""Training crops: cut and augmented on the CPUs by Ray Data's tasks, ahead of training."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -32,17 +32,21 @@ class Crop:
 
 
 def portion_rows(config: TrainConfig) -> int:
-    """Return how many crops Ray Data makes at once for one worker; up to twice as many wait in the object store."""
+    """Return how many crops Ray Data makes at once for one worker.
+
+    Up to twice as many wait in the object store.
+    """
     return max(1, _PORTION_BYTES // (4 * (config.preprocess.resize or config.crop) ** 2))
 
 
 def stream_crops(dataset: Dataset, spans: Iterable[Span], config: TrainConfig) -> Iterator[Crop]:
     """Yield the crops of some spans, in the order of the spans; each span is read by one Ray task.
 
-    Ray Data makes one portion while the previous one is consumed, and rests when both are ready. The first portion is small,
-    so that training starts early. A single Ray Data set over all spans would do the same, but in Ray 2.60 its executor never
-    sleeps while it waits for a slow consumer: measured in a training process on two cores, it took 60% of one core, and
-    training ran at half its speed.
+    Ray Data makes one portion while the previous one is consumed, and rests when both are ready.
+    The first portion is small, so that training starts early. A single Ray Data set over all
+    spans would do the same, but in Ray 2.60 its executor never sleeps while it waits for a slow
+    consumer: measured in a training process on two cores, it took 60% of one core, and training
+    ran at half its speed.
     """
 
     def materialise(portion: list[Span]) -> ray.data.Dataset:
@@ -120,7 +124,7 @@ def _to_columns(crops: list[Crop]) -> Columns:
 
 
 def _from_blocks(data: ray.data.Dataset) -> Iterator[Crop]:
-    """Yield crops as copies: a view would keep its whole block alive while it waits in the shuffle buffer."""
+    """Yield copies: a view in the shuffle buffer would keep its whole block alive."""
     for block in data.iter_batches(batch_size=None, batch_format="numpy"):
         for image, mask, epoch in zip(block["image"], block["mask"], block["epoch"], strict=True):
             yield Crop(image=image.copy(), mask=mask.copy(), epoch=int(epoch))

@@ -1,4 +1,4 @@
-"""Validation: each image once over all workers, at its own resolution, scored at all thresholds in one pass."""
+"""Validation: each image once over all workers, at full resolution, for all thresholds at once."""
 
 from dataclasses import dataclass, field
 
@@ -19,7 +19,7 @@ from resunet_ray.model.losses import Loss
 
 @dataclass
 class Tally:
-    """Sums over images: adding those of all workers gives the same result for any number of workers."""
+    """Sums over images, which add up to the same result for any number of workers."""
 
     seen: list[int] = field(default_factory=list)
     """Number of each image within the split."""

@@ -57,7 +57,7 @@ def test_where_nuclei_overlap_the_pixel_belongs_to_the_one_on_top() -> None:
 
 
 def test_about_as_many_touch_as_in_real_images() -> None:
-    """In BBBC038 with corrected annotations 29% touch: 26% in fluorescence, 40% stained on white."""
+    """In BBBC038 with corrected annotations 29% touch: 26% in fluorescence, 40% on white."""
     images = [generate("fluorescence", seed=seed)[1] for seed in range(40)]
     alone = [
         stands_alone(labels, number, within=1)

@@ -8,6 +8,7 @@ from jaxtyping import Int32, UInt8
 
 from resunet_ray.data import images
 from resunet_ray.data.archives import Entry
+from resunet_ray.data.metadata import Metadata
 from resunet_ray.data.sources import Source
 from resunet_ray.errors import InputError
 from resunet_ray.storage import Cache, crashes
@@ -19,17 +20,6 @@ class _RejectedError(Exception):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metadata:
-    """What the user's metadata says about one image; None where it says nothing."""
-
-    mpp: float | None = None
-    """Microns per pixel."""
-    modality: str | None = None
-    group: str | None = None
-    """Images of one group stay in one split."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,6 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,9 @@ from resunet_ray import storage
 from resunet_ray.cluster import connect, is_lost, this_node
 from resunet_ray.config import PrepareConfig
 from resunet_ray.data import splits
-from resunet_ray.data.check import CheckedImage, Metadata, Reject, blame_source, check_source
+from resunet_ray.data.check import CheckedImage, Reject, blame_source, check_source
 from resunet_ray.data.dataset import DATASET_FILE
+from resunet_ray.data.metadata import Metadata, read_metadata, require_known
 from resunet_ray.data.sources import Source, list_sources
 from resunet_ray.errors import InputError
 from resunet_ray.schema import DATASET, REJECTS
@@ -71,10 +71,10 @@ def prepare(config: PrepareConfig) -> PreparationResult:
     storage.check_writable(config.output)
     _require_free(config.output)
     sources = list_sources(config.input, max_bytes=storage.Cache.of(config).max_bytes)
-    metadata = _read_metadata(config.metadata, group_column=config.group_column)
+    metadata = read_metadata(config.metadata, group_column=config.group_column)
     # The split is drawn from all names, so that rejecting an image does not reshuffle the others.
     names = [source.image_id for source in sources]
-    _require_known(metadata, names, source=config.metadata)
+    require_known(metadata, names, source=config.metadata)
     split_of = _split(sorted(set(names)), config=config, metadata=metadata)
     logger.info("found %d labelled images", len(sources))
     staging = storage.join(config.output, _STAGING)
@@ -105,54 +105,6 @@ def _require_free(output: str) -> None:
         raise InputError(
             f"{output} already holds a data set ({DATASET_FILE}): "
             "choose another --output or delete it first"
-        )
-
-
-def _read_metadata(uri: str | None, *, group_column: str | None) -> dict[str, Metadata]:
-    """Read the user's CSV: what it says about each image, by image id."""
-    if uri is None:
-        return {}
-    try:
-        frame = pd.read_csv(BytesIO(storage.read_bytes(uri)), dtype={"id": str})
-    except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{uri} is not a CSV: {error}") from None
-    if "id" not in frame:
-        raise InputError(
-            f"{uri} has the columns {', '.join(frame.columns)}: "
-            "expected a column `id` with the images' names"
-        )
-    if "mpp" in frame:
-        numbers = pd.to_numeric(frame["mpp"], errors="coerce")
-        wrong = frame[frame["mpp"].notna() & ~(numbers > 0)]
-        if len(wrong):
-            raise InputError(
-                f"{uri} gives {wrong['id'].iloc[0]} the mpp {wrong['mpp'].iloc[0]!r}: "
-                "expected a positive number of microns per pixel"
-            )
-        frame["mpp"] = numbers
-    return {
-        str(row["id"]): _to_metadata(row, group_column=group_column)
-        for row in frame.to_dict("records")
-    }
-
-
-def _to_metadata(row: Mapping[Any, Any], *, group_column: str | None) -> Metadata:
-    modality, group = (
-        str(row[column]) if column in row and pd.notna(row[column]) else None
-        for column in ("modality", group_column)
-    )
-    mpp = row.get("mpp")
-    return Metadata(mpp=None if pd.isna(mpp) else mpp, modality=modality, group=group)
-
-
-def _require_known(
-    metadata: Mapping[str, Metadata], names: list[str], *, source: str | None
-) -> None:
-    """Refuse metadata that names none of the images: most likely its ids have file suffixes."""
-    if metadata and not metadata.keys() & set(names):
-        raise InputError(
-            f"{source} names none of the images: its first id is {next(iter(metadata))!r}, "
-            f"the first image's is {names[0]!r}. Expected file names without suffix"
         )
 
 

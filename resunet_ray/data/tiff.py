@@ -17,6 +17,7 @@ import zarr
 from jaxtyping import UInt8, UInt16
 
 from resunet_ray.data.images import to_uint8
+from resunet_ray.data.tiff_metadata import is_fluorescence, read_mpp
 from resunet_ray.errors import ImageError
 
 _LARGEST_PIECE = 2**28  # pixels of a tile or strip, which is decoded whole
@@ -26,12 +27,6 @@ _BAND = 2**22  # pixels of that level in memory at a time, if it is not in tiles
 _MINISBLACK, _RGB, _YCBCR = 1, 2, 6
 # Compressions whose decoder turns YCbCr into RGB (TIFF 6.0, section 22, and its Technical Note 2).
 _JPEG = 6, 7
-_MICRONS = {"µm": 1.0, "μm": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
-"""Units in OME's metadata, in microns; the micro sign is often written as the Greek letter."""
-_FLUORESCENT = ("Fluor", "EmissionWavelength", "ExcitationWavelength")
-"""Attributes that OME's metadata have only for fluorescence channels."""
-_STAINS = ("dapi", "hoechst")
-"""Fluorescent stains of nuclei, in names of channels."""
 
 
 def is_slide(file: IO[bytes], *, max_pixels: int) -> bool:
@@ -95,7 +90,7 @@ class TiffReader:
             _largest_value(path, Path(path).stat().st_mtime_ns) if series.dtype == np.uint16 else 0
         )
         self.read(len(self.levels) - 1, 0, 0, 1, 1)  # a header alone is no slide
-        self.mpp = _read_mpp(self._file)
+        self.mpp = read_mpp(self._file)
         self.format = "ome-tiff" if self._file.is_ome else "tiff"
 
     def read(
@@ -159,7 +154,7 @@ def _check_kind(file: tifffile.TiffFile) -> None:
         raise ImageError(
             f"its colours are stored as {colours}: expected RGB, or grey with 0 for black"
         )
-    if "C" in series.axes and channels == 3 and _is_fluorescence(file):
+    if "C" in series.axes and channels == 3 and is_fluorescence(file):
         raise ImageError(
             "its three channels are not marked as red, green and blue: "
             "save the one that shows nuclei as a separate file"
@@ -172,20 +167,6 @@ def _check_kind(file: tifffile.TiffFile) -> None:
             f"besides {series.shape} it has an image of {others[0]}: "
             "save the one you need as a separate file"
         )
-
-
-def _is_fluorescence(file: tifffile.TiffFile) -> bool:
-    """Whether channels stored as separate planes are something other than red, green and blue.
-
-    OME's metadata tell; without OME's metadata nothing does, and the answer is yes.
-    """
-    if not file.is_ome:
-        return True
-    channels = _listed(_ome_pixels(file).get("Channel", []))
-    stains = any(
-        stain in str(channel.get("Name", "")).lower() for channel in channels for stain in _STAINS
-    )
-    return stains or any(mark in channel for channel in channels for mark in _FLUORESCENT)
 
 
 def _check_page(page: Any, *, file_bytes: int) -> None:
@@ -279,36 +260,3 @@ def _largest_value(path: str, _mtime_ns: int) -> int:
     if not found:
         raise ImageError(f"no part of its level of {height} x {width} can be read: {reason}")
     return max(found)
-
-
-def _ome_pixels(file: tifffile.TiffFile) -> dict[str, Any]:
-    """Return the `Pixels` element that OME's metadata have for the first image."""
-    return dict(_listed(tifffile.xml2dict(file.ome_metadata or "")["OME"]["Image"])[0]["Pixels"])
-
-
-def _listed(element: Any) -> list[Any]:
-    """Return an XML element that may occur once or several times as a list."""
-    return element if isinstance(element, list) else [element]
-
-
-def _read_mpp(file: tifffile.TiffFile) -> float | None:
-    """Read microns per pixel from OME's metadata or the resolution tags (TIFF 6.0, section 8)."""
-    if file.is_ome and file.ome_metadata:
-        pixels = _ome_pixels(file)
-        units = {axis: _MICRONS.get(pixels.get(f"PhysicalSize{axis}Unit", "µm")) for axis in "XY"}
-        sizes = [
-            float(pixels[f"PhysicalSize{axis}"]) * unit
-            for axis, unit in units.items()
-            if unit and f"PhysicalSize{axis}" in pixels
-        ]
-        return float(np.mean(sizes)) if sizes else None
-    tags = file.pages.first.tags
-    microns = (
-        {2: 25400.0, 3: 10000.0}.get(int(tags["ResolutionUnit"].value))
-        if "ResolutionUnit" in tags
-        else None
-    )
-    if microns is None or "XResolution" not in tags:
-        return None
-    numerator, denominator = tags["XResolution"].value
-    return microns * denominator / numerator if numerator else None

@@ -8,10 +8,10 @@ import pyarrow as pa
 from resunet_ray import storage
 from resunet_ray.cluster import connect
 from resunet_ray.config import SegmentConfig
-from resunet_ray.data.stream import run_tasks
 from resunet_ray.report.segmentation import find_unreported, write_segmentation_report
 from resunet_ray.segment.export.files import export_runs
 from resunet_ray.segment.run import SegmentationResult, segment
+from resunet_ray.tasks import run_tasks
 
 
 @dataclass(frozen=True)

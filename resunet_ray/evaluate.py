@@ -1,28 +1,33 @@
 """Score a bundle on labelled images: one row of scores per image, their means, and pictures."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import cv2
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from jaxtyping import Float32, UInt8
 
 from resunet_ray import bundles, storage
 from resunet_ray.bundle import Bundle, read_bundle_info
 from resunet_ray.config import EvaluateConfig, PreprocessConfig
-from resunet_ray.data.dataset import Row, open_dataset
+from resunet_ray.data.dataset import open_dataset
 from resunet_ray.data.images import encode_png
 from resunet_ray.data.labelled import LabelledImage
-from resunet_ray.data.stream import collect
 from resunet_ray.errors import RunError
 from resunet_ray.model import metrics
 from resunet_ray.model.inference import predict
 from resunet_ray.model.instances import find_instances, threshold_mask
-from resunet_ray.model.matching import THRESHOLDS, count_overlaps, score_instances
+from resunet_ray.model.matching import (
+    THRESHOLDS,
+    InstanceScores,
+    count_overlaps,
+    score_instances,
+)
 from resunet_ray.schema import SCORES
-from resunet_ray.scoring import score_split
+from resunet_ray.scoring import Score, score_split
+from resunet_ray.tasks import collect
 
 SCORES_FILE, SUMMARY_FILE, PICTURES = "scores.parquet", "summary.json", "pictures"
 
@@ -63,8 +68,6 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         config.split,
         bundle=bundles.absolute(config.bundle),
         score=_build_score(config, output),
-        schema=SCORES,
-        predict=_build_predict(config),
         actors=config.actors,
     )
     total = dataset.splits[config.split]
@@ -139,32 +142,38 @@ def _score_csv(table: pd.DataFrame) -> str:
     return str(safe.rename(columns=names).to_csv(index=False))
 
 
-def _build_predict(
-    config: EvaluateConfig,
-) -> Callable[[Bundle, list[LabelledImage]], list[Float32[np.ndarray, "_h _w"]]]:
-    def predict_block(
-        bundle: Bundle, images: list[LabelledImage]
-    ) -> list[Float32[np.ndarray, "_h _w"]]:
-        # On CPUs, one tile at a time is as fast and takes less memory.
-        batch_size = 16 if bundle.device.type == "cuda" else 1
-        if config.protocol == "native":
-            return bundle.predict(
-                [image.image for image in images], batch_size=batch_size, flips=config.flips
+def _build_score(config: EvaluateConfig, output: str) -> Score:
+    def score_block(bundle: Bundle, images: list[LabelledImage]) -> pa.Table:
+        rows = [
+            _score_image(bundle, image, probability, protocol=config.protocol, output=output)
+            for image, probability in zip(
+                images, _predict(bundle, images, config=config), strict=True
             )
-        return predict(
-            bundle.network,
-            [_to_baseline_size(image.image) for image in images],
-            config=PreprocessConfig(
-                tile=_BASELINE_SIDE, intensity=bundle.info.preprocess.intensity
-            ),
-            channels=bundle.info.model.in_channels,
-            device=bundle.device,
-            dtype=None,
-            batch_size=batch_size,
-            flips=config.flips,
-        )
+        ]
+        return pa.Table.from_pylist(rows, schema=SCORES)
 
-    return predict_block
+    return score_block
+
+
+def _predict(
+    bundle: Bundle, images: list[LabelledImage], *, config: EvaluateConfig
+) -> list[Float32[np.ndarray, "_h _w"]]:
+    # On CPUs one tile at a time is as fast, and takes less memory.
+    batch_size = 16 if bundle.device.type == "cuda" else 1
+    if config.protocol == "native":
+        return bundle.predict(
+            [image.image for image in images], batch_size=batch_size, flips=config.flips
+        )
+    return predict(
+        bundle.network,
+        [_to_baseline_size(image.image) for image in images],
+        config=PreprocessConfig(tile=_BASELINE_SIDE, intensity=bundle.info.preprocess.intensity),
+        channels=bundle.info.model.in_channels,
+        device=bundle.device,
+        dtype=None,
+        batch_size=batch_size,
+        flips=config.flips,
+    )
 
 
 def _to_baseline_size(array: np.ndarray) -> np.ndarray:
@@ -173,37 +182,45 @@ def _to_baseline_size(array: np.ndarray) -> np.ndarray:
     )
 
 
-def _build_score(
-    config: EvaluateConfig, output: str
-) -> Callable[[Bundle, LabelledImage, Float32[np.ndarray, "h w"]], Row]:
-    def score(bundle: Bundle, image: LabelledImage, probability: Float32[np.ndarray, "h w"]) -> Row:
-        if config.protocol == "baseline":
-            pixels = _to_baseline_size(image.image)
-            mask = (_to_baseline_size(image.mask.astype(np.float32)) > 0.5).astype(np.uint8)
-            found = (probability > 0.5).astype(np.uint8)
-            labels = None
-        else:
-            pixels, mask, labels = image.image, image.mask, image.labels
-            found = threshold_mask(probability, threshold=bundle.info.instances.threshold)
-            instances = find_instances(probability, config=bundle.info.instances)
-        counts = metrics.count_pixels(found, mask)
-        row: Row = {
-            "image_id": image.image_id,
-            "modality": image.modality,
-            "height": image.mask.shape[0],
-            "width": image.mask.shape[1],
-        }
-        row |= {name: int(count) for name, count in counts._asdict().items()}
-        row |= {name: float(value) for name, value in metrics.score_counts(counts).items()}
-        if labels is not None:
-            matched = score_instances(count_overlaps(labels, instances))
-            row |= {"num_true": matched.num_true, "num_found": matched.num_found}
-            row |= {"ap": list(matched.ap), "pq": matched.pq, "aji": matched.aji}
-        picture = storage.join(output, PICTURES, f"{storage.file_name(image.image_id)}.png")
-        storage.write_bytes(picture, encode_png(side_by_side(pixels, mask, found)))
-        return row
+def _score_image(
+    bundle: Bundle,
+    image: LabelledImage,
+    probability: Float32[np.ndarray, "h w"],
+    *,
+    protocol: str,
+    output: str,
+) -> dict[str, object]:
+    """Return the image's row of SCORES, and write its picture."""
+    if protocol == "baseline":
+        pixels = _to_baseline_size(image.image)
+        mask = (_to_baseline_size(image.mask.astype(np.float32)) > 0.5).astype(np.uint8)
+        found = (probability > 0.5).astype(np.uint8)
+        matched = None
+    else:
+        pixels, mask = image.image, image.mask
+        found = threshold_mask(probability, threshold=bundle.info.instances.threshold)
+        matched = _match(bundle, image, probability)
+    counts = metrics.count_pixels(found, mask)
+    picture = storage.join(output, PICTURES, f"{storage.file_name(image.image_id)}.png")
+    storage.write_bytes(picture, encode_png(side_by_side(pixels, mask, found)))
+    return {
+        "image_id": image.image_id,
+        "modality": image.modality,
+        "height": image.mask.shape[0],
+        "width": image.mask.shape[1],
+        **{name: int(count) for name, count in counts._asdict().items()},
+        **{name: float(value) for name, value in metrics.score_counts(counts).items()},
+        **(vars(matched) if matched is not None else {}),
+    }
 
-    return score
+
+def _match(
+    bundle: Bundle, image: LabelledImage, probability: Float32[np.ndarray, "h w"]
+) -> InstanceScores | None:
+    if image.labels is None:
+        return None
+    instances = find_instances(probability, config=bundle.info.instances)
+    return score_instances(count_overlaps(image.labels, instances))
 
 
 def side_by_side(

@@ -1,4 +1,4 @@
-"""Work done ahead of its reader by threads, in order and within bounds."""
+"""Work that threads do ahead of its consumer, in order and within bounds."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -12,9 +12,10 @@ Done = TypeVar("Done")
 def map_ahead(
     pool: Executor, function: Callable[[Item], Done], items: Iterable[Item], *, depth: int
 ) -> Iterator[Done]:
-    """`function` of each item, in the order of the items, at most `depth` of them begun and not yet taken.
+    """Yield `function(item)` for each item, in order.
 
-    `Executor.map` would begin all of them at once, and keep every result.
+    At most `depth` results are in progress or waiting to be taken; `Executor.map` would start all
+    of them at once and hold every result.
     """
     begun: deque[Future[Done]] = deque()
     for item in items:

@@ -1,7 +1,7 @@
-"""Folders, zip and tar files as one thing: a list of named entries, each readable by itself from any process.
+"""Folders, zip and tar files alike: a list of named entries, each readable on its own anywhere.
 
-Members are read into memory, never unpacked to disk, so a name that an archive chose is only ever a name. A compressed tar is
-expanded once on each node, in the staging cache.
+Members are read into memory and never unpacked to disk, so a name chosen by an archive is never
+used as a path. A compressed tar is expanded once per node, in the staging cache.
 """
 
 import bz2
@@ -31,8 +31,8 @@ _DECODERS: dict[str, Any] = {
     ".txz": lzma.open,
 }
 MAX_BYTES = 2**30
-"""What is read of one file or member. An image of `max_pixels` has less; slides are read in parts."""
-_MAX_HEADER = 2**20  # bytes of a tar's extended header: a path, and some attributes
+"""Limit for one file or member. An image of `max_pixels` is smaller; slides are read in parts."""
+_MAX_HEADER = 2**20  # bytes of a tar's extended header, which holds a path and some attributes
 _HEADERS = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -40,7 +40,7 @@ _HEADERS = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
 )
-_BUFFER_BYTES = 2**20  # the headers of a tar of small files come many at a time
+_BUFFER_BYTES = 2**20  # so that one read fetches many headers of a tar of small files
 BROKEN = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -52,40 +52,41 @@ BROKEN = (
     zlib.error,
     lzma.LZMAError,
 )
-"""What reading bad bytes raises, or a file that may not be read."""
+"""Raised by damaged bytes, or by a file that may not be read."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One file: a location, and where it lies inside an archive."""
+    """One file: a location, or a member of an archive."""
 
     uri: str
     member: str | None = None
     offset: int | None = None
-    """Where it begins within the archive, before compression: a tar is read from there, and a zip's members of one name told
-    apart. None, of a zip's member: the only one of its name."""
+    """Where it begins in the archive before compression: where a tar is read from, and what tells
+    apart members of a zip that have the same name. None for a member of a zip: no other has its
+    name."""
     size: int = 0
     crc: int | None = None
-    """CRC-32 of the content, where the archive holds one (zip)."""
+    """CRC-32 of the content, if the archive has one (zip)."""
 
     @property
     def name(self) -> str:
-        """What errors and tables call it."""
+        """Its name in errors and tables."""
         return self.uri if self.member is None else f"{self.uri}!{self.member}"
 
     def read(self, cache: storage.Cache) -> bytes:
-        """All of its bytes.
+        """Return the whole content.
 
         Args:
             cache: where a compressed tar is expanded.
 
         Raises:
-            InputError: it is gone, has more than `MAX_BYTES`, or the archive is damaged there.
-            ResourceError: the storage stays away, or the cache cannot be used.
+            InputError: the file is gone, larger than `MAX_BYTES`, or damaged.
+            ResourceError: the storage does not answer, or the cache cannot be used.
         """
         if self.size > MAX_BYTES:
             raise InputError(
-                f"{self.name} has {self.size} bytes: expected at most {MAX_BYTES} of one image"
+                f"{self.name} has {self.size} bytes: expected at most {MAX_BYTES} per image"
             )
         try:
             if self.member is None:
@@ -105,10 +106,11 @@ class Entry:
         return content
 
     def _read_expanded(self, decode: _Decoder, cache: storage.Cache) -> bytes:
-        assert self.offset is not None, f"{self.name} was listed without its place"
+        assert self.offset is not None, f"{self.name} was listed without its offset"
         if self.offset + self.size > cache.max_bytes:
             raise ResourceError(
-                f"{self.uri} comes to more than the {cache.max_bytes} bytes that the staging cache holds: give --cache-gib more"
+                f"{self.uri} expands to more than the {cache.max_bytes} bytes "
+                "that the staging cache holds: increase --cache-gib"
             )
         with (
             cache.expand(self.uri, fingerprint=_fingerprint(self.uri), decode=decode) as path,
@@ -119,7 +121,7 @@ class Entry:
 
 
 class _Archive:
-    """An open zip or tar that is not compressed as a whole; a zip's directory is read once."""
+    """An open zip or uncompressed tar; a zip's directory is read once."""
 
     def __init__(self, uri: str) -> None:
         self._file = storage.Reader(uri)
@@ -131,12 +133,12 @@ class _Archive:
 
     def read(self, entry: Entry) -> bytes:
         if self._zip is not None:
-            assert entry.member is not None, f"{entry.name} is no member"
+            assert entry.member is not None, f"{entry.name} is not a member"
             with self._lock:
                 return self._zip.read(
                     entry.member if entry.offset is None else self._zipped[entry.offset]
                 )
-        assert entry.offset is not None, f"{entry.name} was listed without its place"
+        assert entry.offset is not None, f"{entry.name} was listed without its offset"
         return self._file.read_at(entry.size, entry.offset)
 
 
@@ -158,24 +160,25 @@ def _find_decoder(uri: str) -> _Decoder | None:
 
 
 def is_archive(uri: str) -> bool:
-    """Whether a file is a zip or a tar by its name."""
+    """Whether the name of a file is that of a zip or tar."""
     return uri.lower().endswith((".zip", ".tar", *_DECODERS))
 
 
 def list_entries(uri: str, *, max_bytes: int) -> Iterator[tuple[str, Entry]]:
-    """Every file below a folder or inside a zip or tar, with its path relative to that.
+    """Yield every file below a folder or inside a zip or tar, with its path relative to it.
 
     Args:
         uri: the folder or archive.
-        max_bytes: what a compressed tar may come to: as much as the staging cache holds.
+        max_bytes: maximum expanded size of a compressed tar: what the staging cache holds.
 
     Raises:
-        InputError: nothing is there, or a file is there that is neither zip nor tar, or is damaged or too large.
+        InputError: the location does not exist, or is a file that is neither zip nor tar, is
+            damaged, or is too large.
     """
     uri = storage.absolute(uri)
     if not storage.exists(uri):
         raise InputError(
-            f"{uri} is not there: expected a folder, a zip or a tar of images and masks"
+            f"{uri} does not exist: expected a folder, a zip or a tar of images and masks"
         )
     if not storage.is_file(uri):
         yield from (
@@ -185,7 +188,7 @@ def list_entries(uri: str, *, max_bytes: int) -> Iterator[tuple[str, Entry]]:
         return
     if not is_archive(uri):
         raise InputError(
-            f"{uri} is a file but neither .zip nor .tar (.gz, .bz2, .xz): expected one of these, or a folder"
+            f"{uri} is not a .zip or .tar (.gz, .bz2, .xz): expected one of these or a folder"
         )
     try:
         with _buffered(storage.Reader(uri)) as file:
@@ -210,24 +213,24 @@ def _members(uri: str, file: IO[bytes], *, max_bytes: int) -> Iterator[Entry]:
     with tarfile.open(fileobj=file, tarinfo=_Member) as archive:
         compressed = _find_decoder(uri) is not None
         for info in archive:
-            if (
-                compressed and info.offset_data + info.size > max_bytes
-            ):  # to go on would be to decode it
+            # Listing further members would already decompress this one.
+            if compressed and info.offset_data + info.size > max_bytes:
                 raise tarfile.TarError(
-                    f"{info.name} lies beyond the {max_bytes} bytes that the staging cache holds: give --cache-gib more"
+                    f"{info.name} ends beyond the {max_bytes} bytes that the staging cache holds: "
+                    "increase --cache-gib"
                 )
             if info.isfile():
                 yield Entry(uri, info.name, offset=info.offset_data, size=info.size)
-            archive.members = []  # type: ignore[attr-defined]  # it would keep them all
+            archive.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them
 
 
 class _Member(tarfile.TarInfo):
-    """A header of a tar, which claims no more than there is reason for: what it claims is read into memory."""
+    """A tar header of plausible size: tarfile reads as many bytes into memory as it claims."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> Any:
         if self.type in _HEADERS and self.size > _MAX_HEADER:
             raise tarfile.ReadError(
-                f"a header of it claims {self.size} bytes: expected at most {_MAX_HEADER}"
+                f"a header claims {self.size} bytes: expected at most {_MAX_HEADER}"
             )
         return super()._proc_member(archive)  # type: ignore[misc]
 

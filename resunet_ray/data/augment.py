@@ -1,6 +1,7 @@
-"""Augmentation: one random view of an image and its mask, drawn from one generator, so that a seed repeats it.
+"""Augmentation: a random view of an image and its mask, which the same seed repeats.
 
-All geometry (crop, flip, rotation, scale) is one affine map, applied once: a pixel is interpolated at most one time.
+All geometry (crop, flip, rotation, scale) is a single affine map, so that each pixel is
+interpolated only once.
 """
 
 import cv2
@@ -9,10 +10,8 @@ from jaxtyping import UInt8
 
 from resunet_ray.config import AugmentConfig
 
-_RANGE = (
-    0.1,
-    99.9,
-)  # percentiles of a crop's levels that are its range: a few hot pixels do not stretch it
+# Percentiles that bound a crop's range of grey levels, so that a few hot pixels do not widen it.
+_RANGE = (0.1, 99.9)
 
 
 def crop_at_random(
@@ -22,16 +21,16 @@ def crop_at_random(
     size: int,
     rng: np.random.Generator,
 ) -> tuple[UInt8[np.ndarray, "s s c"], UInt8[np.ndarray, "s s"]]:
-    """A window of `size` at a random place; an image that is smaller is continued by reflection."""
-    low = pad_to(image, size=size), pad_to(mask, size=size)
-    top = int(rng.integers(low[0].shape[0] - size + 1))
-    left = int(rng.integers(low[0].shape[1] - size + 1))
+    """Cut a random window of `size` × `size`; a smaller image is first padded by reflection."""
+    image, mask = pad_to(image, size=size), pad_to(mask, size=size)
+    top = int(rng.integers(image.shape[0] - size + 1))
+    left = int(rng.integers(image.shape[1] - size + 1))
     window = np.s_[top : top + size, left : left + size]
-    return low[0][window], low[1][window]
+    return image[window], mask[window]
 
 
 def pad_to(array: UInt8[np.ndarray, "h w *c"], *, size: int) -> UInt8[np.ndarray, "i j *c"]:
-    """The array, continued by reflection at its end until both sides reach `size`."""
+    """Pad the array by reflection at bottom and right until both sides are at least `size`."""
     height, width = array.shape[:2]
     padding = [(0, max(0, size - height)), (0, max(0, size - width))] + [(0, 0)] * (array.ndim - 2)
     return np.pad(array, padding, mode="symmetric")
@@ -45,14 +44,14 @@ def augment(
     config: AugmentConfig,
     rng: np.random.Generator,
 ) -> tuple[UInt8[np.ndarray, "s s c"], UInt8[np.ndarray, "s s"]]:
-    """A random crop of `size` × `size`, moved and recoloured as `config` says; the mask moves with the image.
+    """Return a random crop of `size` × `size`, moved and recoloured, and its mask, moved alike.
 
     Args:
         image: the whole image, any size.
-        mask: 0 or 1, of the image's height and width.
+        mask: 0 or 1, same height and width as the image.
         size: side of the crop, pixels.
         config: how far each change may go.
-        rng: where all randomness comes from.
+        rng: source of all randomness.
     """
     matrix = _draw_affine(mask, size=size, config=config, rng=rng)
     image = cv2.warpAffine(
@@ -69,7 +68,7 @@ def augment(
 def _draw_affine(
     mask: UInt8[np.ndarray, "h w"], *, size: int, config: AugmentConfig, rng: np.random.Generator
 ) -> np.ndarray:
-    """The 2×3 matrix from image coordinates (x, y) to those of the crop."""
+    """Draw the 2×3 matrix that maps image coordinates (x, y) to those of the crop."""
     scale = float(np.exp(rng.uniform(-1, 1) * np.log(config.scale)))
     angle = float(rng.integers(4)) * np.pi / 2 if config.flip else 0.0
     if rng.random() < config.rotation_probability:
@@ -77,23 +76,22 @@ def _draw_affine(
     linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     if config.flip and rng.random() < 0.5:
         linear = linear @ np.diag([-1.0, 1.0])
-    # The crop sees size / scale pixels of the image; its centre stays where that window is inside.
+    # The crop shows size / scale pixels of the image; its centre stays where they all lie inside.
     margin = size / scale / 2
     nucleus = _draw_nucleus(mask, rng=rng) if rng.random() < config.foreground_probability else None
-    near = nucleus or (None, None)
     row, column = (
-        _draw_centre(length, near=at, margin=margin, rng=rng)
-        for length, at in zip(mask.shape, near, strict=True)
+        _draw_centre(length, near=near, margin=margin, rng=rng)
+        for length, near in zip(mask.shape, nucleus or (None, None), strict=True)
     )
     centre = np.array([column, row])
-    # Pixel centres stand at whole numbers, so an array of n pixels has its middle at (n - 1) / 2.
+    # Pixel centres are whole numbers, so the middle of n pixels is at (n - 1) / 2.
     return np.column_stack((linear, (size - 1) / 2 - linear @ centre))
 
 
 def _draw_nucleus(
     mask: UInt8[np.ndarray, "h w"], *, rng: np.random.Generator
 ) -> tuple[int, int] | None:
-    """Row and column of any nucleus pixel; None in an image without."""
+    """Draw row and column of a nucleus pixel; None if the image has no nucleus."""
     places = np.flatnonzero(mask)
     return divmod(int(places[rng.integers(len(places))]), mask.shape[1]) if len(places) else None
 
@@ -101,7 +99,7 @@ def _draw_nucleus(
 def _draw_centre(
     length: int, *, near: int | None, margin: float, rng: np.random.Generator
 ) -> float:
-    """Where the window's centre comes to lie along one side: anywhere, or so that it shows a place well inside."""
+    """Draw the window's centre along one side: anywhere, or so that `near` is well inside."""
     low, high = margin - 0.5, length - margin - 0.5
     if low >= high:
         return (length - 1) / 2
@@ -113,7 +111,11 @@ def _draw_centre(
 def _recolour(
     image: UInt8[np.ndarray, "h w c"], *, config: AugmentConfig, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "h w c"]:
-    """Changes of tone in units of the crop's own range: a fixed step would wipe out the nuclei of a dim image."""
+    """Change the tones of a crop.
+
+    All steps are relative to the crop's own range: a fixed step would wipe out the nuclei of a
+    dim image.
+    """
     if config.hue and image.shape[2] == 3 and rng.random() < config.hue_probability:
         image = _shift_hue(image, hue=config.hue, saturation=config.saturation, rng=rng)
     low, high = (float(level) for level in np.percentile(image, _RANGE))
@@ -142,7 +144,7 @@ def _recolour(
 def _shift_hue(
     image: UInt8[np.ndarray, "h w 3"], *, hue: float, saturation: float, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Hue moves by a share of the colour circle and saturation by a factor; a grey pixel stays grey."""
+    """Shift the hue, in shares of the colour circle, and scale the saturation; grey stays grey."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
     turn = np.uint8(round(float(rng.uniform(-1, 1)) * hue * 256) % 256)
     factor = 1 + float(rng.uniform(-1, 1)) * saturation

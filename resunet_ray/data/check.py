@@ -1,66 +1,93 @@
-"""One labelled image, read and checked: the row of the data set that it becomes, or the reason why not."""
+"""One labelled image, read and checked: its row of the data set, or the reason it has none."""
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Int32, UInt8
 
 from resunet_ray.data import images
 from resunet_ray.data.archives import Entry
+from resunet_ray.data.metadata import Metadata
 from resunet_ray.data.sources import Source
 from resunet_ray.errors import InputError
 from resunet_ray.storage import Cache, crashes
 
 
 class _RejectedError(Exception):
-    """A labelled image that cannot be used, with the word that rejects.parquet gives as the reason."""
+    """A labelled image that cannot be used, with its reason as a single word."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheckedImage:
+    """A labelled image as the data set stores it, with digests of its pixels."""
+
+    image_id: str
+    source_uri: str
+    image: bytes
+    mask: bytes
+    labels: bytes | None
+    height: int
+    width: int
+    mpp: float | None
+    modality: str | None
+    digest: str
+    """Of the image."""
+    truth_digest: str
+    """Of mask and instances."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reject:
+    """A labelled image that cannot be used: a row of rejects.parquet."""
+
+    image_id: str
+    source_uri: str
+    reason: str
+    message: str
+
+
 def check_source(
-    source: Source, *, max_pixels: int, known: Mapping[str, Any], cache: Cache
-) -> dict[str, Any]:
-    """The data set's row of one labelled image, or a row with `reason` and `message` and no pixels."""
-    row: dict[str, Any] = {"image_id": source.image_id, "source_uri": source.name}
+    source: Source, *, max_pixels: int, known: Metadata, cache: Cache
+) -> CheckedImage | Reject:
+    """Read and check one labelled image.
+
+    Args:
+        source: its files.
+        max_pixels: larger images are rejected before they are decoded.
+        known: what the metadata says about it.
+        cache: where compressed tars are expanded.
+    """
     try:
         if source.reason is not None:
             raise _RejectedError(source.reason, f"{source.name}: {_UNREAD[source.reason]}")
-        row |= _read_pair(source, max_pixels=max_pixels, cache=cache)
+        return _read_pair(source, max_pixels=max_pixels, known=known, cache=cache)
     except _RejectedError as rejection:
-        return row | {"reason": rejection.reason, "message": str(rejection)}
-    mpp, modality = known.get("mpp"), known.get("modality")
-    return row | {
-        "mpp": None if pd.isna(mpp) else mpp,
-        "modality": None if pd.isna(modality) else str(modality),
-    }
+        return _reject(source, rejection.reason, str(rejection))
 
 
-def blame_source(source: Source, deaths: int) -> dict[str, Any]:
-    """The row of a labelled image over which the process died so often."""
-    message = crashes.describe(source.name, deaths)
-    return {
-        "image_id": source.image_id,
-        "source_uri": source.name,
-        "reason": "crash",
-        "message": message,
-    }
+def blame_source(source: Source, deaths: int) -> Reject:
+    """Reject a labelled image over which the process died `deaths` times."""
+    return _reject(source, "crash", crashes.describe(source.name, deaths))
+
+
+def _reject(source: Source, reason: str, message: str) -> Reject:
+    return Reject(image_id=source.image_id, source_uri=source.name, reason=reason, message=message)
 
 
 _UNREAD = {
-    "duplicate_id": "another image of the input has the same name, and only one can keep it",
-    "no_mask": "no file of the same name in masks/, labels/ or instances/ beside it",
-    "no_image": "no file of the same name in images/ beside it",
-    "ambiguous_name": "several files of one folder have this name and differ in their ending only",
+    "duplicate_id": "another image of the input has the same name, and only one of them is used",
+    "no_mask": "no file with the same name in masks/, labels/ or instances/ next to images/",
+    "no_image": "no file with the same name in images/",
+    "ambiguous_name": "several files in one folder have this name and differ only in their suffix",
 }
 
 
-def _read_pair(source: Source, *, max_pixels: int, cache: Cache) -> dict[str, Any]:
+def _read_pair(source: Source, *, max_pixels: int, known: Metadata, cache: Cache) -> CheckedImage:
     assert source.image is not None, f"{source.name} was listed without an image"
     try:
         content = source.image.read(cache)
@@ -68,17 +95,21 @@ def _read_pair(source: Source, *, max_pixels: int, cache: Cache) -> dict[str, An
     except InputError as error:
         raise _RejectedError("unreadable", str(error)) from None
     mask, labels = _read_truth(source, shape=image.shape[:2], max_pixels=max_pixels, cache=cache)
-    return {
-        "image": content
-        if images.is_stored_form(content)
-        else images.encode_png(image, deflate=False),
-        "mask": images.encode_png(mask * np.uint8(255), deflate=False),
-        "labels": None if labels is None else images.encode_labels(labels, name=source.name),
-        "height": image.shape[0],
-        "width": image.shape[1],
-        "digest": _digest(image),
-        "truth_digest": _digest(mask) + ("" if labels is None else _digest(labels)),
-    }
+    if not images.is_stored_form(content):
+        content = images.encode_png(image, deflate=False)
+    return CheckedImage(
+        image_id=source.image_id,
+        source_uri=source.name,
+        image=content,
+        mask=images.encode_png(mask * np.uint8(255), deflate=False),
+        labels=None if labels is None else images.encode_labels(labels, name=source.name),
+        height=image.shape[0],
+        width=image.shape[1],
+        mpp=known.mpp,
+        modality=known.modality,
+        digest=_digest(image),
+        truth_digest=_digest(mask) + ("" if labels is None else _digest(labels)),
+    )
 
 
 def _digest(array: np.ndarray) -> str:
@@ -88,7 +119,7 @@ def _digest(array: np.ndarray) -> str:
 def _read_truth(
     source: Source, *, shape: tuple[int, int], max_pixels: int, cache: Cache
 ) -> tuple[UInt8[np.ndarray, "h w"], Int32[np.ndarray, "h w"] | None]:
-    """The mask, 0 or 1, and the instances where they are known."""
+    """Return the mask, 0 or 1, and the instances if they are known."""
 
     def read(entry: Entry) -> Int32[np.ndarray, "h w"]:
         try:
@@ -98,7 +129,8 @@ def _read_truth(
         if values.shape != shape:
             raise _RejectedError(
                 "size_differs",
-                f"{entry.name} is {values.shape[0]} x {values.shape[1]}: expected {shape[0]} x {shape[1]}, as its image",
+                f"{entry.name} is {values.shape[0]} x {values.shape[1]}: "
+                f"expected {shape[0]} x {shape[1]}, the size of its image",
             )
         return values
 
@@ -125,7 +157,7 @@ def _to_mask(values: Int32[np.ndarray, "h w"], *, name: str) -> UInt8[np.ndarray
     if len(levels) > 2 or (len(levels) == 2 and levels[0] != 0):
         raise _RejectedError(
             "not_a_mask",
-            f"{name} holds {len(levels)} distinct values from {levels[0]} to {levels[-1]}: expected 0 and one other; "
-            "numbers of instances belong in instances/",
+            f"{name} has {len(levels)} distinct values from {levels[0]} to {levels[-1]}: "
+            "expected 0 and one other value. Put instance numbers in instances/",
         )
     return (values > 0).astype(np.uint8)

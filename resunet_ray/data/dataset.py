@@ -1,62 +1,100 @@
-"""A prepared data set, and which of its rows are read in which order.
+"""A prepared data set: its rows, and which of them are read in which order.
 
-The order of every epoch is a function of the seed and the epoch alone. Each worker reads its own share of that order, so a
-resumed run sees what the uninterrupted one would have seen, no row is dropped to make shares equal, and none is seen twice.
+The order of every epoch depends on the seed and the epoch alone. Each worker reads its own share
+of that order, so that a resumed run sees what an uninterrupted one would have seen. No row is
+dropped to make shares equal, and none is seen twice.
 """
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from jaxtyping import UInt8
 
 from resunet_ray import storage
+from resunet_ray.data.images import decode_stored
 from resunet_ray.errors import InputError
 
 DATASET_FILE = "dataset.json"
 
-Row = dict[str, Any]
+
+@dataclass(frozen=True, kw_only=True)
+class RowGroup:
+    """Consecutive rows of one Parquet file: what one read takes."""
+
+    shard: str
+    number: int
+    """Its number within the file."""
+    first: int
+    """Number of its first row within the split."""
+    rows: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Span:
-    """Consecutive rows of one Parquet row group, to be read by one task."""
+    """Rows of one row group that one task reads."""
 
     epoch: int
-    shard: str
-    row_group: int
-    first: int
-    """Number of the row group's first row within the split."""
+    group: RowGroup
     wanted: tuple[int, ...]
-    """Rows to read, as numbers within the row group; a row that stands here twice is seen twice."""
+    """Rows to read, as numbers within the row group; a row listed twice is seen twice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredPair:
+    """An image and its mask, encoded as in a shard: what training reads of a row."""
+
+    index: int
+    """Its number within the split."""
+    image: bytes
+    mask: bytes
+
+    def decode(self) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
+        """Return the image and its mask, 0 or 1."""
+        return decode_stored(self.image), decode_stored(self.mask) // 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredImage(StoredPair):
+    """The same with name, modality and instances: what validation and scoring read of a row."""
+
+    image_id: str
+    modality: str | None
+    labels: bytes | None
+
+
+Stored = TypeVar("Stored", bound=StoredPair)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What `prepare` wrote."""
+    """A data set that `prepare` wrote."""
 
     uri: str
     digest: str
     mpp: float | None
+    """Microns per pixel; None if unknown or if images differ."""
     splits: dict[str, int]
+    """Number of images in each split."""
     shards: dict[str, list[int]]
-    """Rows of each row group of each file."""
+    """Rows in each row group of each file."""
 
-    def groups(self, split: str) -> list[tuple[str, int, int, int]]:
-        """The row groups of a split: (file, row group, number of its first row within the split, rows)."""
+    def groups(self, split: str) -> list[RowGroup]:
+        """Return the row groups of a split."""
         found, first = [], 0
         for shard in sorted(name for name in self.shards if name.rsplit("-", 1)[0] == split):
-            for row_group, rows in enumerate(self.shards[shard]):
-                found.append((shard, row_group, first, rows))
+            for number, rows in enumerate(self.shards[shard]):
+                found.append(RowGroup(shard=shard, number=number, first=first, rows=rows))
                 first += rows
         return found
 
     def read_column(self, split: str, column: str) -> pd.Series:
-        """One column of a split, in the order of its rows."""
-        names = sorted({shard for shard, *_ in self.groups(split)})
+        """Return one column of a split, in the order of its rows."""
+        names = sorted({group.shard for group in self.groups(split)})
         tables = [
             storage.read_table(storage.join(self.uri, name), columns=[column]) for name in names
         ]
@@ -65,14 +103,14 @@ class Dataset:
 
 
 def open_dataset(uri: str, *, needs: tuple[str, ...] = ()) -> Dataset:
-    """The data set at a location.
+    """Open the data set at a location.
 
     Args:
         uri: the output of `prepare`.
-        needs: splits that must have rows.
+        needs: splits that must have images.
 
     Raises:
-        InputError: it is missing or unfinished, or a split that is needed is empty.
+        InputError: the data set is missing, unfinished or incomplete, or a needed split is empty.
     """
     uri = storage.absolute(uri)
     if not storage.exists(storage.join(uri, DATASET_FILE)):
@@ -83,10 +121,11 @@ def open_dataset(uri: str, *, needs: tuple[str, ...] = ()) -> Dataset:
     dataset = Dataset(
         uri, **{name: content[name] for name in ("digest", "mpp", "splits", "shards")}
     )
-    there = {name for name, _ in storage.list_files(uri, recursive=False)}
-    if missing := sorted(dataset.shards.keys() - there):
+    present = {name for name, _ in storage.list_files(uri, recursive=False)}
+    if missing := sorted(dataset.shards.keys() - present):
         raise InputError(
-            f"{uri} lacks {missing[0]}, which its {DATASET_FILE} names ({len(missing)} in all): copy it whole"
+            f"{uri} lacks {missing[0]}, which its {DATASET_FILE} lists "
+            f"({len(missing)} missing in all): copy the whole data set"
         )
     for split in needs:
         if not dataset.splits.get(split):
@@ -106,56 +145,57 @@ def plan_epoch(
     size: int,
     weights: np.ndarray | None,
 ) -> list[Span]:
-    """What one worker reads in one training epoch: its share of all row groups in random order.
+    """Plan what one worker reads in an epoch: its share of all row groups, in random order.
 
     Args:
-        dataset: the data.
-        split: which of its splits.
+        dataset: the data set.
+        split: name of the split.
         epoch: number of the epoch.
         seed: the run's seed.
-        rank: which worker, from 0.
-        workers: how many there are.
-        size: rows of the epoch over all workers, divisible by `workers`; all ranks get `size / workers`.
-        weights: how often each row is drawn, relative to the others; None: each once, short of a remainder that differs
-            from epoch to epoch.
+        rank: number of this worker, from 0.
+        workers: number of workers.
+        size: rows in the epoch over all workers, divisible by `workers`; each rank gets `size /
+            workers`.
+        weights: how often each row is drawn relative to the others. None: once each, except for a
+            remainder that is left out and differs from epoch to epoch.
     """
     rng = np.random.default_rng([seed, epoch])
     groups = dataset.groups(split)
-    rows = sum(count for *_, count in groups)
+    rows = sum(group.rows for group in groups)
     repeats = _draw_repeats(rows, size=size, weights=weights, rng=rng)
     draws = [
-        (index, row)
-        for index in rng.permutation(len(groups))
-        for row in _rows_of(groups[index], repeats)
+        (int(number), row)
+        for number in rng.permutation(len(groups))
+        for row in _repeat_rows(groups[number], repeats)
     ]
     share = size // workers
-    mine = draws[rank * share : (rank + 1) * share]
     wanted: dict[int, list[int]] = {}
-    for index, row in mine:
-        wanted.setdefault(int(index), []).append(row)
+    for number, row in draws[rank * share : (rank + 1) * share]:
+        wanted.setdefault(number, []).append(row)
     return [
-        Span(epoch, groups[i][0], groups[i][1], groups[i][2], tuple(members))
-        for i, members in wanted.items()
+        Span(epoch=epoch, group=groups[number], wanted=tuple(members))
+        for number, members in wanted.items()
     ]
 
 
-def _rows_of(group: tuple[str, int, int, int], repeats: np.ndarray) -> Iterator[int]:
-    _, _, first, rows = group
-    for row in range(rows):
-        yield from [row] * int(repeats[first + row])
+def _repeat_rows(group: RowGroup, repeats: np.ndarray) -> Iterator[int]:
+    for row in range(group.rows):
+        yield from [row] * int(repeats[group.first + row])
 
 
 def _draw_repeats(
     rows: int, *, size: int, weights: np.ndarray | None, rng: np.random.Generator
 ) -> np.ndarray:
-    """How often each row is seen, `size` in all, as near to its weight as whole numbers allow (systematic sampling)."""
+    """Draw how often each row is seen, `size` in all, by systematic sampling.
+
+    Each count is as near to the row's weight as whole numbers allow.
+    """
     order = rng.permutation(rows)
     share = np.ones(rows) if weights is None else weights
     edges = np.cumsum(share[order]) / share.sum() * size
     edges[-1] = size
-    drawn = np.diff(
-        np.floor(edges + 1e-9 + (rng.random() if weights is not None else 0.0)), prepend=0
-    )
+    start = rng.random() if weights is not None else 0.0
+    drawn = np.diff(np.floor(edges + 1e-9 + start), prepend=0)
     drawn[-1] += size - drawn.sum()
     repeats = np.empty(rows, dtype=np.int64)
     repeats[order] = drawn
@@ -163,17 +203,28 @@ def _draw_repeats(
 
 
 def plan_once(dataset: Dataset, split: str, *, rank: int = 0, workers: int = 1) -> list[Span]:
-    """What one worker reads so that all of them together read every row of a split exactly once."""
+    """Plan what one worker reads so that all workers together read each row exactly once."""
     return [
-        Span(0, shard, row_group, first, wanted)
-        for shard, row_group, first, rows in dataset.groups(split)
-        if (wanted := tuple(row for row in range(rows) if (first + row) % workers == rank))
+        Span(epoch=0, group=group, wanted=wanted)
+        for group in dataset.groups(split)
+        if (
+            wanted := tuple(
+                row for row in range(group.rows) if (group.first + row) % workers == rank
+            )
+        )
     ]
 
 
-def read_span(dataset: Dataset, span: Span, *, columns: list[str]) -> Iterator[tuple[int, Row]]:
-    """The wanted rows, in the order of the plan, each with its number within the row group."""
-    rows = storage.read_table(
-        storage.join(dataset.uri, span.shard), columns=columns, row_group=span.row_group
-    ).to_pylist()
-    yield from ((number, rows[number]) for number in span.wanted)
+def read_span(dataset: Dataset, span: Span, *, kind: type[Stored]) -> Iterator[Stored]:
+    """Yield the wanted rows of a span, in the order of the plan.
+
+    Args:
+        dataset: the data set.
+        span: the rows to read.
+        kind: what to make of each row: only the columns that it has as fields are read.
+    """
+    columns = [field.name for field in fields(kind) if field.name != "index"]
+    uri = storage.join(dataset.uri, span.group.shard)
+    rows = storage.read_table(uri, columns=columns, row_group=span.group.number).to_pylist()
+    for number in span.wanted:
+        yield kind(index=span.group.first + number, **rows[number])

@@ -1,4 +1,4 @@
-"""Bytes to image and back: RGB `uint8` arrays out of whatever a microscope's software writes, or a refusal that says why."""
+"""Bytes to image and back: RGB `uint8` from whatever a microscope's software writes."""
 
 import io
 import struct
@@ -33,25 +33,26 @@ _BITS_PER_SAMPLE_TAG = 258  # TIFF 6.0, section 8
 def decode_image(
     content: bytes, *, name: str, max_pixels: int = MAX_PIXELS
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The image in RGB order, upright as its EXIF orientation says.
+    """Decode an image to RGB, turned upright according to its EXIF orientation.
 
-    Grey is repeated over the three channels; 16 bit becomes 8 by the smallest of 8, 10, 12, 14 and 16 bits that holds the
-    image's largest value, since cameras of 10 to 14 bits store their counts unscaled; an opaque alpha channel is dropped.
+    Grey is repeated over the three channels. 16 bit is scaled to 8 from the smallest of 8, 10,
+    12, 14 and 16 bits that holds the image's largest value, because cameras of 10 to 14 bits
+    store their counts unscaled. An opaque alpha channel is dropped.
 
     Args:
         content: the file's bytes.
-        name: what errors call the image.
-        max_pixels: a header that claims more is refused before a pixel is allocated.
+        name: the image's name in errors.
+        max_pixels: a header that claims more is refused before any pixel is allocated.
 
     Raises:
-        ImageError: the bytes are no image of a known format, end early, or hold what has no single right reading: several
-            pages, transparency, CMYK, floating point.
+        ImageError: the bytes are not an image of a known format, end early, or can be read in
+            more than one way: several pages, transparency, CMYK, floating point.
     """
     array = _decode(content, name=name, max_pixels=max_pixels)
     if array.ndim == 3 and array.shape[2] in (2, 4):
         if (array[..., -1] != np.iinfo(array.dtype).max).any():
             raise ImageError(
-                f"{name} is partly transparent, and what is behind it is unknown: save it without transparency"
+                f"{name} is partly transparent: expected opaque. Save it without transparency"
             )
         array = array[..., :-1]
     array = to_uint8(array)
@@ -63,12 +64,12 @@ def decode_image(
 def decode_labels(
     content: bytes, *, name: str, max_pixels: int = MAX_PIXELS
 ) -> Int32[np.ndarray, "h w"]:
-    """The values of a one-channel image as they are stored: a mask, or the number of the instance at each pixel.
+    """Decode a one-channel image to its stored values: a mask, or instance numbers.
 
-    Three equal colour channels count as one; of a palette the indices are the values.
+    Three equal colour channels count as one; for a palette the values are its indices.
 
     Raises:
-        ImageError: as `decode_image`, or the channels differ.
+        ImageError: for the reasons of `decode_image`, or if the channels differ.
     """
     array = _decode(content, name=name, max_pixels=max_pixels, expand_palette=False)
     if array.ndim == 3:
@@ -80,12 +81,12 @@ def decode_labels(
 
 
 def encode_png(array: np.ndarray, *, deflate: bool = True) -> bytes:
-    """PNG bytes of a uint8 or uint16 array, (h, w) or RGB (h, w, 3).
+    """Encode a uint8 or uint16 array, (h, w) or RGB (h, w, 3), as PNG.
 
     Args:
         array: the pixels.
-        deflate: False leaves compression to what holds the file. Pixels that Zstandard squeezed decode four times as fast as
-            deflated ones, and take a third more space.
+        deflate: False leaves compression to the table that holds the PNG. Pixels compressed by
+            Zstandard decode four times as fast as deflated ones and take a third more space.
     """
     if array.ndim == 3:
         array = cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
@@ -96,18 +97,18 @@ def encode_png(array: np.ndarray, *, deflate: bool = True) -> bytes:
 
 
 def encode_labels(labels: Int32[np.ndarray, "h w"], *, name: str) -> bytes:
-    """16-bit PNG of a label image, not deflated: Parquet compresses it.
+    """Encode a label image as 16-bit PNG, not deflated because Parquet compresses it.
 
     Raises:
-        ImageError: more than 65,535 instances.
+        ImageError: it has more than 65,535 instances.
     """
     if labels.max(initial=0) > np.iinfo(np.uint16).max:
-        raise ImageError(f"{name} has {labels.max()} instances: a 16-bit label image holds 65535")
+        raise ImageError(f"{name} has {labels.max()} instances: expected at most 65535")
     return encode_png(labels.astype(np.uint16), deflate=False)
 
 
 def decode_stored(content: bytes) -> np.ndarray:
-    """What `prepare` stored, RGB or one channel, without checks: it made them once and for all."""
+    """Decode what `prepare` stored, RGB or one channel; `prepare` has already checked it."""
     array = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     assert array is not None, "a stored image does not decode"
     if array.ndim == 3:
@@ -116,7 +117,10 @@ def decode_stored(content: bytes) -> np.ndarray:
 
 
 def is_stored_form(content: bytes) -> bool:
-    """Whether these bytes may be stored as they are: an upright RGB JPEG, which without its loss would be many times as large."""
+    """Whether the bytes are stored unchanged, as only an upright RGB JPEG is.
+
+    A lossless copy of it would be many times larger.
+    """
     with Image.open(io.BytesIO(content)) as image:
         return (
             image.format == "JPEG"
@@ -130,9 +134,7 @@ def _decode(
 ) -> np.ndarray:
     if not content:
         raise ImageError(f"{name} is empty: 0 bytes")
-    Image.MAX_IMAGE_PIXELS = (
-        None  # max_pixels is the limit, checked below before a pixel is allocated
-    )
+    Image.MAX_IMAGE_PIXELS = None  # `_check_header` applies our own limit
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_header(image, name=name, max_pixels=max_pixels)
@@ -142,7 +144,7 @@ def _decode(
         raise ImageError(
             f"{name} is not an image: expected {', '.join(FORMATS)}, found bytes {content[:8]!r}"
         ) from None
-    except _BROKEN as error:  # what Pillow's decoders raise on bad bytes
+    except _BROKEN as error:  # raised by Pillow's decoders on damaged bytes
         raise ImageError(f"{name} is damaged: {error}") from None
     return _orient(array, orientation)
 
@@ -154,22 +156,21 @@ def _check_header(image: Image.Image, *, name: str, max_pixels: int) -> None:
     pages = getattr(image, "n_frames", 1)
     if pages != 1:
         raise ImageError(
-            f"{name} has {pages} pages: expected one, save the one that is meant as a file of its own"
+            f"{name} has {pages} pages: expected one. Save the page you need as a separate file"
         )
     if image.mode not in _MODES:
         raise ImageError(
-            f"{name} has colour mode {image.mode}: expected grey, RGB, RGBA or a palette, of 8 or 16 bit"
+            f"{name} has colour mode {image.mode}: "
+            "expected grey, RGB, RGBA or a palette, 8 or 16 bit"
         )
 
 
 def _pixels(image: Image.Image, content: bytes, *, expand_palette: bool) -> np.ndarray:
-    image.load()  # raises where the file ends early; OpenCV would fill the rest with grey
-    if (
-        image.mode in ("RGB", "RGBA") and _bits(image, content) == 16
-    ):  # Pillow would cut these to 8 bit
-        deep = cv2.imdecode(
-            np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED
-        )  # BGR, not turned
+    image.load()  # raises if the file ends early; OpenCV would fill the rest with grey
+    # Pillow would cut 16-bit colour to 8 bit.
+    if image.mode in ("RGB", "RGBA") and _bits(image, content) == 16:
+        # BGR, ignoring the EXIF orientation.
+        deep = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
         if deep is None:
             raise ValueError("its 16-bit colour cannot be decoded")
         return deep[..., [2, 1, 0, 3][: deep.shape[2]]]
@@ -192,11 +193,13 @@ def _png_bit_depth(content: bytes) -> int:
 
 
 def to_uint8(array: np.ndarray, *, largest: int | None = None) -> np.ndarray:
-    """8 bit as they are; 16 bit cut down by the smallest of 8, 10, 12, 14 and 16 bits that holds the largest value.
+    """Return 8 bit unchanged and 16 bit scaled to 8.
+
+    The scale is the smallest of 8, 10, 12, 14 and 16 bits that holds the largest value.
 
     Args:
         array: uint8 or uint16.
-        largest: value to expect, where these are a part of something larger; the array's own by default.
+        largest: largest value of the whole that the array is a part of; None: that of the array.
     """
     if array.dtype == np.uint8:
         return array
@@ -207,7 +210,7 @@ def to_uint8(array: np.ndarray, *, largest: int | None = None) -> np.ndarray:
 
 
 def _orient(array: np.ndarray, orientation: int) -> np.ndarray:
-    """The array turned upright; orientations 5 to 8 also swap height and width."""
+    """Turn the array upright; orientations 5 to 8 also swap height and width."""
     if orientation in (5, 6, 7, 8):
         array = array.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -228,7 +231,7 @@ _SIGNATURES = {
 
 
 def name_format(content: bytes) -> str:
-    """The format by its first bytes; the image was decoded, so it is one of those that are known."""
+    """Return the format of an image by its first bytes; it must be one that could be decoded."""
     return next(
         (name for start, name in _SIGNATURES.items() if content.startswith(start)), "JPEG2000"
     )

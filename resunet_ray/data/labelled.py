@@ -1,4 +1,4 @@
-"""A labelled image in memory: whole, decoded once, with its truth."""
+"""A labelled image in memory: whole, decoded once, with its mask and instances."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -7,16 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from resunet_ray.data.dataset import Dataset, Row, Span, read_span
+from resunet_ray.data.dataset import Dataset, Span, StoredImage, read_span
 from resunet_ray.data.images import decode_stored
 
-_COLUMNS = ["image_id", "modality", "image", "mask", "labels"]
-_THREADS = 4  # decoding releases Python's lock, and is done ahead of the network
+_THREADS = 4  # decoding releases Python's lock and runs ahead of the network
 
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """One image and its truth."""
+    """One image with its mask and, where known, its instances."""
 
     index: int
     """Its number within the split."""
@@ -29,23 +28,20 @@ class LabelledImage:
 
 
 def read_images(dataset: Dataset, spans: list[Span]) -> Iterator[LabelledImage]:
-    """The images of some spans, in their order."""
+    """Yield the images of some spans, in order."""
     with ThreadPoolExecutor(_THREADS) as pool:
         for span in spans:
-            rows = [
-                (span.first + number, row)
-                for number, row in read_span(dataset, span, columns=_COLUMNS)
-            ]
-            yield from pool.map(_decode, rows)
+            yield from pool.map(_decode, read_span(dataset, span, kind=StoredImage))
 
 
-def _decode(numbered: tuple[int, Row]) -> LabelledImage:
-    index, row = numbered
+def _decode(stored: StoredImage) -> LabelledImage:
+    image, mask = stored.decode()
+    labels = None if stored.labels is None else decode_stored(stored.labels).astype(np.int32)
     return LabelledImage(
-        index=index,
-        image_id=row["image_id"],
-        modality=row["modality"],
-        image=decode_stored(row["image"]),
-        mask=decode_stored(row["mask"]) // 255,
-        labels=decode_stored(row["labels"]).astype(np.int32) if row["labels"] is not None else None,
+        index=stored.index,
+        image_id=stored.image_id,
+        modality=stored.modality,
+        image=image,
+        mask=mask,
+        labels=labels,
     )

@@ -1,6 +1,7 @@
-"""Labelled images of any known layout → checked Parquet shards. Every image is decoded once, here.
+"""Labelled images of any known layout → checked Parquet shards. Every source is decoded once, here.
 
-    sources ─► check, on all CPUs ─► staging/*.parquet ─► duplicates, splits ─► SPLIT-00000.parquet … ─► dataset.json
+    sources ─► check, on all CPUs ─► staging/*.parquet ─► duplicates, splits
+        ─► SPLIT-00000.parquet … ─► dataset.json
 
 `dataset.json` is written last: a data set without it is unfinished.
 """
@@ -12,7 +13,6 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -24,18 +24,19 @@ from resunet_ray import storage
 from resunet_ray.cluster import connect, is_lost, this_node
 from resunet_ray.config import PrepareConfig
 from resunet_ray.data import splits
-from resunet_ray.data.check import blame_source, check_source
+from resunet_ray.data.check import CheckedImage, Reject, blame_source, check_source
 from resunet_ray.data.dataset import DATASET_FILE
+from resunet_ray.data.metadata import Metadata, read_metadata, require_known
 from resunet_ray.data.sources import Source, list_sources
-from resunet_ray.data.stream import run_tasks
 from resunet_ray.errors import InputError
 from resunet_ray.schema import DATASET, REJECTS
 from resunet_ray.storage import crashes
+from resunet_ray.tasks import run_tasks
 
 logger = logging.getLogger(__name__)
 
 _IMAGES_PER_TASK = 64
-_SHARD_PIXELS = 2**26  # image, mask and labels of so many take 400 MB, while a file is written
+_SHARD_PIXELS = 2**26  # their image, mask and labels take 400 MB while a file is written
 _STAGING = "_staging"
 _CHECKED = pa.schema(
     [
@@ -50,7 +51,7 @@ _CHECKED = pa.schema(
 
 @dataclass(frozen=True)
 class PreparationResult:
-    """What became of the input."""
+    """Counts of the images that were taken and rejected."""
 
     images: int
     rejected: int
@@ -59,21 +60,21 @@ class PreparationResult:
 
 
 def prepare(config: PrepareConfig) -> PreparationResult:
-    """Writes the data set; starts Ray once it knows what there is to do.
+    """Write the data set. Ray starts only after the input has been listed and the split drawn.
 
     Raises:
-        InputError: an input is missing, the output is taken, or more images than allowed are rejected.
+        InputError: an input is missing, the output already holds a data set, or more images are
+            rejected than allowed.
     """
-    config = replace(
-        config, output=storage.absolute(config.output).rstrip("/")
-    )  # tasks run in folders of their own
+    # Absolute, because tasks run in other working directories.
+    config = replace(config, output=storage.absolute(config.output).rstrip("/"))
     storage.check_writable(config.output)
     _require_free(config.output)
     sources = list_sources(config.input, max_bytes=storage.Cache.of(config).max_bytes)
-    metadata = _read_metadata(config.metadata)
-    # The split is drawn from all names, so that a rejected image does not reshuffle the others.
+    metadata = read_metadata(config.metadata, group_column=config.group_column)
+    # The split is drawn from all names, so that rejecting an image does not reshuffle the others.
     names = [source.image_id for source in sources]
-    _require_known(metadata, names, source=config.metadata)
+    require_known(metadata, names, source=config.metadata)
     split_of = _split(sorted(set(names)), config=config, metadata=metadata)
     logger.info("found %d labelled images", len(sources))
     staging = storage.join(config.output, _STAGING)
@@ -102,41 +103,8 @@ def prepare(config: PrepareConfig) -> PreparationResult:
 def _require_free(output: str) -> None:
     if storage.exists(storage.join(output, DATASET_FILE)):
         raise InputError(
-            f"{output} already holds a data set ({DATASET_FILE}): give another --output, or delete it first"
-        )
-
-
-def _read_metadata(uri: str | None) -> dict[str, dict[str, Any]]:
-    if uri is None:
-        return {}
-    try:
-        frame = pd.read_csv(BytesIO(storage.read_bytes(uri)), dtype={"id": str})
-    except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{uri} is not a CSV: {error}") from None
-    if "id" not in frame:
-        raise InputError(
-            f"{uri} has columns {', '.join(frame.columns)}: expected a column `id` with the images' names"
-        )
-    if "mpp" in frame:
-        numbers = pd.to_numeric(frame["mpp"], errors="coerce")
-        wrong = frame[frame["mpp"].notna() & ~(numbers > 0)]
-        if len(wrong):
-            raise InputError(
-                f"{uri} gives {wrong['id'].iloc[0]} the mpp {wrong['mpp'].iloc[0]!r}: "
-                "expected microns per pixel, a positive number"
-            )
-        frame["mpp"] = numbers
-    return {str(row["id"]): row for row in frame.to_dict("records")}
-
-
-def _require_known(
-    metadata: Mapping[str, Mapping[str, Any]], names: list[str], *, source: str | None
-) -> None:
-    """Refuses metadata of which no row names an image: most likely a matter of endings."""
-    if metadata and not metadata.keys() & set(names):
-        raise InputError(
-            f"{source} names none of the images: its first id is {next(iter(metadata))!r}, the first image's {names[0]!r}. "
-            "Expected names without their endings"
+            f"{output} already holds a data set ({DATASET_FILE}): "
+            "choose another --output or delete it first"
         )
 
 
@@ -144,26 +112,31 @@ def _check_all(
     sources: list[Source],
     *,
     config: PrepareConfig,
-    metadata: Mapping[str, Mapping[str, Any]],
+    metadata: Mapping[str, Metadata],
     staging: str,
 ) -> pd.DataFrame:
-    """Decodes every image on the cluster; what can be read waits in `staging`, one file a task."""
+    """Check every image on the cluster.
+
+    The result has no pixels. Rows with pixels wait in `staging`, one file per task.
+    """
     tasks = [
         sources[start : start + _IMAGES_PER_TASK]
         for start in range(0, len(sources), _IMAGES_PER_TASK)
     ]
     session = uuid.uuid4().hex
 
-    def check(source: Source) -> dict[str, Any]:
-        known = metadata.get(source.image_id, {})
+    def check(source: Source) -> CheckedImage | Reject:
         return check_source(
-            source, max_pixels=config.max_pixels, known=known, cache=storage.Cache.of(config)
+            source,
+            max_pixels=config.max_pixels,
+            known=metadata.get(source.image_id, Metadata()),
+            cache=storage.Cache.of(config),
         )
 
     def check_task(number: int) -> pa.Table:
         notes = crashes.Notes(staging, session, node=this_node(), is_lost=is_lost)
-        rows = notes.work_through(number, tasks[number], check, blame=blame_source)
-        table = pa.Table.from_pylist(rows, schema=_CHECKED)
+        checked = notes.work_through(number, tasks[number], check, blame=blame_source)
+        table = pa.Table.from_pylist([vars(image) for image in checked], schema=_CHECKED)
         storage.write_table(
             storage.join(staging, f"{number:06d}.parquet"),
             table,
@@ -180,7 +153,7 @@ def _check_all(
 
 
 def _reject_duplicates(checked: pd.DataFrame) -> pd.DataFrame:
-    """Of images with equal pixels only the first, by name, is kept: copies in two splits would leak."""
+    """Keep the first by name of images with equal pixels: a copy in another split would leak."""
     readable = checked[checked["reason"].isna()]
     first = readable.groupby("digest")["image_id"].transform("first")
     copies = readable.index[readable.duplicated("digest")]
@@ -198,14 +171,16 @@ def _require_few_rejects(rejects: pd.DataFrame, *, total: int, config: PrepareCo
             f"{count} {reason}" for reason, count in Counter(rejects["reason"]).items()
         )
         raise InputError(
-            f"{len(rejects)} of {total} images are rejected ({reasons}), a fraction of {fraction:.4f}: "
-            f"--max-reject-fraction is {config.max_reject_fraction}. The first: {rejects['message'].iloc[0]}. All are in "
-            f"{storage.join(config.output, 'rejects.parquet')}: mend them, or raise the fraction to go on without them"
+            f"{len(rejects)} of {total} images are rejected ({reasons}), a fraction of "
+            f"{fraction:.4f}: --max-reject-fraction is {config.max_reject_fraction}. "
+            f"The first: {rejects['message'].iloc[0]}. "
+            f"All are listed in {storage.join(config.output, 'rejects.parquet')}: "
+            "fix them, or raise the fraction to continue without them"
         )
 
 
 def _split(
-    image_ids: list[str], *, config: PrepareConfig, metadata: Mapping[str, Mapping[str, Any]]
+    image_ids: list[str], *, config: PrepareConfig, metadata: Mapping[str, Metadata]
 ) -> dict[str, str]:
     if config.split == "baseline":
         return splits.split_as_baseline(image_ids)
@@ -216,13 +191,11 @@ def _split(
         )
     groups = None
     if config.group_column is not None:
-        groups = {
-            name: str(metadata.get(name, {}).get(config.group_column, "nan")) for name in image_ids
-        }
-        without = [name for name, group in groups.items() if group == "nan"]
-        if without:
+        groups = {name: known.group for name, known in metadata.items() if known.group is not None}
+        if missing := [name for name in image_ids if name not in groups]:
             raise InputError(
-                f"{config.metadata} gives no {config.group_column} for {len(without)} images, {without[0]} the first"
+                f"{config.metadata} gives no {config.group_column} for {len(missing)} images, "
+                f"{missing[0]} being the first"
             )
     return splits.split_by_fraction(
         image_ids,
@@ -248,7 +221,8 @@ def _read_split_file(uri: str) -> dict[str, list[str]]:
         ) from None
     if splits.TRAIN not in lists or splits.VAL not in lists:
         raise InputError(
-            f"{uri} must list the image ids of `train` and `val` (and `test`): found {', '.join(content) or 'none'}"
+            f"{uri} has the keys {', '.join(content) or '(none)'}: "
+            "expected `train` and `val` (and optionally `test`), each a list of image ids"
         )
     return lists
 
@@ -256,7 +230,7 @@ def _read_split_file(uri: str) -> dict[str, list[str]]:
 def _write_shards(
     accepted: pd.DataFrame, *, config: PrepareConfig, staging: str
 ) -> dict[str, list[int]]:
-    """Copies the accepted rows into one run of files for each split; returns the rows of each file's row groups."""
+    """Write each split's shards from the staged rows; return each file's rows per row group."""
     plan = []
     for split, rows in accepted.groupby("split", sort=True):
         pixels = (rows["height"] * rows["width"]).cumsum()
@@ -303,15 +277,9 @@ def _commit(
     counts: dict[str, int],
     config: PrepareConfig,
 ) -> None:
-    decisive = [
-        "image_id",
-        "split",
-        "digest",
-        "truth_digest",
-        "mpp",
-        "modality",
-    ]  # all that a training learns from
-    rows = accepted.sort_values("image_id")[decisive].to_csv(index=False)
+    # Everything that training learns from.
+    columns = ["image_id", "split", "digest", "truth_digest", "mpp", "modality"]
+    rows = accepted.sort_values("image_id")[columns].to_csv(index=False)
     mpp = accepted["mpp"].dropna().unique()
     content = {
         "digest": hashlib.sha256(rows.encode()).hexdigest(),

@@ -1,7 +1,7 @@
-"""Whole slides: images of any size, of which a part is read at a scale, by OpenSlide or, for its other formats, by tifffile.
+"""Whole slides: images of any size, read in parts and at any scale.
 
-A part is named in pixels of the slide's whole at the scale that is asked for, so that what is read does not depend on where the
-parts were cut.
+OpenSlide reads them or, for other formats, tifffile. A part is given in pixels of the whole slide
+at the requested scale, so that a pixel does not depend on how the slide is divided into parts.
 """
 
 import functools
@@ -21,34 +21,34 @@ from PIL import Image
 from resunet_ray.data.tiff import TiffReader, check_tables
 from resunet_ray.errors import ImageError, InputError
 
-_SCATTERED = (".vms", ".vmu", ".dcm")  # of several files whose names only their content tells
+_SCATTERED = (".vms", ".vmu", ".dcm")  # several files, listed only in the content of one of them
 SUFFIXES = (".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".svslide", ".czi", *_SCATTERED)
-"""Files of these names are slides, or damaged."""
+"""Files with these suffixes are slides, or damaged."""
 TIFF_SUFFIXES = (".tif", ".tiff")
-"""Files of these names may be."""
+"""Files with these suffixes may be slides."""
 MPP_RANGE = (0.05, 20.0)
-"""Microns per pixel that a microscope's scan may have; a screen's 264.58 (96 dots per inch) is not among them."""
+"""Plausible microns per pixel of a microscope; a screen's 264.58 (96 dots per inch) is outside."""
 
 _MAX_SIDE = 2**21  # pixels; a header that claims more is damaged
-_READ_PIXELS = 2**26  # that are held at a time, of whatever level
-_CACHE_BYTES = 2**27  # of decoded pieces, for all slides that a process has open
+_READ_PIXELS = 2**26  # pixels of any level that are in memory at a time
+_CACHE_BYTES = 2**27  # for decoded tiles of all slides that a process has open
 
 
 class _Reader(Protocol):
-    """What either library gives."""
+    """A slide opened by either library."""
 
     levels: list[tuple[int, int]]
-    """Height and width of each, the largest first."""
+    """Height and width of each level, the largest first."""
     mpp: float | None
     format: str
 
     def read(
         self, level: int, top: int, left: int, height: int, width: int
     ) -> UInt8[np.ndarray, "_h _w 3"]:
-        """A window of a level, in its own pixels, wholly within it."""
+        """Read a window in pixels of the level, entirely within it."""
 
     def close(self) -> None:
-        """Gives the file back."""
+        """Close the file."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class SlideInfo:
     height: int
     width: int
     mpp: float | None
-    """Microns per pixel of the largest level; None where the file does not say, or what it says makes no sense."""
+    """Microns per pixel of the largest level; None if unknown or outside `MPP_RANGE`."""
     stated_mpp: float | None
-    """What it says."""
+    """Microns per pixel in the header, plausible or not."""
     format: str
 
 
@@ -68,14 +68,14 @@ class Slide:
     """An open slide; threads may share it."""
 
     def __init__(self, path: str, *, name: str) -> None:
-        """Opens a slide.
+        """Open a slide.
 
         Args:
-            path: of the file on this machine.
-            name: what errors call it.
+            path: the file on this machine.
+            name: the slide's name in errors.
 
         Raises:
-            ImageError: neither library reads it, or its header makes no sense.
+            ImageError: neither library can read it, or its header makes no sense.
         """
         self._path, self._name = path, name
         self._lock = threading.Lock()
@@ -84,30 +84,30 @@ class Slide:
         height, width = self._reader.levels[0]
         if not (0 < height <= _MAX_SIDE and 0 < width <= _MAX_SIDE):
             raise ImageError(
-                f"{name} claims {height} x {width} pixels: expected 1 to {_MAX_SIDE} a side"
+                f"{name} claims {height} x {width} pixels: expected 1 to {_MAX_SIDE} per side"
             )
         stated = self._reader.mpp
-        believed = stated if stated is not None and MPP_RANGE[0] <= stated <= MPP_RANGE[1] else None
-        self.info = SlideInfo(height, width, believed, stated, self._reader.format)
+        mpp = stated if stated is not None and MPP_RANGE[0] <= stated <= MPP_RANGE[1] else None
+        self.info = SlideInfo(height, width, mpp, stated, self._reader.format)
 
     def size_at(self, scale: float) -> tuple[int, int]:
-        """Height and width of the whole slide, in pixels that are `scale` pixels of its largest level wide."""
+        """Return height and width of the slide in pixels whose side is `scale` level-0 pixels."""
         return max(1, int(self.info.height / scale)), max(1, int(self.info.width / scale))
 
     def read(
         self, top: int, left: int, height: int, width: int, *, scale: float
     ) -> UInt8[np.ndarray, "_h _w 3"]:
-        """A window of the slide as RGB, averaged down from the best level.
+        """Read a window of the slide as RGB, averaged down from the best level.
 
         Args:
             top: first row, in pixels of the slide at `scale`.
-            left: first column.
-            height: of the window, which lies within the slide.
-            width: of the window.
-            scale: side of a pixel, in those of the largest level.
+            left: first column, likewise.
+            height: height of the window, which lies within the slide.
+            width: width of the window.
+            scale: side of a pixel, in pixels of the largest level.
 
         Raises:
-            ImageError: the slide is damaged there.
+            ImageError: the slide is damaged in the window.
         """
         level, factor_y, factor_x = self._best_level(scale)
         rows, columns = self._reader.levels[level]
@@ -117,28 +117,23 @@ class Slide:
             min((left + width) * factor_x, columns),
             min((top + height) * factor_y, rows),
         )
-        # What is averaged lies a little beyond the window, too: so a pixel is the same in every window.
+        # Averaging reaches a little beyond the window, so that a pixel is the same in every window.
         beyond_x, beyond_y = (
             0 if factor == 1 else math.ceil(max(factor, 1)) for factor in (factor_x, factor_y)
         )
-        first_x, first_y = (
-            max(0, math.floor(box[0]) - beyond_x),
-            max(0, math.floor(box[1]) - beyond_y),
-        )
-        last_x, last_y = (
-            min(columns, math.ceil(box[2]) + beyond_x),
-            min(rows, math.ceil(box[3]) + beyond_y),
-        )
+        first_x = max(0, math.floor(box[0]) - beyond_x)
+        first_y = max(0, math.floor(box[1]) - beyond_y)
+        last_x = min(columns, math.ceil(box[2]) + beyond_x)
+        last_y = min(rows, math.ceil(box[3]) + beyond_y)
         window = first_y, first_x, last_y - first_y, last_x - first_x
-        if (
-            window[2] * window[3] > _READ_PIXELS and max(height, width) > 1
-        ):  # a slide without small levels is read as well
+        # So that a slide without small levels fits into memory, too.
+        if window[2] * window[3] > _READ_PIXELS and max(height, width) > 1:
             return self._read_halves(top, left, height, width, scale=scale)
         with self._lock, self._naming("read"):
             try:
                 pixels = self._reader.read(level, *window)
             except Exception:
-                self._reader.close()  # after an error OpenSlide reads nothing any more
+                self._reader.close()  # after an error OpenSlide refuses every further read
                 self._reader = _open_reader(self._path)
                 raise
         if pixels.shape[:2] == (height, width) and factor_x == factor_y == 1:
@@ -150,7 +145,7 @@ class Slide:
         return np.asarray(small)
 
     def close(self) -> None:
-        """Gives the file back."""
+        """Close the file."""
         self._reader.close()
 
     def _read_halves(
@@ -167,7 +162,7 @@ class Slide:
         )
 
     def _best_level(self, scale: float) -> tuple[int, float, float]:
-        """The smallest level that is fine enough, and how many of its rows and columns a pixel spans."""
+        """Find the smallest level that is fine enough, and a pixel's height and width in it."""
         height, width = self._reader.levels[0]
         best = 0
         for level, (rows, _) in enumerate(self._reader.levels):
@@ -178,25 +173,29 @@ class Slide:
 
     @contextmanager
     def _naming(self, done: str) -> Iterator[None]:
-        """What goes wrong with the file becomes an error that names it."""
+        """Turn any error of the libraries into one that names the slide."""
         try:
             yield
         except MemoryError:
             raise
-        except Exception as error:  # noqa: BLE001 (both libraries raise what they like on bad bytes)
+        except Exception as error:  # noqa: BLE001 (on damaged bytes both libraries raise anything)
             raise ImageError(
                 f"{self._name} cannot be {done} as a slide: {str(error) or type(error).__name__}"
             ) from None
 
 
 def _snap(factor: float, length: int) -> float:
-    """The nearest whole number where it is that but for the level's rounded size: over its whole length, less than a pixel."""
+    """Round a factor that is whole except for the rounded size of its level.
+
+    Over the length of the level the two then differ by less than a pixel.
+    """
     whole = float(max(1, round(factor)))
     return whole if abs(factor - whole) * length < factor else factor
 
 
 def _open_reader(path: str) -> _Reader:
-    # OpenSlide takes any tiled TIFF for a pyramid of 8-bit RGB pages: of 16 bits, of OME's planes and levels it knows nothing.
+    # OpenSlide takes any tiled TIFF for a pyramid of 8-bit RGB pages: it does not support 16 bits
+    # or OME's planes and levels.
     if openslide.OpenSlide.detect_format(path) not in (None, "generic-tiff"):
         return _OpenSlideReader(path)
     return TiffReader(path)
@@ -212,7 +211,7 @@ class _OpenSlideReader:
         )
         self.format = self._slide.properties.get("openslide.vendor", "unknown")
         if self.format == "aperio":
-            check_tables(path)  # a tile that the header does not name would be empty glass
+            check_tables(path)  # OpenSlide shows a tile missing from the header as empty glass
         self._background = f"#{self._slide.properties.get('openslide.background-color', 'ffffff')}"
         self._slide.read_region((0, 0), len(self.levels) - 1, (1, 1))  # a header alone is no slide
 
@@ -220,10 +219,10 @@ class _OpenSlideReader:
         self, level: int, top: int, left: int, height: int, width: int
     ) -> UInt8[np.ndarray, "_h _w 3"]:
         rows, columns = self.levels[level]
-        # Named in pixels of the largest level, whatever the level.
+        # OpenSlide takes the position in pixels of the largest level, for any level.
         place = round(left * self.levels[0][1] / columns), round(top * self.levels[0][0] / rows)
         window = self._slide.read_region(place, level, (width, height))
-        whole = Image.new("RGB", window.size, self._background)  # what was not scanned is clear
+        whole = Image.new("RGB", window.size, self._background)  # areas not scanned are transparent
         whole.paste(window, mask=window.getchannel("A"))
         return np.asarray(whole)
 
@@ -242,15 +241,16 @@ def _mean_mpp(x: Any, y: Any) -> float | None:
 
 
 def companions(path: str) -> list[str]:
-    """What belongs to a slide beside its file: MIRAX keeps its pixels in a folder of the same name.
+    """List what belongs to a slide besides its file: of MIRAX, the folder with its pixels.
 
     Raises:
-        InputError: the slide is one of several files that only its content names.
+        InputError: the slide consists of several files, listed only in the content of one of them.
     """
-    stem, suffix = os.path.splitext(path)  # noqa: PTH122 (of a URI as well)
+    stem, suffix = os.path.splitext(path)  # noqa: PTH122 (may be a URI)
     if suffix.lower() in _SCATTERED:
         raise InputError(
-            f"{path} is one of the several files of a slide, and {suffix} slides are not read: convert the slide to one tiled "
-            "TIFF, and take its files out of the input, where each that is a JPEG counts as an image"
+            f"{path} is one of the several files of a slide, and {suffix} slides are not read: "
+            "convert the slide to one tiled TIFF and remove its files from the input, "
+            "where each JPEG among them counts as an image"
         )
     return [stem] if suffix.lower() == ".mrxs" else []

@@ -1,7 +1,8 @@
-"""Which mask belongs to which image, in the layouts that labelled microscopy data comes in.
+"""Which mask belongs to which image, in the common layouts of labelled microscopy data.
 
-images/a.png  masks/a.png  [instances/a.png]      pairs by name; `labels/` also names the instances
-a/images/a.png  a/masks/*.png                     BBBC038: one folder an image, one mask file a nucleus
+images/a.png  masks/a.png  [instances/a.png]      pairs by name; instances may also be in
+`labels/` a/images/a.png  a/masks/*.png                     BBBC038: a folder per image, a mask
+file per nucleus
 """
 
 from collections import defaultdict
@@ -17,20 +18,20 @@ _KINDS = {"images": "images", "masks": "masks", "instances": "labels", "labels":
 
 @dataclass(frozen=True)
 class Source:
-    """One labelled image as it was found: its files, or what is wrong with them."""
+    """One labelled image as found: its files, or what is wrong with them."""
 
     image_id: str
     image: Entry | None
     masks: tuple[Entry, ...] = ()
-    """One mask, or one for each nucleus."""
+    """One mask, or one per nucleus."""
     labels: Entry | None = None
     per_nucleus: bool = False
     reason: str | None = None
-    """Why it must be rejected unread."""
+    """Why it is rejected without being read; None: it is not."""
 
     @property
     def name(self) -> str:
-        """The file that errors and tables name."""
+        """The file that errors and tables refer to."""
         first = self.image or (self.masks or (self.labels,))[0]
         assert first is not None, f"{self.image_id} was found without a file"
         return first.name
@@ -38,7 +39,7 @@ class Source:
 
 @dataclass
 class _Root:
-    """The files of one folder that holds `images/` and its siblings, by stem."""
+    """The files of a folder that contains `images/` and its siblings, by stem."""
 
     images: dict[str, list[Entry]] = field(default_factory=lambda: defaultdict(list))
     masks: dict[str, list[Entry]] = field(default_factory=lambda: defaultdict(list))
@@ -46,21 +47,22 @@ class _Root:
 
 
 def list_sources(uris: Iterable[str], *, max_bytes: int) -> list[Source]:
-    """All labelled images of folders and archives, sorted by id.
+    """List all labelled images of folders and archives, sorted by id.
 
     Args:
         uris: the folders and archives.
-        max_bytes: what a compressed tar may come to.
+        max_bytes: maximum expanded size of a compressed tar.
 
     Raises:
-        InputError: an input is missing, or holds no folder `images/`.
+        InputError: an input is missing, or has no folder `images/`.
     """
     sources: list[Source] = []
     for uri in uris:
         found = _pair(list_entries(uri, max_bytes=max_bytes))
         if not found:
             raise InputError(
-                f"{uri} holds no images: expected images/NAME.png with masks/NAME.png, or ID/images/ID.png with ID/masks/*.png"
+                f"{uri} holds no images: expected images/NAME.png with masks/NAME.png, "
+                "or ID/images/ID.png with ID/masks/*.png"
             )
         sources += found
     sources.sort(key=lambda source: (source.image_id, source.name))

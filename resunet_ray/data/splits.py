@@ -1,4 +1,4 @@
-"""Which image is for training, validation or test: decided by names and a seed alone, the same everywhere."""
+"""Which image is for training, validation or test: decided by names and a seed alone."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,10 @@ _BASELINE_FRACTION = 0.2
 
 
 def split_as_baseline(image_ids: Sequence[str]) -> dict[str, str]:
-    """The baseline's split: sorted names, 20% for the test, then 20% of the rest for validation.
+    """Return the baseline's split: 20% for the test, then 20% of the rest for validation.
 
-    Equals scikit-learn's `train_test_split(..., test_size=0.2, random_state=42)`, applied twice.
+    Equals scikit-learn's `train_test_split(..., test_size=0.2, random_state=42)`, applied twice to
+    the sorted names.
     """
     rest, test = _hold_out(sorted(image_ids), fraction=_BASELINE_FRACTION, seed=_BASELINE_SEED)
     train, val = _hold_out(rest, fraction=_BASELINE_FRACTION, seed=_BASELINE_SEED)
@@ -31,14 +32,14 @@ def split_by_fraction(
     seed: int,
     groups: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """A random split; images of one group (a patient, a slide) stay together.
+    """Draw a random split that keeps images of one group (a patient, a slide) together.
 
     Args:
         image_ids: the images; their order does not matter.
         val_fraction: share of the groups for validation.
         test_fraction: share of the groups for the test.
         seed: the same seed gives the same split.
-        groups: group of each image; by default each is its own.
+        groups: group of each image; None: each image is a group.
     """
     group_of = {image_id: groups[image_id] if groups else image_id for image_id in image_ids}
     names = sorted(set(group_of.values()))
@@ -55,28 +56,30 @@ def split_by_fraction(
 def split_from_lists(
     image_ids: Sequence[str], *, lists: Mapping[str, Sequence[str]], source: str
 ) -> dict[str, str]:
-    """The split that a file states. Images that it does not list are absent from the result.
+    """Return the split that a file defines, without the images that it does not list.
 
     Raises:
-        InputError: an image stands in two splits, or is not there.
+        InputError: an image is listed in two splits, or does not exist.
     """
     split_of: dict[str, str] = {}
     for split, members in lists.items():
         for image_id in members:
             if split_of.setdefault(image_id, split) != split:
                 raise InputError(
-                    f"{source} lists {image_id} in both {split_of[image_id]} and {split}: expected one split an image"
+                    f"{source} lists {image_id} in both {split_of[image_id]} and {split}: "
+                    "expected each image in one split"
                 )
     missing = sorted(split_of.keys() - set(image_ids))
     if missing:
         raise InputError(
-            f"{source} lists {len(missing)} images that the input does not hold, {missing[0]} the first"
+            f"{source} lists {len(missing)} images that the input does not have, "
+            f"{missing[0]} being the first"
         )
     return split_of
 
 
 def _hold_out(names: list[str], *, fraction: float, seed: int) -> tuple[list[str], list[str]]:
-    """What is kept and what is held out, in scikit-learn's ShuffleSplit order."""
+    """Return the names kept and the names held out, in the order of scikit-learn's ShuffleSplit."""
     num_held = math.ceil(fraction * len(names))
     order = np.random.RandomState(seed).permutation(len(names))
     return [names[i] for i in order[num_held:]], [names[i] for i in order[:num_held]]

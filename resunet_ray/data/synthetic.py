@@ -1,6 +1,7 @@
-"""Generated nucleus images whose truth is known: for the demo, the tests and the benchmarks, never a substitute for real data.
+"""Generated nucleus images with known truth, for the demo, the tests and the benchmarks.
 
-What makes real images hard is in them: nuclei that touch, overlap or are out of focus, dirt, uneven light and noise.
+They do not replace real data, but include what makes real images hard: nuclei that touch, overlap
+or are out of focus, dirt, uneven light and noise.
 """
 
 from dataclasses import dataclass
@@ -15,11 +16,11 @@ from resunet_ray.data.images import encode_labels, encode_png
 
 MODALITIES = ("fluorescence", "stained")
 
-_SEEN = 0.6  # of a nucleus, at least, must not lie under others
-_BLURRED = 0.12  # of the nuclei are out of focus
-_REACH = 9  # pixels around a nucleus that its light may reach, when it is out of focus
+_SEEN = 0.6  # least share of a nucleus that must not be covered by others
+_BLURRED = 0.12  # share of the nuclei that are out of focus
+_REACH = 9  # pixels around a nucleus that its light may reach when it is out of focus
 _ABSORBANCE = np.array([[1.0, 1.75, 0.65], [0.12, 0.9, 0.3], [0.9, 1.0, 1.2]], np.float32)
-"""Of a dark nucleus, cytoplasm and debris, in red, green and blue: natural logarithm."""
+"""Absorbance (natural logarithm) of a dark nucleus, cytoplasm and debris in red, green and blue."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,51 +28,47 @@ class _Nucleus:
     window: tuple[slice, slice]
     """The part of the image that its light may reach."""
     shape: Bool[np.ndarray, "h w"]
-    """Its pixels in the window, whatever lies over them."""
+    """Its pixels in the window, including those covered by others."""
 
 
 def generate_image(
     height: int, width: int, *, modality: str, num_nuclei: int, rng: np.random.Generator
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Int32[np.ndarray, "h w"]]:
-    """An image of nuclei and the number of the nucleus at each pixel.
+    """Generate an image of nuclei, and the number of the nucleus at each pixel.
 
-    The truth is what was drawn. Where two overlap, the pixel is that of the one on top. One out of focus is a nucleus all the
-    same: its outline is that which it has in focus, where the blur has come down to about half, as annotators draw it. Specks
-    and fibres are background.
+    The truth is what was drawn. Where two nuclei overlap, the pixel belongs to the one on top. A
+    nucleus out of focus counts with the outline that it has in focus, where the blur has fallen
+    to about half: annotators draw it there. Specks and fibres are background.
 
     Args:
         height: pixels.
         width: pixels.
         modality: one of `MODALITIES`: bright on black, or purple on white.
-        num_nuclei: how many are tried; one that would hide much of another, or be in two pieces, is left out.
-        rng: where all randomness comes from.
+        num_nuclei: how many are tried; one that would hide much of another, or be split in two,
+            is left out.
+        rng: source of all randomness.
     """
     nuclei, labels = _place_nuclei(height, width, num_nuclei=num_nuclei, rng=rng)
     dye = _stain(nuclei, height=height, width=width, rng=rng)
     debris = _draw_debris(height, width, rng=rng)
-    around = cv2.GaussianBlur(
-        dye, (0, 0), rng.uniform(4, 10), sigmaY=rng.uniform(4, 10)
-    )  # cytoplasm, or glow
+    # Cytoplasm, or glow.
+    around = cv2.GaussianBlur(dye, (0, 0), rng.uniform(4, 10), sigmaY=rng.uniform(4, 10))
     if modality == "fluorescence":
         light = (0.06 + rng.uniform(0.45, 0.85) * (dye + 0.1 * around + debris))[..., None]
     else:
-        light = 0.93 * np.exp(
-            -np.stack([dye, around, debris], axis=2) @ _ABSORBANCE
-        )  # Beer and Lambert
+        # The law of Beer and Lambert.
+        light = 0.93 * np.exp(-np.stack([dye, around, debris], axis=2) @ _ABSORBANCE)
     light *= _shade(height, width, most=0.4 if modality == "fluorescence" else 0.2, rng=rng)
     noise = rng.standard_normal((height, width, 1), dtype=np.float32)
-    light += noise * np.sqrt(
-        0.0001 + 0.0006 * light
-    )  # that of the read-out, and that of light itself
-    return np.broadcast_to(
-        np.clip(np.rint(light * 255), 0, 255).astype(np.uint8), (height, width, 3)
-    ).copy(), labels
+    light += noise * np.sqrt(0.0001 + 0.0006 * light)  # read-out noise and shot noise
+    image = np.clip(np.rint(light * 255), 0, 255).astype(np.uint8)
+    return np.broadcast_to(image, (height, width, 3)).copy(), labels
 
 
 def _place_nuclei(
     height: int, width: int, *, num_nuclei: int, rng: np.random.Generator
 ) -> tuple[list[_Nucleus], Int32[np.ndarray, "h w"]]:
-    """Nuclei from the lowest to the topmost, and their numbers, from 1 in this order, at the pixels where they are on top."""
+    """Place nuclei, each on top of those before it; labels number them from 1 where visible."""
     labels = np.zeros((height, width), np.int32)
     nuclei: list[_Nucleus] = []
     for outline in _draw_outlines(height, width, count=num_nuclei, size=9.0, rng=rng):
@@ -79,10 +76,8 @@ def _place_nuclei(
         here, shape = labels[nuclei[-1].window], nuclei[-1].shape
         before = here.copy()
         here[shape] = len(nuclei)
-        if not all(
-            _is_seen(labels, nuclei, number)
-            for number in {len(nuclei), *before[shape].tolist()} - {0}
-        ):
+        changed = {len(nuclei), *before[shape].tolist()} - {0}
+        if not all(_is_seen(labels, nuclei, number) for number in changed):
             here[:] = before
             nuclei.pop()
     return nuclei, labels
@@ -91,7 +86,10 @@ def _place_nuclei(
 def _draw_outlines(
     height: int, width: int, *, count: int, size: float, rng: np.random.Generator
 ) -> Int32[np.ndarray, "n 32 2"]:
-    """Ellipses with bulges and dents, anywhere, about `size` pixels from end to middle: corners (x, y) in 1/16 of a pixel."""
+    """Draw ellipses with bulges and dents, anywhere: corners (x, y) in 1/16 of a pixel.
+
+    Their radius is about `size` pixels.
+    """
     angle = np.linspace(0, 2 * np.pi, 32, endpoint=False)
     radius = size * np.exp(rng.normal(0, 0.22, (count, 1)).clip(-0.5, 0.5))
     ellipse = np.cos(angle) + 1j * rng.uniform(0.55, 1.0, (count, 1)) * np.sin(angle)  # x + iy
@@ -101,7 +99,7 @@ def _draw_outlines(
     corners = np.stack([shape.real, shape.imag], axis=2) + rng.uniform(
         0, (width, height), (count, 1, 2)
     )
-    return np.rint(16 * corners).astype(np.int32)  # as OpenCV takes them with shift=4
+    return np.rint(16 * corners).astype(np.int32)  # OpenCV's fixed point for shift=4
 
 
 def _build_nucleus(outline: Int32[np.ndarray, "n 2"], *, height: int, width: int) -> _Nucleus:
@@ -117,19 +115,18 @@ def _build_nucleus(outline: Int32[np.ndarray, "n 2"], *, height: int, width: int
 
 
 def _is_seen(labels: Int32[np.ndarray, "h w"], nuclei: list[_Nucleus], number: int) -> bool:
-    """Whether enough of a nucleus is on top, in one piece."""
+    """Whether enough of a nucleus is visible, in one piece."""
     nucleus = nuclei[number - 1]
     piece = labels[nucleus.window] == number
     enough = int(piece.sum()) >= _SEEN * int(nucleus.shape.sum())
-    return (
-        enough and cv2.connectedComponents(piece.view(np.uint8), connectivity=4)[0] == 2
-    )  # with the background
+    components, _ = cv2.connectedComponents(piece.view(np.uint8), connectivity=4)
+    return enough and components == 2  # the background is one
 
 
 def _stain(
     nuclei: list[_Nucleus], *, height: int, width: int, rng: np.random.Generator
 ) -> Float32[np.ndarray, "h w"]:
-    """How much dye is seen at each pixel, 1 as in the darkest or brightest nucleus."""
+    """Draw how much dye shows at each pixel; 1 is that of the darkest or brightest nucleus."""
     seen = np.zeros((height, width), np.float32)
     chromatin = 1 + cv2.GaussianBlur(
         rng.standard_normal((height, width), dtype=np.float32), (0, 0), 1.5
@@ -141,50 +138,45 @@ def _stain(
             (0, 0),
             rng.uniform(2.0, 3.0) if blurred else 0.9,
         )
-        below = seen[nucleus.window] * (
-            1 - 0.6 * np.minimum(body, 1)
-        )  # some of it: nuclei are soft, and let light through
-        seen[nucleus.window] = (
-            below + np.float32(rng.uniform(0.4, 1.0) * (0.6 if blurred else 1.0)) * body
-        )
+        # Nuclei let light through, so that a covered one still shows.
+        below = seen[nucleus.window] * (1 - 0.6 * np.minimum(body, 1))
+        strength = np.float32(rng.uniform(0.4, 1.0) * (0.6 if blurred else 1.0))
+        seen[nucleus.window] = below + strength * body
     return seen
 
 
 def _draw_debris(
     height: int, width: int, *, rng: np.random.Generator
 ) -> Float32[np.ndarray, "h w"]:
-    """How much light specks and fibres give or take, 1 as a bright or dark nucleus."""
+    """Draw how much light specks and fibres add or absorb; 1 is what a nucleus does."""
     debris = np.zeros((height, width), np.float32)
-    for outline in _draw_outlines(
-        height, width, count=rng.poisson(height * width / 8000), size=1.2, rng=rng
-    ):
+    specks = rng.poisson(height * width / 8000)
+    for outline in _draw_outlines(height, width, count=specks, size=1.2, rng=rng):
         cv2.fillPoly(debris, [outline], rng.uniform(0.4, 1.5), shift=4)
     for _ in range(rng.poisson(height * width / 50000)):
         turns = np.cumsum(rng.normal(0, 0.35, 12)) + rng.uniform(0, 2 * np.pi)
-        points = 6 * np.stack([np.cos(turns), np.sin(turns)], axis=1).cumsum(axis=0) + rng.uniform(
-            0, (width, height)
-        )
-        cv2.polylines(
-            debris, [points.astype(np.int32)], isClosed=False, color=rng.uniform(0.3, 0.8)
-        )
+        points = 6 * np.stack([np.cos(turns), np.sin(turns)], axis=1).cumsum(axis=0)
+        points = (points + rng.uniform(0, (width, height))).astype(np.int32)
+        cv2.polylines(debris, [points], isClosed=False, color=rng.uniform(0.3, 0.8))
     return cv2.GaussianBlur(debris, (0, 0), 0.9)
 
 
 def _shade(
     height: int, width: int, *, most: float, rng: np.random.Generator
 ) -> Float32[np.ndarray, "h w 1"]:
-    """The share of the light that is left: it falls off with the square of the distance from somewhere near the middle."""
-    y, x = (
-        np.linspace(-1, 1, height, dtype=np.float32)[:, None, None],
-        np.linspace(-1, 1, width, dtype=np.float32)[:, None],
-    )
+    """Draw the share of the light that remains.
+
+    It falls with the squared distance from a point near the middle.
+    """
+    y = np.linspace(-1, 1, height, dtype=np.float32)[:, None, None]
+    x = np.linspace(-1, 1, width, dtype=np.float32)[:, None]
     distance = (y - rng.uniform(-0.5, 0.5)) ** 2 + (x - rng.uniform(-0.5, 0.5)) ** 2
     left: np.ndarray = 1 - rng.uniform(most / 2, most) * distance / distance.max()
     return left
 
 
 def write_images(uri: str, *, count: int, height: int, width: int, seed: int) -> None:
-    """Writes `count` images as pairs in images/, masks/ and instances/, and metadata.csv with their modality."""
+    """Write `count` images to images/, masks/ and instances/, and metadata.csv with modalities."""
     rows = []
     for number in range(count):
         rng = np.random.default_rng([seed, number])

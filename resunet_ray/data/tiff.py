@@ -1,7 +1,8 @@
-"""TIFF and OME-TIFF as slides: one plane of grey or RGB in however many levels, read in parts by tifffile.
+"""TIFF and OME-TIFF as slides: one plane of grey or RGB in any number of levels, read in parts.
 
-tifffile shows what is left of a damaged file, fills what is missing with zeros and leaves colours as they are stored. What would
-so become wrong pixels is refused here, so that what is read is what was written.
+tifffile shows what is left of a damaged file, fills what is missing with zeros, and leaves
+colours as they are stored. Files in which that would give wrong pixels are refused here, so that
+what is read is what was written.
 """
 
 import functools
@@ -16,55 +17,42 @@ import zarr
 from jaxtyping import UInt8, UInt16
 
 from resunet_ray.data.images import to_uint8
+from resunet_ray.data.tiff_metadata import is_fluorescence, read_mpp
 from resunet_ray.errors import ImageError
 
 _LARGEST_PIECE = 2**28  # pixels of a tile or strip, which is decoded whole
 _SAMPLED = 2**25  # pixels of the level that is searched for the largest value
-_BAND = 2**22  # pixels of it that are held at a time, where it is not in pieces
-_MINISBLACK, _RGB, _YCBCR = (
-    1,
-    2,
-    6,
-)  # photometric interpretations (TIFF 6.0, sections 3 to 6 and 21)
-_JPEG = (
-    6,
-    7,
-)  # compressions whose decoder turns YCbCr into RGB (TIFF 6.0, section 22, and its Technical Note 2)
-_MICRONS = {"µm": 1.0, "μm": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
-"""Of the units in OME's metadata; the micro sign is often written as the Greek letter."""
-_FLUORESCENT = ("Fluor", "EmissionWavelength", "ExcitationWavelength")
-"""What OME's metadata say of channels of fluorescence alone."""
-_STAINS = ("dapi", "hoechst")
-"""Of nuclei, in fluorescence."""
+_BAND = 2**22  # pixels of that level in memory at a time, if it is not in tiles or strips
+# Photometric interpretations (TIFF 6.0, sections 3 to 6 and 21).
+_MINISBLACK, _RGB, _YCBCR = 1, 2, 6
+# Compressions whose decoder turns YCbCr into RGB (TIFF 6.0, section 22, and its Technical Note 2).
+_JPEG = 6, 7
 
 
 def is_slide(file: IO[bytes], *, max_pixels: int) -> bool:
-    """Whether a TIFF is to be read in parts: it has smaller copies of itself, or is too large for one piece.
+    """Whether a TIFF must be read in parts: it has smaller copies of itself, or is too large.
 
-    One that was cut short may have lost its copies, and one without pixels is damaged: they count as slides, and are refused
-    when they are opened.
+    A file that was cut short may have lost its copies, and one without pixels is damaged: both
+    count as slides and are refused when they are opened.
 
     Args:
-        file: the TIFF, open.
-        max_pixels: that are still decoded in one piece.
+        file: the open TIFF.
+        max_pixels: largest image that is decoded as a whole.
     """
     try:
         with tifffile.TiffFile(file) as tiff:
             if _breaks_off(tiff):
                 return True
             first = tiff.series[0]
-            pixels = (
-                math.prod(first.shape[:2])
-                if first.axes.startswith("YX")
-                else math.prod(first.shape)
-            )
+            is_plane = first.axes.startswith("YX")
+            pixels = math.prod(first.shape[:2] if is_plane else first.shape)
             return len(first.levels) > 1 or not 0 < pixels <= max_pixels
-    except Exception:  # noqa: BLE001 (whatever is wrong, decoding it says so)
+    except Exception:  # noqa: BLE001 (decoding the image will report whatever is wrong)
         return False
 
 
 def check_tables(path: str) -> None:
-    """Refuses a TIFF that claims more tiles than it says where to find.
+    """Refuse a TIFF that claims more tiles than it gives the offsets of.
 
     Raises:
         ImageError: it does.
@@ -75,44 +63,48 @@ def check_tables(path: str) -> None:
 
 
 class TiffReader:
-    """A slide that tifffile reads."""
+    """A slide opened by tifffile."""
 
     def __init__(self, path: str) -> None:
-        """Opens a slide.
+        """Open a slide.
 
         Raises:
-            ImageError: it is not whole, or is not one plane of grey or RGB, of 8 or 16 bit.
+            ImageError: it is incomplete, or is not a single plane of grey or RGB with 8 or 16 bit.
         """
         self._file = _open_file(path)
         if _breaks_off(self._file):
-            raise ImageError("its pages break off: it was cut short or damaged. Copy it again")
+            raise ImageError(
+                "its last pages are missing: it was cut short or damaged. Copy it again"
+            )
         series = self._file.series[0]
         _check_kind(self._file)
         for page in (page for level in series.levels for page in level.pages):
             _check_page(page, file_bytes=self._file.filehandle.size)
-        self._first = _axes(series).startswith("C")  # channels stand before rows and columns
+        self._channels_first = _axes(series).startswith("C")
         self._levels = _open_levels(self._file, path)
-        shapes = [level.shape[1:3] if self._first else level.shape[:2] for level in self._levels]
+        rows = 1 if self._channels_first else 0
+        shapes = [level.shape[rows : rows + 2] for level in self._levels]
         self.levels = [(height, width) for height, width in shapes]
-        # Whatever a window holds, the same counts give the same grey everywhere in the slide.
+        # One scale for the whole slide, so that equal counts give equal grey in every window.
         self._largest = (
             _largest_value(path, Path(path).stat().st_mtime_ns) if series.dtype == np.uint16 else 0
         )
         self.read(len(self.levels) - 1, 0, 0, 1, 1)  # a header alone is no slide
-        self.mpp = _read_mpp(self._file)
+        self.mpp = read_mpp(self._file)
         self.format = "ome-tiff" if self._file.is_ome else "tiff"
 
     def read(
         self, level: int, top: int, left: int, height: int, width: int
     ) -> UInt8[np.ndarray, "_h _w 3"]:
-        """A window of a level, in its own pixels, wholly within it."""
-        values = _window(self._levels[level], top, left, height, width, first=self._first)
+        """Read a window in pixels of the level, entirely within it."""
+        array, first = self._levels[level], self._channels_first
+        values = _window(array, top, left, height, width, channels_first=first)
         if values.dtype == np.uint16:
             values = to_uint8(values, largest=self._largest)
         return np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3)))
 
     def close(self) -> None:
-        """Gives the file back."""
+        """Close the file."""
         self._file.close()
 
 
@@ -120,16 +112,14 @@ def _open_file(path: str) -> tifffile.TiffFile:
     try:
         return tifffile.TiffFile(path)
     except struct.error:
-        raise ImageError(
-            "it ends within its first bytes: it was cut short. Copy it again"
-        ) from None
+        raise ImageError("it ends within its header: it was cut short. Copy it again") from None
 
 
 def _breaks_off(file: tifffile.TiffFile) -> bool:
-    """Whether pages are named that are not there: smaller copies of the first, or one after what tifffile takes for the last."""
-    if not len(file.pages) or any(
-        offset >= file.filehandle.size for offset in file.pages.first.subifds or ()
-    ):
+    """Whether pages are missing: smaller copies of the first, or one after tifffile's last."""
+    if not len(file.pages):
+        return True
+    if any(offset >= file.filehandle.size for offset in file.pages.first.subifds or ()):
         return True
     file.filehandle.seek(file.pages.next_page_offset or 0)
     return bool(file.filehandle.read(file.tiff.offsetsize) != bytes(file.tiff.offsetsize))
@@ -140,7 +130,7 @@ def _axes(series: tifffile.TiffPageSeries) -> str:
 
 
 def _check_kind(file: tifffile.TiffFile) -> None:
-    """Refuses what has no single right reading as RGB."""
+    """Refuse what can be read as RGB in more than one way."""
     series = file.series[0]
     axes = _axes(series)
     if (
@@ -149,8 +139,9 @@ def _check_kind(file: tifffile.TiffFile) -> None:
         or series.dtype not in (np.uint8, np.uint16)
     ):
         raise ImageError(
-            f"its axes are {series.axes} of {series.shape}, its values {series.dtype}: expected one plane of grey or colour, "
-            "of 8 or 16 bit. Save the plane that is meant as a file of its own"
+            f"its axes are {series.axes} of {series.shape}, its values {series.dtype}: "
+            "expected one plane of grey or colour, 8 or 16 bit. "
+            "Save the plane you need as a separate file"
         )
     channels = series.shape[axes.index("C")] if "C" in axes else 1
     if channels not in (1, 3):
@@ -161,39 +152,28 @@ def _check_kind(file: tifffile.TiffFile) -> None:
     ):
         colours = getattr(page.photometric, "name", page.photometric)
         raise ImageError(
-            f"its colours are stored as {colours}: expected grey, black being 0, or RGB"
+            f"its colours are stored as {colours}: expected RGB, or grey with 0 for black"
         )
-    if "C" in series.axes and channels == 3 and _is_fluorescence(file):
+    if "C" in series.axes and channels == 3 and is_fluorescence(file):
         raise ImageError(
-            "its three channels are not said to be red, green and blue: save the one that shows nuclei as its own file"
+            "its three channels are not marked as red, green and blue: "
+            "save the one that shows nuclei as a separate file"
         )
-    others = [
-        other.shape
-        for other in file.series[1:]
-        if 2 * math.prod(other.shape) > math.prod(series.shape)
-    ]
-    if others:  # a label, a macro image or a level of its own is smaller
+    # Labels, macro images and levels stored as separate images are smaller.
+    least = math.prod(series.shape) / 2
+    others = [other.shape for other in file.series[1:] if math.prod(other.shape) > least]
+    if others:
         raise ImageError(
-            f"beside {series.shape} it holds an image of {others[0]}: save the one that is meant as its own file"
+            f"besides {series.shape} it has an image of {others[0]}: "
+            "save the one you need as a separate file"
         )
-
-
-def _is_fluorescence(file: tifffile.TiffFile) -> bool:
-    """Whether channels that are planes of their own are no red, green and blue: OME's metadata tell, others have no such word."""
-    if not file.is_ome:
-        return True
-    channels = _listed(_ome_pixels(file).get("Channel", []))
-    stains = any(
-        stain in str(channel.get("Name", "")).lower() for channel in channels for stain in _STAINS
-    )
-    return stains or any(mark in channel for channel in channels for mark in _FLUORESCENT)
 
 
 def _check_page(page: Any, *, file_bytes: int) -> None:
-    """Refuses a page of which pixels are missing, or that no memory holds."""
+    """Refuse a page that lacks pixels, or whose tiles or strips are too large for memory."""
     if page is None:
         raise ImageError(
-            "planes of it are missing, or in other files: expected a file that has all of them"
+            "some of its planes are missing or in other files: expected one file with all planes"
         )
     _check_table(page)
     end = max(
@@ -202,12 +182,14 @@ def _check_page(page: Any, *, file_bytes: int) -> None:
     end = max(end, page.dataoffsets[0] + page.keyframe.nbytes) if page.is_contiguous else end
     if end > file_bytes:
         raise ImageError(
-            f"its pixels reach to byte {end}, and it ends at {file_bytes}: it was cut short. Copy it again"
+            f"its pixels extend to byte {end} but it ends at {file_bytes}: "
+            "it was cut short. Copy it again"
         )
     keyframe = page.keyframe
     if math.prod(keyframe.chunks[:2]) > _LARGEST_PIECE and not page.is_contiguous:
         raise ImageError(
-            f"its pixels are compressed in pieces of {keyframe.chunks}: expected tiles. Save it tiled"
+            f"its pixels are compressed in pieces of {keyframe.chunks}: "
+            "expected smaller ones. Save it tiled"
         )
 
 
@@ -216,17 +198,18 @@ def _check_table(page: Any) -> None:
     if found < wanted:
         shape = " x ".join(map(str, page.keyframe.shape))
         raise ImageError(
-            f"it claims {shape} in {wanted} tiles or strips, and names {found}: its header is damaged"
+            f"it claims {shape} in {wanted} tiles or strips but lists {found}: "
+            "its header is damaged"
         )
 
 
 def _open_levels(file: tifffile.TiffFile, path: str) -> list[Any]:
-    """Arrays of which a window is read when it is asked for."""
+    """Open the levels as arrays that read a window only when it is indexed."""
     levels: list[Any] = []
     for number, level in enumerate(file.series[0].levels):
         if level.dataoffset is None:
             levels.append(zarr.open_array(file.series[0].aszarr(level=number), mode="r"))
-        else:  # uncompressed in one piece, which would be read whole
+        else:  # uncompressed and in one piece, which zarr would read whole
             dtype = np.dtype(level.dtype).newbyteorder(file.byteorder)
             levels.append(
                 np.memmap(path, dtype, mode="r", offset=level.dataoffset, shape=level.shape)
@@ -235,21 +218,23 @@ def _open_levels(file: tifffile.TiffFile, path: str) -> list[Any]:
 
 
 def _window(
-    array: Any, top: int, left: int, height: int, width: int, *, first: bool
+    array: Any, top: int, left: int, height: int, width: int, *, channels_first: bool
 ) -> UInt8[np.ndarray, "_h _w _c"] | UInt16[np.ndarray, "_h _w _c"]:
     rows, columns = slice(top, top + height), slice(left, left + width)
-    values = np.asarray(array[:, rows, columns] if first else array[rows, columns])
-    values = np.moveaxis(values, 0, -1) if first else values
+    values = np.asarray(array[:, rows, columns] if channels_first else array[rows, columns])
+    values = np.moveaxis(values, 0, -1) if channels_first else values
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     return values[..., None] if values.ndim == 2 else values
 
 
 @functools.lru_cache(maxsize=64)
 def _largest_value(path: str, _mtime_ns: int) -> int:
-    """The largest value of a slide, by the finest level that is soon read: averages hide what is small and bright.
+    """Return the largest value of the finest level that is quick to read.
+
+    Coarser levels are averages, which hide what is small and bright.
 
     Raises:
-        ImageError: nothing of that level can be read.
+        ImageError: no part of that level can be read.
     """
     with tifffile.TiffFile(path) as file:
         levels, first = file.series[0].levels, _axes(file.series[0]).startswith("C")
@@ -259,7 +244,7 @@ def _largest_value(path: str, _mtime_ns: int) -> int:
             len(sizes) - 1,
         )
         array, (height, width) = _open_levels(file, path)[number], sizes[number]
-        # A row of tiles at a time, so that each is decoded once, and damage costs no others.
+        # One row of tiles at a time, so that each is decoded once and damage affects no others.
         rows = (
             levels[number].keyframe.chunks[0]
             if levels[number].dataoffset is None
@@ -268,44 +253,10 @@ def _largest_value(path: str, _mtime_ns: int) -> int:
         found = []
         for top in range(0, height, rows):
             try:
-                found.append(
-                    int(_window(array, top, 0, min(rows, height - top), width, first=first).max())
-                )
-            except Exception as error:  # noqa: BLE001 (the regions that see the damage will say so)
+                size = min(rows, height - top), width
+                found.append(int(_window(array, top, 0, *size, channels_first=first).max()))
+            except Exception as error:  # noqa: BLE001 (regions with the damage will report it)
                 reason = error
     if not found:
-        raise ImageError(f"nothing of its level of {height} x {width} can be read: {reason}")
+        raise ImageError(f"no part of its level of {height} x {width} can be read: {reason}")
     return max(found)
-
-
-def _ome_pixels(file: tifffile.TiffFile) -> dict[str, Any]:
-    """What OME's metadata say of the first image."""
-    return dict(_listed(tifffile.xml2dict(file.ome_metadata or "")["OME"]["Image"])[0]["Pixels"])
-
-
-def _listed(element: Any) -> list[Any]:
-    """An element of XML that may stand once or repeatedly."""
-    return element if isinstance(element, list) else [element]
-
-
-def _read_mpp(file: tifffile.TiffFile) -> float | None:
-    """Microns per pixel: of OME's metadata, or of the resolution tags (TIFF 6.0, section 8)."""
-    if file.is_ome and file.ome_metadata:
-        pixels = _ome_pixels(file)
-        units = {axis: _MICRONS.get(pixels.get(f"PhysicalSize{axis}Unit", "µm")) for axis in "XY"}
-        sizes = [
-            float(pixels[f"PhysicalSize{axis}"]) * unit
-            for axis, unit in units.items()
-            if unit and f"PhysicalSize{axis}" in pixels
-        ]
-        return float(np.mean(sizes)) if sizes else None
-    tags = file.pages.first.tags
-    microns = (
-        {2: 25400.0, 3: 10000.0}.get(int(tags["ResolutionUnit"].value))
-        if "ResolutionUnit" in tags
-        else None
-    )
-    if microns is None or "XResolution" not in tags:
-        return None
-    numerator, denominator = tags["XResolution"].value
-    return microns * denominator / numerator if numerator else None

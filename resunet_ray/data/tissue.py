@@ -1,4 +1,4 @@
-"""Tissue: where on a slide there is anything to look at, judged from a low-power view."""
+"""Tissue: where a slide has anything to segment, judged from a low-power view."""
 
 from dataclasses import dataclass
 
@@ -9,37 +9,36 @@ from jaxtyping import Bool, UInt8
 from resunet_ray.data.slides import Slide
 
 _VIEW_SIDE = 2048  # pixels of the low-power view's longer side
-_BRIGHT, _DARK = 180, 75  # grey levels beyond which the commonest colour is an empty background
-_LEAST_COLOUR = (
-    25  # grey levels between the channels of a colour, beyond which it is no empty glass
-)
+_BRIGHT, _DARK = 180, 75  # grey levels beyond which the most common colour is empty background
+_LEAST_COLOUR = 25  # grey levels between the channels of a colour beyond which it is not glass
 _NOISE_FACTOR = 4.0  # robust standard deviations by which tissue differs from the background
-_LEAST_DIFFERENCE = 8.0  # grey levels, where a background is all one value
+_LEAST_DIFFERENCE = 8.0  # grey levels, for a background without noise
 _SMOOTHING = 4.0  # pixels of the view
-_SPECK_SIDE = 100  # level-0 pixels; what is smaller, and much smaller than the largest piece, may be dust, or single cells
-_SPECK_SHARE = 0.02  # of the largest piece
-_DUST = 0.2  # specks that take less than so much of the larger pieces' area are dust
-_MARGIN = 7  # pixels of the view by which tissue is widened: nuclei lie at its edge, too
+# A piece smaller than both is a speck: dust or a single cell.
+_SPECK_SIDE = 100  # level-0 pixels
+_SPECK_SHARE = 0.02  # of the largest piece's area
+_DUST = 0.2  # specks whose area is less than this share of the larger pieces' area are dust
+_MARGIN = 7  # pixels of the view by which tissue is widened, for the nuclei at its edge
 
 
 @dataclass(frozen=True)
 class Tissue:
-    """What a low-power view shows."""
+    """Where a low-power view shows tissue."""
 
     mask: Bool[np.ndarray, "h w"]
     fluorescence: bool
-    """Light on a dark background."""
+    """Whether the background is dark."""
     fraction: float
-    """Share of the slide."""
+    """Share of the view that is tissue."""
     view: UInt8[np.ndarray, "h w 3"]
 
     def cells(self, height: int, width: int, *, side: int) -> Bool[np.ndarray, "rows columns"]:
         """Whether there is tissue in each square cell of the slide.
 
         Args:
-            height: of the slide, in pixels of any size.
-            width: of the slide.
-            side: of a cell, in the same pixels.
+            height: height of the slide, in pixels of any size.
+            width: width of the slide, in the same pixels.
+            side: side of a cell, in the same pixels.
         """
         sums = np.pad(self.mask.cumsum(axis=0, dtype=np.int64).cumsum(axis=1), ((1, 0), (1, 0)))
         (top, bottom), (left, right) = (
@@ -62,11 +61,11 @@ class Tissue:
 
 
 def read_view(slide: Slide, *, side: int = _VIEW_SIDE) -> UInt8[np.ndarray, "h w 3"]:
-    """The whole slide, small.
+    """Read the whole slide, scaled down.
 
     Args:
-        slide: to read.
-        side: pixels of the longer side.
+        slide: the slide to read.
+        side: longer side of the view, pixels.
     """
     scale = max(1.0, max(slide.info.height, slide.info.width) / side)
     height, width = slide.size_at(scale)
@@ -74,14 +73,14 @@ def read_view(slide: Slide, *, side: int = _VIEW_SIDE) -> UInt8[np.ndarray, "h w
 
 
 def find_tissue(view: UInt8[np.ndarray, "h w 3"], *, scale: float) -> Tissue:
-    """Tissue is what differs from the background, however pale and in whatever colour.
+    """Find what differs from the background, however pale and in any colour.
 
-    The background is the commonest colour of the view, if that is bright (a lamp behind glass) or dark (fluorescence); where it
-    is neither, tissue fills the view.
+    The background is the most common colour of the view if that is bright (a lamp behind glass)
+    or dark (fluorescence). If it is neither, tissue fills the view.
 
     Args:
-        view: the whole slide, small.
-        scale: side of its pixels, in level-0 pixels.
+        view: the whole slide, scaled down.
+        scale: side of the view's pixels, in level-0 pixels.
     """
     background = np.array(
         [np.bincount(view[..., channel].ravel(), minlength=256).argmax() for channel in range(3)],
@@ -102,7 +101,10 @@ def find_tissue(view: UInt8[np.ndarray, "h w 3"], *, scale: float) -> Tissue:
 
 
 def _without_dust(mask: UInt8[np.ndarray, "h w"], *, scale: float) -> UInt8[np.ndarray, "h w"]:
-    """Without the specks beside large pieces of tissue; where there are hardly any pieces, or many specks, these are cells."""
+    """Remove specks beside large pieces of tissue.
+
+    Without large pieces, or if there are many, specks are cells and stay.
+    """
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     areas = statistics[:, cv2.CC_STAT_AREA]
     large = areas >= min((_SPECK_SIDE / scale) ** 2, _SPECK_SHARE * areas[1:].max(initial=0))

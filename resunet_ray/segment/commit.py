@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from resunet_ray import storage
-from resunet_ray.data.stream import run_tasks
 from resunet_ray.errors import RunError
 from resunet_ray.records import to_table
 from resunet_ray.schema import IMAGES, REGIONS
@@ -23,6 +22,7 @@ from resunet_ray.segment.nuclei import INSTANCES_SCHEMA, flatten_instances
 from resunet_ray.segment.planning.plan import Plan, read_chunk
 from resunet_ray.segment.rows import PlannedRegion
 from resunet_ray.segment.summary import ImageRegions, gather_regions
+from resunet_ray.tasks import run_tasks
 
 _READ = [name for name in REGIONS.names if name not in ("mask", "labels", "probability")]
 

@@ -4,17 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32
+from jaxtyping import Float32, Int32
 
 from resunet_ray.bundle import Bundle
 from resunet_ray.config import InstanceConfig
-from resunet_ray.data.dataset import Dataset, Row
+from resunet_ray.data.dataset import Dataset
 from resunet_ray.data.labelled import LabelledImage
 from resunet_ray.data.splits import VAL
-from resunet_ray.data.stream import collect
 from resunet_ray.model.instances import find_instances
 from resunet_ray.model.matching import count_overlaps, score_instances
 from resunet_ray.scoring import score_split
+from resunet_ray.tasks import collect
 
 MIN_AREAS = (0, 4, 8, 16, 24, 32, 48, 64)
 """Candidates, pixels."""
@@ -23,15 +23,15 @@ MIN_DISTANCES = (3, 5, 7, 10, 14)
 
 
 def choose_instances(bundle: str, dataset: Dataset) -> tuple[InstanceConfig | None, float]:
-    """The instance parameters that give the highest mean panoptic quality on validation data, and that quality.
+    """Return the instance parameters with the best mean panoptic quality on validation data.
 
-    The bundle's threshold stays; components are tried before the watershed, and the smallest of sizes that are equally good.
-    None where the data set knows no instances.
+    The bundle's threshold is kept. Of candidates that are equally good, components win over the
+    watershed and a smaller minimum area over a larger one.
+
+    Returns:
+        The parameters, None if the data set has no instances, and their mean panoptic quality.
     """
-    schema = pa.schema([("pq", pa.list_(pa.float64()))])
-    rows = score_split(
-        dataset, VAL, bundle=bundle, score=_score_candidates, schema=schema, predict=_predict
-    )
+    rows = score_split(dataset, VAL, bundle=bundle, score=_score_block)
     scored = collect(rows, total=dataset.splits[VAL], what="validation images matched")
     known = [quality for quality in scored["pq"].to_pylist() if quality is not None]
     if not known:
@@ -48,19 +48,24 @@ def _methods(start: InstanceConfig) -> list[InstanceConfig]:
     return [replace(start, method="components"), *distances]
 
 
-def _predict(bundle: Bundle, images: list[LabelledImage]) -> list[Float32[np.ndarray, "_h _w"]]:
-    return bundle.predict(
+def _score_block(bundle: Bundle, images: list[LabelledImage]) -> pa.Table:
+    """Score every candidate on each image: a column `pq`, null where instances are unknown."""
+    probabilities = bundle.predict(
         [image.image for image in images], batch_size=8 if bundle.device.type == "cuda" else 1
     )
+    quality = [
+        None if image.labels is None else _score_candidates(bundle, image.labels, probability)
+        for image, probability in zip(images, probabilities, strict=True)
+    ]
+    return pa.table({"pq": pa.array(quality, pa.list_(pa.float64()))})
 
 
 def _score_candidates(
-    bundle: Bundle, image: LabelledImage, probability: Float32[np.ndarray, "h w"]
-) -> Row:
-    if image.labels is None:
-        return {"pq": None}
+    bundle: Bundle, labels: Int32[np.ndarray, "h w"], probability: Float32[np.ndarray, "h w"]
+) -> list[float]:
+    """Return the panoptic quality of each method with each minimum area."""
     quality = []
     for config in _methods(replace(bundle.info.instances, min_area=0)):
-        overlaps = count_overlaps(image.labels, find_instances(probability, config=config))
+        overlaps = count_overlaps(labels, find_instances(probability, config=config))
         quality += [score_instances(overlaps.drop_small(area)).pq for area in MIN_AREAS]
-    return {"pq": quality}
+    return quality

@@ -2,7 +2,7 @@
 
 from resunet_ray.cluster import count_gpus, wait_for_resources
 from resunet_ray.config import TrainConfig
-from resunet_ray.train.batches import portion_rows
+from resunet_ray.train.crops import portion_rows
 
 _BYTES_PER_PIXEL = 3600
 """Memory of a training step per pixel of its crops: 1.8 GiB measured with a batch of 8 crops of

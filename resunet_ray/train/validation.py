@@ -1,4 +1,4 @@
-"""Validation: every image exactly once over all workers, scored at its own resolution at every threshold at once."""
+"""Validation: each image once over all workers, at full resolution, for all thresholds at once."""
 
 from dataclasses import dataclass, field
 
@@ -19,7 +19,7 @@ from resunet_ray.model.losses import Loss
 
 @dataclass
 class Tally:
-    """Sums over images, which add up over workers whatever their number."""
+    """Sums over images, which add up to the same result for any number of workers."""
 
     seen: list[int] = field(default_factory=list)
     """Number of each image within the split."""
@@ -29,13 +29,13 @@ class Tally:
     )
 
     def add(self, other: "Tally") -> None:
-        """Takes another worker's sums in."""
+        """Add another worker's sums."""
         self.seen += other.seen
         self.loss += other.loss
         self.scores = self.scores + other.scores
 
     def result(self) -> dict[str, float]:
-        """Mean loss and scores over images, at the threshold with the highest mean F1."""
+        """Return mean loss and scores over images, at the threshold with the highest mean F1."""
         mean = self.scores / len(self.seen)
         best = int(mean[metrics.SCORE_NAMES.index("f1")].argmax())
         found = {name: float(mean[row, best]) for row, name in enumerate(metrics.SCORE_NAMES)}
@@ -57,17 +57,17 @@ def validate(
     device: torch.device,
     dtype: torch.dtype | None,
 ) -> dict[str, float]:
-    """The validation scores, the same in every worker.
+    """Return the validation scores, the same in every worker.
 
     Args:
-        network: in evaluation mode, on `device`; the same in every worker.
-        dataset: whose validation split is read.
-        config: the run.
+        network: in evaluation mode, on `device`; identical in every worker.
+        dataset: the data set; its validation split is read.
+        config: the run's configuration.
         loss: computed on each whole image.
-        rank: this worker.
-        workers: how many there are; each takes every `workers`-th image.
+        rank: number of this worker, from 0.
+        workers: number of workers; each takes every `workers`-th image.
         device: where the network is.
-        dtype: of autocast.
+        dtype: autocast type; None: no autocast.
     """
     tally = Tally()
     for sample in read_images(dataset, plan_once(dataset, VAL, rank=rank, workers=workers)):

@@ -1,4 +1,4 @@
-"""A compressed tar is expanded once on a node, in the staging cache and within its limit; a full disk is no fault of it."""
+"""A compressed tar is expanded once per node, within the limit of the staging cache."""
 
 import gzip
 import io
@@ -20,7 +20,7 @@ SIZE = 50_000
 
 
 def write_tar(path: Path, *, members: int, mode: Any = "w:gz") -> dict[str, bytes]:
-    """Members of SIZE bytes that do not compress."""
+    """Write members of SIZE bytes that do not compress."""
     rng = np.random.default_rng(members)
     contents = {f"{number}.png": rng.bytes(SIZE) for number in range(members)}
     with tarfile.open(path, mode) as packed:
@@ -45,7 +45,7 @@ def held(cache: Cache) -> int:
 def test_members_are_read_from_one_expansion(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, mode: str
 ) -> None:
-    """Whoever reads, in whatever order, at whatever time."""
+    """Several threads read in reverse order; the archive is still expanded only once."""
     contents = write_tar(tmp_path / f"x{suffix}", members=12, mode=mode)
     cache = Cache(str(tmp_path / "cache"), 2**20)
     found = entries(tmp_path / f"x{suffix}", cache)
@@ -73,7 +73,7 @@ def test_members_are_read_from_one_expansion(
     assert 12 * SIZE < held(cache) <= cache.max_bytes
 
 
-def test_several_keep_to_the_limit_together(
+def test_several_archives_together_stay_within_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(staging, "_STEP", 2**17)
@@ -87,8 +87,8 @@ def test_several_keep_to_the_limit_together(
             assert held(cache) <= cache.max_bytes
 
 
-def test_what_comes_to_more_than_the_cache_holds_is_not_read_on(tmp_path: Path) -> None:
-    """Ten gigabytes of nothing behind two good members, in ten megabytes."""
+def test_an_archive_larger_than_the_cache_is_not_expanded_further(tmp_path: Path) -> None:
+    """Two good members, then ten gigabytes of zeros that compress to ten megabytes."""
     path = tmp_path / "bomb.tar.gz"
     cache = Cache(str(tmp_path / "cache"), 3 * SIZE)
     contents = write_tar(path, members=2, mode="w:gz")
@@ -101,17 +101,17 @@ def test_what_comes_to_more_than_the_cache_holds_is_not_read_on(tmp_path: Path) 
             file.write(bytes(2**20))
     found: list[Entry] = []
     with pytest.raises(
-        InputError, match=r"bomb.png lies beyond the 150000 bytes .* holds: give --cache-gib more"
+        InputError, match=r"bomb.png ends beyond the 150000 bytes .* holds: increase --cache-gib"
     ):
         found.extend(entry for _, entry in list_entries(str(path), max_bytes=cache.max_bytes))
     assert {str(entry.member): entry.read(cache) for entry in found} == contents
     assert held(cache) <= cache.max_bytes
     small = Cache(str(tmp_path / "small"), SIZE)
-    with pytest.raises(ResourceError, match="give --cache-gib more"):
+    with pytest.raises(ResourceError, match="increase --cache-gib"):
         found[1].read(small)
 
 
-def test_what_lies_before_the_damage_is_read(tmp_path: Path) -> None:
+def test_members_before_the_damage_are_read(tmp_path: Path) -> None:
     contents = write_tar(tmp_path / "whole.tar.gz", members=10)
     packed = (tmp_path / "whole.tar.gz").read_bytes()
     cache = Cache(str(tmp_path / "cache"), 2**20)
@@ -130,7 +130,7 @@ def test_what_lies_before_the_damage_is_read(tmp_path: Path) -> None:
             entry.read(cache)
 
 
-def test_a_full_disk_is_no_fault_of_its_members(tmp_path: Path) -> None:
+def test_a_full_disk_is_not_blamed_on_the_archive(tmp_path: Path) -> None:
     write_tar(tmp_path / "x.tar.gz", members=3)
     cache = Cache(str(tmp_path / "cache"), 2**20)
     (first, *_) = entries(tmp_path / "x.tar.gz", cache)

@@ -1,4 +1,4 @@
-"""The order of an epoch is a function of seed and epoch, shared out without loss."""
+"""The order of an epoch depends on seed and epoch alone, and workers share it without loss."""
 
 from collections import Counter
 
@@ -18,7 +18,7 @@ DATASET = Dataset(
 
 
 def rows(spans: list[Span]) -> list[int]:
-    return [span.first + row for span in spans for row in span.wanted]
+    return [span.group.first + row for span in spans for row in span.wanted]
 
 
 def plan(
@@ -58,7 +58,7 @@ def test_the_order_repeats_with_the_seed_and_changes_with_the_epoch() -> None:
     assert plan(seed=1) != plan(seed=2)
 
 
-def test_the_remainder_that_is_left_out_changes_from_epoch_to_epoch() -> None:
+def test_the_remainder_left_out_changes_from_epoch_to_epoch() -> None:
     seen = Counter(row for epoch in range(60) for row in plan(epoch=epoch))
     assert sorted(seen) == list(range(23))
     assert min(seen.values()) > 40
@@ -78,7 +78,7 @@ def test_weights_decide_how_often_a_row_is_seen() -> None:
         assert seen[row] / 200 == pytest.approx(weights[row], abs=0.15)
 
 
-def test_an_empty_split_is_refused_with_those_that_are_there(dataset_uri: str) -> None:
+def test_an_empty_split_is_refused_with_the_list_of_splits(dataset_uri: str) -> None:
     with pytest.raises(
         InputError,
         match=r"has no images in split 'holdout': found test \(4\), train \(12\), val \(4\)",

@@ -1,4 +1,4 @@
-"""Whatever a microscope's software writes is read right, or refused by name."""
+"""Whatever a microscope's software writes is read correctly, or refused by name."""
 
 import io
 import struct
@@ -38,15 +38,9 @@ def test_rgb_order_survives_every_lossless_format(format: str) -> None:
 def test_lossy_formats_keep_the_channels_in_order() -> None:
     red = np.zeros((32, 48, 3), np.uint8)
     red[..., 0] = 200
-    for content in (
-        save(red, format="JPEG"),
-        save(red, format="WEBP"),
-        save(red, format="JPEG2000"),
-    ):
-        assert (
-            np.abs(decode_image(content, name="a").reshape(-1, 3).mean(axis=0) - [200, 0, 0]).max()
-            < 8
-        )
+    for format in ("JPEG", "WEBP", "JPEG2000"):
+        mean = decode_image(save(red, format=format), name="a").reshape(-1, 3).mean(axis=0)
+        assert np.abs(mean - [200, 0, 0]).max() < 8
 
 
 def test_grey_one_bit_and_opaque_alpha_become_rgb() -> None:
@@ -60,7 +54,7 @@ def test_grey_one_bit_and_opaque_alpha_become_rgb() -> None:
     )
 
 
-def test_palette_becomes_its_colours() -> None:
+def test_a_palette_is_replaced_by_its_colours() -> None:
     few = (RGB // 64) * 64
     content = save(few, format="PNG", mode="P")
     expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
@@ -99,7 +93,7 @@ def test_exif_orientation_turns_the_image_upright(orientation: int, format: str)
     assert expected.shape[:2] == ((56, 40) if orientation > 4 else (40, 56))
 
 
-def test_what_has_no_single_right_reading_is_refused_by_name() -> None:
+def test_ambiguous_images_are_refused_by_name() -> None:
     pages = io.BytesIO()
     Image.fromarray(RGB).save(
         pages, format="TIFF", save_all=True, append_images=[Image.fromarray(RGB)]
@@ -119,7 +113,7 @@ def test_what_has_no_single_right_reading_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "BMP", "WEBP"])
-def test_a_file_that_ends_early_is_damaged_and_not_half_grey(format: str) -> None:
+def test_a_file_that_ends_early_is_refused_and_not_filled_with_grey(format: str) -> None:
     big = np.random.default_rng(1).integers(0, 256, (64, 80, 3), dtype=np.uint8)
     content = save(big, format=format)
     with pytest.raises(ImageError, match=r"^half.* is (damaged|not an image)"):
@@ -160,7 +154,7 @@ def test_labels_keep_their_numbers() -> None:
         encode_labels(np.full((2, 3), 65536, np.int32), name="a")
 
 
-def test_what_is_stored_as_it_came_reads_the_same_without_checks() -> None:
+def test_images_stored_unchanged_decode_the_same_without_checks() -> None:
     jpeg = save(RGB, format="JPEG")
     assert is_stored_form(jpeg)
     np.testing.assert_array_equal(decode_stored(jpeg), decode_image(jpeg, name="a"))

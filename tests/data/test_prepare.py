@@ -1,4 +1,4 @@
-"""What prepare writes is what came in, every reject is named, and an unfinished data set is none."""
+"""Shards hold what the input held, every reject is named, and an unfinished data set is refused."""
 
 import json
 import os
@@ -17,7 +17,7 @@ import ray
 from support import read_picture
 
 from resunet_ray.config import PrepareConfig
-from resunet_ray.data.check import check_source
+from resunet_ray.data.check import CheckedImage, Reject, check_source
 from resunet_ray.data.dataset import open_dataset, plan_once
 from resunet_ray.data.images import decode_stored, encode_labels, encode_png
 from resunet_ray.data.labelled import read_images
@@ -51,7 +51,7 @@ def test_shards_hold_every_image_once_with_its_own_pixels(
         assert row["source_uri"].endswith(f"images/{row['image_id']}.png")
 
 
-def test_shards_have_the_schema_and_the_row_groups_that_dataset_json_says(dataset_uri: str) -> None:
+def test_shards_have_the_schema_and_the_row_groups_of_dataset_json(dataset_uri: str) -> None:
     content = json.loads((Path(dataset_uri) / "dataset.json").read_text())
     assert content["splits"] == {"test": 4, "train": 12, "val": 4}
     assert content["mpp"] == 0.5
@@ -67,7 +67,7 @@ def test_shards_have_the_schema_and_the_row_groups_that_dataset_json_says(datase
 def test_the_layout_of_the_source_does_not_matter(
     generated: Path, dataset_uri: str, tmp_path: Path, cluster: str
 ) -> None:
-    """One mask file a nucleus, zipped, gives the same pixels and instances as the folder of pairs."""
+    """A zip with a mask file per nucleus gives the same data as a folder of pairs."""
     archive = tmp_path / "stage1_train.zip"
     with zipfile.ZipFile(archive, "w") as packed:
         for path in sorted((generated / "images").iterdir()):
@@ -89,7 +89,7 @@ def test_the_layout_of_the_source_does_not_matter(
 
 @pytest.fixture
 def damaged(generated: Path, tmp_path: Path) -> Path:
-    """The generated pairs, with one image each that must be rejected, by its reason."""
+    """Return the generated pairs with one image added or damaged for each reason to reject it."""
     folder = tmp_path / "damaged"
     shutil.copytree(generated, folder)
     names = sorted(path.name for path in (folder / "images").iterdir())
@@ -128,25 +128,26 @@ def test_every_bad_image_is_named_with_its_reason_and_too_many_are_refused(
     rejects = pd.read_parquet(output / "rejects.parquet")
     name = "synthetic-0000{}".format
     assert dict(zip(rejects["image_id"], rejects["reason"], strict=True)) == {
-        name(0): "unreadable", name(1): "size_differs", name(2): "not_a_mask", name(3): "unreadable_mask",
-        name(4): "labels_differ", name(9): "duplicate", "alone": "no_mask",
+        name(0): "unreadable", name(1): "size_differs", name(2): "not_a_mask",
+        name(3): "unreadable_mask", name(4): "labels_differ", name(9): "duplicate",
+        "alone": "no_mask",
     }  # fmt: skip
     message = rejects.set_index("image_id")["message"]
     assert "10 x 12: expected 96 x 112" in message[name(1)]
     assert message[name(9)].endswith("its pixels equal those of copy")
     assert sorted(path.name for path in output.iterdir() if path.is_dir()) == [], (
-        "nothing but the data set is left"
+        "staging is deleted"
     )
 
 
-def die_over_poison(source: Source, **options: Any) -> dict[str, Any]:
-    """As a fault in a decoder would have it."""
+def die_over_poison(source: Source, **options: Any) -> CheckedImage | Reject:
+    """Stand in for a decoder that crashes the process."""
     if source.image_id.startswith("poison"):
         os._exit(1)
     return check_source(source, **options)
 
 
-def test_images_that_kill_the_process_are_named_and_the_rest_is_prepared(
+def test_images_that_crash_the_process_are_named_and_the_rest_is_prepared(
     generated: Path, tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -181,8 +182,8 @@ def test_a_finished_data_set_is_never_overwritten(dataset_uri: str, generated: P
 def test_groups_and_files_decide_the_split(generated: Path, tmp_path: Path, cluster: str) -> None:
     metadata = str(generated / "metadata.csv")
     grouped = PrepareConfig(
-        input=(str(generated),), output=str(tmp_path / "group"), split="group", group_column="modality", metadata=metadata,
-        val_fraction=0.5, test_fraction=0,
+        input=(str(generated),), output=str(tmp_path / "group"), metadata=metadata,
+        split="group", group_column="modality", val_fraction=0.5, test_fraction=0,
     )  # fmt: skip
     assert sorted(prepare(grouped).splits.values()) == [7, 13]
     rows = read_all(grouped.output)
@@ -202,8 +203,8 @@ def test_groups_and_files_decide_the_split(generated: Path, tmp_path: Path, clus
         PrepareConfig(input=("a",), output="b", split="file")
 
 
-def test_rows_come_back_as_arrays_whatever_the_share_of_the_work(dataset_uri: str) -> None:
-    """Three workers together read each image once, whatever the row groups."""
+def test_rows_come_back_as_arrays_for_any_number_of_workers(dataset_uri: str) -> None:
+    """Three workers together read each image once, although they share row groups."""
     dataset = open_dataset(dataset_uri)
     seen = [
         image
@@ -219,8 +220,10 @@ def test_rows_come_back_as_arrays_whatever_the_share_of_the_work(dataset_uri: st
         assert image.modality in ("fluorescence", "stained")
 
 
-def test_the_digest_is_of_all_that_is_learnt_from(generated: Path, tmp_path: Path) -> None:
-    """A data set with one mask, one instance, one pixel size or one modality corrected is another."""
+def test_the_digest_covers_everything_that_training_learns_from(
+    generated: Path, tmp_path: Path
+) -> None:
+    """Correcting one mask, one instance, one pixel size or one modality changes the digest."""
 
     def digest(name: str, *, metadata: str = "id,mpp,modality\n") -> str:
         (tmp_path / "metadata.csv").write_text(metadata)

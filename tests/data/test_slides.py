@@ -1,4 +1,4 @@
-"""A slide is read at any scale, in any format, and a window of it is the same however the slide is cut."""
+"""A slide is read at any scale, in any format, and the same however it is divided into windows."""
 
 import tracemalloc
 from pathlib import Path
@@ -43,21 +43,23 @@ def test_the_largest_level_is_what_was_written(picture: np.ndarray, tmp_path: Pa
         slide.close()
 
 
-def test_a_scaled_window_is_the_same_however_it_is_cut(picture: np.ndarray, tmp_path: Path) -> None:
+def test_a_scaled_window_does_not_depend_on_how_the_slide_is_divided(
+    picture: np.ndarray, tmp_path: Path
+) -> None:
     write_pyramid(tmp_path / "a.tiff", picture)
     slide = Slide(str(tmp_path / "a.tiff"), name="a")
     for scale in (0.45, 0.998, 1.004, 1.7, 2.0, 2.03, 3.1):
         height, width = slide.size_at(scale)
         whole = slide.read(0, 0, height, width, scale=scale).astype(int)
         part = slide.read(40, 60, 90, 77, scale=scale).astype(int)
-        assert np.abs(whole[40:130, 60:137] - part).max() <= 1, "and to its very edge"
+        assert np.abs(whole[40:130, 60:137] - part).max() <= 1, "up to its edge"
         expected = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA).astype(int)
         assert np.abs(whole - expected).mean() < 6
 
 
 @pytest.mark.parametrize("scale", [0.2401, 0.996, 1.0, 1.004, 1.5, 2.0, 2.009, 2.03])
-def test_far_from_the_origin_things_are_where_they_are(tmp_path: Path, scale: float) -> None:
-    """Dark lines on a slide that is 60,000 pixels wide, to the fraction of a pixel."""
+def test_positions_are_exact_far_from_the_origin(tmp_path: Path, scale: float) -> None:
+    """Dark lines on a slide 60,000 pixels wide are found to a fraction of a pixel."""
     lines = np.array([8, 20_000, 59_980])
     glass = np.full((40, 60_000, 3), 255, np.uint8)
     for line in lines:
@@ -75,7 +77,7 @@ def test_far_from_the_origin_things_are_where_they_are(tmp_path: Path, scale: fl
 def test_a_slide_without_small_levels_is_read_in_pieces(
     picture: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A low-power view of it would else hold all of it at once."""
+    """A low-power view would otherwise hold the whole slide in memory."""
     write_pyramid(tmp_path / "a.tiff", picture, levels=1)
     slide = Slide(str(tmp_path / "a.tiff"), name="a")
     whole = slide.read(0, 0, 125, 160, scale=4.0).astype(int)
@@ -95,10 +97,8 @@ def test_a_slide_without_small_levels_is_read_in_pieces(
 
 
 @pytest.mark.parametrize("kept", [0.0, 3e-5, 0.001, 0.4, 0.6, 0.9, 0.97, 0.995])
-def test_a_slide_that_was_cut_short_is_refused(
-    picture: np.ndarray, tmp_path: Path, kept: float
-) -> None:
-    """What is left of it has another pixel size than it says, and of a JPEG tile that was cut the rest is made up."""
+def test_a_truncated_slide_is_refused(picture: np.ndarray, tmp_path: Path, kept: float) -> None:
+    """The rest would have a wrong pixel size, and decoders invent the end of a cut JPEG tile."""
     write_svs(tmp_path / "a.svs", picture)
     write_pyramid(tmp_path / "b.tiff", picture)
     for name in ("a.svs", "b.tiff"):
@@ -110,22 +110,18 @@ def test_a_slide_that_was_cut_short_is_refused(
             Slide(str(tmp_path / name), name=name)
 
 
-def test_a_real_slide_that_was_cut_short_is_refused_or_right(tmp_path: Path) -> None:
+def test_a_truncated_real_slide_is_refused_or_read_correctly(tmp_path: Path) -> None:
     if not REAL_SLIDES.exists():
-        pytest.skip(f"no real slides at {REAL_SLIDES}: what they would show is not shown")
+        pytest.skip(f"no real slides at {REAL_SLIDES}")
     content = (REAL_SLIDES / "CMU-1-Small-Region.svs").read_bytes()
     whole = Slide(str(REAL_SLIDES / "CMU-1-Small-Region.svs"), name="whole")
     path = tmp_path / "cut.svs"
-    for kept in (
-        1000,
-        len(content) // 2,
-        1_290_000,
-        1_900_000,
-    ):  # before, within and after its tiles, and in its last page
+    # Before, within and after its tiles, and in its last page.
+    for kept in (1000, len(content) // 2, 1_290_000, 1_900_000):
         path.write_bytes(content[:kept])
         with pytest.raises(ImageError, match="cut short"):
             Slide(str(path), name="cut")
-    path.write_bytes(content[:-100])  # within the macro image, which nobody reads
+    path.write_bytes(content[:-100])  # within the macro image, which is never read
     cut = Slide(str(path), name="cut")
     assert cut.info == whole.info
     np.testing.assert_array_equal(
@@ -133,27 +129,27 @@ def test_a_real_slide_that_was_cut_short_is_refused_or_right(tmp_path: Path) -> 
     )
 
 
-def test_a_header_that_claims_what_is_not_there_is_refused(
+def test_a_header_that_claims_more_than_the_file_has_is_refused(
     picture: np.ndarray, tmp_path: Path
 ) -> None:
-    """By name, and before anything of that size is allocated."""
+    """The error names the slide, and nothing of the claimed size is allocated."""
     large = 2**31
     claims = {
         "tiles": (
             tiff_header(height=large, width=large),
-            f"claims {large} x {large} in {2**46} tiles or strips, and names 1",
+            f"claims {large} x {large} in {2**46} tiles or strips but lists 1",
         ),
         "strip": (tiff_header(height=large, width=large, tiled=False), "cut short"),
         "tile": (tiff_header(height=2**20, width=2**20, side=2**20), "cut short"),
         "narrow": (
             tiff_header(height=500, width=0),
-            "claims 500 x 0 pixels: expected 1 to 2097152 a side",
+            "claims 500 x 0 pixels: expected 1 to 2097152 per side",
         ),
         "flat": (
             tiff_header(height=0, width=500),
-            "claims 0 x 500 pixels: expected 1 to 2097152 a side",
+            "claims 0 x 500 pixels: expected 1 to 2097152 per side",
         ),
-        "empty": (b"II*\0" + bytes(100), "its pages break off"),
+        "empty": (b"II*\0" + bytes(100), "its last pages are missing"),
     }
     write_svs(tmp_path / "aperio", picture)
     with tifffile.TiffFile(tmp_path / "aperio") as file:
@@ -163,7 +159,7 @@ def test_a_header_that_claims_what_is_not_there_is_refused(
         content[place : place + 2] = (60_000).to_bytes(2, "little")
     claims["aperio"] = (
         bytes(content),
-        "claims 60000 x 60000 x 3 in 219961 tiles or strips, and names 20",
+        "claims 60000 x 60000 x 3 in 219961 tiles or strips but lists 20",
     )
     for name, (header, message) in claims.items():
         (tmp_path / name).write_bytes(header)
@@ -194,12 +190,14 @@ def test_what_cannot_be_a_slide_is_named(
             Slide(str(tmp_path / name), name=name)
     write_pyramid(tmp_path / "large.tiff", picture)
     monkeypatch.setattr(slides, "_MAX_SIDE", 600)
-    with pytest.raises(ImageError, match="large claims 500 x 640 pixels: expected 1 to 600 a side"):
+    with pytest.raises(
+        ImageError, match="large claims 500 x 640 pixels: expected 1 to 600 per side"
+    ):
         Slide(str(tmp_path / "large.tiff"), name="large")
     assert companions("s3://lab/a.mrxs") == ["s3://lab/a"]
     for name in ("s3://lab/a.vms", "/scans/b.VMU", "scan.dcm"):
         with pytest.raises(
             InputError,
-            match=f"{name} is one of the several files of a slide.* convert the slide to one tiled TIFF",
+            match=f"{name} is one of the several files .* convert the slide to one tiled TIFF",
         ):
             companions(name)

@@ -1,4 +1,4 @@
-"""Every known layout is found, in folders and in archives, and what does not pair up is named."""
+"""Every known layout is found, in folders and in archives, and files without partner are named."""
 
 import tarfile
 import tempfile
@@ -40,7 +40,7 @@ BBBC038 = (
 )
 
 
-def test_pairs_match_by_name_whatever_the_ending(tmp_path: Path) -> None:
+def test_pairs_match_by_name_whatever_their_suffix(tmp_path: Path) -> None:
     first, second = list_sources(max_bytes=2**30, uris=[str(touch(tmp_path, *PAIRS))])
     assert (first.image_id, second.image_id) == ("a b", "ü")
     assert first.image is not None
@@ -50,7 +50,7 @@ def test_pairs_match_by_name_whatever_the_ending(tmp_path: Path) -> None:
     assert second.labels.read(CACHE) == "instances/ü.png".encode()
 
 
-def test_one_folder_an_image_collects_its_nuclei(tmp_path: Path) -> None:
+def test_a_folder_per_image_collects_its_nuclei(tmp_path: Path) -> None:
     first, second = list_sources(
         max_bytes=2**30, uris=[str(touch(tmp_path / "stage1_train", *BBBC038))]
     )
@@ -72,10 +72,8 @@ def test_archives_hold_what_the_folder_holds(
     else:
         with tarfile.open(archive, "w:gz" if ending.endswith("gz") else "w") as packed:
             packed.add(folder, ".")
-    loose, found = (
-        list_sources(max_bytes=2**30, uris=[str(folder)]),
-        list_sources(max_bytes=2**30, uris=[str(archive)]),
-    )
+    loose = list_sources(max_bytes=2**30, uris=[str(folder)])
+    found = list_sources(max_bytes=2**30, uris=[str(archive)])
     assert [source.image_id for source in found] == [source.image_id for source in loose]
     for one, other in zip(loose, found, strict=True):
         assert [entry.read(CACHE) for entry in one.masks] == [
@@ -97,7 +95,7 @@ def test_an_archive_member_s_name_never_becomes_a_path(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [archive]
 
 
-def test_what_does_not_pair_up_is_rejected_by_reason(tmp_path: Path) -> None:
+def test_files_without_partner_are_rejected_with_a_reason(tmp_path: Path) -> None:
     folder = touch(
         tmp_path / "a",
         "images/lonely.png",
@@ -109,12 +107,13 @@ def test_what_does_not_pair_up_is_rejected_by_reason(tmp_path: Path) -> None:
     other = touch(tmp_path / "b", "images/again.png", "masks/again.png")
     found = list_sources(max_bytes=2**30, uris=[str(folder), str(other), str(other)])
     assert {(source.image_id, source.reason) for source in found} == {
-        ("lonely", "no_mask"), ("ghost", "no_image"), ("two", "ambiguous_name"), ("again", None), ("again", "duplicate_id"),
+        ("lonely", "no_mask"), ("ghost", "no_image"), ("two", "ambiguous_name"),
+        ("again", None), ("again", "duplicate_id"),
     }  # fmt: skip
 
 
-def test_an_input_that_is_not_there_or_holds_no_images_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere is not there"):
+def test_a_missing_input_or_one_without_images_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere does not exist"):
         list_sources(max_bytes=2**30, uris=[str(tmp_path / "nowhere")])
     with pytest.raises(InputError, match=r"holds no images: expected images/NAME.png"):
         list_sources(max_bytes=2**30, uris=[str(touch(tmp_path, "a.png"))])

@@ -31,7 +31,7 @@ def test_fractions_hold_and_the_order_of_names_does_not_matter() -> None:
     assert split != split_by_fraction(names, val_fraction=0.2, test_fraction=0.1, seed=6)
 
 
-def test_a_group_never_stands_in_two_splits() -> None:
+def test_a_group_is_never_in_two_splits() -> None:
     groups = {f"image-{number}": f"patient-{number % 11}" for number in range(100)}
     split = split_by_fraction(
         list(groups), val_fraction=0.3, test_fraction=0.3, seed=0, groups=groups
@@ -41,7 +41,7 @@ def test_a_group_never_stands_in_two_splits() -> None:
     assert set(split.values()) == {TRAIN, VAL, TEST}
 
 
-def test_a_stated_split_is_taken_as_it_is_or_refused() -> None:
+def test_a_split_from_a_file_is_used_unchanged_or_refused() -> None:
     assert split_from_lists(["a", "b", "c"], lists={TRAIN: ["b"], VAL: ["a"]}, source="f") == {
         "b": TRAIN,
         "a": VAL,
@@ -49,6 +49,6 @@ def test_a_stated_split_is_taken_as_it_is_or_refused() -> None:
     with pytest.raises(InputError, match="f lists a in both train and val"):
         split_from_lists(["a"], lists={TRAIN: ["a"], VAL: ["a"]}, source="f")
     with pytest.raises(
-        InputError, match="f lists 1 images that the input does not hold, z the first"
+        InputError, match="f lists 1 images that the input does not have, z being the first"
     ):
         split_from_lists(["a"], lists={TRAIN: ["a", "z"]}, source="f")

@@ -1,4 +1,4 @@
-"""The generated images have what makes real ones hard, and their truth is exactly what was drawn."""
+"""Generated images have what makes real ones hard, and their truth is exactly what was drawn."""
 
 import cv2
 import numpy as np
@@ -15,23 +15,19 @@ def generate(modality: str, *, seed: int, num_nuclei: int = 24) -> tuple[np.ndar
 
 
 def contrast(image: np.ndarray) -> np.ndarray:
-    """By how many grey levels a pixel differs from the background around it."""
+    """Return by how many grey levels each pixel differs from the background around it."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     return cv2.absdiff(grey, cv2.medianBlur(grey, 61)).astype(np.float32)
 
 
 def stands_alone(labels: np.ndarray, number: int, *, within: int) -> bool:
-    """Whether a nucleus has no pixel of another within so many pixels, diagonal ones too."""
-    near = (
-        cv2.dilate(
-            (labels == number).astype(np.uint8), np.ones((2 * within + 1, 2 * within + 1), np.uint8)
-        )
-        > 0
-    )
+    """Whether no other nucleus is closer than `within` pixels, diagonals included."""
+    square = np.ones((2 * within + 1, 2 * within + 1), np.uint8)
+    near = cv2.dilate((labels == number).astype(np.uint8), square) > 0
     return set(np.unique(labels[near]).tolist()) <= {0, number}
 
 
-def test_every_nucleus_has_a_number_and_is_one_piece_worth_finding() -> None:
+def test_every_nucleus_is_numbered_and_is_one_piece_of_some_size() -> None:
     for seed in range(20):
         _, labels = generate("stained", seed=seed)
         assert np.unique(labels).tolist() == list(range(labels.max() + 1))
@@ -41,7 +37,7 @@ def test_every_nucleus_has_a_number_and_is_one_piece_worth_finding() -> None:
             assert cv2.distanceTransform(piece, cv2.DIST_L2, 5).max() > 2, "a sliver"
 
 
-def test_where_nuclei_overlap_the_pixel_is_that_of_the_one_on_top() -> None:
+def test_where_nuclei_overlap_the_pixel_belongs_to_the_one_on_top() -> None:
     hidden = 0
     for seed in range(10):
         nuclei, labels = _place_nuclei(
@@ -61,7 +57,7 @@ def test_where_nuclei_overlap_the_pixel_is_that_of_the_one_on_top() -> None:
 
 
 def test_about_as_many_touch_as_in_real_images() -> None:
-    """In BBBC038 with corrected annotations 29 in 100 nuclei touch another: 26 by fluorescence, 40 stained on white."""
+    """In BBBC038 with corrected annotations 29% touch: 26% in fluorescence, 40% on white."""
     images = [generate("fluorescence", seed=seed)[1] for seed in range(40)]
     alone = [
         stands_alone(labels, number, within=1)
@@ -72,8 +68,8 @@ def test_about_as_many_touch_as_in_real_images() -> None:
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_debris_stands_out_and_is_no_nucleus(modality: str) -> None:
-    """Without a single nucleus there still are specks and fibres to be mistaken for one."""
+def test_debris_stands_out_and_is_not_a_nucleus(modality: str) -> None:
+    """Even without nuclei there are specks and fibres to be mistaken for one."""
     lengths: list[int] = []
     for seed in range(20):
         image, labels = generate(modality, seed=seed, num_nuclei=0)
@@ -87,7 +83,7 @@ def test_debris_stands_out_and_is_no_nucleus(modality: str) -> None:
 
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_light_is_uneven(modality: str) -> None:
-    """Of the light in the best lit ninth of an image, the worst lit one lacks some."""
+    """The darkest ninth of an image gets less light than the brightest."""
     for seed in range(10):
         image, _ = generate(modality, seed=seed, num_nuclei=0)
         ninths = cv2.resize(image.mean(axis=2), (3, 3), interpolation=cv2.INTER_AREA)
@@ -95,7 +91,7 @@ def test_light_is_uneven(modality: str) -> None:
 
 
 def edges(image: np.ndarray, labels: np.ndarray) -> list[float]:
-    """Of each nucleus that stands alone, how steep its edge is, as a share of what it differs from the background by."""
+    """Return the steepness of each isolated nucleus's edge, relative to its contrast."""
     height = contrast(image)
     slope = cv2.morphologyEx(height, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
     found = []
@@ -109,13 +105,13 @@ def edges(image: np.ndarray, labels: np.ndarray) -> list[float]:
 
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_nuclei_out_of_focus_are_in_the_truth(modality: str) -> None:
-    """About one in eight has a softer edge than all those in focus have."""
+    """About one in eight has a softer edge than any nucleus in focus."""
     found = np.array([edge for seed in range(30) for edge in edges(*generate(modality, seed=seed))])
     blurred = (found < 0.85 * np.median(found)).mean()
     assert 0.06 < blurred < 0.2
 
 
-def test_a_seed_gives_its_image_and_another_gives_another() -> None:
+def test_a_seed_repeats_the_image_and_another_seed_does_not() -> None:
     first, again, other = (generate("stained", seed=seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[1], again[1])

@@ -1,4 +1,4 @@
-"""What is read of a TIFF is what was written, in whatever form; where that is not so, it is refused by name."""
+"""A TIFF of any layout is read exactly as it was written, or refused by name."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ def picture() -> np.ndarray:
 
 
 def check(path: Path, expected: np.ndarray, *, mpp: float | None = None, levels: int = 1) -> None:
-    """A slide of these pixels, all of them and a part of them, and so many levels of every second one."""
+    """Check the pixels of a slide whole and in part, and of levels with every second pixel."""
     slide = Slide(str(path), name=path.name)
     assert slide.info.mpp == (None if mpp is None else pytest.approx(mpp, rel=1e-3))
     np.testing.assert_array_equal(slide.read(0, 0, *expected.shape[:2], scale=1.0), expected)
@@ -43,7 +43,7 @@ def grey(counts: np.ndarray, *, bits: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("unit", "size"), [("µm", 0.5), ("μm", 0.5), ("mm", 5e-4), ("nm", 500.0), ("pixel", None)]
 )
-def test_a_fluorescence_slide_is_what_was_written(
+def test_a_fluorescence_slide_is_read_as_written(
     picture: np.ndarray, tmp_path: Path, unit: str, size: float | None
 ) -> None:
     counts = picture[..., 0].astype(np.uint16) * 16  # of a camera of 12 bits
@@ -56,15 +56,13 @@ def test_a_fluorescence_slide_is_what_was_written(
     )
 
 
-def test_colour_is_what_was_written_however_it_is_laid_out(
-    picture: np.ndarray, tmp_path: Path
-) -> None:
+def test_colour_is_read_as_written_in_any_layout(picture: np.ndarray, tmp_path: Path) -> None:
     planes = np.ascontiguousarray(np.moveaxis(picture, -1, 0))
     for axes, image in (("YXS", picture), ("SYX", planes), ("CYX", planes)):
         write_ome(tmp_path / f"{axes}.ome.tif", image, axes=axes, levels=2)
         check(tmp_path / f"{axes}.ome.tif", picture, levels=2)
     kinds: dict[str, dict[str, Any]] = {
-        "whole": {},  # one strip, not compressed, and of any size
+        "whole": {},  # one uncompressed strip of any size
         "strips": {"rowsperstrip": 16, "compression": "lzw", "predictor": True},
         "big-endian": {"byteorder": ">", "bigtiff": True, "tile": (64, 64)},
     }
@@ -79,7 +77,7 @@ def test_colour_is_what_was_written_however_it_is_laid_out(
         check(tmp_path / "deep.tif", grey(deep, bits=12))
 
 
-def test_sixteen_bits_are_cut_down_alike_everywhere(tmp_path: Path) -> None:
+def test_sixteen_bits_are_scaled_alike_in_every_window(tmp_path: Path) -> None:
     counts = np.zeros((400, 400), np.uint16)
     counts[:200], counts[200:] = 900, 3800  # of a camera of 12 bits
     write_ome(tmp_path / "a.ome.tif", counts, axes="YX")
@@ -91,8 +89,8 @@ def test_sixteen_bits_are_cut_down_alike_everywhere(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_small_and_bright_is_not_lost_among_averages(tmp_path: Path) -> None:
-    """In the smallest level of a sparse fluorescence slide its nuclei have faded, which says nothing of how bright they are."""
+def test_small_bright_nuclei_are_not_lost_in_averages(tmp_path: Path) -> None:
+    """In the smallest level of a sparse fluorescence slide, averaging has faded the nuclei."""
     counts = np.full((512, 512), 100, np.uint16)
     counts[200:206, 300:306] = 3000
     with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as writer:
@@ -119,7 +117,7 @@ def test_what_is_small_and_bright_is_not_lost_among_averages(tmp_path: Path) -> 
         damaged.read(0, 0, 10, 10, scale=1.0)
 
 
-def test_what_is_a_slide_and_what_a_plain_image(picture: np.ndarray, tmp_path: Path) -> None:
+def test_slides_are_told_from_plain_images(picture: np.ndarray, tmp_path: Path) -> None:
     write_pyramid(tmp_path / "pyramid.tiff", picture)
     tifffile.imwrite(tmp_path / "plain.tif", picture)
     (tmp_path / "text.tif").write_bytes(b"no image")
@@ -135,7 +133,7 @@ def test_what_is_a_slide_and_what_a_plain_image(picture: np.ndarray, tmp_path: P
         ("plain.tif", 2**26, False),
         ("plain.tif", 1000, True),
         ("text.tif", 1000, False),
-        ("cut.tiff", 2**26, True),  # what is left would pass for a plain image without a pixel size
+        ("cut.tiff", 2**26, True),  # the rest would pass for a plain image without a pixel size
         ("inner.tiff", 2**26, True),
     ):
         with (tmp_path / name).open("rb") as file:
@@ -145,7 +143,7 @@ def test_what_is_a_slide_and_what_a_plain_image(picture: np.ndarray, tmp_path: P
             Slide(str(tmp_path / name), name=name)
 
 
-def test_what_would_become_other_colours_is_refused(
+def test_files_that_would_give_wrong_colours_are_refused(
     picture: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planes = np.ascontiguousarray(np.moveaxis(picture, -1, 0))
@@ -165,17 +163,17 @@ def test_what_would_become_other_colours_is_refused(
         "named": (
             planes,
             {"photometric": "minisblack", "metadata": {"axes": "CYX", **lamp}},
-            "not said to be red, green and blue",
+            "not marked as red, green and blue",
         ),
         "lit": (
             planes,
             {"photometric": "minisblack", "metadata": {"axes": "CYX", **waves}},
-            "not said to be red, green and blue",
+            "not marked as red, green and blue",
         ),
         "hyper": (
             planes,
             {"imagej": True, "metadata": {"axes": "CYX"}, "tile": None},
-            "not said to be red, green and blue",
+            "not marked as red, green and blue",
         ),
     }
     for name, (image, settings, message) in images.items():
@@ -187,7 +185,7 @@ def test_what_would_become_other_colours_is_refused(
         writer.write(picture, **tiles)
         writer.write(picture[:250, :400], **tiles)
     with pytest.raises(
-        ImageError, match=re.escape("beside (300, 440, 3) it holds an image of (250, 400, 3)")
+        ImageError, match=re.escape("besides (300, 440, 3) it has an image of (250, 400, 3)")
     ):
         Slide(str(tmp_path / "two.tif"), name="two")
     tifffile.imwrite(tmp_path / "piece.tif", picture, compression="zlib", rowsperstrip=300)
@@ -196,8 +194,8 @@ def test_what_would_become_other_colours_is_refused(
         Slide(str(tmp_path / "piece.tif"), name="piece")
 
 
-def test_planes_in_other_files_are_not_taken_for_black(picture: np.ndarray, tmp_path: Path) -> None:
-    """One of three files, of which OME's metadata name all."""
+def test_planes_in_other_files_are_not_read_as_black(picture: np.ndarray, tmp_path: Path) -> None:
+    """OME's metadata list three files, and only one of them is present."""
     tifffile.imwrite(
         tmp_path / "a.ome.tif", picture[..., 0], metadata={"axes": "YX"}, tile=(64, 64)
     )
@@ -210,7 +208,8 @@ def test_planes_in_other_files_are_not_taken_for_black(picture: np.ndarray, tmp_
         *(f"urn:uuid:1000000{number}-0000-0000-0000-000000000000" for number in (1, 2)),
     ]
     names = "".join(
-        f'<TiffData IFD="0" FirstC="{number}" PlaneCount="1"><UUID FileName="{"abc"[number]}.ome.tif">{uuid}</UUID></TiffData>'
+        f'<TiffData IFD="0" FirstC="{number}" PlaneCount="1">'
+        f'<UUID FileName="{"abc"[number]}.ome.tif">{uuid}</UUID></TiffData>'
         for number, uuid in enumerate(uuids)
     )
     text = re.sub(r"<TiffData[^>]*/>", names, text)
@@ -222,5 +221,5 @@ def test_planes_in_other_files_are_not_taken_for_black(picture: np.ndarray, tmp_
         tile=(64, 64),
         ome=False,
     )
-    with pytest.raises(ImageError, match="planes of it are missing, or in other files"):
+    with pytest.raises(ImageError, match="some of its planes are missing or in other files"):
         Slide(str(tmp_path / "a.ome.tif"), name="a")

@@ -18,7 +18,7 @@ STAINS = {
 def view(
     background: tuple[int, int, int], tissue: tuple[int, int, int], *, dust: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A round piece of tissue on glass, with noise, and specks of dust."""
+    """Draw a round piece of tissue on glass, with noise and specks of dust, and its mask."""
     rng = np.random.default_rng(0)
     truth = cv2.circle(np.zeros((500, 800), np.uint8), (300, 200), 90, 1, -1)
     picture = np.where(truth[..., None] > 0, tissue, background) + rng.normal(0, 1.5, (500, 800, 3))
@@ -34,26 +34,23 @@ def test_tissue_is_found_in_every_stain(stain: str) -> None:
     assert found.fluorescence == ("fluorescence" in stain)
     assert found.mask[truth].all()
     assert found.fraction == pytest.approx(truth.mean(), rel=0.25)
-    cells = found.cells(5000, 8000, side=700)  # of the slide, of which a pixel of the view is ten
+    cells = found.cells(5000, 8000, side=700)  # a pixel of the view is ten of the slide
     assert cells.shape == (8, 12)
     for (row, column), has_tissue in np.ndenumerate(cells):
         part = slice(70 * row, 70 * (row + 1)), slice(70 * column, 70 * (column + 1))
         assert has_tissue == found.mask[part].any()
 
 
-def test_dust_beside_tissue_is_left_out_and_single_cells_are_not() -> None:
+def test_dust_beside_tissue_is_left_out_but_single_cells_are_not() -> None:
     picture, truth = view(*STAINS["haematoxylin"], dust=30)
     found = find_tissue(picture, scale=6.0)
     assert not found.mask[:, 420:].any()
-    cells = np.where(truth, 245, picture[..., 0])  # the same specks, and nothing else
-    assert (
-        find_tissue(np.repeat(cells[..., None], 3, axis=2).astype(np.uint8), scale=6.0)
-        .mask[:, 420:]
-        .any()
-    )
+    cells = np.where(truth, 245, picture[..., 0])  # only the specks are left
+    specks = np.repeat(cells[..., None], 3, axis=2).astype(np.uint8)
+    assert find_tissue(specks, scale=6.0).mask[:, 420:].any()
 
 
-def test_empty_glass_holds_nothing_and_a_field_without_glass_is_all_tissue() -> None:
+def test_empty_glass_has_no_tissue_and_a_view_without_glass_is_all_tissue() -> None:
     glass, _ = view((243, 243, 243), (243, 243, 243))
     assert find_tissue(glass, scale=6.0).fraction == 0
     stroma, _ = view((205, 165, 215), (90, 60, 150))

@@ -45,7 +45,7 @@ def test_help_says_what_the_job_does(name: str) -> None:
         (
             "prepare",
             ["--input", "MISSING", "--output", "OUT"],
-            "is not there: expected a folder, a zip or a tar",
+            "does not exist: expected a folder, a zip or a tar",
         ),
         (
             "evaluate",

@@ -296,7 +296,7 @@ def test_bad_slides_are_rows(dark_bundle: str, tmp_path: Path, picture: np.ndarr
         **dict.fromkeys(("middle.svs", "cut.tiff"), "cut short"),
         "header.svs": "corrupted IFD structure",
         "end.svs": "Short read|Can't read from",  # OpenSlide 4.0.1, 4.0.0
-        "huge.tiff": "names 1: its header is damaged",
+        "huge.tiff": "lists 1: its header is damaged",
         "narrow.tiff": "claims 500 x 0 pixels",
         "alone.mrxs": "put it beside the file",
         **dict.fromkeys(("scattered.vms", "level.dcm"), "convert the slide to one tiled TIFF"),

@@ -23,7 +23,6 @@ import pyarrow.parquet as pq
 
 from resunet_ray import storage
 from resunet_ray.config.segment import ExportKind
-from resunet_ray.data.stream import run_tasks
 from resunet_ray.errors import InputError
 from resunet_ray.records import from_table
 from resunet_ray.schema import REGIONS
@@ -32,6 +31,7 @@ from resunet_ray.segment.export.geojson import build_features, write_features
 from resunet_ray.segment.export.pyramid import write_label_zarr, write_mask_tiff
 from resunet_ray.segment.planning.plan import Plan
 from resunet_ray.segment.rows import ImageRef, Region
+from resunet_ray.tasks import run_tasks
 
 _FEATURES = 500_000  # in one GeoJSON file, since QuPath reads a file whole
 _ROWS = 4096  # nuclei that are read at a time

@@ -8,12 +8,12 @@ import pyarrow as pa
 
 from resunet_ray import storage
 from resunet_ray.cluster import connect, is_lost, this_node
-from resunet_ray.data.stream import stream_tasks
 from resunet_ray.records import from_table, to_table
 from resunet_ray.schema import PLAN
 from resunet_ray.segment.planning.survey import Surveyor, may_be_slide
 from resunet_ray.segment.rows import PlannedRegion
 from resunet_ray.storage import crashes
+from resunet_ray.tasks import stream_tasks
 
 _FILES = 512  # opened together
 _TASKS = 64  # that open them

@@ -15,7 +15,6 @@ from resunet_ray.cluster import (
     wait_for_resources,
 )
 from resunet_ray.config import SegmentConfig
-from resunet_ray.data.stream import count_up
 from resunet_ray.monitoring import count_chunk, show_chunks
 from resunet_ray.progress import show_progress
 from resunet_ray.segment.planning.plan import count_regions
@@ -23,6 +22,7 @@ from resunet_ray.segment.work.segmenter import CALLS, Segmenter
 from resunet_ray.segment.work.spec import RunSpec
 from resunet_ray.segment.work.sums import ChunkResult, ChunkSums, stage_seconds
 from resunet_ray.storage import Lease
+from resunet_ray.tasks import count_up
 
 logger = logging.getLogger(__name__)
 

@@ -376,7 +376,7 @@ def standing_still(*processes: int) -> Iterator[None]:
             "timedatectl set-ntp true",
         ),
         ("gpus", "failed", "Ray gives away 1 GPUs, torch", "nvidia-smi"),
-        ("training", "failed", "10 CPUs needed, 4 there", "fewer --workers"),
+        ("training", "failed", "10 CPUs needed, 4 available", "fewer --workers"),
         ("segmentation", "warning", "of 4 CPUs are free now, 2 are needed", "ray status"),
         (
             "waiting",

@@ -541,7 +541,7 @@ def test_it_says_when_nobody_is_there(nobody: Doctor) -> None:
         found="nothing that is Ray's answers at http://127.0.0.1",
         fix="--include-dashboard true",
     )
-    said.expect("storage", "failed", found="does not answer", fix="AWS_ENDPOINT_URL")
+    said.expect("storage", "failed", found="did not answer", fix="AWS_ENDPOINT_URL")
 
 
 @pytest.mark.ray

@@ -251,7 +251,8 @@ def test_what_cannot_work_is_refused_before_it_starts(
     dataset_uri: str, tmp_path: Path, cluster: str
 ) -> None:
     with pytest.raises(
-        ResourceError, match=r"too small for 500 training workers .* 501 CPUs needed, [0-9.]+ available"
+        ResourceError,
+        match=r"too small for 500 training workers .* 501 CPUs needed, [0-9.]+ available",
     ):
         train(config(dataset_uri, tmp_path / "a", workers=500, batch_size=1000))
     with pytest.raises(ResourceError, match=r"GPUs needed, 0 available"):

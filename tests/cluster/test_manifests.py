@@ -48,7 +48,7 @@ def test_every_applied_object_is_accepted(name: str) -> None:
 
 @pytest.mark.parametrize("name", list_sources())
 def test_every_file_is_used_and_well_formed(name: str) -> None:
-    """An object in a file is accepted as it is (jobs get their cluster later); others are patches."""
+    """An object in a file is accepted as it is (jobs get a cluster later); others are patches."""
     assert any(
         Path(name).name in file.read_text()
         for file in (FOLDER / name).parent.glob("kustomization.yaml")

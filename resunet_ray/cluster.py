@@ -1,4 +1,4 @@
-"""The Ray cluster: joining one or starting one, and knowing beforehand whether it can give what a job asks for."""
+"""The Ray cluster: joining or starting one, and checking that it has what a job needs."""
 
 import logging
 import os
@@ -21,84 +21,76 @@ from resunet_ray.progress import is_verbose
 
 logger = logging.getLogger(__name__)
 
-_CPU_QUOTA = Path(
-    "/sys/fs/cgroup/cpu.max"
-)  # Linux, control groups version 2: microseconds of CPU time, and in how many
-_FORWARD = "RAY_LOG_TO_DRIVER"  # Ray's own: whether what workers say is shown here
+# Linux, control groups version 2: microseconds of CPU time per period of so many microseconds.
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_FORWARD = "RAY_LOG_TO_DRIVER"  # Ray's own variable: whether the driver shows the workers' output
 _REMARKS = ("ray._private.authentication", "ray.data._internal.progress", "ray.data.exceptions")
-"""Loggers of Ray that say what everybody knows: a local Ray has a token, bars are off, and what is in the exception as well."""
-_NOWHERE = "http://127.0.0.1:1"  # a port that nobody listens on
+"""Ray loggers that add nothing: local tokens, disabled progress bars, repeated exceptions."""
+_NOWHERE = "http://127.0.0.1:1"  # nothing listens on this port
 _DASHBOARD_SECONDS = 20
-_SOON_SECONDS = 3  # that free CPUs take to be given
+_SOON_SECONDS = 3  # that Ray takes to hand out free CPUs
 _BUSY_SECONDS = 120
-_AUTOSCALER_SECONDS = 1800  # a machine is found, its image fetched, Ray started
+_AUTOSCALER_SECONDS = 1800  # to find a machine, pull its image and start Ray
 _LEAST_LOCAL_CPUS = 3
-"""CPUs that a local Ray says it has, at least. Only numbers to schedule by: two training workers fit, beside Ray Data."""
+"""Least number of CPUs that a local Ray claims to have.
 
+The number only matters for scheduling: it makes room for two training workers beside Ray Data.
+"""
 
-MODEL_ENVIRONMENT = {
-    "env_vars": {
-        "MALLOC_ARENA_MAX": "1",
-        "MALLOC_MMAP_MAX_": "0",
-        "MALLOC_TRIM_THRESHOLD_": str(2**40),
-    }
-}
-"""The runtime environment of processes that hold a network on CPUs: the GNU C library keeps what tensors free, where it
-would hand each large one back to the kernel and fault it in anew. Measured on two cores, batch 8 of 256×256 in bf16:
-training 4.3 → 8.9 images/s, inference 19 → 35. It must stand in the environment before the process starts: Ray runs its work in
-threads, whose own arenas no later call can change."""
+_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+MODEL_ENVIRONMENT = {"env_vars": _MALLOC}
+"""Runtime environment of processes that run a network on CPUs.
 
+It makes the GNU C library keep the memory that tensors free. By default, it returns each large
+block to the kernel and faults it in again. Measured on two cores with batches of 8 images of
+256×256 in bf16: training 4.3 → 8.9 images/s, inference 19 → 35 images/s. The variables must be set
+before the process starts: Ray works in threads, and no later call can change their arenas.
+"""
 
-_session: dict[str, Any] = {}  # what Ray said of itself when it was joined
+_session: dict[str, Any] = {}  # the address info that Ray returned on joining
 
 
 def connect(*, dashboard: bool = False) -> None:
-    """Joins the cluster that RAY_ADDRESS names (`ray job submit` sets it), or starts a local Ray that ends with this process.
+    """Join the cluster named by RAY_ADDRESS, or start a local Ray that ends with this process.
 
-    It never joins what merely runs on this machine: that may be another program's own, and would end with it.
+    `ray job submit` sets RAY_ADDRESS. Without it, a Ray that happens to run on this machine is not
+    joined: it may belong to another program and would end with that program.
 
     Args:
-        dashboard: a local Ray gets its dashboard. Ray Train needs it to free what a run held that was ended from without:
-            a sweep does that all the time.
+        dashboard: start the dashboard of a local Ray. Ray Train needs it to free the resources of a
+            run that was stopped from outside, which a sweep does all the time.
 
     Raises:
-        ResourceError: no cluster answers there.
+        ResourceError: no cluster answers at RAY_ADDRESS.
     """
     if not ray.is_initialized():
         _start_or_join(dashboard=dashboard)
-    # A task's own exception reaches the user, not Ray Data's remark that there was one.
+    # Show the user a task's own exception, not Ray Data's wrapper around it.
     ray.data.DataContext.get_current().raise_original_map_exception = True
 
 
 def _start_or_join(*, dashboard: bool) -> None:
     level = logging.INFO if is_verbose() else logging.WARNING
-    # Ray Data takes its level from the environment of each process, this one among them.
-    os.environ.setdefault("RAY_DATA_LOG_LEVEL", logging.getLevelName(level))
-    environment: dict[str, Any] = {
-        "env_vars": {"RAY_DATA_LOG_LEVEL": os.environ["RAY_DATA_LOG_LEVEL"]}
-    }
+    # Each process, this one included, reads Ray Data's log level from its environment.
+    data_level = os.environ.setdefault("RAY_DATA_LOG_LEVEL", logging.getLevelName(level))
+    environment: dict[str, Any] = {"env_vars": {"RAY_DATA_LOG_LEVEL": data_level}}
     shown: dict[str, Any] = {"logging_level": level}
-    if _FORWARD not in os.environ:  # else Ray does as it says
+    if _FORWARD not in os.environ:  # else Ray follows the variable
         shown["log_to_driver"] = is_verbose()
     if not is_verbose():
         for name in _REMARKS:
             logging.getLogger(name).setLevel(logging.CRITICAL)
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
-        os.environ.setdefault(
-            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0"
-        )  # one more process; nobody takes this machine away
+        # Saves one process: this machine is not a spot node.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        prepare = _prepare_worker if dashboard else _prepare_quiet_worker
         context = ray.init(
             address="local",
             num_cpus=max(_LEAST_LOCAL_CPUS, count_cores()),
             include_dashboard=dashboard,
             **shown,
-            runtime_env={
-                **environment,
-                "worker_process_setup_hook": _prepare_worker
-                if dashboard
-                else _prepare_quiet_worker,
-            },
+            runtime_env={**environment, "worker_process_setup_hook": prepare},
         )
         if dashboard:
             logger.info("Ray's dashboard: http://%s", context.dashboard_url)
@@ -107,34 +99,38 @@ def _start_or_join(*, dashboard: bool) -> None:
             context = ray.init(address=address, **shown, runtime_env=environment)
         except ConnectionError as error:
             raise ResourceError(
-                f"no Ray cluster answers at RAY_ADDRESS={address}: {error}"
+                f"no Ray cluster answered at RAY_ADDRESS={address}: {error}"
             ) from None
     _session.update(context.address_info)
-    logging.getLogger("ray.data").setLevel(os.environ["RAY_DATA_LOG_LEVEL"])
+    logging.getLogger("ray.data").setLevel(data_level)
 
 
 def log_folder() -> str | None:
-    """Where each node keeps what Ray's processes say; None where Ray was not joined."""
+    """Return the folder of the Ray processes' logs on each node, or None without Ray."""
     return str(Path(_session["session_dir"]) / "logs") if _session else None
 
 
 def disconnect() -> None:
-    """Leaves the cluster, or ends the local Ray, if there is one."""
+    """Leave the cluster, or stop the local Ray, if there is one."""
     ray.shutdown()
 
 
 def _prepare_worker() -> None:
-    """Where several Rays run on one machine, Ray Train's cleaner does not know which one to ask about its run."""
+    """Point Ray Train's cleaner at this Ray.
+
+    With several Rays on one machine, it would not know which one to ask about its run.
+    """
     os.environ.pop("RAY_API_SERVER_ADDRESS", None)
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
 
 def _prepare_quiet_worker() -> None:
-    """Without a dashboard, keeps Ray Train's cleaner from all others.
+    """Keep Ray Train's cleaner away from other Rays' dashboards if this Ray has none.
 
-    It would ask at this Ray's own address for one, where another Ray's may have begun to answer since: that knows nothing of the
-    run, which is then taken for dead, and its workers end. On a cluster that dies with its driver it has no use, and else it
-    only complains twice a second.
+    The cleaner would ask for a dashboard at this Ray's address, where another Ray's may be
+    answering by now. That one does not know the run, so the cleaner would take the run for dead and
+    stop its workers. The cleaner has no purpose in a cluster that ends with its driver, and without
+    an answer it only logs a complaint twice a second.
     """
     os.environ["RAY_API_SERVER_ADDRESS"] = _NOWHERE
     logging.getLogger(
@@ -151,35 +147,37 @@ def wait_for_resources(
     busy_seconds: float = _BUSY_SECONDS,
     wait: bool = True,
 ) -> None:
-    """Refuses work that the cluster cannot take, where Ray would wait without a word.
+    """Wait until the cluster has room for some work, or raise where Ray would wait silently.
 
-    Waiting is done by a placement group: autoscalers add nodes for it, and it goes with this job, however that ends.
+    The wait uses a placement group: autoscalers add nodes for it, and Ray removes it when this job
+    ends in any way.
 
     Args:
-        bundles: CPUs and GPUs of each process, as Ray calls them, with those left for Ray Data; each fits one node.
-        what: the work, for the error.
-        memory_gib: memory of its processes and of the object store beside them.
-        nodes_seconds: how long to wait for nodes. None: half an hour if the cluster has an autoscaler, else not at all.
-        busy_seconds: how long to wait for what other jobs hold, at least.
-        wait: False: only say whether it is large enough.
+        bundles: CPUs and GPUs of each process, in Ray's names, and those left for Ray Data. Each
+            must fit on one node.
+        what: the work, for the error message.
+        memory_gib: memory of the processes and of the object store beside them, in GiB.
+        nodes_seconds: how long to wait for nodes. None means half an hour if the cluster has an
+            autoscaler, else not at all.
+        busy_seconds: least time to wait for resources that other jobs hold.
+        wait: False to check only whether the cluster is large enough.
 
     Raises:
-        ResourceError: something is missing; the message says all that is.
+        ResourceError: the cluster lacks something. The message lists everything that is missing.
     """
     lacking = _lacking(bundles, memory_gib=memory_gib)
     if nodes_seconds is None:
         nodes_seconds = _AUTOSCALER_SECONDS if has_autoscaler() else 0
     if lacking and not (wait and nodes_seconds):
         raise ResourceError(
-            f"the Ray cluster is too small for {what}: {'; '.join(lacking)}. Ask for less, add nodes, or, where something adds "
-            "them in time, say --nodes-seconds"
+            f"the Ray cluster is too small for {what}: {'; '.join(lacking)}. Ask for less, add "
+            "nodes, or pass --nodes-seconds if nodes are added on demand"
         )
     if not wait:
         return
     share = int(memory_gib * 2**30 / len(bundles))
-    group = placement_group(
-        [{**bundle, "memory": share} if share else dict(bundle) for bundle in bundles]
-    )
+    memory = {"memory": share} if share else {}
+    group = placement_group([{**bundle, **memory} for bundle in bundles])
     try:
         _wait_for(group, what=what, lacking=lacking, seconds=max(nodes_seconds, busy_seconds))
     finally:
@@ -187,30 +185,29 @@ def wait_for_resources(
 
 
 def _wait_for(group: PlacementGroup, *, what: str, lacking: list[str], seconds: float) -> None:
-    """Returns when the cluster has room for a placement group."""
-    why = "; ".join(lacking) or "other jobs hold what it needs, or no one node has so much"
+    """Return once the cluster has room for a placement group."""
+    why = "; ".join(lacking) or "other jobs hold what it needs, or no single node has that much"
     begun = time.monotonic()
     if not group.wait(_SOON_SECONDS):
         logger.info("waiting up to %g s for %s: %s", seconds, what, why)
     while not group.wait(_SOON_SECONDS):
-        if _is_infeasible(group) and _is_idle():  # else only what others hold is lacking
+        if _is_infeasible(group) and _is_idle():  # if not idle, it may fit once others finish
             raise ResourceError(
-                f"the Ray cluster's autoscaler may not add what {what} take: {why}. Ask for less, or allow more"
+                f"the Ray cluster's autoscaler may not add enough nodes for {what}: {why}. Ask for "
+                "less, or raise the autoscaler's limits"
             )
         if time.monotonic() - begun > seconds:
             raise ResourceError(
-                f"the Ray cluster had no room for {what} in {seconds:g} s: {why}. Ask for less, or later"
+                f"the Ray cluster had no room for {what} in {seconds:g} s: {why}. Ask for less, "
+                "or try again later"
             )
 
 
 def _is_infeasible(group: PlacementGroup) -> bool:
-    """Whether the autoscaler, if there is one, says that no nodes that it may add would do."""
+    """Whether an autoscaler reports that no nodes it may add could hold the group."""
+    client = GcsClient(ray.get_runtime_context().gcs_address)
     reply = GetClusterStatusReply()
-    reply.ParseFromString(
-        GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status(
-            timeout_s=_DASHBOARD_SECONDS
-        )
-    )
+    reply.ParseFromString(client.get_cluster_status(timeout_s=_DASHBOARD_SECONDS))
     return any(
         group.id.hex() in request.details
         for request in reply.autoscaling_state.infeasible_gang_resource_requests
@@ -218,17 +215,17 @@ def _is_infeasible(group: PlacementGroup) -> bool:
 
 
 def _is_idle() -> bool:
-    """Whether nobody holds CPUs or GPUs."""
+    """Whether all CPUs and GPUs are free."""
     free, total = ray.available_resources(), ray.cluster_resources()
     return all(free.get(name, 0) == total.get(name, 0) for name in ("CPU", "GPU"))
 
 
 def _lacking(bundles: Sequence[Mapping[str, float]], *, memory_gib: float) -> list[str]:
-    """What the whole cluster has too little of."""
+    """Describe each resource that the whole cluster has too little of."""
     total = ray.cluster_resources()
     needed = {name: sum(bundle.get(name, 0) for bundle in bundles) for name in ("CPU", "GPU")}
     return [
-        f"{amount:g} {name} needed, {total.get(key, 0) / unit:.4g} there"
+        f"{amount:g} {name} needed, {total.get(key, 0) / unit:.4g} available"
         for name, key, amount, unit in (
             ("CPUs", "CPU", needed["CPU"], 1),
             ("GPUs", "GPU", needed["GPU"], 1),
@@ -239,63 +236,61 @@ def _lacking(bundles: Sequence[Mapping[str, float]], *, memory_gib: float) -> li
 
 
 def require_dashboard(why: str) -> None:
-    """Refuses a cluster whose dashboard does not answer, where the work would hang without a word.
+    """Check that the cluster's dashboard answers. Without it, the work would hang silently.
 
     Args:
-        why: what needs it, for the error.
+        why: what needs the dashboard, for the error message.
 
     Raises:
-        ResourceError: it does not answer.
+        ResourceError: the dashboard did not answer.
     """
-    elsewhere = {
-        name: os.environ.pop(name)
-        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
-        if name in os.environ
-    }
+    overriding = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")  # they take precedence over `address`
+    removed = {name: os.environ.pop(name) for name in overriding if name in os.environ}
     try:
         list_nodes(address=ray.get_runtime_context().gcs_address, timeout=_DASHBOARD_SECONDS)
     except (RayStateApiException, OSError, ValueError) as error:
         raise ResourceError(
-            f"the Ray cluster's dashboard does not answer ({error}), and {why}: start its head with it"
+            f"the Ray cluster's dashboard did not answer ({error}), and {why}: start the head with "
+            "its dashboard"
         ) from None
     finally:
-        os.environ.update(elsewhere)  # which go before the address that is asked for
+        os.environ.update(removed)
 
 
 def has_autoscaler() -> bool:
-    """Whether Ray's autoscaler, version 2, adds nodes to this cluster; of version 1 nothing can be told."""
+    """Whether version 2 of Ray's autoscaler manages this cluster. Version 1 cannot be detected."""
     return bool(is_autoscaler_v2(fetch_from_server=True))
 
 
 def count_cores() -> int:
-    """CPU cores that this process may use: those of its machine, as far as its affinity and its container's quota go."""
+    """Return how many CPU cores this process may use, given its affinity and container quota."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     try:
         quota, period = _CPU_QUOTA.read_text().split()
-    except OSError:  # no control group of version 2
+    except OSError:  # not a control group of version 2
         return cores
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 def count_gpus() -> int:
-    """GPUs of the whole cluster."""
+    """Return the number of GPUs in the whole cluster."""
     return int(ray.cluster_resources().get("GPU", 0))
 
 
 def count_cpu_nodes() -> int:
-    """Nodes that have CPUs for work."""
+    """Return the number of nodes that have CPUs for work."""
     return sum(bool(node["Alive"] and node["Resources"].get("CPU")) for node in ray.nodes())
 
 
 def this_node() -> str:
-    """Id of the node that this process is on; empty without Ray."""
+    """Return the id of this process's node, empty without Ray."""
     return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
 
 
 def is_lost(node: str) -> bool:
-    """Whether a node of that id, once `this_node` of a process there, has left the cluster."""
+    """Whether the node with that id (see `this_node`) has left the cluster."""
     return (
         bool(node)
         and ray.is_initialized()

@@ -1,20 +1,22 @@
-"""The exceptions that this package raises for its users.
+"""The exceptions that this package raises on purpose.
 
     ResUNetRayError
-    ├── ConfigError      a setting is wrong, contradictory, or would be ignored          exit 2
-    ├── InputError       a file or data set is not what the job needs                    exit 2
-    │   └── ImageError   one image cannot be decoded, or must not be                     (a row of rejects)
-    ├── LeaseError       another run writes to this output                               exit 0: it does the work
-    ├── ResourceError    the cluster or the storage cannot give what the job asks for    exit 2
-    └── RunError         the work itself went wrong after it had started                 exit 1
+    ├── ConfigError      a setting is wrong, contradictory, or would be ignored      exit 2
+    ├── InputError       a file or a data set is missing or not what the job needs   exit 2
+    │   └── ImageError   one image cannot be decoded, or must not be                 row of rejects
+    ├── LeaseError       another run is writing to this output                       exit 0
+    ├── ResourceError    the cluster or the storage cannot give what the job needs   exit 2
+    └── RunError         the work failed after it had started                        exit 1
 
-Each takes exactly one string, so that it survives the trip between Ray's processes. The string names the thing, what was
-found, what was expected, and what to do.
+A LeaseError exits with 0 because the other run is doing the work.
+
+Each exception takes exactly one string, so that it survives pickling between Ray's processes. The
+string names the thing, what was found, what was expected, and what to do.
 """
 
 
 class ResUNetRayError(Exception):
-    """Anything that this package raises on purpose."""
+    """Base class of every exception that this package raises on purpose."""
 
     exit_code = 1
 
@@ -36,16 +38,16 @@ class ImageError(InputError):
 
 
 class LeaseError(ResUNetRayError):
-    """Another run writes to this output."""
+    """Another run is writing to this output."""
 
     exit_code = 0
 
 
 class ResourceError(ResUNetRayError):
-    """The cluster or the storage cannot give what the job asks for."""
+    """The cluster or the storage cannot give what the job needs."""
 
     exit_code = 2
 
 
 class RunError(ResUNetRayError):
-    """The work itself went wrong after it had started."""
+    """The work failed after it had started."""

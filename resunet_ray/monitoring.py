@@ -1,14 +1,16 @@
-"""What Prometheus is told of a run: the only home of the metrics' names, units and labels.
+"""The metrics of a run for Prometheus: their names, units and labels are defined only here.
 
-Each node of Ray serves a gauge as `ray_NAME`, a counter as `ray_NAME_total`.
+Each Ray node serves a gauge as `ray_NAME` and a counter as `ray_NAME_total`.
 
-A counter outlives its process: the node goes on serving it, and what a process had yet to tell when it was killed is missing. So
-chunks are counted where each arrives once, in the driver, and not in the actors, which may die, or do a chunk twice.
+A counter outlives its process: the node keeps serving it. What a process had not yet reported when
+it was killed is lost. Chunks are therefore counted in the driver, where each arrives once, and not
+in the actors, which may die or do a chunk twice.
 
-A gauge is forgotten two of Ray's report intervals (20 seconds) after it was last set. So a thread sets it again every second
-while the run lasts, and soon nothing is left of a run that ended, however it did.
+Ray drops a gauge two report intervals (20 seconds) after it was last set. A thread therefore sets
+it again every second while the run lasts, and the gauges of a run disappear soon after it ends, for
+whatever reason.
 
-Where no Ray was joined, nothing comes of all this.
+Without Ray, nothing is reported.
 """
 
 import threading
@@ -20,22 +22,22 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
-_AGAIN_SECONDS = 1.0  # half of the shortest time for which Ray keeps a gauge
-_VALIDATION_PREFIX = "val_"  # of the history's columns
+_AGAIN_SECONDS = 1.0  # half of the shortest time that Ray keeps a gauge
+_VALIDATION_PREFIX = "val_"  # of columns of the history
 
 
 @dataclass(frozen=True)
 class Run:
-    """What tells a run from all others: the labels `output` and `run` of its metrics.
+    """Identifies a run by the labels `output` and `run` of its metrics.
 
-    A node keeps 2000 series of a counter, OpenTelemetry's limit, until its Ray is started anew; what comes later is only in the
-    sum. A run takes one for each status, reason or stage.
+    A node keeps at most 2000 series of a counter (OpenTelemetry's limit) until its Ray restarts.
+    Later series are only included in the sum. A run uses one series per status, reason or stage.
     """
 
     output: str
-    """Where it writes."""
+    """Where the run writes."""
     name: str
-    """Its own below that."""
+    """Name of the run, unique within its output."""
 
 
 @dataclass(frozen=True)
@@ -49,41 +51,41 @@ class _Metric:
 _IMAGES = _Metric(
     Counter,
     "resunet_segment_images",
-    "Images that runs committed, by what became of them.",
+    "Images committed by runs, by status.",
     ("status",),
 )
 _REGIONS = _Metric(
     Counter,
     "resunet_segment_regions",
-    "Images, and parts of slides, that went through the actors; of those that failed, where and why.",
+    "Images and slide regions processed by the actors; for failures, the stage and the error.",
     ("status", "error_stage", "error_type"),
 )
-_MEGAPIXELS = _Metric(Counter, "resunet_segment_megapixels", "Megapixels that were segmented.")
+_MEGAPIXELS = _Metric(Counter, "resunet_segment_megapixels", "Megapixels segmented.")
 _SECONDS = _Metric(
     Counter,
     "resunet_segment_seconds",
-    "Seconds that threads spent on a stage: read, model, post.",
+    "Seconds that threads spent on a stage: read, model or post.",
     ("stage",),
 )
 _NETWORK_SECONDS = _Metric(
     Counter,
     "resunet_segment_network_seconds",
-    "Seconds that networks were there to compute, at work or not.",
+    "Seconds that networks were available, busy or idle.",
 )
-_CHUNKS_LEFT = _Metric(Gauge, "resunet_segment_chunks_left", "Chunks that a run has yet to do.")
+_CHUNKS_LEFT = _Metric(Gauge, "resunet_segment_chunks_left", "Chunks that a run has left to do.")
 _WAITING = _Metric(
     Gauge,
     "resunet_segment_waiting",
-    "What waits in an actor for a thread of a stage: model, post.",
+    "Items waiting in an actor for a thread of a stage: model or post.",
     ("stage",),
 )
 
-_EPOCH = _Metric(Gauge, "resunet_train_epoch", "Epochs that a training has done.")
+_EPOCH = _Metric(Gauge, "resunet_train_epoch", "Epochs that a training run has completed.")
 _LOSS = _Metric(Gauge, "resunet_train_loss", "Mean training loss of the last epoch.")
 _RATE = _Metric(
     Gauge,
     "resunet_train_images_per_second",
-    "Images a second in the last epoch, all workers together.",
+    "Images per second in the last epoch, over all workers.",
 )
 _VALIDATION = _Metric(
     Gauge, "resunet_train_validation", "Scores of the last validation.", ("score",)
@@ -91,7 +93,7 @@ _VALIDATION = _Metric(
 _OF_COLUMN = {"epoch": _EPOCH, "train_loss": _LOSS, "images_per_second": _RATE}
 
 _Reading = tuple[_Metric, tuple[str, ...], float]
-"""A gauge, its own labels, its value."""
+"""A gauge, the values of its own labels, its value."""
 
 
 def count_chunk(
@@ -102,14 +104,16 @@ def count_chunk(
     seconds: Mapping[str, float],
     network_seconds: float,
 ) -> None:
-    """Counts a chunk that is done.
+    """Count a finished chunk.
 
     Args:
-        run: whose it is.
-        outcomes: status, stage and type of the error (empty where there was none), and how many regions came to that.
-        pixels: of the regions that were segmented.
-        seconds: that threads spent, by stage.
-        network_seconds: for which networks were there since the chunk before, at work or not.
+        run: the run it belongs to.
+        outcomes: status, stage and type of the error (empty if none), and the number of regions
+            with that outcome.
+        pixels: pixels of the segmented regions.
+        seconds: seconds that threads spent, by stage.
+        network_seconds: seconds that networks were available since the previous chunk, busy or
+            idle.
     """
     for status, stage, error, regions in outcomes:
         _count(_REGIONS, run, status, stage, error, value=regions)
@@ -120,11 +124,11 @@ def count_chunk(
 
 
 def count_images(run: Run, statuses: Mapping[str, int]) -> None:
-    """Counts the images of a run that is done.
+    """Count the images of a finished run.
 
     Args:
-        run: that is done.
-        statuses: how many images have which.
+        run: the finished run.
+        statuses: number of images by status.
     """
     for status, images in statuses.items():
         _count(_IMAGES, run, status, value=images)
@@ -132,7 +136,7 @@ def count_images(run: Run, statuses: Mapping[str, int]) -> None:
 
 @contextmanager
 def show_chunks(run: Run, left: Callable[[], int]) -> Iterator[None]:
-    """Shows how many chunks are left, while the context lasts."""
+    """Report how many chunks are left while the context lasts."""
     stop = _show(run, lambda: [(_CHUNKS_LEFT, (), left())])
     try:
         yield
@@ -141,22 +145,22 @@ def show_chunks(run: Run, left: Callable[[], int]) -> Iterator[None]:
 
 
 def show_waiting(run: Run, waiting: Mapping[str, Callable[[], int]]) -> Callable[[], None]:
-    """Shows what waits for each stage, as long as this process lives, or until what is returned is called.
+    """Report what waits for each stage until the returned function is called or the process ends.
 
     Args:
-        run: that the process works for.
-        waiting: counts it, by stage.
+        run: the run that this process works for.
+        waiting: functions that count what is waiting, by stage.
     """
     return _show(run, lambda: [(_WAITING, (stage,), count()) for stage, count in waiting.items()])
 
 
 @contextmanager
 def show_training(run: Run, values: Mapping[str, float]) -> Iterator[None]:
-    """Shows how far a training is, while the context lasts.
+    """Report the progress of a training run while the context lasts.
 
     Args:
-        run: the training.
-        values: the last ones of the history's columns; they may change meanwhile.
+        run: the training run.
+        values: latest value of each column of the history. They may change meanwhile.
     """
     stop = _show(run, lambda: _read_columns(dict(values)))
     try:
@@ -174,7 +178,7 @@ def _read_columns(values: dict[str, float]) -> Iterator[_Reading]:
 
 
 def _show(run: Run, read: Callable[[], Iterable[_Reading]]) -> Callable[[], None]:
-    """Starts to set gauges to what is read, every second; returns what does so a last time."""
+    """Set gauges to what is read, every second. Returns a function that does so one last time."""
     ended = threading.Event()
 
     def repeat() -> None:
@@ -195,18 +199,17 @@ def _show(run: Run, read: Callable[[], Iterable[_Reading]]) -> Callable[[], None
 
 
 def _count(metric: _Metric, run: Run, *labels: str, value: float) -> None:
-    if value > 0:  # Ray refuses to count nothing
+    if value > 0:  # Ray refuses an increment of zero
         _build(metric).inc(value, _tags(metric, run, *labels))
 
 
 @cache
 def _build(metric: _Metric) -> Any:
-    """Ray's own object, one in each process."""
+    """Return Ray's metric object, one per process."""
     return metric.kind(metric.name, metric.description, ("output", "run", *metric.labels))
 
 
 def _tags(metric: _Metric, run: Run, *labels: str) -> dict[str, str]:
     values = zip(("output", "run", *metric.labels), (run.output, run.name, *labels), strict=True)
-    return {
-        name: value.encode("ascii", "backslashreplace").decode() for name, value in values
-    }  # Ray takes nothing else
+    # Ray accepts only ASCII.
+    return {name: value.encode("ascii", "backslashreplace").decode() for name, value in values}

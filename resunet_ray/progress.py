@@ -1,9 +1,14 @@
-"""What a person sees of work that goes on: one live line on a terminal, plain lines of the log elsewhere.
+"""How work is progressing: one live line on a terminal, plain log lines elsewhere.
 
-    images scored ━━━━━━━━━╸━━━━━━━━━━ 120 of 600, 12.3/s, 39 s left, 2 failed       on a terminal, drawn anew in its place
-    120 of 600 images scored, 12.3/s, 39 s left, 2 failed                            in a file, every few seconds
+On a terminal, one line that is redrawn in place:
 
-Both end as one line of the log: `600 of 600 images scored in 52 s, 2 failed`.
+    images scored ━━━━━━━━━╸━━━━━━━━━━ 120 of 600, 12.3/s, 39 s left, 2 failed
+
+In a file, one line every few seconds:
+
+    120 of 600 images scored, 12.3/s, 39 s left, 2 failed
+
+Both end with one log line: `600 of 600 images scored in 52 s, 2 failed`.
 """
 
 import logging
@@ -23,66 +28,68 @@ from rich.text import Text
 logger = logging.getLogger(__name__)
 
 _PACKAGE = __name__.partition(".")[0]
-_LINE_SECONDS = 5.0  # between two lines in a file, at least
-_LINE_FRACTION = (
-    0.01  # of the time that has passed: work of hours gets some hundred lines, not thousands
-)
+_LINE_SECONDS = 5.0  # minimum time between two lines in a file
+# Minimum time between two lines, as a fraction of the elapsed time: work that takes hours logs
+# a few hundred lines, not thousands.
+_LINE_FRACTION = 0.01
 _DRAWN_PER_SECOND = 2
 _BAR_WIDTH = 20  # characters
 
 
 def set_verbose() -> None:
-    """Asks for all that Ray and its libraries say, in this process."""
+    """Show everything that Ray and its libraries log in this process."""
     logging.getLogger(_PACKAGE).setLevel(logging.DEBUG)
 
 
 def is_verbose() -> bool:
-    """Whether all that Ray and its libraries say is asked for."""
+    """Whether everything that Ray and its libraries log is shown."""
     return logging.getLogger(_PACKAGE).isEnabledFor(logging.DEBUG)
 
 
 def is_shown() -> bool:
-    """Whether anybody sees how far work is: there is a terminal, or the log takes such lines."""
+    """Whether progress is visible: on a terminal, or in a log whose level includes INFO."""
     return _is_terminal() or logger.isEnabledFor(logging.INFO)
 
 
 def _is_terminal() -> bool:
-    """Whether standard error is a terminal that can draw a line anew. Nothing in the environment makes one of a file."""
-    stderr = getattr(
-        sys.stderr, "rich_proxied_file", sys.stderr
-    )  # what stands in for it beside a live line is none
+    """Whether standard error is a terminal that can redraw a line.
+
+    Environment variables (FORCE_COLOR, TTY_COMPATIBLE) cannot turn a file into a terminal.
+    """
+    # While a live line is shown, Rich replaces stderr with a proxy that is not a terminal.
+    stderr = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
     return bool(stderr.isatty()) and _console().is_interactive
 
 
 @cache
 def _console() -> Console:
-    """Where live lines and log lines meet, so that they do not overwrite each other."""
+    """The console shared by live lines and log lines, so that they do not overwrite each other."""
     return Console(stderr=True)
 
 
 class LogHandler(logging.Handler):
-    """Log lines on standard error, above the live line where there is one."""
+    """Writes log lines to standard error, above the live line if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Shows a record."""
+        """Write one record."""
         try:
             text = self.format(record)
             if _is_terminal():
                 _console().print(text, soft_wrap=True, markup=False, highlight=False, emoji=False)
             else:
                 print(text, file=sys.stderr, flush=True)
-        except Exception:  # noqa: BLE001 (as every handler: what cannot be logged does not end the work)
+        except Exception:  # noqa: BLE001 (as in every handler: a logging error must not end the work)
             self.handleError(record)
 
 
 @dataclass
 class Pace:
-    """How fast something goes, out of how much of it was done when; times are seconds on any one clock."""
+    """The rate of some work, from how much was done when. Times are in seconds on any clock."""
 
     begun: float
     """When the work began."""
     done: int = 0
-    """How much is done; what was done before `begun` does not count for the rate."""
+    """How much is done. What was done before `begun` does not count towards the rate."""
 
     def __post_init__(self) -> None:
         self._start = self._first_done = self.done
@@ -90,17 +97,18 @@ class Pace:
         self._last, self._longest = self.begun, 0.0
 
     def arrive(self, done: int, *, now: float) -> None:
-        """So much is done now."""
+        """Record that `done` is done as of `now`."""
         if self._first is None:
             self._first, self._first_done = now, done
         self._longest = max(self._longest, now - self._last)
         self._last, self.done = now, done
 
     def rate(self, now: float) -> float:
-        """How much is done in a second; 0 where nothing was done yet.
+        """Return how much is done per second, or 0 if nothing has been done yet.
 
-        The time before the first arrival is mostly that in which processes start: it counts until as much time has passed since.
-        Results come in lumps, so the time since the last one counts only beyond the longest gap so far.
+        The time before the first result is mostly spent starting processes. It counts only until
+        as much time again has passed. Results arrive in batches, so the time since the last one
+        counts only beyond the longest gap so far.
         """
         if self._first is None:
             return 0.0
@@ -111,12 +119,12 @@ class Pace:
 
 
 class ProgressLine:
-    """How far one piece of work is; made by `show_progress`."""
+    """The progress of one piece of work, as yielded by `show_progress`."""
 
     def __init__(self, what: str, *, total: int, live: bool, lines: bool) -> None:
-        """Nothing is done yet."""
+        """Start with nothing done."""
         self.live = live
-        """Whether it is drawn on a terminal."""
+        """Whether the line is drawn on a terminal."""
         self._what, self._total, self._lines = what, total, lines and not live
         self._begun = time.monotonic()
         self._pace = Pace(self._begun)
@@ -125,22 +133,26 @@ class ProgressLine:
         self._note = ""
 
     def advance(self, count: int, *, note: str | None = None, begun: float | None = None) -> None:
-        """So much more is done.
+        """Record that `count` more are done.
 
         Args:
-            count: how much.
-            note: is shown instead of the one before.
-            begun: when its processes were ready and the work itself began, in seconds since the epoch, if that is known.
+            count: how many more.
+            note: replaces the previous note.
+            begun: when the processes were ready and the work itself began, in seconds since the
+                epoch, if known.
         """
         if begun is not None:
             now = time.monotonic()
-            self._pace.begun = min(
-                now, max(self._begun, now - (time.time() - begun))
-            )  # clocks of nodes differ
+            # Clamped, because the clocks of nodes differ.
+            self._pace.begun = min(now, max(self._begun, now - (time.time() - begun)))
         self._arrive(self._pace.done + count, note)
 
     def move_to(self, done: int, *, note: str | None = None) -> None:
-        """So much is done in all. What the first call says was done before, and so is what a later one takes back."""
+        """Record that `done` are done in total.
+
+        The count of the first call was done before this work began, and so was the count of a call
+        that goes backwards: neither counts towards the rate.
+        """
         if not self._moved or done < self._pace.done:
             self._moved = True
             self._pace = Pace(time.monotonic(), done)
@@ -155,7 +167,7 @@ class ProgressLine:
         self._pace.arrive(done, now=now)
         self._note = self._note if note is None else note
         due = self._shown + max(_LINE_SECONDS, _LINE_FRACTION * (now - self._begun))
-        if self._lines and now >= due and done != self._total:  # the last line is the end's
+        if self._lines and now >= due and done != self._total:  # `end` writes the last line
             self._shown = now
             logger.info("%s", str(self))
 
@@ -163,14 +175,14 @@ class ProgressLine:
         return self._describe(self._what)
 
     def end(self) -> str:
-        """The last line."""
+        """Return the closing line."""
         seconds = time.monotonic() - self._begun
         return ", ".join(
             filter(None, [f"{self._count()} {self._what} in {_duration(seconds)}", self._note])
         )
 
     def draw(self) -> RenderableType:
-        """The live line."""
+        """Return the live line."""
         row = Table.grid(padding=(0, 1))
         row.add_column(no_wrap=True)
         row.add_column(width=_BAR_WIDTH)
@@ -208,17 +220,17 @@ def show_progress(
     above: Callable[[], RenderableType] | None = None,
     lines: bool = True,
 ) -> Iterator[ProgressLine]:
-    """Shows how far a piece of work is, while the context lasts.
+    """Show the progress of a piece of work for as long as the context lasts.
 
     Args:
-        what: is counted, with what becomes of it: "images scored".
-        total: how many there are; 0: nobody knows.
-        above: draws what stands above the live line on a terminal, and stays there in the end.
-        lines: False: in a file, the caller says in lines of its own how far it is.
+        what: what is counted and what happens to it, such as "images scored".
+        total: how many there are, or 0 if unknown.
+        above: draws what is shown above the live line on a terminal. It stays on the screen
+            afterwards.
+        lines: whether to log progress lines to a file. False if the caller logs its own.
     """
-    live = (
-        _is_terminal() and not is_verbose()
-    )  # what Ray draws and writes by itself would tear a live line
+    # With --verbose, Ray's own bars and lines would break up a live line.
+    live = _is_terminal() and not is_verbose()
     line = ProgressLine(what, total=total, live=live, lines=lines)
 
     def draw() -> RenderableType:
@@ -230,7 +242,7 @@ def show_progress(
             get_renderable=draw,
             refresh_per_second=_DRAWN_PER_SECOND,
             transient=True,
-            redirect_stdout=False,  # what is printed there is the job's to care for
+            redirect_stdout=False,  # the job itself takes care of what is printed there
         )
         if live
         else nullcontext()
@@ -242,11 +254,11 @@ def show_progress(
 
 
 def _speed(rate: float) -> str:
-    """A rate in the unit that gives a number of a few digits."""
+    """Return the rate per second, minute or hour: the first of these that makes it at least 1."""
     for seconds, unit in ((1, "s"), (60, "min"), (3600, "h")):
         if rate * seconds >= 1:
             return f"{rate * seconds:.1f}/{unit}"
-    return ""  # not even one an hour, or nothing yet
+    return ""  # less than one per hour, or nothing done yet
 
 
 def _duration(seconds: float) -> str:

@@ -4,6 +4,9 @@ import pyarrow as pa
 
 SCHEMA_VERSION = "1"
 
+_TEXTS = pa.list_(pa.string())
+_POINTS = pa.list_(pa.list_(pa.float64(), 2))
+
 
 def _versioned(fields: list[tuple[str, pa.DataType]]) -> pa.Schema:
     return pa.schema(fields, metadata={"schema_version": SCHEMA_VERSION})
@@ -13,9 +16,9 @@ DATASET = _versioned(
     [
         ("image_id", pa.string()),
         ("split", pa.string()),
-        ("image", pa.binary()),  # encoded: PNG, or the source's own 8-bit JPEG or PNG
+        ("image", pa.binary()),  # encoded: PNG, or the original 8-bit JPEG or PNG
         ("mask", pa.binary()),  # PNG, 0 or 255
-        ("labels", pa.binary()),  # PNG, 16 bit, 0 is background; null where instances are unknown
+        ("labels", pa.binary()),  # 16-bit PNG, 0 is background; null if instances are unknown
         ("height", pa.int32()),
         ("width", pa.int32()),
         ("mpp", pa.float64()),
@@ -23,7 +26,7 @@ DATASET = _versioned(
         ("source_uri", pa.string()),
     ]
 )
-"""One labelled image a row: what training and evaluation read."""
+"""One row per labelled image. Training and evaluation read this table."""
 
 REJECTS = _versioned(
     [
@@ -33,7 +36,7 @@ REJECTS = _versioned(
         ("message", pa.string()),
     ]
 )
-"""One row for each image that `prepare` found and did not take."""
+"""One row per image that `prepare` found and rejected."""
 
 SCORES = _versioned(
     [
@@ -57,22 +60,22 @@ SCORES = _versioned(
         ("aji", pa.float64()),
     ]
 )
-"""One scored image a row; the instance columns are null where the data set knows no instances."""
+"""One row per scored image. The instance columns are null if the data set has no instances."""
 
 _SOURCE: list[tuple[str, pa.DataType]] = [
-    ("image_id", pa.string()),  # 32 hexadecimal digits of location, member and fingerprint
+    ("image_id", pa.string()),  # 32 hex digits, a digest of location, member and fingerprint
     ("image_uri", pa.string()),
-    ("member", pa.string()),  # name within an archive
-    ("member_offset", pa.int64()),  # where a tar member begins
+    ("member", pa.string()),  # path within an archive
+    ("member_offset", pa.int64()),  # byte at which a tar member begins
     ("source_bytes", pa.int64()),
     ("source_etag", pa.string()),
     ("source_mtime", pa.timestamp("us", tz="UTC")),
-    ("mask_uri", pa.string()),  # a true mask
+    ("mask_uri", pa.string()),  # the true mask, if there is one
     ("mpp", pa.float64()),
-    ("mpp_source", pa.string()),  # argument, manifest, sidecar, metadata; null where mpp is
+    ("mpp_source", pa.string()),  # argument, manifest, sidecar or metadata; null if mpp is
 ]
 _ERROR: list[tuple[str, pa.DataType]] = [
-    ("error_stage", pa.string()),  # list, open, read, decode, mask, model, post, crash
+    ("error_stage", pa.string()),  # list, open, read, decode, mask, model, post or crash
     ("error_type", pa.string()),
     ("error_message", pa.string()),
 ]
@@ -90,40 +93,37 @@ _ORIGIN: list[tuple[str, pa.DataType]] = [
 
 _PLACE: list[tuple[str, pa.DataType]] = [
     ("region_index", pa.int32()),
-    ("num_regions", pa.int32()),  # of the image; 0: a slide on which there is nothing to read
-    ("y", pa.int64()),  # level-0 pixels
+    ("num_regions", pa.int32()),  # in the whole image; 0 for a slide with nothing to segment
+    ("y", pa.int64()),  # top left corner, level-0 pixels
     ("x", pa.int64()),
-    ("height", pa.int64()),  # null: an image that is not yet decoded
+    ("height", pa.int64()),  # null if the image has not been decoded
     ("width", pa.int64()),
-    ("scale_to_level0", pa.float64()),  # level-0 pixels to a pixel that the network sees
-    ("slide_height", pa.int64()),  # level-0 pixels; null: no slide
+    ("scale_to_level0", pa.float64()),  # level-0 pixels per pixel that the network sees
+    ("slide_height", pa.int64()),  # level-0 pixels; null if it is not a slide
     ("slide_width", pa.int64()),
     ("format", pa.string()),
-    (
-        "level_low",
-        pa.float64(),
-    ),  # the levels of the whole image between which the network sees it; null: all
-    ("level_high", pa.float64()),
+    ("level_low", pa.float64()),  # image-wide intensity that becomes 0; null if not measured
+    ("level_high", pa.float64()),  # image-wide intensity that becomes 255
     ("tissue_fraction", pa.float64()),
-    (
-        "warnings",
-        pa.list_(pa.string()),
-    ),  # mpp_not_believed, mpp_missing, no_tissue, view_unreadable, fluorescence
+    ("warnings", _TEXTS),  # mpp_not_believed, mpp_missing, no_tissue, view_unreadable, fluorescence
 ]
 
 PLAN = _versioned([*_SOURCE, *_PLACE, ("tissue", pa.binary()), ("attempt", pa.int32()), *_ERROR])
-"""One region to segment a row; a row group is a chunk: what one task takes. An error was found while planning."""
+"""One row per region to segment. A row group is a chunk: what one task takes.
+
+The error columns hold what went wrong while planning.
+"""
 
 INSTANCE = pa.struct(
     [
-        ("centroid_y", pa.float64()),  # level-0 pixels; the centre of the first pixel is 0.5
+        ("centroid_y", pa.float64()),  # level-0 pixels; the centre of the first pixel is at 0.5
         ("centroid_x", pa.float64()),
         ("area_px", pa.float64()),
         ("perimeter_px", pa.float64()),
         ("eccentricity", pa.float64()),
-        ("score", pa.float64()),  # mean probability
+        ("score", pa.float64()),  # mean probability of its pixels
         ("touches_edge", pa.bool_()),
-        ("polygon", pa.binary()),  # WKB, level-0 pixels, along the pixels' edges
+        ("polygon", pa.binary()),  # WKB, level-0 pixels, along pixel edges
     ]
 )
 
@@ -133,14 +133,11 @@ REGIONS = _versioned(
         *_SOURCE,
         *_PLACE,
         ("mask", pa.binary()),  # PNG, 0 or 255
-        ("labels", pa.binary()),  # PNG, 16 bit, on request
-        ("probability", pa.binary()),  # PNG, times 255, on request
+        ("labels", pa.binary()),  # 16-bit PNG, on request
+        ("probability", pa.binary()),  # PNG, probability × 255, on request
         ("instances", pa.list_(INSTANCE)),
         ("num_instances", pa.int64()),
-        (
-            "neighbours",
-            pa.list_(pa.list_(pa.float64(), 2)),
-        ),  # y and x of nuclei that it saw and that belong to other regions
+        ("neighbours", _POINTS),  # y and x of nuclei seen here that belong to other regions
         ("pixels", pa.int64()),
         ("foreground_pixels", pa.int64()),
         ("uncertain_pixels", pa.int64()),
@@ -153,37 +150,37 @@ REGIONS = _versioned(
         ("fp", pa.int64()),
         ("fn", pa.int64()),
         ("tn", pa.int64()),
-        ("status", pa.string()),  # ok, failed, empty
+        ("status", pa.string()),  # ok, failed or empty
         *_ERROR,
         ("attempt", pa.int32()),
         *_SECONDS,
         *_ORIGIN,
     ]
 )
-"""One region a row, with all that was found in it: one write is one commit."""
+"""One row per region, with everything found in it. One file is one commit."""
 
 IMAGES = _versioned(
     [
         *_SOURCE,
         ("format", pa.string()),
-        ("is_slide", pa.bool_()),  # it was read in parts
+        ("is_slide", pa.bool_()),  # whether it was read in parts
         ("height", pa.int64()),
         ("width", pa.int64()),
         ("num_regions", pa.int64()),
         ("num_regions_failed", pa.int64()),
         ("tissue_fraction", pa.float64()),
-        ("status", pa.string()),  # ok, partial, failed, empty
+        ("status", pa.string()),  # ok, partial, failed or empty
         ("num_nuclei", pa.int64()),
         ("nuclei_per_mm2", pa.float64()),
         ("median_nucleus_area_um2", pa.float64()),
         ("foreground_fraction", pa.float64()),
         ("mean_confidence", pa.float64()),
-        ("mean_entropy", pa.float64()),  # bits a pixel
+        ("mean_entropy", pa.float64()),  # bits per pixel
         ("uncertain_fraction", pa.float64()),
         ("seam_disagreement", pa.float64()),
         ("focus_score", pa.float64()),
-        ("qc_status", pa.string()),  # pass, warn, fail
-        ("qc_reasons", pa.list_(pa.string())),
+        ("qc_status", pa.string()),  # pass, warn or fail
+        ("qc_reasons", _TEXTS),
         ("accuracy", pa.float64()),
         ("f1", pa.float64()),
         ("jaccard", pa.float64()),
@@ -196,7 +193,7 @@ IMAGES = _versioned(
         *_ORIGIN,
     ]
 )
-"""One image a row; its row says that the image is done."""
+"""One row per image. An image is done once its row is here."""
 
 INSTANCES = _versioned(
     [
@@ -217,18 +214,18 @@ INSTANCES = _versioned(
         ("bbox", pa.struct([(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])),
     ]
 )
-"""One nucleus a row: GeoParquet."""
+"""One row per nucleus, as GeoParquet."""
 
 TRIALS = _versioned(
     [
         ("trial", pa.int64()),
         ("name", pa.string()),
-        ("status", pa.string()),  # completed, stopped, failed, unfinished
+        ("status", pa.string()),  # completed, stopped, failed or unfinished
         ("reason", pa.string()),
         ("monitor", pa.string()),
-        ("score", pa.float64()),  # best validation of `monitor`
-        ("epoch", pa.int64()),  # of that validation
-        ("epochs", pa.int64()),  # validated so far
+        ("score", pa.float64()),  # best validation score of `monitor`
+        ("epoch", pa.int64()),  # epoch of that validation
+        ("epochs", pa.int64()),  # epochs trained as of the last validation
         ("loss", pa.float64()),
         ("accuracy", pa.float64()),
         ("f1", pa.float64()),
@@ -241,4 +238,7 @@ TRIALS = _versioned(
         ("bundle", pa.string()),
     ]
 )
-"""One trial of a sweep a row; a column `config.FIELD` of the field's own type follows for each field that is searched."""
+"""One row per trial of a sweep.
+
+A column `config.FIELD`, of the field's own type, follows for each searched field.
+"""

@@ -1,8 +1,13 @@
-"""What the tests share: shapes checked at every call, one local Ray, one S3 server, small generated data, real data if there."""
+"""Fixtures shared by the tests.
+
+Shape checks at every call, one local Ray, one S3 server, small generated data, and real data if
+available.
+"""
 
 from jaxtyping import install_import_hook
 
-# Not the modules whose inner functions travel to Ray's processes: what checks them cannot be pickled.
+# Not for modules whose inner functions travel to Ray's processes: the checking wrappers cannot be
+# pickled.
 install_import_hook(
     [
         f"resunet_ray.{name}"
@@ -51,13 +56,13 @@ from resunet_ray.data.synthetic import generate_image, write_images
 
 S3_KEY, S3_SECRET = "tester", "only-on-loopback"
 
-_COSTLY = ("nodes", "campaign", "ray")  # markers, most first
+_COSTLY = ("nodes", "campaign", "ray")  # markers, most expensive first
 
 
 class Sharing(LoadFileScheduling):  # type: ignore[misc]
-    """Two processes share the tests file by file, so that what a file's tests share is made once.
+    """Distributes tests over processes file by file, so that a file's fixtures are made once.
 
-    All that needs the cluster of several nodes is one file's worth: there is one such cluster.
+    All tests that need the cluster of several nodes count as one file: there is one such cluster.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -69,7 +74,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Sharing:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files with the most to start come first, so that neither process is left alone with a long one."""
+    """Run the most expensive files first, so that no process is left with a long one at the end."""
     for item in items:
         for fixtures, marker in ((("nodes",), "nodes"), (("cluster", "s3"), "ray")):
             if set(fixtures) & set(item.fixturenames):  # type: ignore[attr-defined]
@@ -89,9 +94,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def cluster(s3: str) -> Iterator[str]:
-    """A local Ray for the tests that call the package within this process; gives its address, for jobs that join it.
+    """A local Ray for tests that call the package in this process. Yields its address.
 
-    Its processes inherit the keys of S3.
+    Its processes inherit the S3 keys.
     """
     connect()
     yield ray.get_runtime_context().gcs_address
@@ -108,7 +113,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def dataset_uri(generated: Path, tmp_path_factory: pytest.TempPathFactory, cluster: str) -> str:
-    """The same, prepared: 12 images for training, 4 for validation, 4 for the test."""
+    """The generated pairs, prepared: 12 images for training, 4 for validation, 4 for testing."""
     uri = str(tmp_path_factory.mktemp("prepared"))
     prepare(
         PrepareConfig(
@@ -124,7 +129,7 @@ def dataset_uri(generated: Path, tmp_path_factory: pytest.TempPathFactory, clust
 
 @pytest.fixture(scope="session")
 def bundle_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A small network that has learnt nothing: what it finds is arbitrary, and always the same."""
+    """A small untrained network: what it finds is arbitrary, but always the same."""
     torch.manual_seed(0)
     model = ModelConfig(widths=(16, 32))
     info = BundleInfo(
@@ -144,17 +149,17 @@ def bundle_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The labelled microscopy images beside the checkout."""
+    """The labelled microscopy images next to the checkout."""
     if not REAL_DATA.exists():
-        pytest.skip(f"no real images at {REAL_DATA}: what they would show is not shown")
+        pytest.skip(f"no real images at {REAL_DATA}")
     return REAL_DATA
 
 
 @pytest.fixture(scope="session")
 def nodes(s3: str) -> Iterator[Nodes]:
-    """A cluster of a head and two workers, whose processes have the keys of S3 from their nodes.
+    """A cluster of a head and two workers. Its processes inherit the S3 keys from their nodes.
 
-    A test that takes nodes away or adds some leaves it as it was: see `Nodes.restore`.
+    A test that adds or removes nodes restores the cluster: see `Nodes.restore`.
     """
     cluster = Nodes(Path(tempfile.mkdtemp(prefix="ray-")))
     try:
@@ -166,7 +171,7 @@ def nodes(s3: str) -> Iterator[Nodes]:
 
 @pytest.fixture(scope="session")
 def pipeline(s3: str, generated: Path, nodes: Nodes) -> Pipeline:
-    """The generated pairs, prepared, trained on and scored by jobs that were submitted to that cluster."""
+    """The generated pairs, prepared, trained on and scored by jobs submitted to that cluster."""
     return submit_pipeline(s3, images=generated, nodes=nodes)
 
 
@@ -174,16 +179,16 @@ def pipeline(s3: str, generated: Path, nodes: Nodes) -> Pipeline:
 def s3(s3_server: subprocess.Popen[bytes]) -> str:
     """The URI of a new bucket."""
     for _ in range(30):
-        with suppress(ClientError):  # it answers before it can make buckets
+        with suppress(ClientError):  # the server answers before it can create buckets
             boto3.client("s3").create_bucket(Bucket="lab")
             return "s3://lab"
         time.sleep(1)
-    pytest.fail("weed makes no bucket")
+    pytest.fail("weed did not create a bucket within 30 s")
 
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[bytes]]:
-    """A SeaweedFS server on loopback, in the environment of this process and its children."""
+    """A SeaweedFS server on loopback. The environment of this process points to it."""
     folder = tmp_path_factory.mktemp("seaweedfs")
     ports = dict(zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True))
     identity = {
@@ -225,12 +230,15 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.P
             _wait_for(endpoint, server=server, log=folder / "log")
             yield server
     finally:
-        server.kill()  # asked to end, it takes half a minute
+        server.kill()  # a clean stop takes half a minute
         server.wait(timeout=30)
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports below 50000, since each server also takes the one 10000 above; others than a test process beside this one finds."""
+    """Return free ports below 50000, since each server also takes the port 10000 above.
+
+    The start depends on the process id, so that parallel test processes find different ports.
+    """
     found: list[int] = []
     for port in range(20000 + 16 * os.getpid() % 20000, 50000):
         try:
@@ -250,7 +258,7 @@ def _wait_for(endpoint: str, *, server: subprocess.Popen[bytes], log: Path) -> N
         assert server.poll() is None, f"weed ended: {log.read_text()[-2000:]}"
         try:
             urllib.request.urlopen(endpoint, timeout=1)
-        except urllib.error.HTTPError:  # it answers, if only that it wants a signature
+        except urllib.error.HTTPError:  # it answers that a signature is missing
             return
         except OSError:
             time.sleep(0.5)

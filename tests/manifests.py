@@ -1,4 +1,4 @@
-"""What `cluster/kubernetes` deploys: found, rendered, and held against the schemas of those who will read it."""
+"""What `cluster/kubernetes` deploys: found, rendered, and checked against its readers' schemas."""
 
 import copy
 import re
@@ -18,10 +18,10 @@ from support import ROOT
 
 FOLDER = ROOT / "cluster" / "kubernetes"
 CRDS = ROOT.parent / "shared" / "kuberay-crds"
-KUBERNETES = "1.37"  # the newest that the package knows
+KUBERNETES = "1.37"  # the newest version that kubernetes_validate knows
 
 _FREE = {"labels", "annotations", "matchLabels", "data"}
-"""Mappings whose keys are the writer's own."""
+"""Mappings whose keys are free."""
 _RESOURCES = {"cpu", "memory", "ephemeral-storage", "nvidia.com/gpu"}
 
 Object = dict[str, Any]
@@ -29,7 +29,7 @@ Path_ = tuple[str | int, ...]
 
 
 def list_kustomizations(kind: str = "Kustomization") -> list[str]:
-    """The folders that are applied; of kind Component, those that others include."""
+    """Return the folders that are applied or, for kind Component, those that others include."""
     found = sorted(FOLDER.rglob("kustomization.yaml"))
     return [
         str(file.parent.relative_to(FOLDER))
@@ -39,7 +39,7 @@ def list_kustomizations(kind: str = "Kustomization") -> list[str]:
 
 
 def list_sources() -> list[str]:
-    """Every file that is not a kustomization."""
+    """Return every file that is not a kustomization."""
     return [
         str(file.relative_to(FOLDER))
         for file in sorted(FOLDER.rglob("*.y*ml"))
@@ -48,13 +48,13 @@ def list_sources() -> list[str]:
 
 
 def render(name: str, *, folder: Path = FOLDER) -> list[Object]:
-    """The objects that `kubectl apply -k` sends. Skips the test where there is no kubectl.
+    """Return the objects that `kubectl apply -k` sends. Skips the test if there is no kubectl.
 
     Raises:
         ValueError: kubectl refuses the folder.
     """
     if shutil.which("kubectl") is None:
-        pytest.skip("no kubectl: what Kustomize makes of cluster/kubernetes was not checked")
+        pytest.skip("no kubectl: the rendered cluster/kubernetes was not checked")
     done = subprocess.run(
         ["kubectl", "kustomize", str(folder / name)], capture_output=True, text=True, check=False
     )
@@ -65,18 +65,18 @@ def render(name: str, *, folder: Path = FOLDER) -> list[Object]:
 
 @cache
 def render_all() -> dict[str, list[Object]]:
-    """All folders that are applied."""
+    """Render all folders that are applied."""
     return {name: render(name) for name in list_kustomizations()}
 
 
 def find(kind: str, *, among: str) -> Object:
-    """The only object of a kind in a folder."""
+    """Return the only object of a kind in a folder."""
     (found,) = [item for item in render_all()[among] if item["kind"] == kind]
     return found
 
 
 def walk(value: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
-    """Every value within an object, with the keys and indices that lead to it."""
+    """Yield every value within an object, with the keys and indices that lead to it."""
     yield path, value
     items = (
         value.items()
@@ -90,7 +90,7 @@ def walk(value: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
 
 
 def misspell(item: Any, path: Path_) -> Any:
-    """The same with one more letter in the last key of the path."""
+    """Return a copy with an extra letter in the last key of the path."""
     changed = copy.deepcopy(item)
     place = changed
     for key in path[:-1]:
@@ -100,7 +100,7 @@ def misspell(item: Any, path: Path_) -> Any:
 
 
 def list_fields(item: Object) -> list[Path_]:
-    """Every key that somebody else defines."""
+    """Return the path of every key that a schema defines."""
     return [
         path
         for path, _ in walk(item)
@@ -109,21 +109,21 @@ def list_fields(item: Object) -> list[Path_]:
 
 
 def list_pods(item: Object) -> list[Object]:
-    """The specifications of all pods that an object leads to, those of RayJobs among them."""
+    """Return the specifications of all pods within an object, including those of RayJobs."""
     return [value for _, value in walk(item) if isinstance(value, dict) and "containers" in value]
 
 
 def list_clusters(item: Object) -> list[Object]:
-    """The specifications of all Ray clusters that an object leads to."""
+    """Return the specifications of all Ray clusters within an object."""
     return [
         value for _, value in walk(item) if isinstance(value, dict) and "headGroupSpec" in value
     ]
 
 
 def problems(item: Object) -> list[str]:
-    """What Kubernetes, Ray's operator or `ray start` would refuse, or pass over, in an object."""
+    """List what Kubernetes, KubeRay or `ray start` would refuse or ignore in an object."""
     if "kind" not in item or "apiVersion" not in item:
-        return ["neither kind nor apiVersion"]
+        return ["kind or apiVersion is missing"]
     return _schema_problems(item) or [*_name_problems(item), *_operator_problems(item)]
 
 
@@ -139,12 +139,9 @@ def _schema_problems(item: Object) -> list[str]:
         return []
     validators = _ray_validators()
     if item["kind"] not in validators:
-        return [f"there is no kind {item['kind']} in {group}"]
-    metadata = {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": item.get("metadata"),
-    }  # which a CRD leaves to Kubernetes
+        return [f"{group} has no kind {item['kind']}"]
+    # A CRD leaves the metadata to Kubernetes.
+    metadata = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": item.get("metadata")}
     return [
         error.message for error in validators[item["kind"]].iter_errors(item)
     ] or _schema_problems(metadata)
@@ -152,9 +149,9 @@ def _schema_problems(item: Object) -> list[str]:
 
 @cache
 def _ray_validators() -> dict[str, jsonschema.Draft202012Validator]:
-    """By kind. Skips the test where the CRDs are not there."""
+    """Return a validator for each kind. Skips the test if the CRDs are missing."""
     if not CRDS.exists():
-        pytest.skip(f"no CRDs of KubeRay at {CRDS}: what its operator would read was not checked")
+        pytest.skip(f"no KubeRay CRDs at {CRDS}: its objects were not checked")
     found = {}
     for file in CRDS.glob("*.yaml"):
         crd = yaml.load(file.read_text(), Loader=yaml.CSafeLoader)["spec"]
@@ -166,7 +163,7 @@ def _ray_validators() -> dict[str, jsonschema.Draft202012Validator]:
 
 
 def _close(schema: Any) -> Any:
-    """The schema with no place for a field that it does not name: Kubernetes prunes those without a word."""
+    """Close a schema to fields that it does not name: Kubernetes drops those silently."""
     if isinstance(schema, list):
         return [_close(inner) for inner in schema]
     if not isinstance(schema, dict):
@@ -181,7 +178,7 @@ def _close(schema: Any) -> Any:
 
 
 def _name_problems(item: Object) -> Iterator[str]:
-    """Names that no schema knows: of resources, and of the options of `ray start`."""
+    """Yield unknown names that no schema checks: of resources and of options of `ray start`."""
     options = {name.lstrip("-") for option in ray_start.params for name in option.opts}
     for path, value in walk(item):
         known = (
@@ -193,19 +190,22 @@ def _name_problems(item: Object) -> Iterator[str]:
         )
         if known is not None and isinstance(value, dict):
             yield from (
-                f"{'.'.join(map(str, path))}: {name} is none of {sorted(known)}"
+                f"{'.'.join(map(str, path))}: {name} is not one of {sorted(known)}"
                 for name in value
                 if name not in known
             )
 
 
 def _operator_problems(item: Object) -> Iterator[str]:
-    """Rules of KubeRay's operator that its schema does not hold (controllers/ray/utils/validation.go)."""
+    """Yield broken rules of KubeRay's operator that its schema does not contain.
+
+    Source: controllers/ray/utils/validation.go.
+    """
     name = item.get("metadata", {}).get("name", "")
     if item["apiVersion"] == "ray.io/v1" and not re.fullmatch(
         r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?", name
     ):
-        yield "metadata.name: at most 47 small letters, digits and hyphens, a letter first"
+        yield "metadata.name: at most 47 lower-case letters, digits and hyphens, a letter first"
     job = {
         "RayJob": item.get("spec", {}),
         "RayCronJob": item.get("spec", {}).get("jobTemplate", {}),
@@ -242,7 +242,7 @@ _JOB_RULES: dict[str, Callable[[Object], bool]] = {
     "InteractiveMode excludes backoffLimit": lambda job: (
         job.get("submissionMode") == "InteractiveMode" and job.get("backoffLimit", 0) > 0
     ),
-    "SidecarMode excludes clusterSelector and a submitter of one's own": lambda job: (
+    "SidecarMode excludes clusterSelector and a custom submitter": lambda job: (
         job.get("submissionMode") == "SidecarMode"
         and any(
             name in job for name in ("clusterSelector", "submitterPodTemplate", "submitterConfig")
@@ -261,25 +261,25 @@ def _version(cluster: Object) -> tuple[int, ...]:
 
 
 _CLUSTER_RULES: dict[str, Callable[[Object], bool]] = {
-    "authOptions.mode token needs a rayVersion from 2.52 on": lambda cluster: (
+    "authOptions.mode token needs rayVersion 2.52 or newer": lambda cluster: (
         cluster.get("authOptions", {}).get("mode") == "token" and _version(cluster) < (2, 52)
     ),
-    "autoscalerOptions without enableInTreeAutoscaling would be passed over": lambda cluster: (
+    "autoscalerOptions without enableInTreeAutoscaling would be ignored": lambda cluster: (
         "autoscalerOptions" in cluster and not cluster.get("enableInTreeAutoscaling")
     ),
-    "the second autoscaler wants pods that are never restarted": lambda cluster: (
+    "version 2 of the autoscaler needs pods that are never restarted": lambda cluster: (
         bool(cluster.get("enableInTreeAutoscaling"))
         and any(
             group["template"]["spec"].get("restartPolicy", "Never") != "Never"
             for group in _groups(cluster)
         )
     ),
-    "resources stand in rayStartParams and beside them": lambda cluster: any(
+    "resources are set both in rayStartParams and next to it": lambda cluster: any(
         group.get("resources")
         and {"num-cpus", "num-gpus", "memory", "resources"} & set(group.get("rayStartParams", {}))
         for group in _groups(cluster)
     ),
-    "labels stand in rayStartParams": lambda cluster: any(
+    "labels are set in rayStartParams": lambda cluster: any(
         "labels" in group.get("rayStartParams", {}) for group in _groups(cluster)
     ),
     "minReplicas ≤ replicas ≤ maxReplicas": lambda cluster: any(

@@ -1,4 +1,7 @@
-"""A real Ray cluster of several nodes on this machine, each with processes, ports and resources of its own, and tokens on."""
+"""A real Ray cluster of several nodes on this machine, with token authentication.
+
+Each node has its own processes, ports and resources.
+"""
 
 import json
 import os
@@ -17,7 +20,7 @@ from support import ROOT, free_port
 
 BIN = Path(sys.executable).parent
 TRAVELLED = "0.0.0+travelled"
-"""The version that the clone has: nothing but what travelled with a job can write it."""
+"""The version of the clone. Only code that travelled with a job can report it."""
 
 _WORKERS, _WORKER_CPUS = 2, 3
 _START_SECONDS = 60
@@ -27,24 +30,24 @@ _JOB_SECONDS = 240
 
 @dataclass
 class Nodes:
-    """A cluster, a clean clone of this repository, and the command line that submits from there."""
+    """A cluster, a clean clone of this repository, and the command line that submits from it."""
 
     folder: Path
-    """For everything that the cluster writes; its path is short, since sockets lie in it."""
+    """Everything that the cluster writes. Its path is short, because it contains sockets."""
     environment: dict[str, str] = field(default_factory=dict)
-    """What a submitter needs: where the cluster is, and the token."""
+    """What a submitter needs: the address of the cluster, and the token."""
     processes: list[psutil.Popen] = field(default_factory=list)
-    """One a node, the head first: `ray start --block`, which holds the node's other processes."""
+    """One `ray start --block` per node, the head first. It owns the node's other processes."""
     address: str = ""
     _usual: list[psutil.Popen] = field(default_factory=list)
 
     @property
     def clone(self) -> Path:
-        """Where jobs are submitted from."""
+        """The folder that jobs are submitted from."""
         return self.folder / "clone"
 
     def start(self) -> None:
-        """A head that takes no work, and the workers; each has joined before the next one starts."""
+        """Start a head that takes no work, then the workers, each after the previous one joined."""
         _copy_tracked(self.clone)
         (self.folder / "token").write_text(secrets.token_hex(32))
         self.address = f"127.0.0.1:{free_port()}"
@@ -73,11 +76,11 @@ class Nodes:
 
     @property
     def workers(self) -> list[psutil.Popen]:
-        """Those that are alive, in the order in which they joined."""
+        """The workers that are alive, in the order in which they joined."""
         return [node for node in self.processes[1:] if node.poll() is None]
 
     def restore(self) -> None:
-        """Two workers again, whatever became of them."""
+        """Bring the cluster back to its two usual workers."""
         for node in self.workers:
             if node not in self._usual:
                 _kill(node)
@@ -85,8 +88,8 @@ class Nodes:
             self._usual.append(self.add(cpus=_WORKER_CPUS))
 
     def add(self, *, cpus: int) -> psutil.Popen:
-        """One worker more."""
-        # The nodes share one folder of logs, which the head's monitor reads already.
+        """Add a worker."""
+        # The nodes share one log folder, which the head's monitor already reads.
         return self._add(
             f"--address={self.address}", f"--num-cpus={cpus}", "--include-log-monitor=false"
         )
@@ -119,14 +122,14 @@ class Nodes:
         return node
 
     def list_alive(self) -> set[str]:
-        """Ids of the nodes that the cluster takes for alive; none where nobody answers yet."""
+        """Return the ids of the nodes that are alive, none before the dashboard answers."""
         try:
             return {str(node["node_id"]) for node in self.ask("nodes") if node["state"] == "ALIVE"}
         except OSError:
             return set()
 
     def ask(self, what: str) -> list[dict[str, Any]]:
-        """What the cluster says of its nodes, actors ..., through its dashboard."""
+        """Ask the dashboard for the cluster's nodes, actors and so on."""
         token = (self.folder / "token").read_text()
         url = f"{self.environment['RAY_API_SERVER_ADDRESS']}/api/v0/{what}?detail=1&limit=1000"
         request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
@@ -137,7 +140,7 @@ class Nodes:
     def submit(
         self, job: str, *arguments: str, flags: tuple[str, ...] = ()
     ) -> tuple[int, dict[str, Any], str]:
-        """`ray job submit` of one job, from the clone: its exit code, the job's last JSON line, and all that was shown."""
+        """Submit a job from the clone. Returns exit code, the last line of JSON, and all output."""
         command = [
             "ray",
             "job",
@@ -155,7 +158,7 @@ class Nodes:
         return done.returncode, json.loads(lines[-1]) if lines else {}, done.stdout
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """A command in the clone, as a submitter runs it: standard error beside standard output."""
+        """Run a command in the clone as a submitter would, with both outputs merged."""
         return subprocess.run(
             command,
             cwd=self.clone,
@@ -168,13 +171,13 @@ class Nodes:
         )
 
     def kill_worker(self, *, holding: str) -> None:
-        """Power loss of the node on which an actor of the given class stands: all of its processes at once."""
+        """Kill all processes of a node that runs an actor of the given class, like a power cut."""
         ids = {
             actor["node_id"]
             for actor in self.ask("actors")
             if actor["state"] == "ALIVE" and holding in actor["class_name"]
         }
-        assert ids, f"no {holding} anywhere"
+        assert ids, f"no actor {holding} is alive"
         for node in self.workers:
             raylets = [
                 process for process in node.children(recursive=True) if process.name() == "raylet"
@@ -186,16 +189,15 @@ class Nodes:
             ):
                 _kill(node)
                 return
-        raise AssertionError(f"{holding} stands on none of the workers")
+        raise AssertionError(f"{holding} runs on none of the workers")
 
     def end(self) -> None:
-        """Ends the nodes, and shows that no process stays behind."""
+        """Stop the nodes, and check that no process is left."""
         running = [node for node in self.processes if node.poll() is None]
         for node in running:
             node.terminate()
-        for node in psutil.wait_procs(running, timeout=_END_SECONDS)[
-            1
-        ]:  # Ray itself would wait half a minute for some
+        _, alive = psutil.wait_procs(running, timeout=_END_SECONDS)
+        for node in alive:  # Ray itself would wait half a minute for some of them
             _kill(node)
         try:
             self.wait_until(lambda: not self._left(), what=f"the end of {self._left()}", seconds=20)
@@ -203,7 +205,7 @@ class Nodes:
             shutil.rmtree(self.folder)
 
     def _left(self) -> list[str]:
-        """Processes that bear this cluster's token, whoever started them."""
+        """Return the processes that have this cluster's token in their environment."""
         return [
             " ".join(process.cmdline())
             for process in psutil.process_iter()
@@ -212,15 +214,15 @@ class Nodes:
 
     @staticmethod
     def wait_until(condition: Any, *, what: str, seconds: float = 90) -> None:
-        """Returns when it holds; fails where that takes too long."""
+        """Return once a condition holds, or fail after `seconds`."""
         deadline = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < deadline, f"{seconds:g} seconds, and still not: {what}"
+            assert time.monotonic() < deadline, f"{seconds:g} s were not enough for {what}"
             time.sleep(0.2)
 
 
 def _copy_tracked(clone: Path) -> None:
-    """The files under version control as they stand now; the package's version says that they are these."""
+    """Copy the tracked files in their present state, with `TRAVELLED` as the package's version."""
     names = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
@@ -229,7 +231,7 @@ def _copy_tracked(clone: Path) -> None:
         shutil.copy(ROOT / name, clone / name)
     package = clone / "resunet_ray" / "__init__.py"
     text, _, rest = package.read_text().partition("__version__ = ")
-    assert rest, "the package says no version"
+    assert rest, "the package has no __version__"
     package.write_text(f'{text}__version__ = "{TRAVELLED}"\n{rest.partition(chr(10))[2]}')
 
 

@@ -1,4 +1,4 @@
-"""Where things are, and how a test runs a job."""
+"""Paths, files of many formats, and ways to run a job from a test."""
 
 import io
 import json
@@ -32,21 +32,21 @@ REAL_SLIDES = ROOT.parent / "shared" / "data" / "slides"
 RAYS_OWN = re.compile(
     r"pid=\d+|Reporting training result|core_worker|authentication|\tINFO |\tWARNING |ray\.init"
 )
-"""What Ray says of itself, which a job keeps to itself unless it is asked for."""
+"""Matches Ray's own log lines, which a job hides without --verbose."""
 
 SMALL = ["--model.widths", "16", "32", "--crop", "64", "--batch-size", "4", "--precision", "fp32"]
-"""Flags of a training run that takes seconds."""
+"""Flags for a training run that takes seconds."""
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """What OpenCV reads, unchanged: BGR, or one channel of 8 or 16 bit."""
+    """Read an image with OpenCV, unchanged: BGR, or one channel of 8 or 16 bits."""
     array = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     assert array is not None, f"{path} cannot be read"
     return np.asarray(array)
 
 
 def read_output(output: str, folder: str, *, columns: list[str] | None = None) -> pd.DataFrame:
-    """All rows of one of the tables that segmenting writes."""
+    """Return all rows of one of the tables that segmentation writes."""
     parts = [
         storage.read_table(f"{output}/{folder}/{file.path}", columns=columns).to_pandas()
         for file in storage.walk_files(f"{output}/{folder}")
@@ -57,7 +57,7 @@ def read_output(output: str, folder: str, *, columns: list[str] | None = None) -
 def write_pyramid(
     path: Path, image: np.ndarray, *, levels: int = 3, mpp: float | None = None, tile: int = 128
 ) -> None:
-    """A tiled pyramid, as scanners' software writes it; its levels are averages."""
+    """Write a tiled pyramid as scanner software does. Its levels are averages."""
     resolution: dict[str, Any] = (
         {}
         if mpp is None
@@ -88,7 +88,7 @@ def write_ome(
     bigtiff: bool = False,
     **metadata: Any,
 ) -> None:
-    """An OME-TIFF whose smaller levels lie in SubIFDs, as Bio-Formats writes it; they are every second pixel."""
+    """Write an OME-TIFF like Bio-Formats: smaller levels in SubIFDs, each every second pixel."""
     with tifffile.TiffWriter(path, ome=True, bigtiff=bigtiff) as writer:
         tiles: dict[str, Any] = {
             "tile": (64, 64),
@@ -105,11 +105,14 @@ def write_ome(
             )
 
 
-APERIO = "Aperio Image Library v11.2.1 \n{1}x{0} [0,0 {1}x{0}] (128x128) JPEG/RGB Q=70|AppMag = 20|MPP = 0.4990"
+APERIO = (
+    "Aperio Image Library v11.2.1 \n"
+    "{1}x{0} [0,0 {1}x{0}] (128x128) JPEG/RGB Q=70|AppMag = 20|MPP = 0.4990"
+)
 
 
 def write_svs(path: Path, image: np.ndarray) -> None:
-    """A slide with two levels of JPEG tiles that OpenSlide takes for a scanner's."""
+    """Write a slide with two levels of JPEG tiles that OpenSlide reads as Aperio's."""
     with tifffile.TiffWriter(path) as writer:
         tiles: dict[str, Any] = {
             "tile": (128, 128),
@@ -122,7 +125,7 @@ def write_svs(path: Path, image: np.ndarray) -> None:
 
 
 def tiff_header(*, height: int, width: int, side: int = 256, tiled: bool = True) -> bytes:
-    """A grey TIFF that claims a size, and says where one tile of it is, or one strip."""
+    """Return a grey TIFF that claims a size, but has an offset for only one tile or strip."""
     tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 277: 1}
     tags |= (
         {322: side, 323: side, 324: 256, 325: 1000} if tiled else {273: 256, 278: height, 279: 1000}
@@ -135,7 +138,10 @@ def tiff_header(*, height: int, width: int, side: int = 256, tiled: bool = True)
 
 
 def open_in_browser(page: bytes, *, folder: Path) -> str:
-    """What Chromium makes of a page, which must not come out blank: its document as text. Skips the test where there is none."""
+    """Open a page in Chromium, check that it is not blank, and return its document as text.
+
+    Skips the test if there is no Chromium.
+    """
     if shutil.which("chromium") is None:
         pytest.skip("no chromium: the report was not opened in a browser")
     (folder / "page.html").write_bytes(page)
@@ -161,16 +167,19 @@ def open_in_browser(page: bytes, *, folder: Path) -> str:
 
 
 def free_port() -> int:
-    """A port on loopback that nobody listens on."""
+    """Return a free port on loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def call_job(name: str, *arguments: str) -> tuple[int, dict[str, Any], str]:
-    """Runs a job within this process, which has loaded what the job takes seconds to load. Gives the same as `run_job`.
+    """Run a job in this process, which saves seconds of imports.
 
-    A Ray that this process has joined is the job's too, and goes on after it.
+    The job uses a Ray that this process has joined, and leaves it running.
+
+    Returns:
+        The exit code, the last line of JSON on standard output, and all output.
     """
     output, errors = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(errors):
@@ -188,9 +197,10 @@ def call_job(name: str, *arguments: str) -> tuple[int, dict[str, Any], str]:
 def run_job(
     name: str, *arguments: str, timeout: float = 240, address: str = "local"
 ) -> tuple[int, dict[str, Any], str]:
-    """Runs a job as a user would, with a Ray of its own or on the cluster at an address.
+    """Run a job as a user would, with its own Ray or on the cluster at `address`.
 
-    Gives its exit code, its last line on standard output, and its standard error.
+    Returns:
+        The exit code, the last line of JSON on standard output, and standard error.
     """
     done = subprocess.run(
         [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *arguments],
@@ -205,13 +215,13 @@ def run_job(
 
 
 def read_screen(terminal: int) -> tuple[str, list[str]]:
-    """All that is written to a pseudo-terminal until it is closed: as it came, and the lines that a person sees in the end."""
+    """Read a pseudo-terminal until it is closed: the raw text, and the lines finally on screen."""
     written = b""
     with os.fdopen(terminal, "rb", buffering=0) as file:
         while True:
             try:
                 part = file.read(65536)
-            except OSError:  # Linux says so where nobody writes any more
+            except OSError:  # how Linux reports that the writer has closed it
                 break
             if not part:
                 break
@@ -232,11 +242,13 @@ def read_screen(terminal: int) -> tuple[str, list[str]]:
 
 @contextmanager
 def relayed(behind: str, seen: Callable[[bytes], None]) -> Iterator[str]:
-    """A relay before a server on loopback, which shows what it is asked before it asks; gives its address.
+    """Relay requests to a server on loopback, showing each one before it is sent on.
+
+    Yields the address of the relay.
 
     Args:
-        behind: the server's address.
-        seen: takes each piece of a request, as it comes.
+        behind: address of the server.
+        seen: called with each piece of a request as it arrives.
     """
     host, _, port = behind.removeprefix("http://").partition(":")
 

@@ -376,7 +376,7 @@ def standing_still(*processes: int) -> Iterator[None]:
             "timedatectl set-ntp true",
         ),
         ("gpus", "failed", "Ray gives away 1 GPUs, torch", "nvidia-smi"),
-        ("training", "failed", "10 CPUs needed, 4 there", "fewer --workers"),
+        ("training", "failed", "10 CPUs needed, 4 available", "fewer --workers"),
         ("segmentation", "warning", "of 4 CPUs are free now, 2 are needed", "ray status"),
         (
             "waiting",
@@ -541,7 +541,7 @@ def test_it_says_when_nobody_is_there(nobody: Doctor) -> None:
         found="nothing that is Ray's answers at http://127.0.0.1",
         fix="--include-dashboard true",
     )
-    said.expect("storage", "failed", found="does not answer", fix="AWS_ENDPOINT_URL")
+    said.expect("storage", "failed", found="did not answer", fix="AWS_ENDPOINT_URL")
 
 
 @pytest.mark.ray

@@ -1,4 +1,4 @@
-"""Rates and times left are honest; a file gets plain lines; a terminal one line that is drawn anew."""
+"""Rates and times left are honest; a file gets plain lines, a terminal one redrawn line."""
 
 import logging
 import os
@@ -14,8 +14,8 @@ from support import ROOT, read_screen
 from resunet_ray.progress import Pace, show_progress
 
 
-def test_the_start_of_processes_does_not_count_once_there_is_enough_to_tell() -> None:
-    """Ten seconds until the first result, then one a second."""
+def test_start_up_time_no_longer_counts_once_enough_is_known() -> None:
+    """Ten seconds until the first result, then one per second."""
     pace = Pace(begun=100.0)
     assert pace.rate(109.0) == 0.0
     for number in range(1, 31):
@@ -23,15 +23,15 @@ def test_the_start_of_processes_does_not_count_once_there_is_enough_to_tell() ->
     assert pace.rate(139.0) == pytest.approx(1.0)
 
 
-def test_results_that_come_at_once_do_not_promise_too_much() -> None:
-    """Two actors end their first chunks a tenth of a second apart: not 80 a second."""
+def test_results_that_arrive_together_do_not_promise_too_much() -> None:
+    """Two actors finish their first chunks a tenth of a second apart: that is not 80 per second."""
     pace = Pace(begun=0.0)
     pace.arrive(8, now=20.0)
     pace.arrive(16, now=20.1)
     assert pace.rate(20.1) == pytest.approx(16 / 20.1)
 
 
-def test_lumps_do_not_shake_the_rate_and_a_standstill_slows_it() -> None:
+def test_batches_do_not_disturb_the_rate_and_a_standstill_lowers_it() -> None:
     pace = Pace(begun=0.0)
     for number in range(1, 11):
         pace.arrive(10 * number, now=10.0 * number)
@@ -39,20 +39,20 @@ def test_lumps_do_not_shake_the_rate_and_a_standstill_slows_it() -> None:
     assert pace.rate(1000.0) < 0.11
 
 
-def test_what_an_earlier_run_did_counts_for_the_total_and_not_for_the_rate() -> None:
+def test_work_of_an_earlier_run_counts_for_the_total_but_not_for_the_rate() -> None:
     pace = Pace(begun=0.0, done=900)
     pace.arrive(910, now=10.0)
     assert pace.rate(10.0) == pytest.approx(1.0)
 
 
-def test_work_that_is_done_again_after_a_failure_counts_from_where_it_goes_on(
+def test_work_repeated_after_a_failure_counts_from_where_it_resumes(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
     monkeypatch.setattr("resunet_ray.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
     with caplog.at_level(logging.INFO), show_progress("images trained on", total=1000) as line:
         line.move_to(500)
-        for done in (600, 700, 650, 660):  # the third says that a checkpoint was gone back to
+        for done in (600, 700, 650, 660):  # the third: back to a checkpoint
             now[0] += 10
             line.move_to(done, note="epoch 7 of 10")
     assert caplog.messages == [
@@ -71,7 +71,7 @@ def test_work_that_is_done_again_after_a_failure_counts_from_where_it_goes_on(
         (10, 9000.0, "5 of 10 things"),
     ],
 )
-def test_units_suit_the_speed(
+def test_units_suit_the_rate(
     total: int, seconds: float, shown: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
@@ -90,7 +90,8 @@ with show_progress("images scored", total=20) as line:
     for number in range(4):
         time.sleep(0.3)
         line.advance(5, note=f"{number} failed")
-        logging.getLogger("resunet_ray.some").info("[red]line %d[/red] of %s", number, "a/very/long/path/" * 9)
+        path = "a/very/long/path/" * 9
+        logging.getLogger("resunet_ray.some").info("[red]line %d[/red] of %s", number, path)
         print("a library's warning", file=sys.stderr)
 """
 
@@ -98,7 +99,7 @@ with show_progress("images scored", total=20) as line:
 LAST = r"20 of 20 images scored in \d+ s, 3 failed"
 
 
-def test_a_file_gets_plain_lines_whatever_the_environment_wants() -> None:
+def test_a_file_gets_plain_lines_whatever_the_environment_says() -> None:
     done = subprocess.run(
         [sys.executable, "-c", WORK],
         cwd=ROOT,
@@ -112,7 +113,7 @@ def test_a_file_gets_plain_lines_whatever_the_environment_wants() -> None:
     assert lines[0].startswith("5 of 20 images scored, ")
     assert lines[0].endswith(" s left, 0 failed")
     assert re.fullmatch(LAST, lines[-1])
-    assert len(lines) == 2 + 2 * 4, "the others would come too soon after the first"
+    assert len(lines) == 2 + 2 * 4, "further lines would come too soon after the first"
 
 
 def test_a_terminal_gets_one_line_below_all_others() -> None:
@@ -126,7 +127,7 @@ def test_a_terminal_gets_one_line_below_all_others() -> None:
     ):
         os.close(slave)
         written, screen = read_screen(master)
-    assert written.count("images scored \x1b") > 3, "it is drawn anew"
+    assert written.count("images scored \x1b") > 3, "the line is redrawn"
     assert "5 of 20, " in written
     assert " left, 0 failed" in written
     path = "a/very/long/path/" * 9

@@ -1,4 +1,4 @@
-"""Where bytes live: any location behind a path or a URI, listed, read, and written whole or not at all."""
+"""Storage behind a path or a URI: listing, reading, and writes that are all or nothing."""
 
 from resunet_ray.storage.files import (
     absolute,

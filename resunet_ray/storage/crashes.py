@@ -1,10 +1,11 @@
-"""Notes of what was begun, so that an image over which the process dies is found, and not begun for ever.
+"""Notes of what was started, to find an image that kills its process and stop retrying it.
 
-attempts/CHUNK/chunk/SESSION.NODE.*        one for each time that the chunk was begun: some images that one task takes
-attempts/CHUNK/IMAGE/SESSION.NODE.*      one for each time that the image was begun alone, gone when it was done
+    attempts/CHUNK/chunk/SESSION.NODE.*   one per start of the chunk, which is the work of one task
+    attempts/CHUNK/IMAGE/SESSION.NODE.*   one per start of the image alone, deleted when it is done
 
-Only what began in this session, on a node that is still there, was ended by a death of its process: a job that was stopped, an
-outage and a node that was taken away leave notes as well, and are no image's fault.
+A note counts as a death of the process only if it was made in this session, on a node that is still
+alive. A stopped job, an outage and a node that was taken away leave notes too, but no image caused
+those.
 """
 
 import uuid
@@ -16,9 +17,12 @@ from typing import TypeVar
 from resunet_ray.storage import files
 
 TRUSTED = 2
-"""A chunk that was begun so often and not finished may hold an image that kills the process: its images are taken alone."""
+"""Unfinished starts after which a chunk is suspected to hold an image that kills the process.
+
+From then on, its images are processed one at a time.
+"""
 BLAMED = 2
-"""An image that was begun alone so often and not done is to blame."""
+"""Unfinished starts of an image alone after which it is blamed."""
 
 _FOLDER = "attempts"
 
@@ -28,28 +32,30 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Notes:
-    """The notes of one run, as one process takes them."""
+    """The notes of one run, as written by one process."""
 
     folder: str
-    """Where they are: a run's own."""
+    """Where the notes are kept. Each run has its own folder."""
     session: str
-    """Names the driver that is at work, the same in all of its actors."""
+    """Name of the current driver, the same in all of its actors."""
     node: str
-    """Where this process is; empty: no node that could be lost."""
+    """Node of this process. Empty if there is no node to lose."""
     is_lost: Callable[[str], bool]
     """Whether a node is gone."""
 
     def note_chunk(self, chunk: int) -> int:
-        """Notes that a chunk is begun; how often the process died over it before."""
+        """Note the start of a chunk, and return how often the process has died on it before."""
         return self._note(files.join(self.folder, _FOLDER, f"{chunk:06d}", "chunk"))
 
     @contextmanager
     def note_image(self, chunk: int, number: int) -> Iterator[int]:
-        """Notes an image while it is worked on alone; gives how often the process died over it before.
+        """Note an image while it is processed alone.
+
+        Yields how often the process has died on it before.
 
         Args:
             chunk: number of the chunk.
-            number: of the image within the chunk.
+            number: number of the image within the chunk.
         """
         place = files.join(self.folder, _FOLDER, f"{chunk:06d}", str(number))
         yield self._note(place)
@@ -63,13 +69,13 @@ class Notes:
         *,
         blame: Callable[[Item, int], Result],
     ) -> list[Result]:
-        """The results of some items, one after the other; those over which the process died are not begun any more.
+        """Return the results of the items of a chunk, without processing those that are blamed.
 
         Args:
             chunk: number of the chunk.
-            items: in it.
+            items: the items of the chunk.
             work: item → its result.
-            blame: item and deaths → the result of one that is to blame.
+            blame: item and number of deaths → the result of a blamed item.
         """
         if self.note_chunk(chunk) < TRUSTED:
             return [work(item) for item in items]
@@ -91,10 +97,10 @@ class Notes:
 
 
 def describe(name: str, deaths: int) -> str:
-    """What is wrong with an image that is to blame."""
-    return f"the process died {deaths} times over {name}: out of memory, or a fault in a decoder"
+    """Return the error message of a blamed image."""
+    return f"the process died {deaths} times on {name}: out of memory, or a fault in a decoder"
 
 
 def forget(folder: str) -> None:
-    """Deletes the notes of a run that is done."""
+    """Delete the notes of a finished run."""
     files.delete(files.join(folder, _FOLDER))

@@ -1,10 +1,12 @@
-"""The lease: one writer for each output, whoever dies and whenever.
+"""The lease: at most one writer per output, even if a writer dies at any moment.
 
-A lease is a small object `leases/000042`, made only if no object of that name is there: a conditional put in S3, an exclusive
-create in a file system. Whoever made the highest number holds it, and rewrites it while it works. One that was not rewritten
-for too long, or that says it was given back, is followed by the next number, which again only one can make. Ages are
-differences of the store's own times, so clocks that disagree do no harm. Whoever stands on the machine of a holder that died
-sees that, and follows at once.
+A lease is a small object such as `leases/000042`. It is created only if no object with that name
+exists: by a conditional put in S3, by an exclusive create in a file system. The run that created
+the highest number holds the lease and rewrites the object while it works. If the object has not
+been rewritten for too long, or says that it was released, another run may create the next number,
+which again only one can do. Ages are differences of the store's own timestamps, so clocks that
+disagree do no harm. A run on the same machine as a dead holder sees that it is dead and takes over
+at once.
 """
 
 import json
@@ -32,43 +34,47 @@ logger = logging.getLogger(__name__)
 LEASES = "leases"
 
 _PROC = Path("/proc")
-_UNREADABLE_SECONDS = 60.0  # how long a lease is believed that does not say
+_UNREADABLE_SECONDS = 60.0  # how long to respect a lease whose content cannot be read
 
 
 @dataclass
 class Lease:
-    """A lease that this process holds."""
+    """A lease held by this process."""
 
     uri: str
     holder: str
     seconds: float
     renewed: float
-    """When it was last written, by this machine's clock."""
+    """When the lease was last written, by this machine's clock."""
     lost: str | None = None
-    """Who took it over, once somebody did."""
+    """The run that took the lease over, if one did."""
 
     def check(self) -> None:
-        """Raises RunError if another run took the lease over, or may have: what this one still wrote would be written twice."""
+        """Check that this process still holds the lease, so that nothing is written twice.
+
+        Raises:
+            RunError: another run took the lease over, or may have.
+        """
         if self.lost is None and time.time() - self.renewed > self.seconds:
-            self.lost = "nobody yet, but any run may"
+            self.lost = "another run, or may be at any moment"
         if self.lost is not None:
             raise RunError(
-                f"the lease {self.uri} was taken over by {self.lost}: this run did not renew it in time. "
-                "What it committed is kept; run it again"
+                f"the lease {self.uri} was taken over by {self.lost}: this run did not renew it in "
+                "time. What was committed is kept; run the same command again"
             )
 
 
 @contextmanager
 def hold_lease(output: str, *, seconds: float) -> Iterator[Lease]:
-    """Holds the lease of an output, renewed by a thread, and gives it back at the end.
+    """Hold the lease of an output while the context lasts, renewing it from a thread.
 
     Args:
         output: the location that only one run may write to.
-        seconds: after so long without renewal another run may take it over.
+        seconds: how long after the last renewal another run may take the lease over.
 
     Raises:
-        LeaseError: another run holds it; the message says which.
-        ConfigError: the storage has no write that fails where something is there already.
+        LeaseError: another run holds the lease; the message says which.
+        ConfigError: the storage has no write that fails if the object exists.
     """
     folder = files.join(output, LEASES)
     _require_exclusive_writes(folder)
@@ -95,21 +101,20 @@ def _acquire(folder: str, *, seconds: float) -> Lease:
     newest = _newest(folder)
     if newest is not None and (state := _read_held(folder, newest)) is not None:
         raise LeaseError(
-            f"another run, {state['holder']}, is writing to {files.parent(folder)}: this one leaves it alone. "
-            f"If that run is dead, its lease ends {state['seconds']:.0f} s after its last sign of life"
+            f"another run, {state['holder']}, is writing to {files.parent(folder)}, so this "
+            "run stops. If that run is dead, its lease expires "
+            f"{state['seconds']:.0f} s after its last renewal"
         )
     number = 1 if newest is None else newest + 1
     uri = files.join(folder, f"{number:06d}")
     began = time.time()
     if not create_exclusively(uri, _content(holder, seconds=seconds)) or _newest(folder) != number:
-        raise LeaseError(
-            f"another run took the lease {uri} at the same moment: this one leaves it alone"
-        )
+        raise LeaseError(f"another run took the lease {uri} at the same moment, so this run stops")
     if create_exclusively(uri, b"a second one"):
         files.delete_file(uri)
         raise ConfigError(
-            f"the storage of {folder} ignores conditions (If-None-Match), so two runs could not be kept apart. "
-            "Make sure that only one runs, and say --no-lease"
+            f"the storage of {folder} ignores conditions (If-None-Match), so it cannot keep two "
+            "runs apart. Make sure that only one run writes there, and pass --no-lease"
         )
     for name, _ in files.list_files(folder):
         if name.isdigit() and int(name) < number:
@@ -124,10 +129,10 @@ def _newest(folder: str) -> int | None:
 
 
 def _read_held(folder: str, number: int) -> dict[str, Any] | None:
-    """What a lease says; None if it was given back, or not renewed for longer than its holder promised."""
+    """Return the content of a lease, or None if it was released, it expired or its holder died."""
     uri = files.join(folder, f"{number:06d}")
     state: dict[str, Any] = {"holder": "unknown", "released": False, "seconds": _UNREADABLE_SECONDS}
-    with suppress(ValueError):  # a write that was cut short
+    with suppress(ValueError):  # not JSON: the write was interrupted
         state = json.loads(files.read_bytes(uri))
     return (
         None
@@ -139,7 +144,10 @@ def _read_held(folder: str, number: int) -> dict[str, Any] | None:
 
 
 def _age_seconds(uri: str) -> float:
-    """Seconds since a file was written, by the clock of the storage: that of a file written now, less its own."""
+    """Return the seconds since a file was written, by the storage's clock.
+
+    The storage's present time is that of a file written now.
+    """
     probe = f"{uri}.{uuid.uuid4().hex}"
     files.write_bytes(probe, b"now")
     try:
@@ -161,7 +169,7 @@ def _renew(lease: Lease, stop: threading.Event, *, folder: str, seconds: float) 
             began = time.time()
             files.write_bytes(lease.uri, _content(lease.holder, seconds=seconds))
             lease.renewed = began
-        except Exception as error:  # noqa: BLE001 (a store that is away may come back; meanwhile the lease ages)
+        except Exception as error:  # noqa: BLE001 (the store may come back; until then the lease ages)
             logger.warning(
                 "the lease %s could not be renewed: %s",
                 lease.uri,
@@ -180,9 +188,10 @@ def _content(holder: str, *, seconds: float, released: bool = False) -> bytes:
 
 
 def _describe_process(pid: int) -> list[str] | None:
-    """What no two processes share: the machine's boot, the container's process namespace, the number, and when it started.
+    """Identify a process uniquely: machine boot, PID namespace, PID and start time.
 
-    None where the system does not say: only Linux does, and not always of another user's process.
+    Returns None if the system does not tell. Only Linux does, and not always for another user's
+    process.
     """
     try:
         boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
@@ -190,16 +199,12 @@ def _describe_process(pid: int) -> list[str] | None:
         fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return [
-        boot,
-        namespace,
-        str(pid),
-        "ended" if fields[0] == "Z" else fields[19],
-    ]  # proc(5): state is field 3, starttime 22
+    # proc(5): state is field 3, starttime is field 22.
+    return [boot, namespace, str(pid), "ended" if fields[0] == "Z" else fields[19]]
 
 
 def _is_dead(process: list[str] | None) -> bool:
-    """Whether a holder on this very machine, and in the same container if any, has ended."""
+    """Whether the holder ran on this machine, in the same container if any, and has ended."""
     own = _describe_process(os.getpid())
     if process is None or own is None or process[:2] != own[:2]:
         return False
@@ -216,13 +221,13 @@ def _require_exclusive_writes(folder: str) -> None:
     filesystem, _ = files.open_filesystem(folder)
     if not isinstance(filesystem, (fs.LocalFileSystem, fs.S3FileSystem)):
         raise ConfigError(
-            f"{folder}: no write that fails where something is there already is known for this storage, so two runs could not be "
-            "kept apart. Make sure that only one runs, and say --no-lease"
+            f"{folder}: this storage has no write that fails if the object exists, so it cannot "
+            "keep two runs apart. Make sure that only one run writes there, and pass --no-lease"
         )
 
 
 def create_exclusively(uri: str, content: bytes) -> bool:
-    """Writes a file unless one of that name is there; whether it did."""
+    """Write a file unless it exists, and return whether it was written."""
     filesystem, path = files.open_filesystem(uri)
     if isinstance(filesystem, fs.LocalFileSystem):
         filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
@@ -237,9 +242,9 @@ def create_exclusively(uri: str, content: bytes) -> bool:
     try:
         s3_client().put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
     except botocore.exceptions.ClientError as error:
-        # 412: it is there. 409: another conditional write of it is under way.
+        # 412: the object exists. 409: another conditional write of it is in progress.
         if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (409, 412):
             raise
-        # Or it is this very one, and the answer to the first attempt was lost.
+        # The object may be ours, if the answer to a first attempt was lost.
         return files.read_bytes(uri) == content
     return True

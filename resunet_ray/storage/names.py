@@ -1,21 +1,21 @@
-"""Names that others chose, of images, members and data sets, made safe for where they are written."""
+"""Names of images, members and data sets that come from outside, made safe for writing."""
 
 import hashlib
 import re
 import unicodedata
 
-_MOST_BYTES = 120  # a file system takes 255, and something is appended
+_MOST_BYTES = 120  # file systems allow 255, and suffixes are appended
 _UNSAFE = re.compile(r'[/\\<>:"|?*]|^[. ]|[. ]$')
-_RESERVED = re.compile(
-    r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE
-)  # devices, on Windows
+# Device names on Windows.
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _FORMULA = re.compile(r"^[=+\-@\t\r]")
 
 
 def file_name(name: str) -> str:
-    """The name of one file, made of any name: no folder, nothing hidden, nothing that a system reserves, not too long.
+    """Turn any name into a file name: no folders, not hidden, not reserved, not too long.
 
-    A name that is fit to be one stays as it is. Another ends with a digest, so that two that differ never become one.
+    A name that already is a safe file name is unchanged. Others get a digest at the end, so that
+    different names never become the same file name.
     """
     letters = (
         letter if unicodedata.category(letter)[0] not in "CZ" or letter == " " else "_"
@@ -29,5 +29,5 @@ def file_name(name: str) -> str:
 
 
 def csv_cell(text: str) -> str:
-    """The text as a spreadsheet shows it: what would be a formula there is quoted."""
+    """Quote a text that a spreadsheet would take for a formula."""
     return f"'{text}" if _FORMULA.match(text) else text

@@ -1,4 +1,4 @@
-"""A file in any storage as Python's own kind of file, for libraries that read at many places."""
+"""A file in any storage as a Python file object, for libraries that read at many offsets."""
 
 import io
 import os
@@ -7,7 +7,7 @@ from resunet_ray.storage.files import attempt
 
 
 class Reader(io.RawIOBase):
-    """A file that is open for reading; while its storage is away, a read waits (see `attempt`)."""
+    """A file opened for reading. Reads wait while its storage is unavailable (see `attempt`)."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -16,37 +16,37 @@ class Reader(io.RawIOBase):
         self._position = 0
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """Where the next read begins, bytes."""
+        """Return the offset of the next read, in bytes."""
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Moves there, and says where that is, bytes."""
+        """Move to an offset in bytes, and return the new offset from the start."""
         self._position = (
             offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         )
         return self._position
 
     def read_at(self, size: int, offset: int) -> bytes:
-        """Bytes from a place, fewer at the end of the file; from several threads, too."""
+        """Return up to `size` bytes from `offset`, fewer at the end of the file. Thread-safe."""
         return attempt(self._uri, lambda *_: bytes(self._file.read_at(size, offset)))
 
     def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
-        """Fills a buffer from the position on, and moves it."""
+        """Fill a buffer from the current offset, advance, and return the number of bytes read."""
         content = self.read_at(len(buffer), self._position)
         buffer[: len(content)] = content
         self._position += len(content)
         return len(content)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         if not self.closed:
             self._file.close()
         super().close()

@@ -1,4 +1,4 @@
-"""The room of the staging cache: its folder, its entries, what leaves it when it is full (see `staging`)."""
+"""The space of the staging cache: its folder, its entries, and eviction (see `staging`)."""
 
 import fcntl
 import json
@@ -16,24 +16,27 @@ from resunet_ray.errors import ResourceError
 FILES, PART = "files", ".part"
 
 _TAG = "CACHEDIR.TAG"
-_TAG_CONTENT = "Signature: 8a477f597d28d172789f06886806bc55\n# The staging cache of resunet_ray: it may be deleted as a whole.\n"
+_TAG_CONTENT = (
+    "Signature: 8a477f597d28d172789f06886806bc55\n"
+    "# The staging cache of resunet_ray. The whole folder may be deleted.\n"
+)
 _RECORD = "staged.json"
 _ENTRY = re.compile(rf"[0-9a-f]{{32}}(\.[0-9a-f]{{32}}{re.escape(PART)})?")
-_STALE_SECONDS = 3600.0  # a part that nobody wrote to for so long was left by a process that died
-_WAIT_SECONDS = 3600.0  # for others to be done with what they read
+_STALE_SECONDS = 3600.0  # a part not written to for this long was left by a dead process
+_WAIT_SECONDS = 3600.0  # how long to wait for others to finish with entries that they read
 _LOOK_SECONDS = 0.5
 
 
 def cache_folder(folder: str) -> Path:
-    """The cache's own folder below the one that is given: one for each user."""
+    """Return the cache's own folder below a folder: one per user."""
     return Path(folder) / f"resunet_ray-{os.geteuid()}"
 
 
 def open_cache(folder: str) -> Path:
-    """The cache's own folder, made where it is not there.
+    """Return the cache's own folder, creating it if needed.
 
     Raises:
-        ResourceError: what is there is not this user's, or no cache.
+        ResourceError: the folder belongs to another user, is open to others, or is not a cache.
     """
     place = cache_folder(folder)
     try:
@@ -43,12 +46,14 @@ def open_cache(folder: str) -> Path:
         found = place.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
             raise ResourceError(
-                f"{place} is not a folder that this user alone may read and write: remove it, or give --cache another folder"
+                f"{place} is not a folder that only this user may read and write: remove it, or "
+                "give --cache another folder"
             )
         if not (place / _TAG).exists():
             if any(place.iterdir()) and not (place / _TAG).exists():
                 raise ResourceError(
-                    f"{place} is no staging cache ({_TAG} is missing): give --cache another folder"
+                    f"{place} is not a staging cache ({_TAG} is missing): give --cache another "
+                    "folder"
                 )
             (place / _TAG).write_text(_TAG_CONTENT)
     except OSError as error:
@@ -59,18 +64,18 @@ def open_cache(folder: str) -> Path:
 
 
 def is_whole(place: Path) -> bool:
-    """Whether all of an entry is there, each file with the bytes that it is to have."""
+    """Whether an entry is complete: each file exists and has its recorded size."""
     sizes = _read_record(place)
     if sizes is None:
         return False
-    there = {name: place / FILES / name for name in sizes}
+    paths = {name: place / FILES / name for name in sizes}
     return all(
-        path.is_file() and path.stat().st_size == sizes[name] for name, path in there.items()
+        path.is_file() and path.stat().st_size == sizes[name] for name, path in paths.items()
     )
 
 
 def _read_record(place: Path) -> dict[str, int] | None:
-    """The bytes of each file that an entry holds, or will hold; None: it says nothing."""
+    """Return the size in bytes of each file of an entry, or None if there is no valid record."""
     with suppress(OSError, ValueError):
         sizes: dict[str, int] = json.loads((place / _RECORD).read_text())
         return sizes
@@ -78,10 +83,10 @@ def _read_record(place: Path) -> dict[str, int] | None:
 
 
 def reserve(part: Path, sizes: dict[str, int], *, max_bytes: int) -> None:
-    """Begins an entry, or goes on with one that is larger than it was thought, once there is room for all of it.
+    """Start an entry, or enlarge one, once there is space for all of it.
 
     Raises:
-        ResourceError: others do not let go of what they read.
+        ResourceError: other processes kept using their entries for too long.
     """
     deadline, folder = time.monotonic() + _WAIT_SECONDS, part.parent
     while True:
@@ -93,27 +98,29 @@ def reserve(part: Path, sizes: dict[str, int], *, max_bytes: int) -> None:
                 return
         if time.monotonic() > deadline:
             raise ResourceError(
-                f"the staging cache {folder} has had no room for an hour: {held} bytes are in use. Give --cache-gib more"
+                f"the staging cache {folder} has had no free space for an hour: {held} bytes are "
+                "in use. Raise --cache-gib"
             )
         time.sleep(_LOOK_SECONDS)
 
 
 def making_room(folder: Path) -> AbstractContextManager[None]:
-    """Keeps all others from making room, and from what would mislead them in it."""
+    """Lock out other processes that make room, and renames that would mislead them."""
     return lock(folder / "space", shared=False)
 
 
 def write_record(place: Path, sizes: dict[str, int]) -> None:
-    """Says what bytes each file of an entry has, or will have."""
+    """Record the size in bytes that each file of an entry has or will have."""
     new = place / f"{_RECORD}.new"
     new.write_text(json.dumps(sizes))
     new.replace(place / _RECORD)
 
 
 def _make_room(folder: Path, *, max_bytes: int, beside: Path) -> int | None:
-    """Removes what was not used for longest and is not in use, until all but one entry takes no more than so many bytes.
+    """Evict unused entries, least recently used first, until they take at most `max_bytes`.
 
-    Gives the bytes that are in use where that cannot be. No two processes do this at a time.
+    The entry `beside` does not count. Returns None on success, else the bytes that remain in use.
+    Only one process does this at a time.
     """
     entries = [
         entry for entry in folder.iterdir() if _ENTRY.fullmatch(entry.name) and entry != beside
@@ -121,7 +128,7 @@ def _make_room(folder: Path, *, max_bytes: int, beside: Path) -> int | None:
     sizes: dict[Path, int] = {}
     used: dict[Path, float] = {}
     for entry in entries:
-        with suppress(FileNotFoundError):  # a part has become whole, or was given up
+        with suppress(FileNotFoundError):  # another process completed or abandoned a part
             newest = max(item.stat().st_mtime for item in (entry, *entry.rglob("*")))
             record = _read_record(entry)
             if entry.suffix == PART and time.time() - newest > _STALE_SECONDS:
@@ -142,10 +149,10 @@ def _make_room(folder: Path, *, max_bytes: int, beside: Path) -> int | None:
 
 @contextmanager
 def lock(place: Path, *, shared: bool, wait: bool = True) -> Iterator[None]:
-    """Holds an entry. While it is shared, it is read; else it is made or removed.
+    """Lock an entry: shared to read it, exclusively to create or remove it.
 
     Raises:
-        BlockingIOError: somebody else holds it, and this one is not to wait.
+        BlockingIOError: another process holds the lock, and `wait` is False.
     """
     with place.with_name(f"{place.name}.lock").open("a") as file:
         fcntl.flock(

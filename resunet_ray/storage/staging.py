@@ -1,15 +1,16 @@
-"""The staging cache: files of object storage whole on this node's disk, for libraries that read nothing else.
+"""The staging cache: remote files copied whole to this node's disk, for libraries that need that.
 
-FOLDER/resunet_ray-UID/     this user's own; nothing else in FOLDER is touched, and nobody else reads or writes here
-    CACHEDIR.TAG            says that it is a cache
-    space.lock              held by who makes room
-    NAME/files/             one staged file, with what belongs to it, or what came out of a compressed one;
-                            NAME is a digest of location and fingerprint
-    NAME/staged.json        the bytes of each
-    NAME.lock               held shared by those who read it, alone by who brings or removes it
+    FOLDER/resunet_ray-UID/   one user's private cache; nothing else in FOLDER is touched
+        CACHEDIR.TAG          marks the folder as a cache
+        space.lock            held while making room
+        NAME/files/           one staged file with its companions, or the content of a compressed
+                              file; NAME is a digest of location and fingerprint
+        NAME/staged.json      the size of each file in bytes
+        NAME.lock             held shared to read the entry, exclusively to create or remove it
 
-Several processes bring a file once. It appears whole, by one rename. When the cache is full, what was not used for longest
-leaves; what is on its way counts with all of its bytes.
+If several processes want the same file, it is downloaded once. An entry appears complete, by one
+rename. When the cache is full, the least recently used entries are removed. A file that is still
+being downloaded counts with its full size.
 """
 
 import hashlib
@@ -45,47 +46,49 @@ from resunet_ray.storage.space import (
 from resunet_ray.storage.walk import walk_files
 
 _BUFFER_BYTES = 2**23
-_EXPANDED = "expanded"  # the one file of what was compressed
-_DECODED = 2**16  # bytes that are decoded at a time: what is lost before damage is less
-_STEP = 2**28  # bytes by which such an entry grows
+_EXPANDED = "expanded"  # name of the one file that holds decompressed content
+_DECODED = 2**16  # bytes decoded at a time; damage loses less than this
+_STEP = 2**28  # bytes by which an entry of decompressed content grows
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A file to bring."""
+    """A file to download."""
 
     uri: str
     name: str
-    """Its path beside the others."""
+    """Its path within the entry."""
     size: int
     fingerprint: str
 
 
 @dataclass(frozen=True)
 class Cache:
-    """The staging cache of this user below a folder of this node's disk."""
+    """This user's staging cache below a folder on this node's disk."""
 
     folder: str
     max_bytes: int
-    """That it may hold."""
+    """Most bytes that the cache may hold."""
 
     @classmethod
     def of(cls, config: SegmentConfig | PrepareConfig) -> "Cache":
-        """The one that a job is to use."""
+        """Return the cache that a job is configured to use."""
         return cls(config.cache, int(config.cache_gib * 2**30))
 
     @contextmanager
     def stage(self, uri: str, *, fingerprint: str, companions: Sequence[str] = ()) -> Iterator[str]:
-        """The path of a file on this machine, for as long as the context lasts; one that lies here already is used as it is.
+        """Yield the path of a file on this machine, valid while the context lasts.
+
+        A local file is used where it is.
 
         Args:
             uri: the file.
-            fingerprint: what changes when its content does.
-            companions: folders or files that belong beside it.
+            fingerprint: changes whenever the content of the file changes.
+            companions: folders or files that belong next to it.
 
         Raises:
-            InputError: it or a companion is not there, or they are larger than the cache.
-            ResourceError: the storage stays away, or the cache cannot be used.
+            InputError: it or a companion does not exist, or they are larger than the cache.
+            ResourceError: the storage stayed unavailable, or the cache cannot be used.
         """
         filesystem, path = files.open_filesystem(uri)
         beside = [file for companion in companions for file in _list_companion(companion, of=uri)]
@@ -106,16 +109,18 @@ class Cache:
     def expand(
         self, uri: str, *, fingerprint: str, decode: Callable[[BinaryIO], IO[bytes]]
     ) -> Iterator[str]:
-        """The path of what comes out of a compressed file, as far as it comes and as the cache holds.
+        """Yield the path of the decompressed content of a file, valid while the context lasts.
+
+        The content ends at the first damage, or at the size of the cache.
 
         Args:
             uri: the file.
-            fingerprint: what changes when its content does.
-            decode: the file → what comes out of it.
+            fingerprint: changes whenever the content of the file changes.
+            decode: compressed stream → decompressed stream.
 
         Raises:
-            InputError: it is not there.
-            ResourceError: the storage stays away, or the cache cannot be used.
+            InputError: it does not exist.
+            ResourceError: the storage stayed unavailable, or the cache cannot be used.
         """
 
         def bring(part: Path) -> None:
@@ -126,21 +131,20 @@ class Cache:
 
     @contextmanager
     def _hold(self, uri: str, known: str, bring: Callable[[Path], None]) -> Iterator[Path]:
-        """The folder of one entry's files, held; who finds none has it brought.
+        """Yield the folder of an entry's files, locked against removal; create it if it is missing.
 
         Args:
-            uri: what errors call it.
-            known: all that it depends on.
-            bring: makes the entry, at the place that it is given.
+            uri: the file, for errors.
+            known: everything that the entry depends on.
+            bring: creates the entry at the path that it is given.
         """
         name = hashlib.sha256(known.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         place = open_cache(self.folder) / name
         while True:
             with lock(place, shared=True):
                 if is_whole(place):
-                    os.utime(
-                        place, ns=(time.time_ns(), time.time_ns())
-                    )  # now; the kernel's own lags some milliseconds
+                    # Explicit times, because the kernel's own lag by some milliseconds.
+                    os.utime(place, ns=(time.time_ns(), time.time_ns()))
                     yield place / FILES
                     return
             with lock(place, shared=False):
@@ -150,30 +154,32 @@ class Cache:
                 part = place.with_name(f"{place.name}.{uuid.uuid4().hex}{PART}")
                 try:
                     bring(part)
-                    with making_room(
-                        place.parent
-                    ):  # else who makes room may see neither the part nor the whole
+                    # Without the lock, a process that makes room might see neither the part nor
+                    # the finished entry.
+                    with making_room(place.parent):
                         part.rename(place)
                 except OSError as error:
-                    if error.errno is None:  # of no disk
+                    if error.errno is None:  # not an error of the disk
                         raise
                     raise ResourceError(
-                        f"{uri} cannot be staged in {place.parent}: {error}. Make room there, or give --cache another disk"
+                        f"{uri} cannot be staged in {place.parent}: {error}. Free some space "
+                        "there, or give --cache a folder on another disk"
                     ) from None
                 finally:
                     shutil.rmtree(part, ignore_errors=True)
 
 
 def _bring(wanted: Sequence[_Wanted], *, part: Path, max_bytes: int) -> None:
-    """Makes an entry of files of the storage."""
+    """Create an entry by downloading files."""
     first = wanted[0].uri
     for file in wanted:
         if {"", ".", ".."} & set(file.name.split("/")):
-            raise InputError(f"{first} belongs with {file.name!r}, which is no path below it")
+            raise InputError(f"{first} has a companion {file.name!r}, which is not a path below it")
     total = sum(file.size for file in wanted)
     if total > max_bytes:
         raise InputError(
-            f"{first} takes {total} bytes: the staging cache holds {max_bytes}. Give --cache-gib more"
+            f"{first} takes {total} bytes, but the staging cache holds {max_bytes}. "
+            "Raise --cache-gib"
         )
     reserve(part, {file.name: file.size for file in wanted}, max_bytes=max_bytes)
     for file in wanted:
@@ -186,11 +192,13 @@ def _bring(wanted: Sequence[_Wanted], *, part: Path, max_bytes: int) -> None:
 def _expand(
     uri: str, decode: Callable[[BinaryIO], IO[bytes]], *, part: Path, max_bytes: int
 ) -> None:
-    """Makes an entry of what comes out of a compressed file. How much that is nobody knows: room is made step by step."""
+    """Create an entry from the decompressed content of a file.
+
+    The size is not known beforehand, so space is reserved step by step.
+    """
     size = reserved = 0
-    with lock(
-        part.parent / "expand", shared=False
-    ):  # two that wait for each other's room would wait for ever
+    # One at a time: two that wait for each other's space would deadlock.
+    with lock(part.parent / "expand", shared=False):
         reserve(part, {_EXPANDED: 0}, max_bytes=max_bytes)
         (part / FILES).mkdir()
         with Reader(uri) as source, (part / FILES / _EXPANDED).open("wb") as sink:
@@ -209,12 +217,14 @@ def _expand(
 
 
 def _decoded(stream: IO[bytes]) -> Iterator[bytes]:
-    """What comes out of a stream, until it is damaged."""
+    """Yield the content of a stream up to the first damage."""
     while True:
         try:
             piece = stream.read(_DECODED)
         except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-            if getattr(error, "errno", None) is not None:  # the disk's own, not the decoder's
+            if (
+                getattr(error, "errno", None) is not None
+            ):  # an error of the disk, not of the decoder
                 raise
             return
         if not piece:
@@ -234,5 +244,5 @@ def _list_companion(uri: str, *, of: str) -> list[_Wanted]:
         return list(_below(uri))
     except InputError as error:
         raise InputError(
-            f"{of} is not whole: {error}. It belongs to the slide: put it beside the file"
+            f"{of} is incomplete: {error}. It belongs to the slide: put it next to the file"
         ) from None

@@ -8,7 +8,7 @@ from resunet_ray.storage.files import attempt, write_bytes
 
 
 def write_table(uri: str, table: pa.Table, *, rows_per_group: int = 2**16) -> None:
-    """Writes a Parquet file, zstd, whole or not at all."""
+    """Write a Parquet file, compressed with zstd, that readers see whole or not at all."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", row_group_size=rows_per_group)
     write_bytes(uri, sink.getvalue())
@@ -17,10 +17,10 @@ def write_table(uri: str, table: pa.Table, *, rows_per_group: int = 2**16) -> No
 def read_table(
     uri: str, *, columns: list[str] | None = None, row_group: int | None = None
 ) -> pa.Table:
-    """Reads a Parquet file, or one of its row groups.
+    """Read a Parquet file, or one of its row groups.
 
     Raises:
-        InputError: it is not there.
+        InputError: it does not exist.
     """
 
     def read(filesystem: fs.FileSystem, path: str) -> pa.Table:
@@ -36,10 +36,10 @@ def read_table(
 
 
 def read_metadata(uri: str) -> pq.FileMetaData:
-    """The footer of a Parquet file: its schema, and how many rows each row group has.
+    """Return the footer of a Parquet file: its schema, and the number of rows of each row group.
 
     Raises:
-        InputError: it is not there.
+        InputError: it does not exist.
     """
 
     def read(filesystem: fs.FileSystem, path: str) -> pq.FileMetaData:

@@ -1,4 +1,4 @@
-"""Listings of any length: what lies below a location, file by file, with what tells a changed file from an unchanged one."""
+"""Listings of any length, with a fingerprint that tells whether a file has changed."""
 
 import os
 from collections.abc import Iterator
@@ -17,36 +17,38 @@ from resunet_ray.errors import InputError, ResourceError
 from resunet_ray.storage.files import mask_credentials, open_filesystem
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
-_S3_ATTEMPTS = (
-    10  # as many as Ray Data makes; with their pauses a store may be away for about a minute
-)
+# As many as Ray Data makes. With the pauses between them, a store may be unavailable for about a
+# minute.
+_S3_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
 class FileStatus:
-    """What a listing says about one file."""
+    """One file of a listing."""
 
     path: str
-    """Relative to what was listed; empty for that itself."""
+    """Relative to the listed location; empty for that location itself."""
     size: int
     mtime: datetime
     error: OSError | None = None
-    """Why it, or the folder of that name, cannot be looked at."""
+    """Why the file, or the folder of that name, cannot be read."""
     etag: str | None = None
-    """The object store's digest of the content, where it gives one."""
+    """The object store's digest of the content, if it provides one."""
 
     @property
     def fingerprint(self) -> str:
-        """What changes when the content does: the etag, or size and time of the last change."""
+        """Changes whenever the content changes: the etag, or size and time of the last change."""
         return self.etag or f"{self.size}-{self.mtime.timestamp():.6f}"
 
 
 def walk_files(uri: str) -> Iterator[FileStatus]:
-    """Each file below a folder or prefix, or the one file that stands there; in no memory, however many there are.
+    """Yield each file below a folder or prefix, or the single file at that location.
+
+    Files are streamed: memory does not grow with their number.
 
     Raises:
-        InputError: nothing is there.
-        ResourceError: it cannot be listed.
+        InputError: the location does not exist.
+        ResourceError: the location cannot be listed.
     """
     filesystem, path = open_filesystem(uri)
     if isinstance(filesystem, fs.LocalFileSystem):
@@ -59,7 +61,7 @@ def walk_files(uri: str) -> Iterator[FileStatus]:
 
 def _walk_local(root: Path, uri: str) -> Iterator[FileStatus]:
     if not root.exists():
-        raise InputError(f"{uri} is not there: expected a file, or a folder that holds files")
+        raise InputError(f"{uri} does not exist: expected a file, or a folder with files")
     if root.is_file():
         found = root.stat()
         yield FileStatus("", found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
@@ -69,7 +71,7 @@ def _walk_local(root: Path, uri: str) -> Iterator[FileStatus]:
         folder = folders.pop()
         try:
             place = (root / folder).stat()
-            if (place.st_dev, place.st_ino) in seen:  # a link that leads back
+            if (place.st_dev, place.st_ino) in seen:  # a link back to a folder that was listed
                 continue
             seen.add((place.st_dev, place.st_ino))
             with os.scandir(root / folder) as entries:
@@ -85,12 +87,12 @@ def _walk_local(root: Path, uri: str) -> Iterator[FileStatus]:
 
 
 def _stat_local(entry: os.DirEntry[str], path: str) -> FileStatus | None:
-    """None: it is a folder."""
+    """Return the status of a file, or None for a folder."""
     try:
         if entry.is_dir():
             return None
         found = entry.stat()
-    except OSError as error:  # a link to nowhere, or gone since
+    except OSError as error:  # a broken link, or deleted meanwhile
         return FileStatus(path, 0, _EPOCH, error=error)
     return FileStatus(path, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
 
@@ -100,7 +102,7 @@ def _walk_s3(path: str, uri: str) -> Iterator[FileStatus]:
     prefix = f"{key.rstrip('/')}/" if key else ""
     empty = True
     try:
-        # The object itself and what lies below it: `a/b` also finds `a/bc`, which is neither.
+        # S3 matches prefixes: `a/b` also finds `a/bc`, which is neither `a/b` nor below it.
         for page in (
             s3_client()
             .get_paginator("list_objects_v2")
@@ -119,13 +121,13 @@ def _walk_s3(path: str, uri: str) -> Iterator[FileStatus]:
     except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
         raise ResourceError(f"{uri} cannot be listed: {mask_credentials(str(error))}") from None
     if empty:
-        raise InputError(f"{uri} is not there: expected an object, or a prefix that holds objects")
+        raise InputError(f"{uri} does not exist: expected an object, or a prefix with objects")
 
 
 def _walk_any(filesystem: fs.FileSystem, path: str, uri: str) -> Iterator[FileStatus]:
     start = filesystem.get_file_info(path)
     if start.type == fs.FileType.NotFound:
-        raise InputError(f"{uri} is not there: expected a file, or a folder that holds files")
+        raise InputError(f"{uri} does not exist: expected a file, or a folder with files")
     waiting = [start]
     while waiting:
         entry = waiting.pop()
@@ -138,7 +140,7 @@ def _walk_any(filesystem: fs.FileSystem, path: str, uri: str) -> Iterator[FileSt
 
 
 def s3_client() -> Any:
-    """A client for what pyarrow has no call for: listing with etags, and conditional writes."""
+    """Return a client for what pyarrow lacks: listings with etags, and conditional writes."""
     return _s3_client(os.environ.get("AWS_ENDPOINT_URL"))
 
 

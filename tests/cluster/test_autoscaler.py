@@ -1,4 +1,4 @@
-"""A cluster that shrinks to nothing between jobs grows again when one is submitted."""
+"""A cluster that shrank to its head between jobs grows again when one is submitted."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import pytest
 from support import free_port
 
 HEAD = "f" * 51 + "00000"
-"""The id that Ray's fake provider of nodes gives its head."""
+"""The id that Ray's fake node provider gives its head."""
 
 ASK = """
 import logging, ray
@@ -47,8 +47,11 @@ pytestmark = pytest.mark.campaign
 
 @pytest.fixture
 def autoscaled() -> Iterator[dict[str, str]]:
-    """A cluster whose autoscaler may add two nodes with a GPU each: processes of this machine. Gives what it takes to join it."""
-    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: sockets lie below it
+    """A cluster whose autoscaler may add two nodes with a GPU each, as processes of this machine.
+
+    Yields the environment that is needed to join it.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short, because it contains sockets
     port = free_port()
     empty: dict[str, Any] = {
         f"{name}commands": []
@@ -121,16 +124,19 @@ def autoscaled() -> Iterator[dict[str, str]]:
 
 
 def kill_what_names(folder: Path) -> None:
-    """Ends the processes that have a folder on their command line: the nodes that the autoscaler made outlive the head."""
+    """Kill the processes that have a folder in their command line.
+
+    Nodes that the autoscaler started outlive the head.
+    """
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if f"{folder}/".encode() in (process / "cmdline").read_bytes():
                 os.kill(int(process.name), signal.SIGKILL)
-        except OSError:  # it has ended since
+        except OSError:  # it has ended meanwhile
             continue
 
 
-def test_an_autoscaler_is_asked_for_what_is_missing_and_only_what_it_can_never_add_is_refused(
+def test_an_autoscaler_is_asked_for_missing_nodes_and_only_impossible_demands_are_refused(
     autoscaled: dict[str, str],
 ) -> None:
     done = subprocess.run(
@@ -142,10 +148,10 @@ def test_an_autoscaler_is_asked_for_what_is_missing_and_only_what_it_can_never_a
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    # Of two workers it says nothing where their nodes come within a few seconds.
+    # Nothing is logged about the two workers if their nodes join within a few seconds.
     assert (
-        "waiting up to 1800 s for three workers: 6 CPUs needed, 5 there; 3 GPUs needed, 2 there"
-        in done.stderr
+        "waiting up to 1800 s for three workers: 6 CPUs needed, 5 available; "
+        "3 GPUs needed, 2 available" in done.stderr
     )
     before, after, busy, refused = [
         line for line in done.stdout.splitlines() if "(autoscaler" not in line
@@ -153,6 +159,6 @@ def test_an_autoscaler_is_asked_for_what_is_missing_and_only_what_it_can_never_a
     assert (before, after) == ("0", "2.0")
     assert "had no room for two more in 8 s: other jobs hold what it needs" in busy
     assert refused == (
-        "the Ray cluster's autoscaler may not add what three workers take: 6 CPUs needed, 5 there; 3 GPUs needed, 2 there. "
-        "Ask for less, or allow more"
+        "the Ray cluster's autoscaler may not add enough nodes for three workers: 6 CPUs needed, "
+        "5 available; 3 GPUs needed, 2 available. Ask for less, or raise the autoscaler's limits"
     )

@@ -1,4 +1,4 @@
-"""`cluster/aws.yaml` is what `ray up` and AWS expect of it, as far as that can be known without an account."""
+"""`cluster/aws.yaml` is what `ray up` and AWS expect, as far as a test without account can tell."""
 
 import copy
 import inspect
@@ -37,7 +37,7 @@ _SCHEMA = Path(ray.autoscaler.__file__).parent / "ray-schema.json"
 
 @cache
 def machine_parameters() -> Any:
-    """Those of EC2's RunInstances, as boto3 knows them."""
+    """Return the parameters of EC2's RunInstances, from boto3."""
     return (
         botocore.session.get_session()
         .get_service_model("ec2")
@@ -47,7 +47,7 @@ def machine_parameters() -> Any:
 
 
 def problems(config: dict[str, Any]) -> list[str]:
-    """What Ray's own check finds, and in what it lets through: the parameters of EC2, of the provider, and of resources."""
+    """List what Ray's check finds, and unknown EC2 parameters, provider fields and resources."""
     try:
         prepared = prepare_config(copy.deepcopy(config))
         validate_config(prepared)
@@ -60,7 +60,8 @@ def problems(config: dict[str, Any]) -> list[str]:
         )
         found += [f"{name}: {report.generate_report()}"] if report.has_errors() else []
         found += [
-            f"{name}: {resource} is no resource" for resource in set(kind["resources"]) - _RESOURCES
+            f"{name}: {resource} is not a resource"
+            for resource in set(kind["resources"]) - _RESOURCES
         ]
     known = json.loads(_SCHEMA.read_text())["properties"]["provider"]["properties"]
     return found + [
@@ -68,21 +69,21 @@ def problems(config: dict[str, Any]) -> list[str]:
     ]
 
 
-def test_it_is_accepted() -> None:
+def test_the_configuration_is_accepted() -> None:
     assert problems(CONFIG) == []
 
 
-def test_a_misspelt_field_is_refused_wherever_it_stands() -> None:
+def test_any_misspelt_field_is_refused() -> None:
     fields = [path for path in list_fields(CONFIG) if path not in _NAMED_BY_US]
     assert len(fields) > 70
     assert [path for path in fields if not problems(misspell(CONFIG, path))] == []
 
 
-def test_gpu_nodes_come_when_they_are_needed_and_the_head_leaves_its_cores_to_the_drivers() -> None:
+def test_gpu_nodes_start_on_demand_and_the_head_keeps_its_cores_for_the_drivers() -> None:
     head = TYPES[CONFIG["head_node_type"]]
     assert head["resources"] == {"CPU": 1, "GPU": 0}
     assert head["max_workers"] == 0
-    assert "InstanceMarketOptions" not in head["node_config"]  # with the head, every job ends
+    assert "InstanceMarketOptions" not in head["node_config"]  # losing the head ends every job
     for name in ("gpu", "cpu"):
         assert (
             TYPES[name]["min_workers"],
@@ -93,7 +94,7 @@ def test_gpu_nodes_come_when_they_are_needed_and_the_head_leaves_its_cores_to_th
     assert CONFIG["max_workers"] == sum(TYPES[name]["max_workers"] for name in ("gpu", "cpu"))
 
 
-def test_no_node_has_a_key_and_every_one_asks_for_the_token() -> None:
+def test_no_node_has_a_key_and_every_node_requires_the_token() -> None:
     assert "RAY_AUTH_MODE=token" in " ".join(CONFIG["docker"]["run_options"])
     assert CONFIG["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
     profiles = {
@@ -104,13 +105,13 @@ def test_no_node_has_a_key_and_every_one_asks_for_the_token() -> None:
     assert not re.search(r"AKIA|ACCESS_KEY|SECRET", text)
 
 
-def test_nothing_is_installed_on_a_node_beside_the_image() -> None:
+def test_nothing_but_the_image_is_installed_on_a_node() -> None:
     """Ray's defaults would install its nightly build."""
     prepared = prepare_config(copy.deepcopy(CONFIG))
     assert [prepared[f"{name}setup_commands"] for name in ("", "head_", "worker_")] == [[], [], []]
 
 
-def test_the_image_is_fetched_where_it_was_logged_in_to() -> None:
+def test_the_image_is_pulled_from_the_registry_that_nodes_log_in_to() -> None:
     registry, _, image = CONFIG["docker"]["image"].partition("/")
     (login,) = CONFIG["initialization_commands"]
     assert login.endswith(f" {registry}")
@@ -118,7 +119,7 @@ def test_the_image_is_fetched_where_it_was_logged_in_to() -> None:
     assert image == "resunet_ray:0.2.0-cuda"
 
 
-def test_workers_have_disk_for_what_the_object_store_spills() -> None:
+def test_workers_have_disk_space_for_spilled_objects() -> None:
     for name in ("gpu", "cpu"):
         (disk,) = TYPES[name]["node_config"]["BlockDeviceMappings"]
         assert disk["Ebs"]["VolumeSize"] >= 200  # GB
@@ -126,7 +127,7 @@ def test_workers_have_disk_for_what_the_object_store_spills() -> None:
 
 
 def allowed(name: str, service: str) -> set[str]:
-    """The actions of one service that a policy allows, each by its own name."""
+    """Return the actions of one service that a policy allows, each by name."""
     policy = json.loads((ROOT / "cluster" / "policies" / f"{name}.json").read_text())
     actions = [
         action
@@ -138,7 +139,7 @@ def allowed(name: str, service: str) -> set[str]:
     return {action.partition(":")[2] for action in actions if action.startswith(f"{service}:")}
 
 
-def test_the_head_may_do_what_ray_s_provider_of_machines_calls_and_no_more() -> None:
+def test_the_head_may_call_what_ray_s_node_provider_calls_and_no_more() -> None:
     source = inspect.getsource(node_provider)
     calls = set(re.findall(r"\.client\.([a-z]+_[a-z_]+)\b", source)) | set(
         re.findall(r"fail_fast\.([a-z]+_[a-z_]+)\(", source)
@@ -154,7 +155,7 @@ def test_the_head_may_do_what_ray_s_provider_of_machines_calls_and_no_more() -> 
 
 
 def action(method: str, target: str) -> str:
-    """What a request to S3 needs its caller to be allowed."""
+    """Return the permission that a request to S3 needs."""
     path, _, query = target.partition("?")
     if path.count("/") == 1 or path.endswith("/lab/"):
         return "DeleteObject" if "delete" in query else "ListBucket"
@@ -163,7 +164,7 @@ def action(method: str, target: str) -> str:
     return "GetObject" if method in ("GET", "HEAD") else "PutObject"
 
 
-def test_every_node_may_do_in_the_bucket_what_the_code_does_and_no_more(
+def test_nodes_may_do_in_the_bucket_what_the_code_does_and_no_more(
     s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests: list[tuple[bytes, bytes]] = []
@@ -188,4 +189,4 @@ def test_every_node_may_do_in_the_bucket_what_the_code_does_and_no_more(
         storage.delete(place)
         assert not storage.exists(place)
     used = {action(method.decode(), target.decode()) for method, target in requests}
-    assert allowed("bucket", "s3") == used | {"AbortMultipartUpload"}  # of a write that fails
+    assert allowed("bucket", "s3") == used | {"AbortMultipartUpload"}  # for failed writes

@@ -1,4 +1,4 @@
-"""Every command in a manifest or on a page is one that its job or Ray can read, and asks for what its cluster has."""
+"""Every command in the manifests and pages is valid, and asks for no more than its cluster has."""
 
 import json
 import re
@@ -47,14 +47,14 @@ READERS: dict[str, Callable[..., Any]] = {
     "segment": partial(read_config, SegmentConfig, saved="run.json"),
     "doctor": partial(read_config, DoctorConfig),
 }
-"""As the jobs read their flags."""
+"""How the jobs read their flags."""
 
 
 def read_job(command: str) -> Any:
-    """The configuration that a command gives its job.
+    """Return the configuration that a command gives its job.
 
     Raises:
-        SystemExit: a flag is unknown, or its value wrong.
+        SystemExit: a flag is unknown, or its value is wrong.
     """
     python, script, *arguments = shlex.split(command)
     assert (python, script.partition("/")[0]) == ("python", "jobs"), command
@@ -64,7 +64,10 @@ def read_job(command: str) -> Any:
 
 
 def list_entry_points() -> dict[str, str]:
-    """The jobs of the manifests, by folder, with the storage put in as the submitter's shell or Kubernetes does it."""
+    """Return the command of each folder's job, with STORAGE_URI replaced as on the cluster.
+
+    The submitter's shell replaces it, or Kubernetes.
+    """
     found = {}
     settings = find("ConfigMap", among="access")["data"]
     for name, objects in render_all().items():
@@ -81,7 +84,10 @@ def list_entry_points() -> dict[str, str]:
 
 
 def list_page_lines() -> Iterator[str]:
-    """Lines of the pages' command blocks, continued lines joined, comments and what goes to the background taken off."""
+    """Yield the lines of the pages' command blocks.
+
+    Continued lines are joined. Comments, redirections to /dev/null and a final & are removed.
+    """
     for page in PAGES:
         for block in re.findall(
             r"^```bash\n(.*?)^```$", page.read_text(), flags=re.DOTALL | re.MULTILINE
@@ -91,17 +97,17 @@ def list_page_lines() -> Iterator[str]:
 
 
 def split_submission(words: list[str]) -> tuple[list[str], str]:
-    """`ray job submit FLAGS -- COMMAND` → the flags, and the command after the shell on the head has put the storage in."""
+    """`ray job submit FLAGS -- COMMAND` → the flags, and the command with STORAGE_URI replaced."""
     mark = words.index("--")
     flags, command = words[:mark], words[mark + 1 :]
     if command[:2] == ["sh", "-c"]:
         return flags, command[2].replace("$STORAGE_URI", STORAGE)
-    assert "$" not in shlex.join(command), "ray quotes it, so that no shell would put it in"
+    assert "$" not in shlex.join(command), "ray quotes the command, so no shell would replace it"
     return flags, shlex.join(command)
 
 
 def parse_ray(words: list[str]) -> None:
-    """As `ray` itself reads its command line, without doing it."""
+    """Parse a command line as `ray` does, without running it."""
     command, context = cli, cli.make_context("ray", list(words[1:]), resilient_parsing=False)
     while hasattr(command, "commands"):
         name, command, rest = command.resolve_command(
@@ -110,7 +116,7 @@ def parse_ray(words: list[str]) -> None:
         context = command.make_context(name, rest, parent=context)
 
 
-def test_the_jobs_of_all_manifests_read_their_flags() -> None:
+def test_the_jobs_of_all_manifests_accept_their_flags() -> None:
     found = list_entry_points()
     assert set(found) == {"train", "sweep", "nightly", "nightly-raycronjob"}
     for name, command in found.items():
@@ -131,7 +137,7 @@ def test_a_misspelt_flag_is_refused(name: str, capsys: pytest.CaptureFixture[str
             read_job(shlex.join(wrong))
 
 
-def test_the_commands_on_the_pages_read_their_flags() -> None:
+def test_the_commands_on_the_pages_are_accepted() -> None:
     submitted = []
     for line in list_page_lines():
         words = shlex.split(line)
@@ -142,11 +148,11 @@ def test_the_commands_on_the_pages_read_their_flags() -> None:
         elif words[:1] == ["ray"]:
             parse_ray(words)
         elif any(word.startswith("jobs/") for word in words) and not words[0].startswith(".venv"):
-            pytest.fail(f"{line}: nobody checks this command")
+            pytest.fail(f"{line}: no test checks this command")
     assert {"PrepareConfig", "TrainConfig", "SegmentConfig"} <= set(submitted)
 
 
-def test_the_commands_of_the_nodes_are_those_of_ray() -> None:
+def test_ray_accepts_the_commands_that_start_the_nodes() -> None:
     aws = yaml.safe_load((ROOT / "cluster" / "aws.yaml").read_text())
     commands = [
         line.removeprefix("ulimit -n 65536; ")
@@ -162,7 +168,7 @@ def test_the_commands_of_the_nodes_are_those_of_ray() -> None:
     parse_ray([*container["command"], *container["args"]])
 
 
-def test_the_page_uses_every_policy_and_none_that_is_not_there() -> None:
+def test_the_page_uses_exactly_the_policies_that_exist() -> None:
     used = re.findall(
         r"file://(cluster/policies/\S+)", (ROOT / "cluster" / "README.md").read_text()
     )
@@ -173,7 +179,7 @@ def test_the_page_uses_every_policy_and_none_that_is_not_there() -> None:
         assert json.loads((ROOT / path).read_text())["Version"] == "2012-10-17"
 
 
-def test_the_page_names_every_folder_and_none_that_is_not_there() -> None:
+def test_the_page_names_exactly_the_folders_that_exist() -> None:
     text = (ROOT / "cluster" / "README.md").read_text()
     folders = {folder.name for folder in FOLDER.iterdir()}
     (table,) = re.findall(r"^\| folder .*\n\|.*\n((?:\|.*\n)+)", text, flags=re.MULTILINE)
@@ -183,7 +189,7 @@ def test_the_page_names_every_folder_and_none_that_is_not_there() -> None:
         assert path.startswith("https://") or (ROOT / "cluster" / path).exists(), path
 
 
-def test_runs_that_nobody_submits_by_hand_send_the_code_of_the_image() -> None:
+def test_unattended_runs_send_the_code_of_the_image() -> None:
     (folder,) = re.findall(
         r"^WORKDIR (/home\S+)$", (ROOT / "cluster" / "Dockerfile").read_text(), flags=re.MULTILINE
     )
@@ -203,7 +209,7 @@ def test_runs_that_nobody_submits_by_hand_send_the_code_of_the_image() -> None:
 
 
 def count(cluster: Object) -> tuple[int, int]:
-    """CPUs and GPUs of a cluster at its largest, as Ray counts them."""
+    """Return the CPUs and GPUs of a cluster at its largest, as Ray counts them."""
     cpus, gpus = int(cluster["headGroupSpec"]["rayStartParams"]["num-cpus"]), 0
     for group in cluster["workerGroupSpecs"]:
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -213,8 +219,8 @@ def count(cluster: Object) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("name", ["train", "sweep", "nightly", "nightly-raycronjob"])
-def test_what_a_job_asks_for_fits_its_cluster(name: str) -> None:
-    """A job that does not fit says so and ends, every night anew."""
+def test_what_a_job_asks_for_fits_on_its_cluster(name: str) -> None:
+    """A job that does not fit would fail every night."""
     config = read_job(list_entry_points()[name])
     clusters = [cluster for item in render_all()[name] for cluster in list_clusters(item)]
     cpus, gpus = count(clusters[0] if clusters else find("RayCluster", among="gpu")["spec"])
@@ -227,4 +233,4 @@ def test_what_a_job_asks_for_fits_its_cluster(name: str) -> None:
     assert gpu == "on"
     assert workers is not None
     assert workers * each + 1 <= cpus
-    assert workers == gpus  # none waits, none is idle
+    assert workers == gpus  # no worker waits, no GPU is idle

@@ -1,4 +1,4 @@
-"""The Dockerfile, as far as it can be read without building it."""
+"""The Dockerfile, as far as it can be checked without building it."""
 
 import re
 import subprocess
@@ -11,20 +11,20 @@ TEXT = (ROOT / "cluster" / "Dockerfile").read_text()
 
 
 def list_instructions() -> list[tuple[str, str]]:
-    """Each instruction with its arguments, continued lines joined."""
+    """Return each instruction with its arguments, continued lines joined."""
     lines = re.sub(r"^#.*\n", "", TEXT, flags=re.MULTILINE).replace("\\\n", " ").splitlines()
     return [(line.split()[0], line.split(maxsplit=1)[1]) for line in lines if line.strip()]
 
 
 def list_copied() -> list[str]:
-    """What is copied from the repository."""
+    """Return what is copied from the repository."""
     copies = [arguments.split() for name, arguments in list_instructions() if name == "COPY"]
     return [
         source for words in copies if not words[0].startswith("--from") for source in words[:-1]
     ]
 
 
-def test_it_begins_with_a_pinned_python_that_the_package_can_use() -> None:
+def test_it_starts_from_a_pinned_python_that_the_package_supports() -> None:
     stages = [arguments for name, arguments in list_instructions() if name == "FROM"]
     bases = [stage.split()[0] for stage in stages]
     names = {stage.split(" AS ")[1] for stage in stages if " AS " in stage}
@@ -43,7 +43,7 @@ def test_it_begins_with_a_pinned_python_that_the_package_can_use() -> None:
     ]
 
 
-def test_what_it_copies_is_in_the_repository_and_passes_its_ignore_file() -> None:
+def test_what_it_copies_is_tracked_and_not_ignored() -> None:
     tracked = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.splitlines()
@@ -58,7 +58,7 @@ def test_what_it_copies_is_in_the_repository_and_passes_its_ignore_file() -> Non
     assert "\n*\n" in (ROOT / "cluster" / "Dockerfile.dockerignore").read_text()
 
 
-def test_its_packages_are_the_pinned_ones() -> None:
+def test_its_packages_are_pinned() -> None:
     installs = [
         arguments
         for name, arguments in list_instructions()
@@ -74,21 +74,20 @@ def test_its_packages_are_the_pinned_ones() -> None:
     assert all(re.fullmatch(r"[\w.-]+==\S+", line) for line in pinned)
 
 
-def test_it_runs_as_nobody_special_and_asks_for_the_token() -> None:
-    """By number: Kubernetes cannot tell that a name is not root's."""
+def test_it_runs_unprivileged_and_requires_the_token() -> None:
+    """The user is a number, because Kubernetes cannot tell whether a name is root."""
     instructions = list_instructions()
     assert instructions[-1] == ("USER", "1000:1000")
     environment = " ".join(arguments for name, arguments in instructions if name == "ENV")
     assert {"HOME=/home/ray", "RAY_AUTH_MODE=token", "NVIDIA_VISIBLE_DEVICES=all"} <= set(
         environment.split()
     )
-    assert not [
-        arguments for name, arguments in instructions if name in ("ENTRYPOINT", "CMD")
-    ]  # `ray up` and KubeRay give their own
+    # `ray up` and KubeRay bring their own commands.
+    assert not {"ENTRYPOINT", "CMD"} & {name for name, _ in instructions}
 
 
-def test_it_has_what_ray_up_and_the_operator_call() -> None:
-    """Both rsync and ssh are called within the container, and neither is in a slim image."""
+def test_it_contains_the_programs_that_ray_up_and_the_operator_call() -> None:
+    """`ray up` calls rsync and ssh within the container, and slim images contain neither."""
     (install,) = [
         arguments for name, arguments in list_instructions() if "apt-get install" in arguments
     ]

@@ -1,4 +1,4 @@
-"""Every manifest is what its reader expects: a misspelt field, a broken rule or a pod with too many rights is refused."""
+"""Every manifest is valid, and tests catch misspelt fields, broken rules and privileged pods."""
 
 import copy
 import re
@@ -30,7 +30,7 @@ from resunet_ray.config import SegmentConfig
 
 APPLIED = list_kustomizations()
 COMPONENTS = {"settings": ["access", "nightly"], "own-cluster": ["train", "nightly-raycronjob"]}
-"""Folders that show all that a component does."""
+"""By component, the folders that together show everything it does."""
 
 
 def read(name: str) -> list[Any]:
@@ -38,8 +38,8 @@ def read(name: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", APPLIED)
-def test_what_is_applied_is_accepted(name: str) -> None:
-    """By the schemas of Kubernetes and KubeRay, closed to unknown fields, and by the rules of KubeRay's operator."""
+def test_every_applied_object_is_accepted(name: str) -> None:
+    """By the schemas of Kubernetes and KubeRay without unknown fields, and the operator's rules."""
     objects = render(name)
     assert objects
     for item in objects:
@@ -48,7 +48,7 @@ def test_what_is_applied_is_accepted(name: str) -> None:
 
 @pytest.mark.parametrize("name", list_sources())
 def test_every_file_is_used_and_well_formed(name: str) -> None:
-    """An object in a file is accepted as it stands (a job gets its cluster later); anything else is a patch."""
+    """An object in a file is accepted as it is (jobs get a cluster later); others are patches."""
     assert any(
         Path(name).name in file.read_text()
         for file in (FOLDER / name).parent.glob("kustomization.yaml")
@@ -65,7 +65,7 @@ def test_every_file_is_used_and_well_formed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", APPLIED)
-def test_a_misspelt_field_is_refused_wherever_it_stands(name: str) -> None:
+def test_any_misspelt_field_is_refused(name: str) -> None:
     for item in render(name):
         fields = list_fields(item)
         assert len(fields) >= 4
@@ -76,8 +76,8 @@ def test_a_misspelt_field_is_refused_wherever_it_stands(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*APPLIED, *list_kustomizations("Component")])
-def test_a_misspelt_field_of_a_kustomization_is_refused(name: str, tmp_path: Path) -> None:
-    """Each field of the kustomization and of its patches, by Kustomize or by the schema of what comes out."""
+def test_any_misspelt_field_of_a_kustomization_is_refused(name: str, tmp_path: Path) -> None:
+    """Kustomize or the schemas of the result refuse it, in the kustomization and in its patches."""
     shutil.copytree(FOLDER, tmp_path / "copy")
     users = [name] if name in APPLIED else COMPONENTS[name]
     for file in sorted((FOLDER / name).glob("*.yaml")):
@@ -87,9 +87,9 @@ def test_a_misspelt_field_of_a_kustomization_is_refused(name: str, tmp_path: Pat
             else {}
         )
         if isinstance(content, dict) and file.name != "kustomization.yaml":
-            continue  # an object: the test before this one
+            continue  # an object: covered by the test above
         place = tmp_path / "copy" / name / file.name
-        # Of a list's items, which are alike, the first that has the field.
+        # Items of a list are alike: the first one that has the field is enough.
         fields = {
             tuple(key for key in path if isinstance(key, str)): path
             for path in reversed(list_fields_of(content))
@@ -105,7 +105,7 @@ def test_a_misspelt_field_of_a_kustomization_is_refused(name: str, tmp_path: Pat
 
 
 def list_fields_of(content: Any) -> list[tuple[str | int, ...]]:
-    """Fields of a kustomization, or of a list of patches down to what they put in."""
+    """Return the fields of a kustomization or of a list of patches, without the patched values."""
     return [
         path
         for path, _ in walk(content)
@@ -116,7 +116,7 @@ def list_fields_of(content: Any) -> list[tuple[str | int, ...]]:
 
 
 def is_accepted(name: str, *, folder: Path) -> bool:
-    """Nobody refuses what comes out, and it is not more or less than it was."""
+    """Whether the result is accepted and contains the same objects as before."""
     try:
         objects = render(name, folder=folder)
     except ValueError:
@@ -159,7 +159,7 @@ def list_names(objects: list[Object]) -> list[tuple[str, str]]:
         ({"clusterSelector": {}}, "clusterSelector names no cluster"),
         (
             {"submissionMode": "SidecarMode"},
-            "SidecarMode excludes clusterSelector and a submitter of one's own",
+            "SidecarMode excludes clusterSelector and a custom submitter",
         ),
         ({"submissionMode": "InteractiveMode"}, "InteractiveMode excludes backoffLimit"),
         (
@@ -169,23 +169,23 @@ def list_names(objects: list[Object]) -> list[tuple[str, str]]:
         ({"activeDeadlineSeconds": 0}, "activeDeadlineSeconds must be positive"),
         (
             {"rayClusterSpec.rayVersion": "2.51.0"},
-            "authOptions.mode token needs a rayVersion from 2.52 on",
+            "authOptions.mode token needs rayVersion 2.52 or newer",
         ),
         (
             {"rayClusterSpec.rayVersion": None},
-            "authOptions.mode token needs a rayVersion from 2.52 on",
+            "authOptions.mode token needs rayVersion 2.52 or newer",
         ),
         (
             {"rayClusterSpec.autoscalerOptions": {}},
-            "autoscalerOptions without enableInTreeAutoscaling would be passed over",
+            "autoscalerOptions without enableInTreeAutoscaling would be ignored",
         ),
         (
             {"rayClusterSpec.headGroupSpec.resources": {"CPU": "2"}},
-            "resources stand in rayStartParams and beside them",
+            "resources are set both in rayStartParams and next to it",
         ),
         (
             {"rayClusterSpec.headGroupSpec.rayStartParams": {"labels": "a=b"}},
-            "labels stand in rayStartParams",
+            "labels are set in rayStartParams",
         ),
         ({"rayClusterSpec.networkPolicy": {"mode": "DenyAll"}}, "a feature gate is off by default"),
     ],
@@ -209,14 +209,14 @@ def test_a_cluster_that_the_operator_would_refuse_is_refused() -> None:
     cluster["spec"]["workerGroupSpecs"][0].update(minReplicas=5, suspend=True)
     cluster["metadata"]["name"] = "Resunet"
     assert problems(cluster) == [
-        "metadata.name: at most 47 small letters, digits and hyphens, a letter first",
-        "the second autoscaler wants pods that are never restarted",
+        "metadata.name: at most 47 lower-case letters, digits and hyphens, a letter first",
+        "version 2 of the autoscaler needs pods that are never restarted",
         "minReplicas ≤ replicas ≤ maxReplicas",
         "the autoscaler cannot suspend a group",
     ]
 
 
-def test_a_kind_that_nobody_knows_is_refused() -> None:
+def test_an_unknown_kind_is_refused() -> None:
     assert problems({"apiVersion": "ray.io/v1", "kind": "RayJobb", "metadata": {"name": "a"}})
     assert problems({"apiVersion": "batch/v1", "kind": "CronJobb", "metadata": {"name": "a"}})
     assert problems({"kind": "CronJob"})
@@ -226,8 +226,8 @@ def everything() -> list[Object]:
     return [item for objects in render_all().values() for item in objects]
 
 
-def test_every_pod_keeps_to_the_restricted_profile() -> None:
-    """Which the namespace enforces: a pod that does not would never start."""
+def test_every_pod_meets_the_restricted_profile() -> None:
+    """The namespace enforces it: any other pod would never start."""
     pods = [pod for item in everything() for pod in list_pods(item)]
     assert len(pods) == 15
     volumes = {
@@ -259,13 +259,12 @@ def test_every_pod_keeps_to_the_restricted_profile() -> None:
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     for cluster in [cluster for item in everything() for cluster in list_clusters(item)]:
         if cluster["enableInTreeAutoscaling"]:
-            context = cluster["autoscalerOptions"][
-                "securityContext"
-            ]  # of a container that the operator adds
+            # The operator adds a container for the autoscaler.
+            context = cluster["autoscalerOptions"]["securityContext"]
             assert context == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
-def test_only_those_who_know_the_token_reach_a_cluster_and_no_token_is_in_a_file() -> None:
+def test_every_cluster_requires_the_token_and_no_file_contains_one() -> None:
     clusters = [cluster for item in everything() for cluster in list_clusters(item)]
     assert len(clusters) == 5
     assert all(
@@ -284,7 +283,7 @@ def test_only_those_who_know_the_token_reach_a_cluster_and_no_token_is_in_a_file
     }
 
 
-def test_one_file_decides_the_image_and_the_storage(tmp_path: Path) -> None:
+def test_one_file_sets_the_image_and_the_storage(tmp_path: Path) -> None:
     shutil.copytree(FOLDER, tmp_path / "copy")
     file = tmp_path / "copy" / "settings" / "kustomization.yaml"
     text = file.read_text()
@@ -306,8 +305,8 @@ def test_one_file_decides_the_image_and_the_storage(tmp_path: Path) -> None:
             assert path[-1:] != ("STORAGE_URI",) or value == "gs://other"
 
 
-def test_names_lead_to_something() -> None:
-    """What no schema can know: the settings, the account, the labels of the network's rules, and the address of the head."""
+def test_references_between_manifests_resolve() -> None:
+    """No schema checks the settings, the account, network rules' labels or the head's address."""
     access = render_all()["access"]
     names = {(item["kind"], item["metadata"]["name"]) for item in access}
     for pod in [pod for item in everything() for pod in list_pods(item)]:
@@ -352,7 +351,7 @@ def test_names_lead_to_something() -> None:
     } == {"resunet"}
 
 
-def test_a_night_s_run_never_overlaps_and_its_failure_is_not_hidden_by_another_try() -> None:
+def test_nightly_runs_never_overlap_and_a_retry_never_hides_a_failure() -> None:
     cron = find("CronJob", among="nightly")["spec"]
     assert cron["concurrencyPolicy"] == "Forbid"
     assert cron["jobTemplate"]["spec"]["backoffLimit"] == 0
@@ -365,8 +364,8 @@ def test_a_night_s_run_never_overlaps_and_its_failure_is_not_hidden_by_another_t
     assert ZoneInfo(cron["timeZone"])
 
 
-def test_ray_is_told_its_own_version() -> None:
-    """The operator goes by it: the token, the health check, the autoscaler."""
+def test_the_manifests_state_the_pinned_version_of_ray() -> None:
+    """The operator depends on it for the token, the health check and the autoscaler."""
     pinned = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
     assert pinned
     assert {cluster["rayVersion"] for item in everything() for cluster in list_clusters(item)} == {
@@ -379,8 +378,8 @@ def gibibytes(quantity: str) -> float:
     return int(number) / {"Gi": 1, "Mi": 1024}[unit]
 
 
-def test_every_node_has_room_for_its_object_store_and_for_what_that_spills() -> None:
-    """Ray takes 30% of a node's memory for objects, in /dev/shm; where that is smaller, it takes less or the disk."""
+def test_every_node_has_room_for_its_object_store_and_for_spilled_objects() -> None:
+    """Ray keeps objects in /dev/shm, up to 30% of the memory; with less room, it uses the disk."""
     for cluster in [cluster for item in everything() for cluster in list_clusters(item)]:
         for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
             pod = group["template"]["spec"]
@@ -399,7 +398,7 @@ def test_every_node_has_room_for_its_object_store_and_for_what_that_spills() -> 
             )
             assert places["/tmp"]["sizeLimit"] == limits["ephemeral-storage"]
             assert gibibytes(places["/tmp"]["sizeLimit"]) > SegmentConfig.cache_gib + 20, (
-                "else the pod is evicted, not a slide"
+                "otherwise the pod would be evicted, not a slide"
             )
             assert {"readinessProbe", "livenessProbe"} <= set(ray)
             assert {"name": "metrics", "containerPort": 8080} in ray["ports"]

@@ -1,4 +1,7 @@
-"""What operators watch is there and true: a real Prometheus scrapes real runs, and answers each query of dashboard and alerts."""
+"""What operators watch exists and is true.
+
+A real Prometheus scrapes real runs and answers every query of the dashboard and the alerts.
+"""
 
 import json
 import math
@@ -43,7 +46,7 @@ NOT_HERE = {
     "ray_node_gram_used": "a GPU",
     "ray_node_failure_total": "a node that was lost",
 }
-"""Ray's metrics that need what the runs below do not have."""
+"""Ray's metrics that are missing here, and what they need."""
 
 _WORDS = "and or unless by on without ignoring offset bool group_left group_right"
 _FAST = {
@@ -56,19 +59,19 @@ pytestmark = [
     pytest.mark.campaign,
     pytest.mark.skipif(
         shutil.which("prometheus") is None or shutil.which("promtool") is None,
-        reason="no prometheus here: neither metrics nor dashboard nor alerts were tried",
+        reason="no prometheus here: metrics, dashboard and alerts were not checked",
     ),
 ]
 
 
 @dataclass(frozen=True)
 class Prometheus:
-    """A server on loopback."""
+    """A Prometheus server on loopback."""
 
     port: int
 
     def get(self, path: str, **parameters: str | float) -> Any:
-        """What its API answers; an error of it is one of the test."""
+        """Return the answer of its API, or fail the test on an error."""
         url = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         with urllib.request.urlopen(url, timeout=30) as answer:
             found = json.load(answer)
@@ -76,7 +79,7 @@ class Prometheus:
         return found["data"]
 
     def query(self, expression: str) -> dict[tuple[str, ...], float]:
-        """Values now, by the values of the labels in the order of their names."""
+        """Return the current values by their label values, ordered by label name."""
         found = self.get("query", query=expression)["result"]
         return {
             tuple(value for _, value in sorted(series["metric"].items())): float(series["value"][1])
@@ -84,7 +87,7 @@ class Prometheus:
         }
 
     def values(self, expression: str, *, seconds: float) -> list[float]:
-        """All values of the last seconds."""
+        """Return all values of the last seconds."""
         now = time.time()
         found = self.get("query_range", query=expression, start=now - seconds, end=now, step=1)[
             "result"
@@ -94,16 +97,16 @@ class Prometheus:
 
 @dataclass(frozen=True)
 class Watched:
-    """The runs, and who watched them."""
+    """The runs, and the Prometheus that watched them."""
 
     prometheus: Prometheus
     folder: Path
     segmented: dict[str, dict[str, Any]]
-    """What the runs `list` and `möre` came to."""
+    """The results of the runs `list` and `möre`."""
     begun: float
 
     def label(self, name: str) -> str:
-        """The label `output` of a run: Ray takes ASCII alone."""
+        """Return the label `output` of a run. Ray accepts only ASCII."""
         return str(self.folder / name).replace("ö", r"\xf6")
 
     @property
@@ -114,7 +117,10 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def watched(bundle_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """Good images, bad ones, some that are not there, one over which an actor dies; a training. All is done, Ray still there."""
+    """Finished runs whose Ray is still up.
+
+    They segmented good, bad and missing images and one that killed an actor, and trained.
+    """
     folder, begun = tmp_path_factory.mktemp("watched"), time.time()
     write_inputs(folder)
     command = [sys.executable, str(Path(__file__).with_name("watched.py")), bundle_uri, str(folder)]
@@ -169,16 +175,16 @@ def write_inputs(folder: Path) -> None:
 
 
 def read_line(stream: IO[str], *, log: Path) -> dict[str, Any]:
-    """The next line of JSON; Ray prints others."""
+    """Return the next line of JSON. Ray prints other lines."""
     for line in stream:
         if line.startswith("{"):
             return dict(json.loads(line))
-    pytest.fail(f"it ended: {log.read_text()[-3000:]}")
+    pytest.fail(f"the process ended: {log.read_text()[-3000:]}")
 
 
 @contextmanager
 def start_prometheus(folder: Path, *, discovery: Path) -> Iterator[Prometheus]:
-    """Our configuration and rules as they are, but quicker, and for a Ray that is not the only one of its machine."""
+    """Start Prometheus with our configuration and rules, but faster and for this test's Ray."""
     config = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["scrape_configs"][0]["file_sd_configs"] = [
@@ -223,7 +229,10 @@ def wait_until(condition: Any, *, what: str) -> None:
 
 
 def metrics_of(expression: str) -> set[str]:
-    """The names of the metrics in PromQL: what is left without strings, selectors, ranges, labels, functions and words."""
+    """Return the names of the metrics in a PromQL expression.
+
+    They are what remains without strings, selectors, ranges, labels, functions and keywords.
+    """
     bare = re.sub(r'"[^"]*"', "", expression)
     bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]", " ", bare)
     bare = re.sub(r"\b(by|on|without|ignoring|group_left|group_right)\s*\([^)]*\)", " ", bare)
@@ -236,7 +245,7 @@ def unknown_metrics(expression: str, *, known: Iterable[str]) -> set[str]:
     return metrics_of(expression) - set(known) - set(NOT_HERE)
 
 
-def test_each_panel_shows_data_has_a_unit_and_says_what_it_is(watched: Watched) -> None:
+def test_each_panel_shows_data_and_has_a_unit_and_a_description(watched: Watched) -> None:
     seconds = time.time() - watched.begun
     for panel in PANELS:
         title = panel["title"]
@@ -244,7 +253,9 @@ def test_each_panel_shows_data_has_a_unit_and_says_what_it_is(watched: Watched) 
         assert panel["fieldConfig"]["defaults"]["unit"], title
         for target in panel["targets"]:
             query = target["expr"].replace("$__range", f"{seconds:.0f}s").replace("$output", ".*")
-            assert "$" not in query, f"{title}: the test does not know its variables"
+            assert "$" not in query, (
+                f"{title}: the query has a variable that the test does not replace"
+            )
             assert not unknown_metrics(query, known=watched.known), f"{title}: {query}"
             found = (
                 list(watched.prometheus.query(query).values())
@@ -268,7 +279,7 @@ def test_the_dashboard_offers_every_output(watched: Watched) -> None:
     assert outputs == sorted(watched.label(name) for name in ("list", "möre", "trained"))
 
 
-def test_each_rule_asks_for_what_is_there(watched: Watched) -> None:
+def test_each_rule_queries_metrics_that_exist(watched: Watched) -> None:
     for rule in RULES:
         watched.prometheus.query(rule["expr"])
         assert not unknown_metrics(rule["expr"], known=watched.known), rule
@@ -281,7 +292,7 @@ def test_each_rule_asks_for_what_is_there(watched: Watched) -> None:
 
 
 def test_a_misspelt_metric_is_found(watched: Watched) -> None:
-    """Also where the query answers all the same."""
+    """Even if the query still returns something."""
     for query in [target["expr"] for panel in PANELS for target in panel["targets"]] + [
         rule["expr"] for rule in RULES
     ]:
@@ -289,11 +300,14 @@ def test_a_misspelt_metric_is_found(watched: Watched) -> None:
             assert f"{name[:-1]}" in unknown_metrics(
                 re.sub(rf"\b{name}\b", name[:-1], query), known=watched.known
             ), query
-    query = 'sum(rate(ray_resunet_segment_regoins_total{status="ok"}[5m] offset 1h)) by (run) or on (ip) vector(0) > 1e3'
+    query = (
+        'sum(rate(ray_resunet_segment_regoins_total{status="ok"}[5m] offset 1h)) by (run)'
+        " or on (ip) vector(0) > 1e3"
+    )
     assert metrics_of(query) == {"ray_resunet_segment_regoins_total"}
 
 
-def test_what_this_machine_cannot_show_ray_knows() -> None:
+def test_ray_has_the_metrics_that_this_machine_cannot_show() -> None:
     server = Path(ray.__file__).parent / "core" / "src" / "ray" / "gcs" / "gcs_server"
     for name in NOT_HERE:
         own = name.removeprefix("ray_")
@@ -302,8 +316,8 @@ def test_what_this_machine_cannot_show_ray_knows() -> None:
         )
 
 
-def test_the_counters_are_what_the_runs_came_to(watched: Watched) -> None:
-    """Although an actor died, and took a part of its chunk with it."""
+def test_the_counters_match_the_results_of_the_runs(watched: Watched) -> None:
+    """Although an actor died in the middle of a chunk."""
     assert not list(watched.folder.rglob("*.mortal"))
     ask = watched.prometheus.query
     regions = {
@@ -319,7 +333,7 @@ def test_the_counters_are_what_the_runs_came_to(watched: Watched) -> None:
         reasons = Counter(
             zip(table["error_stage"], table["error_type"], table["status"], strict=True)
         )
-        # A label that is empty is none to Prometheus.
+        # Prometheus treats an empty label as missing.
         assert ask(
             f"sum by (error_stage, error_type, status) (ray_resunet_segment_regions_total{of_run})"
         ) == {tuple(value for value in reason if value): count for reason, count in reasons.items()}
@@ -331,11 +345,11 @@ def test_the_counters_are_what_the_runs_came_to(watched: Watched) -> None:
         assert seconds["model",] / networks == pytest.approx(run["model_busy_fraction"], abs=1e-4)
     assert watched.segmented["list"]["images"] == {"ok": 18, "failed": 4}
     assert set(regions["list"]["error_stage"].dropna()) == {"list", "decode"}, (
-        "images that fail before they are read count too"
+        "images that fail before they are read must count too"
     )
 
 
-def test_the_dashboard_s_table_of_failures_counts_each_once(watched: Watched) -> None:
+def test_the_dashboard_s_failure_table_counts_each_failure_once(watched: Watched) -> None:
     (panel,) = (panel for panel in PANELS if panel["title"] == "Failures, by reason")
     (target,) = panel["targets"]
     found = watched.prometheus.query(
@@ -345,7 +359,7 @@ def test_the_dashboard_s_table_of_failures_counts_each_once(watched: Watched) ->
     assert found == {("decode", "ImageError", output): 2, ("list", "InputError", output): 2}
 
 
-def test_a_training_is_seen_as_it_is_written(watched: Watched) -> None:
+def test_the_training_metrics_match_the_history(watched: Watched) -> None:
     history = read_history(str(watched.folder / "trained" / "train" / "history.csv"))
     labels, seconds = (
         f'output="{watched.label("trained")}", run="train"',
@@ -362,10 +376,11 @@ def test_a_training_is_seen_as_it_is_written(watched: Watched) -> None:
         assert all(np.isclose(value, written).any() for value in seen), metric
 
 
-def test_nothing_is_left_to_do_or_under_way_when_a_run_is_done(watched: Watched) -> None:
-    """Though its driver and its Ray live on."""
-    gauges = "ray_resunet_segment_chunks_left or ray_resunet_segment_waiting or ray_resunet_train_epoch or ray_resunet_train_loss"
-    wait_until(lambda: not watched.prometheus.query(gauges), what="the gauges to go")
+def test_the_gauges_disappear_when_a_run_is_done(watched: Watched) -> None:
+    """Although its driver and its Ray are still alive."""
+    names = ("segment_chunks_left", "segment_waiting", "train_epoch", "train_loss")
+    gauges = " or ".join(f"ray_resunet_{name}" for name in names)
+    wait_until(lambda: not watched.prometheus.query(gauges), what="the gauges to disappear")
     assert (
         max(
             watched.prometheus.values(
@@ -376,7 +391,7 @@ def test_nothing_is_left_to_do_or_under_way_when_a_run_is_done(watched: Watched)
     )
 
 
-def test_without_ray_nothing_comes_of_it() -> None:
+def test_without_ray_metrics_do_nothing() -> None:
     code = """
 from resunet_ray.monitoring import Run, count_images, show_training
 with show_training(Run("ö", "train"), {"epoch": 1, "val_f1": 0.5}):
@@ -386,7 +401,7 @@ with show_training(Run("ö", "train"), {"epoch": 1, "val_f1": 0.5}):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_prometheus_takes_the_configuration() -> None:
+def test_prometheus_accepts_the_configuration() -> None:
     for kind, file in (("config", "prometheus.yaml"), ("rules", "alerts.yaml")):
         done = subprocess.run(
             ["promtool", "check", kind, str(MONITORING / file)],
@@ -397,11 +412,11 @@ def test_prometheus_takes_the_configuration() -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_each_alert_fires_when_it_should_and_not_else(tmp_path: Path) -> None:
+def test_each_alert_fires_when_it_should_and_only_then(tmp_path: Path) -> None:
     alerts = yaml.safe_load((MONITORING / "alerts.yaml").read_text())
     for group in alerts["groups"]:
         for rule in group["rules"]:
-            rule.pop("annotations", None)  # or each test would have to repeat them
+            rule.pop("annotations", None)  # otherwise each test would have to repeat them
     (tmp_path / "alerts.yaml").write_text(yaml.safe_dump(alerts))
     shutil.copy(Path(__file__).with_name("alerts_test.yaml"), tmp_path)
     done = subprocess.run(

@@ -1,6 +1,7 @@
-"""A Ray of its own with two segmentations and a training, for a test to watch from outside; it stays until its input ends.
+"""A separate Ray with two segmentations and a training run, for a test to watch from outside.
 
-Prints a line of JSON when Ray is there, and one when the work is done.
+Prints a line of JSON once Ray is up and another once the work is done, then stays until its
+standard input is closed.
 """
 
 import json
@@ -20,11 +21,11 @@ from resunet_ray.segment.run import SegmentationResult, segment
 from resunet_ray.segment.work.segmenter import Segmenter
 from resunet_ray.train.trainer import train
 
-_SLOW_SECONDS = 4  # some reports of its actor
+_SLOW_SECONDS = 4  # long enough for its actor to report several times
 
 
 class DiesOnce(Segmenter):
-    """Dies over one image at the first sight of it, as a node that is taken away does, and gets another slowly."""
+    """Dies on its first sight of one image, like a node taken away, and reads another slowly."""
 
     def _read(self, planned: PlannedRegion) -> Any:
         if planned.image.image_uri.endswith("slow.png"):
@@ -46,7 +47,7 @@ def _segment(name: str, *, bundle: str, folder: Path) -> SegmentationResult:
 
 
 def _main(bundle: str, folder: Path) -> None:
-    """Segments what each list in the folder names, and trains on its `pairs/`."""
+    """Segment the files of each list in the folder, then train on its `pairs/`."""
     connect(dashboard=True)
     print(
         json.dumps({"session": ray._private.worker.global_worker.node.get_session_dir_path()}),

@@ -139,7 +139,7 @@ def test_a_full_disk_is_not_blamed_on_the_archive(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (2 * SIZE, hard))
     try:
         with pytest.raises(
-            ResourceError, match=r"x.tar.gz cannot be staged in .*: .*Make room there"
+            ResourceError, match=r"x.tar.gz cannot be staged in .*: .*Free some space there"
         ):
             first.read(cache)
     finally:

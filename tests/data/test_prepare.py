@@ -168,7 +168,7 @@ def test_images_that_crash_the_process_are_named_and_the_rest_is_prepared(
     assert sorted(rejects["image_id"]) == ["poison-1", "poison-2"]
     assert (
         rejects["message"]
-        .str.match(r"the process died 2 times over .*/images/poison-\d.png: out of memory, or")
+        .str.match(r"the process died 2 times on .*/images/poison-\d.png: out of memory, or")
         .all()
     )
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".parquet"}

@@ -36,7 +36,7 @@ def test_help_says_what_the_job_does(name: str) -> None:
             ["--data", "a", "--output", "b", "--batch-size", "7", "--workers", "2"],
             "--batch-size 7 is per step over all workers",
         ),
-        ("train", ["--data", "s3://me:secret@lab/a", "--output", "OUT"], "carries credentials"),
+        ("train", ["--data", "s3://me:secret@lab/a", "--output", "OUT"], "contains credentials"),
         (
             "train",
             ["--data", "MISSING", "--output", "OUT"],
@@ -52,7 +52,7 @@ def test_help_says_what_the_job_does(name: str) -> None:
             ["--bundle", "MISSING", "--data", "MISSING", "--output", "OUT"],
             "holds no dataset.json",
         ),
-        ("train", ["--config", "MISSING"], "MISSING is not there"),
+        ("train", ["--config", "MISSING"], "MISSING does not exist"),
         (
             "tune",
             ["--data", "MISSING", "--output", "OUT", "--space", "learning_rat=uniform:1,2"],

@@ -267,7 +267,7 @@ def test_an_image_that_kills_the_process_is_named_and_the_rest_completes(
     rows = read_output(str(tmp_path / "out"), "images")
     (failed,) = rows[rows["status"] == "failed"].itertuples()
     assert (failed.error_stage, Path(failed.image_uri).name) == ("crash", "poison.png")
-    assert "the process died 2 times over" in failed.error_message
+    assert "the process died 2 times on" in failed.error_message
     assert not (tmp_path / "out" / "runs" / str(result.run_id) / "attempts").exists()
 
 
@@ -297,7 +297,7 @@ def test_a_slide_that_kills_who_looks_at_it_is_named_and_the_rest_completes(
     rows = read_output(str(tmp_path / "out"), "images")
     (failed,) = rows[rows["status"] == "failed"].itertuples()
     assert (failed.error_stage, Path(failed.image_uri).name) == ("crash", "poison.tif")
-    assert "the process died 2 times over" in failed.error_message
+    assert "the process died 2 times on" in failed.error_message
     assert {path.name for path in (tmp_path / "out" / "runs" / str(result.run_id)).iterdir()} == {
         "plan",
         "run.json",

@@ -57,7 +57,7 @@ def test_globs_and_single_files(folder: Path) -> None:
     assert set(listed(folder / "notes.txt")) == {str(folder / "notes.txt")}, (
         "what was named itself is tried"
     )
-    with pytest.raises(InputError, match="is not there: expected a file, or a folder"):
+    with pytest.raises(InputError, match="does not exist: expected a file, or a folder"):
         listed(folder / "none")
 
 

@@ -1,4 +1,4 @@
-"""Only a death of the process that worked on it is an image's fault."""
+"""An image is only blamed for deaths of the process that worked on it."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def test_deaths_are_counted_until_the_image_is_done(tmp_path: Path) -> None:
     assert notes(tmp_path).note_chunk(4) == 0
     for deaths in range(2):
         image = notes(tmp_path).note_image(3, 7)
-        assert image.__enter__() == deaths  # and never left: the process died
+        assert image.__enter__() == deaths  # never exited: the process died
     with notes(tmp_path).note_image(3, 7) as deaths:
         assert deaths == 2
     with notes(tmp_path).note_image(3, 7) as deaths:
@@ -25,7 +25,7 @@ def test_deaths_are_counted_until_the_image_is_done(tmp_path: Path) -> None:
     assert notes(tmp_path).note_chunk(3) == 0
 
 
-def test_what_was_stopped_or_lost_its_node_is_no_death(tmp_path: Path) -> None:
+def test_a_stopped_job_or_a_lost_node_is_not_a_death(tmp_path: Path) -> None:
     for session in ("monday", "tuesday"):
         for _ in range(3):
             notes(tmp_path, session=session).note_chunk(3)

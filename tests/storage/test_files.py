@@ -1,4 +1,4 @@
-"""Files are seen whole or not at all, on a disk and in object storage, and no credential leaves the environment."""
+"""Files appear whole or not at all, on disk and in object storage, and credentials never leak."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     )
 
 
-def test_what_is_written_is_read_listed_and_deleted(place: str) -> None:
+def test_files_can_be_written_read_listed_and_deleted(place: str) -> None:
     for name in ("a.bin", "deep/er/ü b.bin", "deep/c.tar.gz"):
         storage.write_bytes(storage.join(place, name), name.encode())
         assert storage.read_bytes(storage.join(place, name)) == name.encode()
@@ -36,13 +36,13 @@ def test_what_is_written_is_read_listed_and_deleted(place: str) -> None:
     )
 
 
-def test_what_is_not_there_is_named(place: str) -> None:
-    with pytest.raises(InputError, match="none.bin is not there"):
+def test_the_error_names_a_missing_file(place: str) -> None:
+    with pytest.raises(InputError, match="none.bin does not exist"):
         storage.read_bytes(storage.join(place, "none.bin"))
     assert not storage.exists(storage.join(place, "none"))
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_part(
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "a.bin"
@@ -53,14 +53,14 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_part(
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(
-        ResourceError, match=r"a.bin cannot be written: No space left on device. Make room"
+        ResourceError, match=r"a.bin cannot be written: No space left on device. Free some space"
     ):
         storage.write_bytes(str(target), b"new")
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_closed_door_is_found_before_the_work(
+def test_missing_access_is_found_before_the_work(
     tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
@@ -74,13 +74,13 @@ def test_a_closed_door_is_found_before_the_work(
 
 @pytest.mark.parametrize("secret", ["very-secret", "very/secret"])
 def test_credentials_in_a_uri_are_refused_without_repeating_them(secret: str) -> None:
-    with pytest.raises(ConfigError, match="carries credentials") as caught:
+    with pytest.raises(ConfigError, match="contains credentials") as caught:
         storage.open_filesystem(f"s3://key:{secret}@bucket/x")
     assert "very-" not in str(caught.value)
     assert "secret" not in str(caught.value)
     assert storage.mask_credentials(f"see s3://key:{secret}@bucket/x") == "see s3://***@bucket/x"
     assert storage.mask_credentials("s3://lab/a@b.png") == "s3://lab/a@b.png"
-    with pytest.raises(ConfigError, match="is not understood"):
+    with pytest.raises(ConfigError, match="is not valid"):
         storage.open_filesystem("floppy://a/b")
 
 
@@ -98,23 +98,23 @@ def test_credentials_in_a_uri_are_refused_without_repeating_them(secret: str) ->
         "http://host/key",
     ],
 )
-def test_a_location_is_a_bucket_and_a_key_and_no_more(uri: str) -> None:
-    """Pyarrow's own parser would send the credentials where such a location says."""
+def test_a_location_is_only_a_bucket_and_a_key(uri: str) -> None:
+    """The parser of pyarrow would send the credentials wherever such a location says."""
     with pytest.raises(
         ConfigError,
-        match=r"is not understood: expected a path, s3://BUCKET/KEY|carries credentials",
+        match=r"is not valid: expected a path, s3://BUCKET/KEY|contains credentials",
     ):
         storage.open_filesystem(uri)
 
 
-def test_a_key_may_hold_what_a_location_may_not(s3: str) -> None:
+def test_a_key_may_contain_what_a_bucket_may_not(s3: str) -> None:
     uri = f"{s3}/odd/a?b=c&d=1:2@x#y %41.bin"
     storage.write_bytes(uri, b"odd")
     assert storage.read_bytes(uri) == b"odd"
     assert [name for name, _ in storage.list_files(f"{s3}/odd")] == ["a?b=c&d=1:2@x#y %41.bin"]
 
 
-def test_secrets_of_a_query_are_not_repeated() -> None:
+def test_secrets_in_a_query_are_not_repeated() -> None:
     text = storage.mask_credentials(
         "see https://x/a?X-Amz-Signature=very-secret&part=7&access_key=very-secret and more"
     )

@@ -1,4 +1,4 @@
-"""One writer for each output: on a disk and in object storage, whoever comes at the same moment, whoever dies."""
+"""At most one writer per output, on disk and in object storage, even if runs race or die."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     )
 
 
-def test_only_one_of_many_makes_a_file(place: str) -> None:
+def test_only_one_of_many_writers_creates_a_file(place: str) -> None:
     made: list[bool] = []
     barrier = threading.Barrier(8)
 
@@ -38,7 +38,7 @@ def test_only_one_of_many_makes_a_file(place: str) -> None:
     assert sum(made) == 1
 
 
-def test_a_second_run_is_told_and_a_later_one_goes_on(place: str) -> None:
+def test_a_second_run_is_refused_and_a_later_one_is_not(place: str) -> None:
     with storage.hold_lease(place, seconds=30) as lease:
         with (
             pytest.raises(LeaseError, match=f"another run, {lease.holder}, is writing to"),
@@ -50,8 +50,8 @@ def test_a_second_run_is_told_and_a_later_one_goes_on(place: str) -> None:
         assert [name for name, _ in storage.list_files(storage.join(place, LEASES))] == ["000002"]
 
 
-def test_a_lease_is_kept_alive_and_that_of_the_dead_is_taken_over(place: str) -> None:
-    """The holder renews for as long as it lives; one that stops, here by being held up, finds out that it was followed."""
+def test_a_live_lease_is_kept_and_a_dead_one_is_taken_over(place: str) -> None:
+    """The holder renews its lease as long as it lives, and notices if another run took it over."""
     with storage.hold_lease(place, seconds=3) as lease:
         time.sleep(5)
         with pytest.raises(LeaseError), storage.hold_lease(place, seconds=3):
@@ -79,8 +79,11 @@ def test_a_lease_is_kept_alive_and_that_of_the_dead_is_taken_over(place: str) ->
             lease.check()
 
 
-def test_who_stands_where_the_holder_died_goes_on_at_once(place: str) -> None:
-    code = f"from resunet_ray import storage\nwith storage.hold_lease({place!r}, seconds=600): print('held', flush=True); input()"
+def test_a_run_on_the_machine_of_a_dead_holder_takes_over_at_once(place: str) -> None:
+    code = (
+        "from resunet_ray import storage\n"
+        f"with storage.hold_lease({place!r}, seconds=600): print('held', flush=True); input()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:

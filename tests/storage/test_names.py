@@ -1,4 +1,4 @@
-"""Names that others chose name one file each, in the folder where it was meant to be."""
+"""Every name from outside becomes exactly one file in the intended folder."""
 
 import unicodedata
 from pathlib import Path
@@ -33,7 +33,7 @@ ANY = strategies.text(max_size=400) | NASTY
 
 @hypothesis.given(ANY, ANY)
 @hypothesis.settings(max_examples=300, deadline=None)
-def test_any_name_is_that_of_one_file(
+def test_any_name_becomes_one_file(
     tmp_path_factory: pytest.TempPathFactory, one: str, other: str
 ) -> None:
     folder = tmp_path_factory.mktemp("names")
@@ -47,10 +47,10 @@ def test_any_name_is_that_of_one_file(
 
 
 @pytest.mark.parametrize("name", ["a", "Zelle 7 (b)", "größer-als_1.tif", "x" * 120, "日本"])
-def test_a_name_that_is_fit_stays(name: str, tmp_path: Path) -> None:
+def test_a_safe_name_is_unchanged(name: str, tmp_path: Path) -> None:
     assert file_name(name) == name
 
 
-def test_a_formula_is_only_text() -> None:
+def test_a_formula_is_quoted() -> None:
     assert csv_cell('=HYPERLINK("http://x")') == '\'=HYPERLINK("http://x")'
     assert csv_cell("plain = text") == "plain = text"

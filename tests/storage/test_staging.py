@@ -1,4 +1,4 @@
-"""The staging cache: each file is brought once, is never seen in part, and the cache keeps to its size."""
+"""The staging cache downloads each file once, never shows part of it, and keeps to its size."""
 
 import os
 import resource
@@ -36,7 +36,7 @@ def stage(
         return Path(path).read_bytes()
 
 
-def test_many_at_once_bring_a_file_once(
+def test_concurrent_users_download_a_file_once(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = put(s3, "one.svs")
@@ -60,7 +60,7 @@ def test_many_at_once_bring_a_file_once(
     assert brought == [uri]
 
 
-def test_what_was_not_used_for_longest_leaves_and_what_is_in_use_stays(
+def test_the_least_recently_used_entry_is_evicted_unless_it_is_in_use(
     s3: str, tmp_path: Path
 ) -> None:
     first, second, third, fourth = (put(s3, f"{name}.svs") for name in "abcd")
@@ -79,12 +79,12 @@ def test_what_was_not_used_for_longest_leaves_and_what_is_in_use_stays(
         assert Path(path).read_bytes() == b"a" * 1000
     with pytest.raises(
         InputError,
-        match=r"big.svs takes 3000 bytes: the staging cache holds 2500. Give --cache-gib more",
+        match=r"big.svs takes 3000 bytes, but the staging cache holds 2500. Raise --cache-gib",
     ):
         stage(put(s3, "big.svs", 3000), tmp_path)
 
 
-def test_a_crash_leaves_no_half_file(
+def test_a_crash_leaves_no_partial_file(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = put(s3, "half.svs")
@@ -104,7 +104,7 @@ def test_a_crash_leaves_no_half_file(
     assert staged(tmp_path) == {"half.svs"}
 
 
-def test_what_belongs_to_a_slide_comes_with_it(s3: str, tmp_path: Path) -> None:
+def test_companions_are_staged_with_their_slide(s3: str, tmp_path: Path) -> None:
     uri = put(s3, "mirax.mrxs")
     storage.write_bytes(f"{s3}/staging/mirax/Data0001.dat", b"pixels")
     folder = f"{s3}/staging/mirax"
@@ -117,20 +117,20 @@ def test_what_belongs_to_a_slide_comes_with_it(s3: str, tmp_path: Path) -> None:
         uri, fingerprint="1", companions=[folder]
     ) as path:
         assert (Path(path).with_suffix("") / "Data0002.dat").exists(), (
-            "what was staged before was not all of it"
+            "the files staged before are no longer all of them"
         )
     for place in (f"{s3}/staging", str(tmp_path)):
         with (
             pytest.raises(
                 InputError,
-                match=f"a.mrxs is not whole: {place}/lost is not there.* put it beside the file",
+                match=f"a.mrxs is incomplete: {place}/lost does not exist.* next to the file",
             ),
             storage.Cache(str(tmp_path), 2500).stage(
                 f"{place}/a.mrxs", fingerprint="1", companions=[f"{place}/lost"]
             ),
         ):
             pass
-    with pytest.raises(InputError, match="none.svs is not there"):
+    with pytest.raises(InputError, match="none.svs does not exist"):
         stage(f"{s3}/staging/none.svs", tmp_path)
     local = tmp_path / "here.svs"
     local.write_bytes(b"on this disk")
@@ -158,7 +158,7 @@ def test_nothing_else_in_the_folder_is_touched(s3: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["open", "link", "foreign", "file", "unmarked"])
-def test_a_folder_that_is_not_this_user_s_alone_is_refused(
+def test_a_folder_that_is_not_private_to_this_user_is_refused(
     s3: str, tmp_path: Path, kind: str
 ) -> None:
     own = storage.cache_folder(str(tmp_path))
@@ -182,7 +182,7 @@ def test_a_folder_that_is_not_this_user_s_alone_is_refused(
     assert staged(tmp_path) == set()
 
 
-def test_nobody_else_can_read_it(s3: str, tmp_path: Path) -> None:
+def test_other_users_cannot_read_the_cache(s3: str, tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         stage(put(s3, "one.svs"), tmp_path)
@@ -191,7 +191,7 @@ def test_nobody_else_can_read_it(s3: str, tmp_path: Path) -> None:
     assert stat.S_IMODE(storage.cache_folder(str(tmp_path)).stat().st_mode) == 0o700
 
 
-def test_what_has_changed_on_the_disk_is_brought_again(s3: str, tmp_path: Path) -> None:
+def test_a_file_changed_on_disk_is_downloaded_again(s3: str, tmp_path: Path) -> None:
     uri = put(s3, "one.svs")
     stage(uri, tmp_path)
     (file,) = storage.cache_folder(str(tmp_path)).glob("*/files/one.svs")
@@ -201,8 +201,8 @@ def test_what_has_changed_on_the_disk_is_brought_again(s3: str, tmp_path: Path) 
     assert stage(uri, tmp_path) == b"o" * 1000
 
 
-def test_those_who_stage_at_a_time_keep_to_the_size_together(s3: str, tmp_path: Path) -> None:
-    """A second waits until the first lets go of what it reads."""
+def test_concurrent_users_keep_to_the_size_together(s3: str, tmp_path: Path) -> None:
+    """A second user waits until the first has finished reading."""
     uris = [put(s3, f"{name}.svs", 1500) for name in "abcd"]
     most: list[int] = []
 
@@ -223,14 +223,14 @@ def test_those_who_stage_at_a_time_keep_to_the_size_together(s3: str, tmp_path: 
     assert max(most) <= 2500
 
 
-def test_a_full_disk_is_no_fault_of_the_slide(s3: str, tmp_path: Path) -> None:
+def test_a_full_disk_is_not_blamed_on_the_slide(s3: str, tmp_path: Path) -> None:
     uri = put(s3, "one.svs", 5000)
     stage(put(s3, "none.svs", 10), tmp_path, max_bytes=9000)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
         with pytest.raises(
-            ResourceError, match=r"one.svs cannot be staged in .*: .*Make room there"
+            ResourceError, match=r"one.svs cannot be staged in .*: .*Free some space there"
         ):
             stage(uri, tmp_path, max_bytes=9000)
     finally:

@@ -298,7 +298,7 @@ def test_bad_slides_are_rows(dark_bundle: str, tmp_path: Path, picture: np.ndarr
         "end.svs": "Short read|Can't read from",  # OpenSlide 4.0.1, 4.0.0
         "huge.tiff": "lists 1: its header is damaged",
         "narrow.tiff": "claims 500 x 0 pixels",
-        "alone.mrxs": "put it beside the file",
+        "alone.mrxs": "put it next to the file",
         **dict.fromkeys(("scattered.vms", "level.dcm"), "convert the slide to one tiled TIFF"),
         **dict.fromkeys(("text.svs", "zero.ndpi"), "not a TIFF file"),
         "stack.ome.tiff": "has 5 pages: expected one",

@@ -113,7 +113,7 @@ def _field_type(name: str, training: TrainConfig) -> Any:
             "is the same for all trials" if name in fixed else "is no training field with one value"
         )
         raise ConfigError(
-            f"--space {name} {because}: expected {f'perhaps {close[0]}, or ' if close else ''}one that --help lists"
+            f"--space {name} {because}: expected {f'perhaps {close[0]}, or ' if close else ''}one that --help-all lists"
         )
     return get_type_hints(type(owner), include_extras=True)[field]
 

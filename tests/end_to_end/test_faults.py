@@ -57,7 +57,7 @@ def test_training_that_is_stopped_and_then_loses_a_node_learns_the_same(
     assert "'stopped' was stopped" in nodes.run("ray", "job", "stop", "stopped").stdout
     log = nodes.run("ray", "job", "logs", "stopped").stdout
     assert re.search(
-        r'^{"job": "train", "status": "failed", .*the same command goes on"}$', log, re.MULTILINE
+        r'^{"job": "train", "status": "failed", .*run the same command to resume"}$', log, re.MULTILINE
     ), log
     before = checkpoints(f"{s3}/broken")
     assert before < pipeline.trained["epochs"] / 2, "it was over before it was stopped"

@@ -1,4 +1,4 @@
-"""What the documentation shows as a program runs, and says what is true."""
+"""The programs in the documentation run, and print what is true."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ def run(name: str, *arguments: str | Path) -> str:
 
 @pytest.fixture(scope="module")
 def output(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What jobs/segment.py finds in the generated images with the bundle that ships."""
+    """Return the output of segmenting generated images with the shipped bundle."""
     folder = tmp_path_factory.mktemp("output")
     images = [str(path) for path in sorted((generated / "images").iterdir())[:6]]
     (result,) = segment(

@@ -93,7 +93,7 @@ def _add_general_flags(
 def _build_help(
     flags: Sequence[Flag], *, job: str, description: str, everything: bool
 ) -> argparse.ArgumentParser:
-    """Build a parser that only prints: tyro titles a group only by its flags' prefix."""
+    """Build a parser that only prints help: tyro has no titled groups without prefixes in names."""
     required = [
         f"{flag.names[0]} {flag.values}" if flag.names[0].startswith("-") else flag.values
         for flag in flags

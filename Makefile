@@ -1,15 +1,15 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`. `make campaign` runs the long tests.
+# On a fresh machine, run `make demo` or `make test`. `make campaign` runs the long tests.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 LOWEST := $(VENV)/lowest
-# Unpacked rather than installed: Debian's package would start a server.
+# Unpacked, not installed: Debian's package would start a server.
 PROMETHEUS := $(abspath $(VENV))/prometheus/usr/bin
 
 PYTEST := -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 QUICK := not campaign
-# What runs with the lowest versions: all quick tests that start no Ray.
+# The lowest versions run all quick tests that do not start Ray.
 WITHOUT_RAY := $(QUICK) and not ray
 
 export PATH := $(PATH):$(PROMETHEUS)
@@ -45,14 +45,15 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
-# What an extra adds; it holds all that the demo needs, too.
+# An extra, with everything that the demo needs.
 $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$*]'
 	touch $(VENV)/.demo $@
 
-# Each direct dependency at the lowest version that pyproject.toml admits, with the newest of what those need in turn. But torch
-# is the pinned one, from wherever pip takes it: on Linux each version of PyPI's brings gigabytes of CUDA along.
+# Each direct dependency at the lowest version that pyproject.toml allows, with the newest versions
+# of their own dependencies. Except torch, which is the pinned version from pip's index: on Linux,
+# every version on PyPI brings gigabytes of CUDA.
 $(LOWEST)/.installed: pyproject.toml
 	rm -rf $(LOWEST)
 	$(PYTHON) -m venv $(LOWEST)

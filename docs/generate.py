@@ -1,16 +1,15 @@
-"""Writes the pages of docs/ that follow from the code, and the picture of the README.
+"""Write the pages of docs/ that follow from the code, and the picture of the README.
 
 python docs/generate.py
 """
 
-import ast
 import inspect
+import itertools
 import re
 import sys
-from collections.abc import Iterator
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +18,7 @@ from resunet_ray import schema
 from resunet_ray.bundle import load_bundle
 from resunet_ray.config import (
     DashboardConfig,
+    DemoConfig,
     DoctorConfig,
     EvaluateConfig,
     ExportConfig,
@@ -29,6 +29,7 @@ from resunet_ray.config import (
     TrainConfig,
 )
 from resunet_ray.config.checks import NODE_FOLDER
+from resunet_ray.config.flags import Flag, list_flags
 from resunet_ray.data.synthetic import generate_image
 
 DOCS = Path(__file__).parent
@@ -42,6 +43,7 @@ JOBS: dict[str, type[Any]] = {
     "segment.py give-up": GiveUpConfig,
     "export.py": ExportConfig,
     "doctor.py": DoctorConfig,
+    "demo.py": DemoConfig,
 }
 TABLES = {
     "DATASET": "SPLIT-00000.parquet … (prepare)",
@@ -59,7 +61,7 @@ _BLOCK = re.compile(r"^(\w+)(?:: [^=]+)? = (.*?)(?=^\w|\Z)", re.MULTILINE | re.D
 
 
 def describe_tables() -> str:
-    """Every column of every table, with what schema.py says of it."""
+    """Describe every column of every table, with its comment in schema.py."""
     source = inspect.getsource(schema)
     blocks = dict(_BLOCK.findall(source))
     page = ["# The tables", _REMARK]
@@ -84,52 +86,41 @@ def describe_tables() -> str:
 
 
 def describe_jobs() -> str:
-    """Every flag of every job, with what its configuration says of it."""
-    page = ["# The jobs and their flags", f"{_REMARK} `--help` of each job says the same."]
+    """Describe every flag of every job, with the text below its field."""
+    about = "Each job shows its everyday flags with `--help` and all of these with `--help-all`."
+    page = ["# The jobs and their flags", f"{_REMARK} {about}"]
     for name, kind in JOBS.items():
         page += [f"## jobs/{name}", " ".join((kind.__doc__ or "").split())]
-        page += ["\n".join(["| flag | default | |", "|---|---|---|", *list_flags(kind)])]
+        flags = list_flags(kind)
+        page += [show_flags(flag for flag in flags if not flag.tuning)]
+        if any(flag.tuning for flag in flags):
+            page += ["Only in `--help-all`:", show_flags(flag for flag in flags if flag.tuning)]
     return "\n\n".join(page) + "\n"
 
 
-def list_flags(kind: type[Any], prefix: str = "") -> Iterator[str]:
-    """One row a flag; those of a part of a configuration after its own."""
-    remarks, hints, later = read_remarks(kind), get_type_hints(kind), []
-    for field in fields(kind):
-        if is_dataclass(hints[field.name]):
-            part = "" if field.name == "training" else f"{prefix}{field.name}."
-            later.append((hints[field.name], part))
-            continue
-        default = (
-            "required"
-            if field.default is MISSING
-            else ""
-            if field.default in (None, ())
-            else f"`{field.default}`"
-        )
-        default = default.replace(NODE_FOLDER, "the node's /tmp")
-        yield f"| `--{prefix}{field.name.replace('_', '-')}` | {default} | {remarks[field.name].replace('|', chr(92) + '|')} |"
-    for part_kind, part in later:
-        yield from list_flags(part_kind, part)
+def show_flags(flags: Iterable[Flag]) -> str:
+    """Return a table with one row per flag, below its heading."""
+    rows = ["| flag | default | |", "|---|---|---|"]
+    for heading, group in itertools.groupby(flags, key=lambda flag: flag.heading):
+        rows.append(f"| **{heading.value}** | | |")
+        for flag in group:
+            names = ", ".join(f"`{name}`" for name in flag.names)
+            about = flag.about.replace("|", "\\|")
+            rows.append(f"| {names} | {show_default(flag)} | {about} |")
+    return "\n".join(rows)
 
 
-def read_remarks(kind: type[Any]) -> dict[str, str]:
-    """The text below each field of a configuration."""
-    (body,) = ast.parse(inspect.getsource(kind)).body
-    found = {}
-    for item, after in zip(body.body, body.body[1:], strict=False):
-        if isinstance(item, ast.AnnAssign):
-            text = (
-                after.value.value
-                if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-                else ""
-            )
-            found[item.target.id] = " ".join(text.split())
-    return found
+def show_default(flag: Flag) -> str:
+    """Return the default as a cell; empty if the text says what it means."""
+    if flag.required:
+        return "required"
+    if flag.default in (None, ()):
+        return ""
+    return f"`{flag.default}`".replace(f"`{NODE_FOLDER}`", "the node's /tmp")
 
 
 def draw_picture(path: Path) -> None:
-    """Two generated images and the outlines of what the bundle that ships finds in them."""
+    """Draw two generated images with outlines of the nuclei that the shipped bundle finds."""
     shown = []
     for modality, seed in (("fluorescence", 4), ("stained", 1)):
         image, _ = generate_image(

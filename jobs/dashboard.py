@@ -1,4 +1,4 @@
-"""Serve TensorBoard and optuna-dashboard over a sweep, wherever it is stored, while it runs and after. Ctrl-C ends it.
+"""Serve TensorBoard and optuna-dashboard for a sweep, while it runs and after. Ctrl-C stops them.
 
 Both come with the extra `dashboard`.
 """
@@ -8,8 +8,7 @@ import signal
 import threading
 from typing import Any
 
-from _job import read_config, run_job
-
+from resunet_ray.command_line import read_config, run_job
 from resunet_ray.config import DashboardConfig
 from resunet_ray.sweep.dashboard import serve
 

@@ -1,10 +1,12 @@
-"""Say within a minute whether jobs will run: the cluster, each of its nodes, storage and bundle; and what to do where not."""
+"""Check within a minute whether jobs will run: the cluster, each node, storage and bundle.
+
+For each check that fails, it says what to do.
+"""
 
 from dataclasses import asdict
 from typing import Any
 
-from _job import read_config, run_job
-
+from resunet_ray.command_line import read_config, run_job
 from resunet_ray.config import DoctorConfig
 from resunet_ray.doctor.checkup import examine
 from resunet_ray.doctor.page import print_page

@@ -1,10 +1,9 @@
-"""Labelled images of any known layout → Parquet shards that training reads."""
+"""Turn labelled images of any known layout into the Parquet shards that training reads."""
 
 from dataclasses import asdict
 from typing import Any
 
-from _job import read_config, run_job
-
+from resunet_ray.command_line import read_config, run_job
 from resunet_ray.config import PrepareConfig
 from resunet_ray.data.prepare import prepare
 

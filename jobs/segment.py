@@ -1,26 +1,17 @@
-"""Segment archives of images into Parquet: masks, nuclei and scores. The same command again does only what is new.
+"""Segment archives of images into Parquet tables: masks, nuclei and scores.
 
-`give-up` as the first word removes all that a run wrote.
+The same command again segments only what is new. `give-up` as the first word removes everything
+that a run wrote.
 """
 
 import sys
 from typing import Any
 
-from _job import read_config, run_job
-from export import export
-
-from resunet_ray.archive import segment_archive
-from resunet_ray.config import GiveUpConfig, SegmentConfig
+from resunet_ray.archive import export_archive, segment_archive
+from resunet_ray.command_line import read_config, run_job
+from resunet_ray.config import ExportConfig, GiveUpConfig, SegmentConfig
 from resunet_ray.errors import LeaseError
 from resunet_ray.segment.give_up import give_up
-
-
-def _give_up() -> dict[str, Any]:
-    config = read_config(
-        GiveUpConfig, description=GiveUpConfig.__doc__ or "", arguments=sys.argv[2:]
-    )
-    give_up(config)
-    return {"run": config.run}
 
 
 def _work() -> dict[str, Any]:
@@ -34,9 +25,18 @@ def _work() -> dict[str, Any]:
     return line | ({"exit_code": 3} if done.status == "too many errors" else {})
 
 
+def _give_up() -> dict[str, Any]:
+    about = GiveUpConfig.__doc__ or ""
+    config = read_config(GiveUpConfig, description=about, arguments=sys.argv[2:])
+    give_up(config)
+    return {"run": config.run}
+
+
 def _export() -> dict[str, Any]:
-    """As version 0.1.0 had it."""
-    return export(sys.argv[2:])
+    """Run jobs/export.py, which version 0.1.0 called `jobs/segment.py export`."""
+    about = ExportConfig.__doc__ or ""
+    config = read_config(ExportConfig, description=about, arguments=sys.argv[2:])
+    return {"files": export_archive(config)}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""Train a ResUNet and write its bundle. The same command over the same output resumes."""
+"""Train a ResUNet and write its bundle. The same command with the same output resumes."""
 
 from dataclasses import asdict
 from typing import Any
 
-from _job import read_config, run_job
-
+from resunet_ray.command_line import read_config, run_job
 from resunet_ray.config import TrainConfig, baseline_recipe
 from resunet_ray.train.trainer import train
 

@@ -1,10 +1,12 @@
-"""Search training's hyperparameters, and write the best trial's bundle. The same command over the same output goes on."""
+"""Search the hyperparameters of training, and write the best trial's bundle.
+
+The same command with the same output resumes.
+"""
 
 from functools import partial
 from typing import Any
 
-from _job import read_config, run_job
-
+from resunet_ray.command_line import read_config, run_job
 from resunet_ray.config import SweepConfig, TrainConfig, baseline_recipe
 from resunet_ray.errors import LeaseError
 from resunet_ray.report.sweep import write_sweep_report

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from resunet_ray import storage
 from resunet_ray.cluster import connect
-from resunet_ray.config import SegmentConfig
+from resunet_ray.config import ExportConfig, SegmentConfig
 from resunet_ray.report.segmentation import find_unreported, write_segmentation_report
 from resunet_ray.segment.export.files import export_runs
 from resunet_ray.segment.run import SegmentationResult, segment
@@ -53,6 +53,16 @@ def segment_archive(config: SegmentConfig) -> ArchiveResult:
     status: Literal["done", "nothing to do", "too many errors"]
     status = "too many errors" if failed else "nothing to do" if result.run_id is None else "done"
     return ArchiveResult(status, result, [str(run.run_id) for run in earlier], report)
+
+
+def export_archive(config: ExportConfig) -> int:
+    """Write files for other programs from the tables of some runs; return how many.
+
+    Raises:
+        InputError: a run does not exist, or there is none.
+    """
+    connect()
+    return export_runs(storage.absolute(config.output), kinds=config.format, run_ids=config.run)
 
 
 def _write_report(output: str, run_id: str) -> str:

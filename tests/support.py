@@ -184,9 +184,9 @@ def call_job(name: str, *arguments: str) -> tuple[int, dict[str, Any], str]:
     output, errors = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(errors):
         patch.setattr("sys.argv", [f"{name}.py", *arguments])
-        patch.setattr("_job.disconnect", lambda: None)
-        patch.setattr("_job._hide_native_lines", lambda: None)
-        patch.setattr("_job._Printed", lambda stdout: stdout)
+        patch.setattr("resunet_ray.command_line.job.disconnect", lambda: None)
+        patch.setattr("resunet_ray.command_line.job.hide_native_lines", lambda: None)
+        patch.setattr("resunet_ray.command_line.job.JobOutput", lambda stdout: stdout)
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(ROOT / "jobs" / f"{name}.py"), run_name="__main__")
     lines = output.getvalue().strip().splitlines()

@@ -1,4 +1,4 @@
-"""The house is what the design says: imports point down, nothing happens at import, files stay small."""
+"""The structure is as designed: imports point down, imports have no effects, files stay small."""
 
 import ast
 import subprocess
@@ -28,7 +28,10 @@ def test_importing_everything_starts_nothing() -> None:
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for path in FILES
     ]
-    code = f"import importlib, ray\nfor name in {modules!r}: importlib.import_module(name)\nassert not ray.is_initialized()"
+    code = (
+        f"import importlib, ray\nfor name in {modules!r}: importlib.import_module(name)\n"
+        "assert not ray.is_initialized()"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -39,5 +42,4 @@ def test_importing_everything_starts_nothing() -> None:
 def test_a_module_opens_with_its_idea_and_is_one_noun(path: Path) -> None:
     text = path.read_text()
     assert ast.get_docstring(ast.parse(text))
-    limit = 400 if path.name == "config.py" else 300
-    assert len(text.splitlines()) <= limit, f"{path} has more than {limit} lines"
+    assert len(text.splitlines()) <= 300, f"{path} has more than 300 lines"

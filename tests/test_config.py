@@ -1,4 +1,4 @@
-"""A wrong setting is refused with its name and what was expected; a saved configuration comes back."""
+"""A wrong setting is refused, with its name and what was expected; a saved one is read back."""
 
 import pytest
 
@@ -31,35 +31,32 @@ from resunet_ray.errors import ConfigError
             {"batch_size": 4, "workers": 4, "min_workers": 2},
             "does not divide by 3: expected a multiple of every number of workers",
         ),
-        ({"workers": 2, "min_workers": 3}, "--min-workers 3: expected 1 to 2"),
+        ({"workers": 2, "min_workers": 3}, "--min-workers 3: must be from 1 to 2"),
         ({"optimizer": "adam"}, "--weight-decay 0.01 would be ignored by --optimizer adam"),
         (
             {"loss": "dice", "positive_weight": 2.0},
             "--positive-weight 2.0 would be ignored by --loss dice",
         ),
-        ({"crop": 100}, "--crop 100 and --preprocess.tile 512: expected multiples of 16"),
-        ({"ema_decay": 1.0}, "--ema-decay 1.0: expected a number above 0 and below 1"),
-        ({"learning_rate": 0.0}, "--learning-rate 0.0: expected a number above 0"),
-        (
-            {"early_stopping_patience": 0},
-            "--early-stopping-patience 0: expected a number from 1 on",
-        ),
-        ({"balance_area": 1.5}, "--balance-area 1.5: expected a number from 0 to 1"),
-        ({"crop": -256}, "--crop -256: expected a number from 1 on"),
-        ({"warmup_epochs": -1.0}, "--warmup-epochs -1.0: expected a number from 0 on"),
+        ({"crop": 100}, "--crop 100 and --preprocess.tile 512: must be multiples of 16"),
+        ({"ema_decay": 1.0}, "--ema-decay 1.0: must be above 0 and below 1"),
+        ({"learning_rate": 0.0}, "--learning-rate 0.0: must be above 0"),
+        ({"early_stopping_patience": 0}, "--early-stopping-patience 0: must be at least 1"),
+        ({"balance_area": 1.5}, "--balance-area 1.5: must be from 0 to 1"),
+        ({"crop": -256}, "--crop -256: must be at least 1"),
+        ({"warmup_epochs": -1.0}, "--warmup-epochs -1.0: must be at least 0"),
         (
             {"plateau_patience": 3},
             "--plateau-patience 3 would be ignored by --schedule cosine: leave it out",
         ),
         (
             {"preprocess": PreprocessConfig(resize=256), "crop": 128},
-            "--crop 128 would be ignored where --preprocess.resize",
+            "--crop 128 would be ignored with --preprocess.resize",
         ),
         (
             {"preprocess": PreprocessConfig(resize=256), "balance_area": 0.5},
             "--balance-area 0.5 would be ignored with",
         ),
-        ({"name": "a/b"}, "--name 'a/b': expected the name of one folder"),
+        ({"name": "a/b"}, "--name 'a/b': must be the name of one folder"),
         ({"mlflow": "https://me:secret@host"}, "--mlflow carries credentials"),
     ],
 )
@@ -69,7 +66,7 @@ def test_a_setting_that_cannot_work_is_refused(fields: dict[str, object], messag
 
 
 def test_parts_check_themselves() -> None:
-    with pytest.raises(ConfigError, match="leaves nothing of a tile"):
+    with pytest.raises(ConfigError, match="leaves nothing of --preprocess.tile 64"):
         PreprocessConfig(tile=64, context=32)
     with pytest.raises(
         ConfigError, match="--augment.no-enabled and --augment.blur: the second would be ignored"
@@ -79,21 +76,19 @@ def test_parts_check_themselves() -> None:
         ModelConfig(widths=(16,))
     with pytest.raises(ConfigError, match=r"--model.widths \(16, 24\)"):
         ModelConfig(widths=(16, 24))
-    with pytest.raises(
-        ConfigError, match=r"--augment.blur-probability 2: expected a number from 0 to 1"
-    ):
+    with pytest.raises(ConfigError, match=r"--augment.blur-probability 2: must be from 0 to 1"):
         AugmentConfig(blur_probability=2)
-    with pytest.raises(ConfigError, match=r"--augment.gamma 0.5: expected a number from 1 on"):
+    with pytest.raises(ConfigError, match=r"--augment.gamma 0.5: must be at least 1"):
         AugmentConfig(gamma=0.5)
     with pytest.raises(
         ConfigError, match=r"--seed 5 would be ignored by --split baseline: leave it out"
     ):
         PrepareConfig(input=("a",), output="b", seed=5)
-    with pytest.raises(ConfigError, match=r"--actors 0: expected a number from 1 on"):
+    with pytest.raises(ConfigError, match=r"--actors 0: must be at least 1"):
         EvaluateConfig(bundle="a", data="b", output="c", actors=0)
 
 
-def test_large_images_are_drawn_more_often_only_where_one_crop_does_not_show_all() -> None:
+def test_large_images_are_drawn_more_often_unless_one_crop_shows_all() -> None:
     assert TrainConfig(data="a", output="b").area_exponent == 0.5
     assert TrainConfig(data="a", output="b", balance_area=0.0).area_exponent == 0.0
     assert (
@@ -111,15 +106,15 @@ def test_a_sweep_in_which_no_trial_could_be_stopped_early_is_refused() -> None:
         SweepConfig(training=training, grace_epochs=5)
 
 
-def test_a_doctor_who_would_take_more_than_a_minute_is_refused() -> None:
-    with pytest.raises(
-        ConfigError,
-        match="--connect-seconds, --node-seconds and --check-seconds are 70 together: expected at most",
-    ):
+def test_a_doctor_that_could_take_more_than_a_minute_is_refused() -> None:
+    message = (
+        "--connect-seconds, --node-seconds and --check-seconds are 70 together: must be at most"
+    )
+    with pytest.raises(ConfigError, match=message):
         DoctorConfig(check_seconds=40)
 
 
-def test_a_saved_configuration_comes_back() -> None:
+def test_a_saved_configuration_is_read_back() -> None:
     config = TrainConfig(
         data="a", output="b", augment=AugmentConfig(scale=2.0), model=ModelConfig(widths=(16, 48))
     )
@@ -146,7 +141,7 @@ def test_a_saved_configuration_of_version_0_1_0_is_read() -> None:
         )
 
 
-def test_what_a_field_is_to_a_run_is_said_at_the_field() -> None:
+def test_a_field_s_role_is_declared_at_the_field() -> None:
     """A digest of version 0.1.0 still names the same work."""
     assert {"threshold", "mpp", "masks"} <= set(list_fields(SegmentConfig, DECIDES))
     assert set(list_fields(SegmentConfig, TODAYS)) >= {"output", "cache", "cache_gib", "actors"}
@@ -173,7 +168,10 @@ def test_a_saved_configuration_with_an_unknown_or_wrong_field_is_refused() -> No
 
 
 def test_the_baseline_s_recipe_is_the_baseline_s() -> None:
-    """Resize 256, no augmentation, BCE, Adam 1e-4, batch 8, 10 epochs, plateau 0.1/5/1e-7, Keras's batch normalisation."""
+    """Resize 256, no augmentation, BCE, Adam 1e-4, batch 8, 10 epochs, plateau 0.1/5/1e-7.
+
+    Also Keras's batch normalisation.
+    """
     config = baseline_recipe(data="a", output="b")
     assert (config.preprocess.resize, config.augment.enabled, config.loss, config.optimizer) == (
         256,

@@ -1,4 +1,4 @@
-"""README and docs are true: tree, tables and flags are the code's, links lead somewhere, and what is shown runs."""
+"""README and docs match the code: tree, tables, flags and links are right, and commands run."""
 
 import importlib.util
 import os
@@ -26,7 +26,11 @@ README, GUIDE, ARCHITECTURE = (
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """The fenced blocks of one language, read in order: a closing fence looks like the opening one of a block without any."""
+    """Return the fenced blocks of one language.
+
+    All blocks are read in order, since a closing fence looks like the opening one of a block
+    without a language.
+    """
     found = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
     return [block for name, block in found if name == language]
 
@@ -58,7 +62,10 @@ def load_generator() -> Any:
 
 
 def test_its_tree_is_the_disk() -> None:
-    """A line for each folder and each module beside them; a folder's modules stand after its colon, in the order of imports."""
+    """The tree has a line per folder and top module; a folder's modules are listed after its colon.
+
+    They are in the order of imports.
+    """
     (tree,) = [block for block in blocks(ARCHITECTURE, "") if block.startswith("resunet_ray/")]
     shown: dict[str, list[str]] = {}  # names of modules, by the folder or module whose line it is
     folders = ["resunet_ray/"]
@@ -73,6 +80,7 @@ def test_its_tree_is_the_disk() -> None:
     }
     for folder in [
         ROOT / "jobs",
+        ROOT / "jobs" / "benchmarks",
         *(path.parent for path in package.rglob("__init__.py") if path.parent != package),
     ]:
         names = [path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")]
@@ -87,9 +95,7 @@ def test_its_tree_is_the_disk() -> None:
 def test_each_job_has_its_page_and_each_column_its_line() -> None:
     jobs, tables = (DOCS / "jobs.md").read_text(), (DOCS / "tables.md").read_text()
     for path in (ROOT / "jobs").glob("[a-z]*.py"):
-        assert f"jobs/{path.name}" in jobs + GUIDE or path.stem == "demo", (
-            f"{path.name} is on no page"
-        )
+        assert f"jobs/{path.name}" in jobs + GUIDE, f"{path.name} is on no page"
     for schema in (DATASET, REJECTS, SCORES, REGIONS, IMAGES, INSTANCES, TRIALS):
         for name in schema.names:
             assert f"| `{name}` |" in tables, f"column {name} is not in docs/tables.md"
@@ -111,9 +117,9 @@ def write_kaggle_zip(path: Path, *, masks: bool) -> None:
 
 
 def test_its_commands_on_real_data_run(tmp_path: Path, cluster: str) -> None:
-    """As they are shown, with a small archive of the same layout and, for the training, flags that make it short.
+    """As shown, with a small archive of the same layout and flags that make training short.
 
-    Standard error is a file: it has no colours, and of Ray's own lines none.
+    Standard error is a file: it has no colours and none of Ray's own lines.
     """
     write_kaggle_zip(tmp_path / "stage1_train.zip", masks=True)
     write_kaggle_zip(tmp_path / "stage1_test.zip", masks=False)
@@ -163,7 +169,7 @@ def test_its_commands_on_real_data_run(tmp_path: Path, cluster: str) -> None:
 
 
 def end_once_served(command: list[str], *, folder: Path) -> None:
-    """Runs what serves until it is ended, on other ports than the usual ones, which may be taken."""
+    """Run a server until it shows its address; on free ports, as the usual ones may be taken."""
     ports = ["--tensorboard-port", str(free_port()), "--optuna-port", str(free_port())]
     with subprocess.Popen(
         [*command, *ports], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

@@ -1,5 +1,6 @@
-"""The configurations of all jobs, and the only home of their defaults."""
+"""The configurations of all jobs; every default is defined here and nowhere else."""
 
+from resunet_ray.config.demo import DemoConfig
 from resunet_ray.config.doctor import DoctorConfig
 from resunet_ray.config.evaluate import EvaluateConfig
 from resunet_ray.config.files import RENAMED, load_config, save_config
@@ -13,6 +14,7 @@ __all__ = [
     "RENAMED",
     "AugmentConfig",
     "DashboardConfig",
+    "DemoConfig",
     "DoctorConfig",
     "EvaluateConfig",
     "ExportConfig",

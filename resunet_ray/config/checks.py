@@ -9,42 +9,38 @@ from resunet_ray.errors import ConfigError
 ANY = float("inf")
 """No upper limit."""
 TINY = 1e-12
-"""The least positive number that makes sense anywhere here."""
+"""The smallest positive number that makes sense anywhere here."""
 NODE_FOLDER = tempfile.gettempdir()
-"""Where each node keeps what is temporary."""
+"""Where each node keeps temporary files."""
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises ConfigError with the message unless the condition holds."""
+    """Raise ConfigError with the message unless the condition holds."""
     if not condition:
         raise ConfigError(message)
 
 
 def require_range(config: Any, low: float, high: float, *names: str, prefix: str = "") -> None:
-    """Numbers that must lie from `low` to `high`; None is left alone."""
+    """Raise ConfigError unless the named numbers lie from `low` to `high`; None is allowed."""
+    if high == ANY:
+        expected = "above 0" if low == TINY else f"at least {low:g}"
+    else:
+        lowest = "above 0 and" if low == TINY else f"from {low:g}"
+        highest = "below 1" if high == 1 - TINY else f"at most {high:g}" if low == TINY else ""
+        expected = f"{lowest} {highest or f'to {high:g}'}"
     for name in names:
         value = getattr(config, name)
-        lowest = "above 0" if low == TINY else f"from {low:g} on"
-        highest = (
-            "" if high == ANY else f" and below {high:g}" if high == 1 - TINY else f" to {high:g}"
-        )
-        require(
-            value is None or low <= value <= high,
-            f"--{prefix}{_flag(name)} {value}: expected a number {lowest}{highest}".replace(
-                " on to ", " to "
-            ),
-        )
+        message = f"--{prefix}{_flag(name)} {value}: must be {expected}"
+        require(value is None or low <= value <= high, message)
 
 
 def require_default(config: Any, because: str, *names: str) -> None:
-    """A setting that would be ignored is refused."""
+    """Raise ConfigError if one of the named settings is given although it would be ignored."""
     default = {item.name: item.default for item in fields(config)}
     for name in names:
         value = getattr(config, name)
-        require(
-            value == default[name],
-            f"--{_flag(name)} {value} would be ignored {because}: leave it out",
-        )
+        message = f"--{_flag(name)} {value} would be ignored {because}: leave it out"
+        require(value == default[name], message)
 
 
 def _flag(name: str) -> str:

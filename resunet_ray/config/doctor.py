@@ -1,73 +1,68 @@
-"""The configuration of `jobs/doctor.py`: what it asks, how long it waits, and what it expects."""
+"""The configuration of `jobs/doctor.py`: what it checks, how long it waits, and what it expects."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from resunet_ray.config.checks import ANY, TINY, require, require_range
+from resunet_ray.config.roles import Heading, Tuning
 from resunet_ray.config.segment import SegmentConfig
 from resunet_ray.config.train import TrainConfig
 
-_MOST_SECONDS = 50  # with Python's own start and the end of what hangs, a minute
+_MOST_SECONDS = 50  # a minute, less Python's start and the end of checks that hang
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig:
-    """What is examined. Nothing is changed: what is written is removed again."""
+    """What the doctor checks. It changes nothing: it removes the files that it writes."""
 
-    storage: str | None = None
-    """Where outputs are to go: this process and every node write, read and remove files there."""
+    storage: Annotated[str | None, Heading.INPUT] = None
+    """Where outputs will go: this process and every node write, read and remove a file there."""
     bundle: str | None = None
-    """The bundle that is to be used: this process and every node load it and run its sample."""
-    workers: int = TrainConfig.workers
-    """Training workers that are to fit."""
+    """The bundle to be used: this process and every node load it and run its sample."""
+    workers: Annotated[int, Heading.COMPUTE] = TrainConfig.workers
+    """Training workers that must fit on the cluster."""
     cpus_per_worker: int = TrainConfig.cpus_per_worker
-    """CPUs of each."""
-    cache: str = SegmentConfig.cache
-    """Folder on each node's disk where slides are to be staged."""
+    """CPUs of each worker."""
+    cache: Annotated[str, Heading.CACHE] = SegmentConfig.cache
+    """Folder on each node's disk where slides will be staged."""
     cache_gib: float = SegmentConfig.cache_gib
-    """What that folder is to hold."""
-    connect_seconds: float = 20.0
-    """How long the cluster may take to answer, or a local Ray to start."""
-    node_seconds: float = 10.0
-    """How long a node may take to start a process that needs no CPU."""
-    check_seconds: float = 20.0
-    """How long any other check may take."""
-    start_seconds: float = 5.0
-    """A process that starts no sooner is a warning: Python and its packages lie on a slow disk."""
-    clock_seconds: float = 2.0
-    """How far a node's clock may be from this one's. Runs are ordered by the time in their names."""
-    storage_seconds: float = 2.0
-    """A small file that takes longer to write and read is a warning."""
-    storage_mib_per_second: float = 10.0
-    """Slower storage is a warning."""
-    disk_fraction: float = 0.95
-    """Ray takes no more objects to a disk that is fuller."""
-    disk_gib: float = 5.0
-    """Less free disk is a warning."""
-    memory_fraction: float = 0.95
-    """Ray ends processes on a node whose memory is fuller."""
-    memory_gib: float = 2.0
-    """Less free memory is a warning: a default training worker takes 1.8 GiB."""
-    open_files: int = 8192
-    """A lower limit is a warning: Ray recommends so many."""
+    """Size limit of the cache in that folder, GiB."""
+    connect_seconds: Annotated[Tuning[float], Heading.DEADLINES] = 20.0
+    """How long to wait for the cluster to answer, or for a local Ray to start."""
+    node_seconds: Tuning[float] = 10.0
+    """How long to wait for a node to start a process that needs no CPU."""
+    check_seconds: Tuning[float] = 20.0
+    """How long to wait for any other check."""
+    start_seconds: Annotated[Tuning[float], Heading.THRESHOLDS] = 5.0
+    """Warn if a process takes longer to start: Python and its packages are on a slow disk."""
+    clock_seconds: Tuning[float] = 2.0
+    """Fail if a node's clock differs more from this one's: runs are ordered by the time in their
+    names."""
+    storage_seconds: Tuning[float] = 2.0
+    """Warn if writing and reading a small file takes longer."""
+    storage_mib_per_second: Tuning[float] = 10.0
+    """Warn if storage is slower."""
+    disk_fraction: Tuning[float] = 0.95
+    """Fail if a disk is fuller: Ray stores no more objects on it."""
+    disk_gib: Tuning[float] = 5.0
+    """Warn if less disk space is free."""
+    memory_fraction: Tuning[float] = 0.95
+    """Fail if more of a node's memory is in use: Ray kills processes there."""
+    memory_gib: Tuning[float] = 2.0
+    """Warn if less memory is free: a default training worker takes 1.8 GiB."""
+    open_files: Tuning[int] = 8192
+    """Warn if the limit of open files is lower: Ray recommends this one."""
 
     def __post_init__(self) -> None:
         require_range(self, 1, ANY, "workers", "cpus_per_worker", "open_files")
-        require_range(
-            self,
-            TINY,
-            ANY,
-            "connect_seconds",
-            "node_seconds",
-            "check_seconds",
-            "start_seconds",
-            "clock_seconds",
-        )
+        require_range(self, TINY, ANY, "connect_seconds", "node_seconds", "check_seconds")
+        require_range(self, TINY, ANY, "start_seconds", "clock_seconds")
         require_range(self, TINY, ANY, "cache_gib", "storage_seconds")
         require_range(self, 0, ANY, "storage_mib_per_second", "disk_gib", "memory_gib")
         require_range(self, 0, 1, "disk_fraction", "memory_fraction")
         total = self.connect_seconds + self.node_seconds + self.check_seconds
         require(
             total <= _MOST_SECONDS,
-            f"--connect-seconds, --node-seconds and --check-seconds are {total:g} together: expected at most {_MOST_SECONDS}, "
-            "so that all is said within a minute",
+            f"--connect-seconds, --node-seconds and --check-seconds are {total:g} together: "
+            f"must be at most {_MOST_SECONDS}, so that the doctor answers within a minute",
         )

@@ -14,19 +14,19 @@ RENAMED: dict[str, dict[Any, str]] = {
     **{name: {"report": "baseline"} for name in ("recipe", "split", "protocol")},
     "gpu": {None: "auto", True: "on", False: "off", "None": "auto", "True": "on", "False": "off"},
 }
-"""Values of fields that version 0.1.0 called otherwise, and their names now."""
+"""Values of fields that had another name in version 0.1.0, and their names today."""
 
 
 def save_config(config: Any) -> str:
-    """A resolved configuration as JSON text, which `load_config` reads."""
+    """Return a configuration as JSON text, which `load_config` reads."""
     return json.dumps(asdict(config), indent=2)
 
 
 def load_config(text: str, *, kind: type[Config], source: str) -> Config:
-    """The configuration in a JSON text, or under `config` in it, where a job's own records have it.
+    """Load a configuration from a JSON text, or from `config` in it, as in a job's records.
 
     Raises:
-        ConfigError: it is no JSON object, or a field is unknown, missing, or of the wrong type.
+        ConfigError: it is not a JSON object, or a field is unknown, missing or of the wrong type.
     """
     try:
         content = TypeAdapter(dict[str, Any]).validate_json(text)
@@ -40,7 +40,7 @@ def load_config(text: str, *, kind: type[Config], source: str) -> Config:
 
 
 def _with_new_words(values: Any) -> Any:
-    """The same settings in the words of today."""
+    """Return the same settings in today's words."""
     if not isinstance(values, dict):
         return values
     return {

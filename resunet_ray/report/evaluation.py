@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from resunet_ray import storage
+from resunet_ray import bundles, storage
+from resunet_ray.config import EvaluateConfig
+from resunet_ray.errors import InputError
 from resunet_ray.evaluate import PICTURES, SCORES_FILE, SUMMARY_FILE
 from resunet_ray.model.metrics import SCORE_NAMES
 from resunet_ray.report.page import (
@@ -21,10 +23,27 @@ from resunet_ray.report.page import (
     to_svg,
     write_page,
 )
-from resunet_ray.train.tracking import read_history
+from resunet_ray.train.tracking import HISTORY_FILE, read_history
 
 _SHOWN = 8  # pictures of the worst images, and of the best
 _INSTANCE_SCORES = ("ap50", "ap75", "ap", "pq", "aji")
+
+
+def find_history(config: EvaluateConfig) -> str | None:
+    """Find the training history that belongs to an evaluation; None: there is none.
+
+    Raises:
+        InputError: the configuration names one that does not exist.
+    """
+    if config.history is None:
+        beside = storage.join(storage.parent(bundles.locate(config.bundle)), HISTORY_FILE)
+        return beside if storage.exists(beside) else None
+    if not storage.exists(config.history):
+        raise InputError(
+            f"--history {config.history} does not exist: leave it out to use the one beside the "
+            "bundle"
+        )
+    return config.history
 
 
 @styled_figures

@@ -110,7 +110,7 @@ def _field_type(name: str, training: TrainConfig) -> Any:
         reason = "is the same for all trials" if name in fixed else "is not a searchable field"
         close = difflib.get_close_matches(name, sorted(known), n=1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise ConfigError(f"--space {name} {reason}: {hint}--help lists the training fields")
+        raise ConfigError(f"--space {name} {reason}: {hint}--help-all lists the training fields")
     return get_type_hints(type(owner), include_extras=True)[field]
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
-from _job import read_config
 from manifests import FOLDER, Object, find, list_clusters, list_pods, render_all, walk
 from ray.scripts.scripts import cli
 from support import ROOT
 
+from resunet_ray.command_line import read_config
 from resunet_ray.config import (
     DoctorConfig,
     EvaluateConfig,

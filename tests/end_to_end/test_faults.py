@@ -57,7 +57,9 @@ def test_training_that_is_stopped_and_then_loses_a_node_ends_the_same(
     assert "'stopped' was stopped" in nodes.run("ray", "job", "stop", "stopped").stdout
     log = nodes.run("ray", "job", "logs", "stopped").stdout
     assert re.search(
-        r'^{"job": "train", "status": "failed", .*the same command goes on"}$', log, re.MULTILINE
+        r'^{"job": "train", "status": "failed", .*run the same command to resume"}$',
+        log,
+        re.MULTILINE,
     ), log
     before = checkpoints(f"{s3}/broken")
     assert before < pipeline.trained["epochs"] / 2, "training ended before it was stopped"

@@ -1,4 +1,4 @@
-"""A job's outside: help, exit codes, one sentence for what is wrong, one JSON line last."""
+"""A job as its caller sees it: help, exit codes, one sentence per error, one JSON line."""
 
 import json
 import re
@@ -9,10 +9,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from _job import read_config
 from support import RAYS_OWN, ROOT, call_job, run_job
 
-from resunet_ray.config import ModelConfig, PrepareConfig, TrainConfig, baseline_recipe
+from resunet_ray.command_line import read_config
+from resunet_ray.config import (
+    ModelConfig,
+    PrepareConfig,
+    SegmentConfig,
+    TrainConfig,
+    baseline_recipe,
+)
+from resunet_ray.config.flags import list_flags
 
 
 @pytest.mark.parametrize(
@@ -25,7 +32,29 @@ def test_help_says_what_the_job_does(name: str) -> None:
     assert ("--config FILE" in shown) == (
         name in ("prepare", "train", "tune", "evaluate", "segment")
     )
-    assert ("--recipe baseline|default" in shown) == (name in ("train", "tune"))
+    assert ("--recipe {baseline,default}" in shown) == (name in ("train", "tune"))
+
+
+def test_help_shows_everyday_flags_by_group_and_help_all_every_flag() -> None:
+    _, _, shown = call_job("segment", "--help")
+    assert "segment.py --input STR ... --output STR [flags]\n" in shown
+    titles = re.findall(r"^(\S.*):$", shown, re.MULTILINE)
+    assert (titles[0], titles[-1]) == ("Input and output", "General")
+    assert "--flips" in shown
+    assert "--lease" not in shown
+    hidden = [flag.names[0] for flag in list_flags(SegmentConfig) if flag.tuning]
+    assert shown.rstrip().endswith(f"--help-all shows {len(hidden)} more flags.")
+    _, _, everything = call_job("segment", "--help-all")
+    assert all(name in everything for name in [*hidden, "--flips"])
+    arguments = ["--input", "a", "--output", "b", "--lease-seconds", "9"]
+    config = read_config(SegmentConfig, description="", arguments=arguments)
+    assert config.lease_seconds == 9
+
+
+def test_help_shows_the_defaults_of_the_recipe() -> None:
+    assert "(default: 36)" in call_job("train", "--help")[2]
+    _, _, shown = call_job("train", "--recipe", "baseline", "--help-all")
+    assert re.search(r"--epochs INT +Passes over the training split. \(default: 10\)", shown)
 
 
 @pytest.mark.parametrize(
@@ -97,13 +126,15 @@ def test_a_misspelt_flag_is_bad_usage() -> None:
     assert (line["job"], line["status"], line["error"]) == ("train", "failed", "ConfigError")
 
 
-def test_a_job_that_is_ended_from_without_does_not_blame_its_flags() -> None:
-    code = "import sys; from _job import run_job; run_job('train', lambda: sys.exit(15))"
+def test_a_job_stopped_by_a_signal_does_not_blame_its_flags() -> None:
+    code = "import sys; from resunet_ray.command_line import run_job;"
+    code += "run_job('train', lambda: sys.exit(15))"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT / "jobs", capture_output=True, text=True, check=False
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "the same command goes on" in json.loads(done.stdout)["message"]
+    message = json.loads(done.stdout)["message"]
+    assert message == "stopped by a signal (exit code 15): run the same command to resume"
 
 
 def test_a_saved_configuration_is_where_the_next_run_starts(tmp_path: Path) -> None:
@@ -168,16 +199,19 @@ def test_a_benchmark_takes_no_earlier_run_for_its_own(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     code, line, errors = run_job("benchmark", "train", "--output", str(tmp_path))
     assert (code, line["error"]) == (2, "InputError"), errors
-    assert "holds an earlier run, which would be taken for this one" in line["message"]
+    assert "holds an earlier run, which would distort this one" in line["message"]
 
 
 def test_peak_memory_counts_every_process_below_this_one() -> None:
     code = """
 import subprocess, sys, time
-from _memory import PeakMemory
+from benchmarks.memory import PeakMemory
 with PeakMemory() as before:
     time.sleep(1.2)
-child = "import time; held = bytearray(2**28); held[::4096] = bytes([1]) * len(held[::4096]); time.sleep(3)"
+child = (
+    "import time; held = bytearray(2**28); held[::4096] = bytes([1]) * len(held[::4096]);"
+    "time.sleep(3)"
+)
 with PeakMemory() as peak:
     subprocess.run([sys.executable, "-c", child], check=True)
 print(peak.gib - before.gib)

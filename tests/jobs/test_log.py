@@ -1,4 +1,4 @@
-"""What a job says on standard error: its own lines and how far it is; of Ray only with --verbose."""
+"""What a job prints on standard error: its own lines and progress; Ray's only with --verbose."""
 
 import json
 import logging
@@ -11,14 +11,14 @@ import time
 from pathlib import Path
 
 import ray
-from _job import read_config
 from support import ROOT, read_screen
 
+from resunet_ray.command_line import read_config
 from resunet_ray.config import TrainConfig
 from resunet_ray.train.relay import Reporter
 
 
-def test_verbose_is_no_setting() -> None:
+def test_verbose_is_not_a_setting() -> None:
     plain = read_config(TrainConfig, description="", arguments=["--data", "a", "--output", "b"])
     assert (
         read_config(
@@ -28,7 +28,7 @@ def test_verbose_is_no_setting() -> None:
     )
 
 
-def test_a_terminal_has_one_line_that_is_drawn_anew(
+def test_a_terminal_has_one_line_that_is_redrawn(
     bundle_uri: str, dataset_uri: str, tmp_path: Path, cluster: str
 ) -> None:
     command = [
@@ -58,9 +58,9 @@ def test_a_terminal_has_one_line_that_is_drawn_anew(
     assert re.fullmatch(r"4 of 4 images scored in \d+ s", screen[0])
 
 
-def test_a_worker_waits_for_nobody_and_what_it_said_meanwhile_comes_together(cluster: str) -> None:
+def test_a_worker_does_not_wait_for_the_driver_and_its_lines_arrive_together(cluster: str) -> None:
     class SlowBoard:
-        """Takes a second for what another takes a millisecond for."""
+        """A board that takes a second where a real one takes a millisecond."""
 
         def __init__(self) -> None:
             self.calls: list[list[str]] = []

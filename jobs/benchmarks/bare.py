@@ -1,9 +1,14 @@
-"""What the benchmarks set jobs against: the same work in one process, without Ray. Prints one number."""
+"""What the benchmarks compare jobs with: the same work in one process without Ray.
+
+Run as a program, it prints one number.
+"""
 
 import copy
 import os
+import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -22,12 +27,25 @@ from resunet_ray.train.session import build_session
 SIDE = 256  # pixels of every image
 
 _STEPS = 30
+_WARMUP_STEPS = 3
 _TILES = 96
 _SINGLE_IMAGES = 100
 
 
+def run_alone(*arguments: str, environment: Mapping[str, str]) -> float:
+    """Run this file as a program, in a process without Ray, and return the number it prints."""
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments],
+        env={**os.environ, **environment},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return float(done.stdout.splitlines()[-1])
+
+
 def run_bare_training(training: TrainConfig) -> float:
-    """Images/s of training steps on random tensors in memory, after three to warm up."""
+    """Return images/s of training steps on random tensors in memory."""
     torch.set_num_threads(os.cpu_count() or 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     nowhere = Dataset("", "", None, {}, {})
@@ -37,35 +55,33 @@ def run_bare_training(training: TrainConfig) -> float:
     image = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, generator=generator)
     mask = torch.randint(0, 2, shape, dtype=torch.uint8, generator=generator)
     session.network.train()
-    for step in range(_STEPS + 3):
-        if step == 3:
+    for step in range(_STEPS + _WARMUP_STEPS):
+        if step == _WARMUP_STEPS:
             start = time.perf_counter()
         float(train_step(session, image, mask))
     return _STEPS * training.batch_size / (time.perf_counter() - start)
 
 
 def run_bare_network(uri: str) -> float:
-    """Megapixels/s of the network on random tiles in memory: the best of some batch sizes, precisions and uses of the cores."""
+    """Return megapixels/s of the network on random tiles in memory.
+
+    The best of several batch sizes, precisions and ways to use the cores.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bundle = load_bundle(uri, device=device)
     half = copy.deepcopy(bundle.network).to(torch.bfloat16)
-    best = 0.0
+    rates = []
     for batch_size in (1, 4, 16):
         x = torch.rand((batch_size, bundle.info.model.in_channels, SIDE, SIDE), device=device)
         x = x.contiguous(memory_format=torch.channels_last)
         for network, tiles in ((half, x.bfloat16()), (bundle.network, x)):
-            best = max(
-                best,
-                *(
-                    _network_rate(network, tiles, streams=streams)
-                    for streams in {1, os.cpu_count() or 1}
-                ),
-            )
-    return best
+            streams = {1, os.cpu_count() or 1}
+            rates += [_network_rate(network, tiles, streams=number) for number in streams]
+    return max(rates)
 
 
 def _network_rate(network: torch.nn.Module, tiles: torch.Tensor, *, streams: int) -> float:
-    """Megapixels/s of so many threads that each run the network, and share the cores."""
+    """Return megapixels/s of several threads that each run the network and share the cores."""
 
     def run(steps: int) -> None:
         with torch.inference_mode():
@@ -75,38 +91,37 @@ def _network_rate(network: torch.nn.Module, tiles: torch.Tensor, *, streams: int
     steps = max(2, _TILES // len(tiles) // streams)
     cores = max(1, (os.cpu_count() or 1) // streams)
     with ThreadPoolExecutor(streams, initializer=torch.set_num_threads, initargs=(cores,)) as pool:
-        list(pool.map(run, [2] * streams))  # warm
+        list(pool.map(run, [2] * streams))  # warm up
         start = time.perf_counter()
         list(pool.map(run, [steps] * streams))
         return streams * steps * len(tiles) * SIDE**2 / 1e6 / (time.perf_counter() - start)
 
 
 def run_one_at_a_time(uri: str, folder: str) -> float:
-    """Megapixels/s of a loop over single images, as the baseline's notebook had it: decode, predict, score, write."""
+    """Return megapixels/s of a loop over single images: decode, predict, score, write.
+
+    The notebook of the baseline worked like this.
+    """
     bundle = load_bundle(uri)
-    files = [
-        storage.join(folder, "images", name)
-        for name, _ in storage.list_files(storage.join(folder, "images"))
-    ][:_SINGLE_IMAGES]
+    images = storage.join(folder, "images")
+    files = [storage.join(images, name) for name, _ in storage.list_files(images)]
     pixels, start = 0, time.perf_counter()
-    for number, file in enumerate(files):
+    for number, file in enumerate(files[:_SINGLE_IMAGES]):
         image = decode_image(storage.read_bytes(file), name=file)
         (probability,) = bundle.predict([image], batch_size=1, precision="fp32")
         mask = threshold_mask(probability, threshold=bundle.info.instances.threshold)
         score_counts(count_pixels(mask, mask))
-        storage.write_bytes(
-            storage.join(folder, "single", f"{number}.png"), encode_png(mask * np.uint8(255))
-        )
+        target = storage.join(folder, "single", f"{number}.png")
+        storage.write_bytes(target, encode_png(mask * np.uint8(255)))
         pixels += mask.size
     return pixels / 1e6 / (time.perf_counter() - start)
 
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["training", config]:
-            print(
-                run_bare_training(load_config(config, kind=TrainConfig, source="the command line"))
-            )
+        case ["training", text]:
+            config = load_config(text, kind=TrainConfig, source="the command line")
+            print(run_bare_training(config))
         case ["network", bundle]:
             print(run_bare_network(bundle))
         case ["one-at-a-time", bundle, folder]:

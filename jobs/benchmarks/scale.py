@@ -1,4 +1,7 @@
-"""Runs over so many tiny images that only what surrounds the network takes time: listing, plan, chunks, files, commit, ledger."""
+"""Runs over many tiny images with a free network: what is left is everything around the network.
+
+That is listing, plan, chunks, files, commit and ledger.
+"""
 
 import io
 import logging
@@ -10,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import ray
-from _memory import PeakMemory
 from matplotlib.figure import Figure
 
+from benchmarks.memory import PeakMemory
 from resunet_ray import storage
 from resunet_ray.cluster import connect
 from resunet_ray.config import SegmentConfig
@@ -29,7 +32,7 @@ _MEMBERS = 100_000  # of one archive
 
 
 class FreeSegmenter(Segmenter):
-    """With a network that costs nothing and finds nothing."""
+    """A segmenter whose network costs nothing and finds nothing."""
 
     def _predict(self, group: list[Sample]) -> list[Sample]:
         for sample in group:
@@ -40,25 +43,25 @@ class FreeSegmenter(Segmenter):
 
 @dataclass
 class Scaled:
-    """What a number of images came to."""
+    """What a number of images cost."""
 
     images: int
     plan_seconds: float
     segment_seconds: float
     commit_seconds: float
     again_seconds: float
-    """Of the same command when there is nothing left to do."""
+    """The same command again, with nothing left to do."""
     driver_gib: float
     all_gib: float
-    """Of the driver, and of all of Ray's processes with it."""
+    """The driver with all of Ray's processes."""
     files: int
-    """That the run left in storage."""
+    """Files that the run left in storage."""
     mib: float
-    """Their size."""
+    """Size of the files."""
 
 
 def measure_scale(folder: str, *, bundle: str, counts: list[int]) -> list[Scaled]:
-    """Segments each number of images, from archives of its own to tables, and draws `scale.svg` beside them."""
+    """Segment each number of images, from separate archives to tables, and draw `scale.svg`."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     actors.Segmenter = FreeSegmenter  # type: ignore[attr-defined]
     results = []
@@ -111,7 +114,7 @@ def _write_archives(folder: Path, *, count: int) -> None:
 
 
 def _draw(results: list[Scaled]) -> bytes:
-    """Seconds, memory and files against the number of images."""
+    """Draw seconds, memory and files against the number of images."""
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     images = [result.images for result in results]
     for axes, title, fields in zip(

@@ -1,4 +1,4 @@
-"""How much memory a job takes, with all the processes that it started."""
+"""Peak memory of a job, with all the processes that it started."""
 
 import os
 import threading
@@ -6,10 +6,13 @@ from pathlib import Path
 
 
 class PeakMemory:
-    """The largest sum of proportional set sizes of this process and all below it, sampled twice a second (Linux)."""
+    """The largest sum of proportional set sizes of this process and its descendants (Linux).
+
+    Sampled twice a second.
+    """
 
     def __init__(self, *, alone: bool = False) -> None:
-        """Of this process alone, or of all below it as well."""
+        """Measure this process alone, or its descendants as well."""
         self._alone = alone
 
     def __enter__(self) -> "PeakMemory":
@@ -36,7 +39,7 @@ def _family(root: int) -> list[int]:
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             pid, rest = stat.read_text().split(" (", 1)
-        except OSError:  # it ended meanwhile
+        except OSError:  # it has ended
             continue
         parents[int(pid)] = int(rest.rsplit(") ", 1)[1].split()[1])
     family = {root}
@@ -48,6 +51,6 @@ def _family(root: int) -> list[int]:
 def _pss_kib(pid: int) -> int:
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:  # it ended meanwhile
+    except OSError:  # it has ended
         return 0
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))

@@ -27,6 +27,7 @@ from resunet_ray.config import InstanceConfig, ModelConfig, PreprocessConfig
 from resunet_ray.data.images import decode_stored, encode_png
 from resunet_ray.errors import InputError, RunError
 from resunet_ray.intensity import Range, measure_range
+from resunet_ray.model.heads import Prediction, count_outputs
 from resunet_ray.model.inference import autocast_dtype, predict
 from resunet_ray.model.instances import find_instances
 from resunet_ray.model.measures import measure_instances
@@ -93,16 +94,14 @@ class Bundle:
         flips: bool = False,
         precision: str = "auto",
         ranges: Sequence[Range | None] | None = None,
-    ) -> list[Float32[np.ndarray, "_h _w"]]:
-        """Return, for each image, the probability that each pixel belongs to a nucleus.
-
-        See `inference.predict` for the arguments.
-        """
+    ) -> list[Prediction]:
+        """Predict images of any sizes; see `inference.predict` for the arguments."""
         return predict(
             self.network,
             images,
             config=self.info.preprocess,
             channels=self.info.model.in_channels,
+            heads=self.info.model.heads,
             device=self.device,
             dtype=autocast_dtype(self.device, precision),
             batch_size=batch_size,
@@ -119,13 +118,14 @@ class Bundle:
                 takes four times as long.
         """
         levels = measure_range(image) if self.info.preprocess.intensity == "percentiles" else None
-        (probability,) = self.predict([image], batch_size=1, flips=flips, ranges=[levels])
-        labels = find_instances(probability, config=self.info.instances)
+        (found,) = self.predict([image], batch_size=1, flips=flips, ranges=[levels])
+        labels = find_instances(found, config=self.info.instances)
         nuclei = pd.DataFrame(
-            measure_instances(labels, probability).to_pylist(),
+            measure_instances(labels, found.probability).to_pylist(),
             columns=[field.name for field in INSTANCE],
         )
-        return Segmentation(labels, (labels > 0).astype(np.uint8), probability, nuclei)
+        mask = (labels > 0).astype(np.uint8)
+        return Segmentation(labels, mask, found.probability, nuclei)
 
     def self_test(self) -> None:
         """Check that the network gives the same probability as when the bundle was saved.
@@ -136,7 +136,7 @@ class Bundle:
         sample = decode_stored(storage.read_bytes(storage.join(self.uri, _SAMPLE)))
         expected = decode_stored(storage.read_bytes(storage.join(self.uri, _EXPECTED)))
         (found,) = self.predict([sample], batch_size=1, precision="fp32")
-        difference = float(np.abs(found - expected.astype(np.float32) / 255).max())
+        difference = float(np.abs(found.probability - expected.astype(np.float32) / 255).max())
         if difference > _TOLERANCE:
             raise RunError(
                 f"the bundle {self.uri} gives another output here than where it was saved: the "
@@ -149,7 +149,7 @@ def build_network(config: ModelConfig) -> ResUNet:
     """Build a network with random weights, in channels-last memory."""
     network = ResUNet(
         in_channels=config.in_channels,
-        out_channels=1,
+        out_channels=count_outputs(config.heads),
         widths=config.widths,
         norm_momentum=config.norm_momentum,
         norm_epsilon=config.norm_epsilon,
@@ -178,13 +178,13 @@ def save_bundle(
     network = build_network(info.model)
     network.load_state_dict(weights)
     draft = Bundle(uri, info, "", network.eval(), torch.device("cpu"))
-    (probability,) = draft.predict([sample], batch_size=1, precision="fp32")
+    (found,) = draft.predict([sample], batch_size=1, precision="fp32")
     files = {
         _WEIGHTS: safetensors.torch.save(
             {name: tensor.contiguous() for name, tensor in weights.items()}
         ),
         _SAMPLE: encode_png(sample),
-        _EXPECTED: encode_png(np.rint(probability * 255).astype(np.uint8)),
+        _EXPECTED: encode_png(np.rint(found.probability * 255).astype(np.uint8)),
     }
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     info = replace(info, sha256=digests)

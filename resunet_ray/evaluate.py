@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 
 from resunet_ray import bundles, storage
 from resunet_ray.bundle import Bundle, read_bundle_info
@@ -17,6 +17,7 @@ from resunet_ray.data.images import encode_png
 from resunet_ray.data.labelled import LabelledImage
 from resunet_ray.errors import RunError
 from resunet_ray.model import metrics
+from resunet_ray.model.heads import Prediction
 from resunet_ray.model.inference import predict
 from resunet_ray.model.instances import find_instances, threshold_mask
 from resunet_ray.model.matching import (
@@ -145,8 +146,8 @@ def _score_csv(table: pd.DataFrame) -> str:
 def _build_score(config: EvaluateConfig, output: str) -> Score:
     def score_block(bundle: Bundle, images: list[LabelledImage]) -> pa.Table:
         rows = [
-            _score_image(bundle, image, probability, protocol=config.protocol, output=output)
-            for image, probability in zip(
+            _score_image(bundle, image, prediction, protocol=config.protocol, output=output)
+            for image, prediction in zip(
                 images, _predict(bundle, images, config=config), strict=True
             )
         ]
@@ -157,7 +158,7 @@ def _build_score(config: EvaluateConfig, output: str) -> Score:
 
 def _predict(
     bundle: Bundle, images: list[LabelledImage], *, config: EvaluateConfig
-) -> list[Float32[np.ndarray, "_h _w"]]:
+) -> list[Prediction]:
     # On CPUs one tile at a time is as fast, and takes less memory.
     batch_size = 16 if bundle.device.type == "cuda" else 1
     if config.protocol == "native":
@@ -169,6 +170,7 @@ def _predict(
         [_to_baseline_size(image.image) for image in images],
         config=PreprocessConfig(tile=_BASELINE_SIDE, intensity=bundle.info.preprocess.intensity),
         channels=bundle.info.model.in_channels,
+        heads=bundle.info.model.heads,
         device=bundle.device,
         dtype=None,
         batch_size=batch_size,
@@ -185,7 +187,7 @@ def _to_baseline_size(array: np.ndarray) -> np.ndarray:
 def _score_image(
     bundle: Bundle,
     image: LabelledImage,
-    probability: Float32[np.ndarray, "h w"],
+    prediction: Prediction,
     *,
     protocol: str,
     output: str,
@@ -194,12 +196,12 @@ def _score_image(
     if protocol == "baseline":
         pixels = _to_baseline_size(image.image)
         mask = (_to_baseline_size(image.mask.astype(np.float32)) > 0.5).astype(np.uint8)
-        found = (probability > 0.5).astype(np.uint8)
+        found = (prediction.probability > 0.5).astype(np.uint8)
         matched = None
     else:
         pixels, mask = image.image, image.mask
-        found = threshold_mask(probability, threshold=bundle.info.instances.threshold)
-        matched = _match(bundle, image, probability)
+        found = threshold_mask(prediction.probability, threshold=bundle.info.instances.threshold)
+        matched = _match(bundle, image, prediction)
     counts = metrics.count_pixels(found, mask)
     picture = storage.join(output, PICTURES, f"{storage.file_name(image.image_id)}.png")
     storage.write_bytes(picture, encode_png(side_by_side(pixels, mask, found)))
@@ -214,12 +216,10 @@ def _score_image(
     }
 
 
-def _match(
-    bundle: Bundle, image: LabelledImage, probability: Float32[np.ndarray, "h w"]
-) -> InstanceScores | None:
+def _match(bundle: Bundle, image: LabelledImage, prediction: Prediction) -> InstanceScores | None:
     if image.labels is None:
         return None
-    instances = find_instances(probability, config=bundle.info.instances)
+    instances = find_instances(prediction, config=bundle.info.instances)
     return score_instances(count_overlaps(image.labels, instances))
 
 

@@ -54,7 +54,8 @@ def test_a_bundle_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
     assert after.info.instances == InstanceConfig(threshold=0.25, min_area=9)
     image = np.random.default_rng(1).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     one, other = (
-        bundle.predict([image], batch_size=2, precision="fp32")[0] for bundle in (before, after)
+        bundle.predict([image], batch_size=2, precision="fp32")[0].probability
+        for bundle in (before, after)
     )
     np.testing.assert_array_equal(one, other)
     after.self_test()
@@ -114,7 +115,9 @@ def test_dim_images_and_parts_are_scaled_to_the_range_of_the_whole_image(tmp_pat
     )[0]
 
     def predict(pixels: np.ndarray, ranges: list[Range | None] | None = None) -> np.ndarray:
-        return bundle.predict([pixels], batch_size=1, precision="fp32", ranges=ranges)[0]
+        return bundle.predict([pixels], batch_size=1, precision="fp32", ranges=ranges)[
+            0
+        ].probability
 
     whole, dim = predict(image), predict(image // 4 + 9)
     part = predict(image[:32], [measure_range(image)])
@@ -160,7 +163,7 @@ def test_the_bundle_that_comes_with_the_package_works_on_test_images(real_data: 
         for name in names:
             image = decode_image((real_data / "images" / f"{name}.png").read_bytes(), name=name)
             truth = decode_labels((real_data / "masks" / f"{name}.png").read_bytes(), name=name) > 0
-            (probability,) = bundle.predict([image // np.uint8(divisor)], batch_size=1)
-            found = threshold_mask(probability, threshold=bundle.info.instances.threshold)
-            scores.append(float(score_counts(count_pixels(found, truth.astype(np.uint8)))["f1"]))
+            (found,) = bundle.predict([image // np.uint8(divisor)], batch_size=1)
+            mask = threshold_mask(found.probability, threshold=bundle.info.instances.threshold)
+            scores.append(float(score_counts(count_pixels(mask, truth.astype(np.uint8)))["f1"]))
         assert np.mean(scores) > 0.9, (divisor, scores)

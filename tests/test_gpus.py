@@ -64,7 +64,11 @@ def test_a_gpu_finds_what_a_cpu_finds(bundle_uri: str) -> None:
     there, here = (load_bundle(bundle_uri, device=torch.device(name)) for name in ("cuda", "cpu"))
     for precision, tolerance in (("fp32", 1e-3), ("bf16", 5e-2)):
         found, expected = (
-            bundle.predict(images, batch_size=2, precision=precision) for bundle in (there, here)
+            [
+                found.probability
+                for found in bundle.predict(images, batch_size=2, precision=precision)
+            ]
+            for bundle in (there, here)
         )
         for first, second in zip(found, expected, strict=True):
             np.testing.assert_allclose(first, second, atol=tolerance)

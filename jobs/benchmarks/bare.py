@@ -108,8 +108,8 @@ def run_one_at_a_time(uri: str, folder: str) -> float:
     pixels, start = 0, time.perf_counter()
     for number, file in enumerate(files[:_SINGLE_IMAGES]):
         image = decode_image(storage.read_bytes(file), name=file)
-        (probability,) = bundle.predict([image], batch_size=1, precision="fp32")
-        mask = threshold_mask(probability, threshold=bundle.info.instances.threshold)
+        (found,) = bundle.predict([image], batch_size=1, precision="fp32")
+        mask = threshold_mask(found.probability, threshold=bundle.info.instances.threshold)
         score_counts(count_pixels(mask, mask))
         target = storage.join(folder, "single", f"{number}.png")
         storage.write_bytes(target, encode_png(mask * np.uint8(255)))

@@ -20,6 +20,7 @@ from resunet_ray import storage
 from resunet_ray.cluster import connect
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.images import encode_png
+from resunet_ray.model.heads import Prediction
 from resunet_ray.segment import run
 from resunet_ray.segment.work import actors
 from resunet_ray.segment.work.sample import Sample
@@ -37,7 +38,7 @@ class FreeSegmenter(Segmenter):
     def _predict(self, group: list[Sample]) -> list[Sample]:
         for sample in group:
             if sample.image is not None:
-                sample.probability = np.zeros(sample.image.shape[:2], np.float32)
+                sample.prediction = Prediction(np.zeros((1, *sample.image.shape[:2]), np.float32))
         return group
 
 

@@ -8,6 +8,8 @@ import tyro
 from resunet_ray.config.checks import ANY, TINY, require, require_range
 from resunet_ray.config.roles import Tuning
 
+Head = Literal["distance", "centre"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -17,6 +19,9 @@ class ModelConfig:
     """Channels of the network's input: 3 for RGB, 1 for its luminance."""
     widths: Tuning[tuple[int, ...]] = (16, 32, 64, 128, 256)
     """Filters of each level, finest level first."""
+    heads: tuple[Head, ...] = ()
+    """Outputs beside the mask, which separate touching nuclei: distance to the border of the nucleus,
+    and way to its centre. They need training data with instances."""
     norm_momentum: Tuning[float] = 0.1
     """Weight of a new batch in the running statistics of batch normalisation (Keras's 0.99 is 0.01
     here)."""
@@ -28,6 +33,10 @@ class ModelConfig:
             len(self.widths) >= 2 and all(width > 0 and width % 16 == 0 for width in self.widths),
             # Training with fewer channels in channels-last memory crashes PyTorch 2.13 on CPUs.
             f"--model.widths {self.widths}: expected at least two positive multiples of 16",
+        )
+        require(
+            len(set(self.heads)) == len(self.heads),
+            f"--model.heads {' '.join(self.heads)}: each head must be given once",
         )
         require_range(self, TINY, 1, "norm_momentum", "norm_epsilon", prefix="model.")
 
@@ -125,7 +134,12 @@ class InstanceConfig:
     """Smallest probability of a nucleus pixel."""
     min_area: int = 0
     """Smallest instance, pixels; smaller ones are dropped."""
-    method: Literal["components", "watershed"] = "components"
-    """components: touching pixels are one instance. watershed: cut instances where they narrow."""
+    method: Literal["components", "watershed", "distance"] = "components"
+    """components: touching pixels are one instance. watershed: cut instances where they narrow.
+    distance: grow instances from where the head `distance` is high."""
     min_distance: int = 5
     """Smallest distance between the centres of two touching instances, pixels (watershed)."""
+    marker_distance: float = 0.5
+    """An instance grows from pixels whose predicted distance is larger (distance)."""
+    marker_area: int = 4
+    """Smallest group of such pixels, pixels (distance)."""

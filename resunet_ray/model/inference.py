@@ -10,7 +10,9 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
 from resunet_ray.config import PreprocessConfig
+from resunet_ray.config.model import Head
 from resunet_ray.intensity import Range, stretch
+from resunet_ray.model.heads import Prediction, activate, count_outputs, unflip
 from resunet_ray.model.preprocess import preprocess
 from resunet_ray.model.tiling import Box, blend_weight, plan_tiles
 
@@ -38,19 +40,21 @@ def predict(
     *,
     config: PreprocessConfig,
     channels: int,
+    heads: tuple[Head, ...],
     device: torch.device,
     dtype: torch.dtype | None,
     batch_size: int,
     flips: bool = False,
     ranges: Sequence[Range | None] | None = None,
-) -> list[Float32[np.ndarray, "_h _w"]]:
-    """Return, for each image, the probability that each pixel belongs to a nucleus.
+) -> list[Prediction]:
+    """Predict images of any sizes.
 
     Args:
         model: The network, in evaluation mode, on `device`.
         images: Images of any sizes; tiles of equal shape share a batch across images.
         config: Tiling, or the resize that the network was trained with.
         channels: Channels that the network takes (see `preprocess`).
+        heads: Heads that the network has beside the mask.
         device: Device that the network is on.
         dtype: Autocast dtype; None for full precision.
         batch_size: Tiles that go through the network at once.
@@ -59,7 +63,7 @@ def predict(
             the network's intensity scale is `percentiles`. None: each image is a whole.
 
     Returns:
-        One array per image, at the image's own size.
+        One prediction per image, at the image's own size.
     """
     inputs = list(images)
     if config.intensity == "percentiles":
@@ -70,7 +74,8 @@ def predict(
         inputs = [
             cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR) for image in inputs
         ]
-    summed = [np.zeros(image.shape[:2], np.float32) for image in inputs]
+    outputs = count_outputs(heads)
+    summed = [np.zeros((outputs, *image.shape[:2]), np.float32) for image in inputs]
     for places in _batches(inputs, config=config, batch_size=batch_size):
         stack = np.stack([inputs[index][tile.window] for index, tile in places])
         with (
@@ -78,18 +83,18 @@ def predict(
             torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None),
         ):
             x = preprocess(torch.from_numpy(stack).to(device), channels=channels)
-            probability = _flipped_mean(model, x) if flips else model(x).float().sigmoid()
-        for (index, tile), piece in zip(places, probability[:, 0].cpu().numpy(), strict=True):
+            maps = _predict_tiles(model, x, heads=heads, flips=flips)
+        for (index, tile), piece in zip(places, maps.cpu().numpy(), strict=True):
             height, width = inputs[index].shape[:2]
             if tile.shape != (height, width):
                 piece *= blend_weight(tile, height=height, width=width, context=config.context)
-            summed[index][tile.window] += piece
-    if config.resize is None:
-        return summed
-    return [
-        cv2.resize(small, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_LINEAR)
-        for small, image in zip(summed, images, strict=True)
-    ]
+            summed[index][:, *tile.window] += piece
+    if config.resize is not None:
+        summed = [
+            _enlarge(small, height=image.shape[0], width=image.shape[1])
+            for small, image in zip(summed, images, strict=True)
+        ]
+    return [Prediction(maps, heads) for maps in summed]
 
 
 def _batches(
@@ -108,8 +113,19 @@ def _batches(
     ]
 
 
-def _flipped_mean(model: nn.Module, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
-    views = [(), (2,), (3,), (2, 3)]
-    return sum(
-        (model(x.flip(dims)).float().sigmoid().flip(dims) for dims in views), start=torch.zeros(())
-    ) / len(views)
+def _predict_tiles(
+    model: nn.Module, x: Float[Tensor, "n c h w"], *, heads: tuple[Head, ...], flips: bool
+) -> Float[Tensor, "n k h w"]:
+    views: list[tuple[int, ...]] = [(), (2,), (3,), (2, 3)] if flips else [()]
+    total = torch.zeros((), device=x.device)
+    for dims in views:
+        maps = activate(model(x.flip(dims) if dims else x), heads=heads)
+        total = total + unflip(maps, dims=dims, heads=heads)
+    return total / len(views)
+
+
+def _enlarge(
+    maps: Float32[np.ndarray, "k h w"], *, height: int, width: int
+) -> Float32[np.ndarray, "k _h _w"]:
+    size = width, height
+    return np.stack([cv2.resize(one, size, interpolation=cv2.INTER_LINEAR) for one in maps])

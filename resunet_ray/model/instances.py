@@ -4,21 +4,30 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt8
 from skimage.feature import peak_local_max
+from skimage.measure import label
 from skimage.segmentation import watershed
 
 from resunet_ray.config import InstanceConfig
+from resunet_ray.model.heads import Prediction
 
 _STEPS = 64  # steps per pixel, to which a distance is rounded
 
 
-def find_instances(
-    probability: Float32[np.ndarray, "h w"], *, config: InstanceConfig
-) -> Int32[np.ndarray, "h w"]:
-    """Label the instances with a bundle's own parameters, numbered from 1."""
-    mask = threshold_mask(probability, threshold=config.threshold)
+def find_instances(prediction: Prediction, *, config: InstanceConfig) -> Int32[np.ndarray, "h w"]:
+    """Find instances with a bundle's own parameters, numbered from 1."""
+    mask = threshold_mask(prediction.probability, threshold=config.threshold)
     if config.method == "components":
         return label_components(mask, min_area=config.min_area)
-    return label_watershed(mask, min_distance=config.min_distance, min_area=config.min_area)
+    if config.method == "watershed":
+        return label_watershed(mask, min_distance=config.min_distance, min_area=config.min_area)
+    assert prediction.distance is not None, "the bundle's network has the head"
+    return label_markers(
+        mask,
+        prediction.distance > config.marker_distance,
+        centre=prediction.centre,
+        marker_area=config.marker_area,
+        min_area=config.min_area,
+    )
 
 
 def threshold_mask(
@@ -82,6 +91,110 @@ def label_watershed(
         labels[window][inside] = watershed(-distance[window], markers, mask=inside)[inside]
         count += len(own)
     return _drop_small(labels, np.bincount(labels.ravel(), minlength=1), min_area=min_area)
+
+
+def label_markers(
+    mask: UInt8[np.ndarray, "h w"],
+    inner: Bool[np.ndarray, "h w"],
+    *,
+    centre: Float32[np.ndarray, "2 h w"] | None,
+    marker_area: int,
+    min_area: int,
+) -> Int32[np.ndarray, "h w"]:
+    """Label components, dividing each that has several markers among them.
+
+    A pixel belongs to the marker nearest to where it sees its centre, or to itself without a
+    prediction of centres. What that leaves in a second piece goes to the neighbour. Holes within
+    an instance are filled. A component's labels depend on nothing outside it.
+
+    Args:
+        mask: 0 or 1.
+        inner: The inside of nuclei: its components within the mask are the markers.
+        centre: Rows and columns from each pixel to the centre of its nucleus.
+        marker_area: Markers with fewer pixels are dropped.
+        min_area: Instances with fewer pixels are dropped.
+    """
+    count, components, statistics, _ = cv2.connectedComponentsWithStats(
+        mask, connectivity=4, ltype=cv2.CV_32S
+    )
+    number, markers, areas, _ = cv2.connectedComponentsWithStats(
+        (mask & inner).astype(np.uint8), connectivity=4, ltype=cv2.CV_32S
+    )
+    kept = areas[:, cv2.CC_STAT_AREA] >= marker_area
+    kept[0] = False
+    place = markers > 0
+    owner = np.zeros(number, np.int32)
+    owner[markers[place]] = components[place]
+    labels = components.copy()
+    for component in np.flatnonzero(np.bincount(owner[kept], minlength=count) > 1):
+        left, top, width, height = statistics[component, : cv2.CC_STAT_AREA]
+        window = slice(top, top + height), slice(left, left + width)
+        inside = components[window] == component
+        own = np.where(kept[markers[window]] & inside, markers[window], 0)
+        ways = None if centre is None else centre[:, window[0], window[1]]
+        labels[window][inside] = count + _grow(own, inside, ways)[inside]
+        count += number
+    _fill_holes(labels)
+    return _drop_small(labels, np.bincount(labels.ravel(), minlength=1), min_area=min_area)
+
+
+def _grow(
+    markers: Int32[np.ndarray, "h w"],
+    inside: Bool[np.ndarray, "h w"],
+    centre: Float32[np.ndarray, "2 h w"] | None,
+) -> Int32[np.ndarray, "h w"]:
+    """Divide a component among its markers; each gets one piece."""
+    free = (markers == 0).astype(np.uint8)
+    _, nearest = cv2.distanceTransformWithLabels(
+        free, cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    number = np.zeros(int(nearest.max()) + 1, np.int32)
+    number[nearest[free == 0]] = markers[free == 0]
+    grown = number[nearest]
+    if centre is not None:
+        rows, columns = np.nonzero(inside)
+        seen = (
+            np.clip(np.rint(at + way[inside]), 0, length - 1).astype(np.intp)
+            for at, way, length in zip((rows, columns), centre, inside.shape, strict=True)
+        )
+        divided = np.zeros_like(grown)
+        divided[rows, columns] = grown[tuple(seen)]
+        grown = np.where(free == 0, markers, divided)
+    grown = np.where(inside, grown, 0)
+    pieces = label(grown, connectivity=1)
+    whole = np.zeros(int(pieces.max()) + 1, bool)
+    whole[pieces[free == 0]] = True
+    kept = np.where(whole[pieces], grown, 0)
+    if (kept == grown).all():
+        return kept.astype(np.int32)
+    flat = np.zeros(grown.shape, np.uint8)
+    return watershed(flat, kept, mask=inside).astype(np.int32)  # type: ignore[no-any-return]
+
+
+def _fill_holes(labels: Int32[np.ndarray, "h w"]) -> None:
+    """Fill holes that lie within one instance, in place."""
+    count, holes, statistics, _ = cv2.connectedComponentsWithStats(
+        (labels == 0).astype(np.uint8), connectivity=8, ltype=cv2.CV_32S
+    )
+    height, width = labels.shape
+    left, top = statistics[:, cv2.CC_STAT_LEFT], statistics[:, cv2.CC_STAT_TOP]
+    right = left + statistics[:, cv2.CC_STAT_WIDTH]
+    bottom = top + statistics[:, cv2.CC_STAT_HEIGHT]
+    enclosed = (left > 0) & (top > 0) & (right < width) & (bottom < height)
+    enclosed[0] = False
+    if not enclosed.any():
+        return
+    rows, columns = np.nonzero(enclosed[holes])
+    number = holes[rows, columns]
+    least = np.full(count, np.iinfo(np.int32).max, np.int32)
+    most = np.zeros(count, np.int32)
+    for down, across in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+        beside = labels[rows + down, columns + across]
+        known = beside > 0
+        np.minimum.at(least, number[known], beside[known])
+        np.maximum.at(most, number[known], beside[known])
+    filled = least[number] == most[number]
+    labels[rows[filled], columns[filled]] = most[number[filled]]
 
 
 def _drop_small(

@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, Int32
+from jaxtyping import Int32
 
 from resunet_ray.bundle import Bundle
 from resunet_ray.config import InstanceConfig
 from resunet_ray.data.dataset import Dataset
 from resunet_ray.data.labelled import LabelledImage
 from resunet_ray.data.splits import VAL
+from resunet_ray.model.heads import Prediction
 from resunet_ray.model.instances import find_instances
 from resunet_ray.model.matching import count_overlaps, score_instances
 from resunet_ray.scoring import score_split
@@ -50,22 +51,22 @@ def _methods(start: InstanceConfig) -> list[InstanceConfig]:
 
 def _score_block(bundle: Bundle, images: list[LabelledImage]) -> pa.Table:
     """Score every candidate on each image: a column `pq`, null where instances are unknown."""
-    probabilities = bundle.predict(
+    predictions = bundle.predict(
         [image.image for image in images], batch_size=8 if bundle.device.type == "cuda" else 1
     )
     quality = [
-        None if image.labels is None else _score_candidates(bundle, image.labels, probability)
-        for image, probability in zip(images, probabilities, strict=True)
+        None if image.labels is None else _score_candidates(bundle, image.labels, prediction)
+        for image, prediction in zip(images, predictions, strict=True)
     ]
     return pa.table({"pq": pa.array(quality, pa.list_(pa.float64()))})
 
 
 def _score_candidates(
-    bundle: Bundle, labels: Int32[np.ndarray, "h w"], probability: Float32[np.ndarray, "h w"]
+    bundle: Bundle, labels: Int32[np.ndarray, "h w"], prediction: Prediction
 ) -> list[float]:
     """Return the panoptic quality of each method with each minimum area."""
     quality = []
     for config in _methods(replace(bundle.info.instances, min_area=0)):
-        overlaps = count_overlaps(labels, find_instances(probability, config=config))
+        overlaps = count_overlaps(labels, find_instances(prediction, config=config))
         quality += [score_instances(overlaps.drop_small(area)).pq for area in MIN_AREAS]
     return quality

@@ -71,15 +71,17 @@ def validate(
     """
     tally = Tally()
     for sample in read_images(dataset, plan_once(dataset, VAL, rank=rank, workers=workers)):
-        (probability,) = predict(
+        (found,) = predict(
             network,
             [sample.image],
             config=config.preprocess,
             channels=config.model.in_channels,
+            heads=config.model.heads,
             device=device,
             dtype=dtype,
             batch_size=8 if device.type == "cuda" else 1,
         )
+        probability = found.probability
         scores = metrics.score_counts(
             metrics.counts_by_threshold(metrics.histogram(probability, sample.mask))
         )

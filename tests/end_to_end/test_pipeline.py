@@ -60,7 +60,7 @@ def test_the_bundle_of_two_workers_has_the_scores_they_reported(pipeline: Pipeli
     bundle, dataset = load_bundle(pipeline.bundle), open_dataset(pipeline.data)
     scores = []
     for image in read_images(dataset, plan_once(dataset, VAL)):
-        (probability,) = bundle.predict([image.image], batch_size=1, precision="fp32")
-        found = threshold_mask(probability, threshold=bundle.info.instances.threshold)
-        scores.append(float(score_counts(count_pixels(found, image.mask))["f1"]))
+        (found,) = bundle.predict([image.image], batch_size=1, precision="fp32")
+        mask = threshold_mask(found.probability, threshold=bundle.info.instances.threshold)
+        scores.append(float(score_counts(count_pixels(mask, image.mask))["f1"]))
     assert np.mean(scores) == pytest.approx(pipeline.trained["best"]["f1"], abs=1e-6)

@@ -28,16 +28,18 @@ class Red(nn.Module):
 def run(
     network: nn.Module, *images: np.ndarray, flips: bool = False, **config: Any
 ) -> list[np.ndarray]:
-    return predict(
+    found = predict(
         network.eval(),
         list(images),
         config=PreprocessConfig(**config),
         channels=3,
+        heads=(),
         device=CPU,
         dtype=None,
         batch_size=3,
         flips=flips,
     )
+    return [prediction.probability for prediction in found]
 
 
 @pytest.mark.parametrize(("height", "width"), [(100, 130), (64, 65), (33, 200), (63, 20)])

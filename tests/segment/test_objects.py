@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resunet_ray.config import InstanceConfig
+from resunet_ray.model.heads import Prediction
 from resunet_ray.model.measures import measure_instances
 from resunet_ray.model.tiling import Box
 from resunet_ray.segment.planning import gate, grid
@@ -49,20 +50,21 @@ def paint(*boxes: tuple[int, int, int, int], height: int = 900, width: int = 130
 
 
 def cut(
-    probability: np.ndarray,
+    found: np.ndarray | Prediction,
     *,
     side: int,
     config: InstanceConfig = COMPONENTS,
     cells: np.ndarray | None = None,
 ) -> tuple[list[tuple[float, float, float]], np.ndarray]:
     """Area and centroid of the objects that the regions own, sorted, and the assembled mask."""
-    height, width = probability.shape
+    prediction = found if isinstance(found, Prediction) else Prediction(found[None])
+    height, width = prediction.probability.shape
     cut_grid = Grid(height, width, tile=192, context=16)
-    found, mask = [], np.zeros(probability.shape, bool)
+    objects, mask = [], np.zeros((height, width), bool)
     for region in cut_grid.regions(side):
         let_in = None if cells is None else Gate.of(cells, region=region)
         found_here = find_objects(
-            lambda window: probability[window.window],
+            lambda window: Prediction(prediction.maps[:, *window.window], prediction.heads),
             region=region,
             grid=cut_grid,
             config=config,
@@ -73,11 +75,11 @@ def cut(
             rows = measure_instances(
                 own.labels, own.probability, corner=(own.window.top, own.window.left)
             ).to_pylist()
-            found += [
+            objects += [
                 (row["area_px"], round(row["centroid_y"], 6), round(row["centroid_x"], 6))
                 for row in rows
             ]
-    return sorted(found), mask
+    return sorted(objects), mask
 
 
 def test_an_object_on_a_border_is_measured_whole_by_one_region() -> None:
@@ -193,11 +195,14 @@ def test_the_tiles_of_a_window_are_those_of_the_whole() -> None:
             and tile.left < region.right
             and tile.right > region.left
         }
-    values = np.random.default_rng(0).random((GRID.height, GRID.width), np.float32)
+    values = np.random.default_rng(0).random((3, GRID.height, GRID.width), np.float32)
     window = Box(150, 480, 333, 777)
     np.testing.assert_allclose(
-        GRID.blend(window, {tile: values[tile.window] for tile in GRID.tiles(window)}),
-        values[window.window],
+        GRID.blend(
+            window,
+            {tile: Prediction(values[:, *tile.window]) for tile in GRID.tiles(window)},
+        ).maps,
+        values[:, *window.window],
         rtol=1e-5,
     )
 

@@ -1,5 +1,7 @@
 """Measures equal those of an independent implementation; a polygon covers its pixels exactly."""
 
+from typing import Literal
+
 import cv2
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from skimage.measure import regionprops
 from resunet_ray.config import InstanceConfig
 from resunet_ray.data.images import decode_stored
 from resunet_ray.data.synthetic import generate_image
+from resunet_ray.model.heads import Prediction
 from resunet_ray.model.instances import find_instances
 from resunet_ray.model.measures import measure_instances
 from resunet_ray.records import flatten
@@ -25,9 +28,13 @@ def sample() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("method", ["components", "watershed"])
-def test_measures_equal_an_independent_computation(method: str) -> None:
+def test_measures_equal_an_independent_computation(
+    method: Literal["components", "watershed"],
+) -> None:
     _, _, probability = sample()
-    labels = find_instances(probability, config=InstanceConfig(method=method, min_distance=3))  # type: ignore[arg-type]
+    labels = find_instances(
+        Prediction(probability[None]), config=InstanceConfig(method=method, min_distance=3)
+    )
     expected = regionprops(labels, intensity_image=probability)
     found = measure_instances(labels, probability).to_pylist()
     assert len(found) == len(expected) > 10
@@ -42,7 +49,7 @@ def test_measures_equal_an_independent_computation(method: str) -> None:
 
 def test_a_polygon_covers_its_pixels_and_no_others() -> None:
     _, _, probability = sample()
-    labels = find_instances(probability, config=InstanceConfig())
+    labels = find_instances(Prediction(probability[None]), config=InstanceConfig())
     labels[labels == 1] = 0  # what remains is numbered from 1
     labels[labels > 0] -= 1
     polygons = shapely.from_wkb(measure_instances(labels, probability).field("polygon").to_pylist())
@@ -67,7 +74,7 @@ def test_a_perimeter_is_about_that_of_the_shape() -> None:
 def test_the_sums_say_how_sure_and_how_sharp() -> None:
     image, truth, probability = sample()
     findings = describe_image(
-        probability,
+        Prediction(probability[None]),
         image,
         config=InstanceConfig(),
         name="a",
@@ -89,7 +96,10 @@ def test_the_sums_say_how_sure_and_how_sharp() -> None:
         ((probability > 0.25) & (probability < 0.75)).sum(), rel=0.03
     )
     blurred = describe_image(
-        probability, cv2.GaussianBlur(image, (0, 0), 3), config=InstanceConfig(), name="a"
+        Prediction(probability[None]),
+        cv2.GaussianBlur(image, (0, 0), 3),
+        config=InstanceConfig(),
+        name="a",
     )
     assert blurred.sums.laplacian_square_sum < row["laplacian_square_sum"] / 5
 
@@ -97,7 +107,9 @@ def test_the_sums_say_how_sure_and_how_sharp() -> None:
 def test_nothing_found_is_a_row_all_the_same() -> None:
     image, _, probability = sample()
     row = flatten(
-        describe_image(np.zeros_like(probability), image, config=InstanceConfig(), name="a")
+        describe_image(
+            Prediction(np.zeros_like(probability)[None]), image, config=InstanceConfig(), name="a"
+        )
     )
     assert (row["num_instances"], len(row["instances"]), row["foreground_pixels"]) == (
         0,

@@ -84,8 +84,8 @@ def test_each_image_is_there_once_with_the_mask_that_the_bundle_gives(
                 assert member is not None
                 content = member.read()
         image = decode_image(content, name=row.image_uri)
-        (probability,) = bundle.predict([image], batch_size=1, precision="fp32")
-        labels = find_instances(probability, config=bundle.info.instances)
+        (found,) = bundle.predict([image], batch_size=1, precision="fp32")
+        labels = find_instances(found, config=bundle.info.instances)
         np.testing.assert_array_equal(decode_stored(row.mask) > 0, labels > 0)
         np.testing.assert_array_equal(decode_stored(row.labels), labels)
         assert row.num_instances == labels.max()

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 
+from resunet_ray.model.heads import Prediction
 from resunet_ray.model.tiling import Box, blend_weight, plan_tiles
 from resunet_ray.segment.planning.gate import CELL
 
@@ -61,18 +62,18 @@ class Grid:
             self.height, self.width, tile=self.tile, context=self.context, window=window
         )
 
-    def blend(
-        self, window: Box, probabilities: Mapping[Box, Float32[np.ndarray, "_h _w"]]
-    ) -> Float32[np.ndarray, "h w"]:
-        """Blend the probability of a window from that of its tiles."""
-        whole = np.zeros(window.shape, np.float32)
-        for tile in self.tiles(window):
+    def blend(self, window: Box, predictions: Mapping[Box, Prediction]) -> Prediction:
+        """Blend the prediction of a window from those of its tiles."""
+        tiles = self.tiles(window)
+        first = predictions[tiles[0]]
+        whole = np.zeros((len(first.maps), *window.shape), np.float32)
+        for tile in tiles:
             inside, place = overlap(tile, window)
             weight = blend_weight(
                 tile, height=self.height, width=self.width, context=self.context, window=inside
             )
-            whole[place] += probabilities[tile][inside] * weight
-        return whole
+            whole[:, *place] += predictions[tile].maps[:, *inside] * weight
+        return Prediction(whole, first.heads)
 
     def paste(
         self, window: Box, images: Mapping[Box, UInt8[np.ndarray, "_h _w 3"]]

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float32, Float64, Int32
 from skimage.measure import regionprops
 
 from resunet_ray.config import InstanceConfig
+from resunet_ray.model.heads import Prediction
 from resunet_ray.model.instances import find_instances, keep_instances
 from resunet_ray.model.tiling import Box
 from resunet_ray.segment.planning.gate import REACH, Gate
@@ -32,8 +33,8 @@ HALO = 256
 
 Points = Float64[np.ndarray, "n 2"]
 """Places y and x in pixels of the slide; the centre of its first pixel is 0.5."""
-Look = Callable[[Box], Float32[np.ndarray, "h w"]]
-"""Window of the slide → probability of its pixels."""
+Look = Callable[[Box], Prediction]
+"""Window of the slide → what the network says about its pixels."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def find_objects(
     """Find the objects in a region, and those that belong to it.
 
     Args:
-        look: gives the probability of any window.
+        look: predicts any window.
         region: its window.
         grid: of the slide.
         config: threshold and instances.
@@ -117,7 +118,8 @@ def find_objects(
 
 
 def _view(look: Look, window: Box, *, grid: Grid, config: InstanceConfig) -> _View:
-    probability = look(window)
+    prediction = look(window)
+    probability = prediction.probability
     mask = (probability >= config.threshold).astype(np.uint8)
     _, components, statistics, _ = cv2.connectedComponentsWithStats(
         mask, connectivity=4, ltype=cv2.CV_32S
@@ -136,7 +138,7 @@ def _view(look: Look, window: Box, *, grid: Grid, config: InstanceConfig) -> _Vi
     is_long = (room == 0) | (width > LONGEST) | (height > LONGEST)
     is_close = room < MARGIN // 4
     is_close[0] = is_long[0] = False
-    labels = find_instances(probability, config=config)
+    labels = find_instances(prediction, config=config)
     return _View(window, labels, probability, is_close[components], is_long[components])
 
 
@@ -149,8 +151,8 @@ def _find_in_cell(
     the grid alone, so that every region that shares the cell finds the same objects.
     """
     window = grid.widen(cell, HALO)
-    probability = look(window)
-    labels = find_instances(probability, config=config)
+    prediction = look(window)
+    labels = find_instances(prediction, config=config)
     place, known = overlap(window, view.window)
     kept = _among(labels, labels[place][view.long[known]])
     pieces = np.zeros_like(labels)
@@ -166,7 +168,7 @@ def _find_in_cell(
             )
             pieces[inside][parts > 0] = last + parts[parts > 0]
             last += count - 1
-    return WindowObjects(window, np.where(kept[labels], labels, pieces), probability)
+    return WindowObjects(window, np.where(kept[labels], labels, pieces), prediction.probability)
 
 
 def _among(

@@ -7,6 +7,7 @@ from jaxtyping import Float32, UInt8
 
 from resunet_ray.config import InstanceConfig
 from resunet_ray.data.images import encode_labels, encode_png
+from resunet_ray.model.heads import Prediction
 from resunet_ray.model.instances import find_instances
 from resunet_ray.model.measures import measure_instances
 from resunet_ray.model.metrics import count_pixels
@@ -20,7 +21,7 @@ UNCERTAIN = (0.25, 0.75)
 
 
 def describe_image(
-    probability: Float32[np.ndarray, "h w"],
+    prediction: Prediction,
     image: UInt8[np.ndarray, "h w 3"],
     *,
     config: InstanceConfig,
@@ -32,7 +33,7 @@ def describe_image(
     """Describe a whole image (see `describe_region`).
 
     Args:
-        probability: of each pixel to be nucleus.
+        prediction: what the network says about it.
         image: what it was found in.
         config: threshold and instances.
         name: of the image, for errors.
@@ -40,10 +41,10 @@ def describe_image(
         labels: keep the label image as well.
         probabilities: keep the probability as well, in 255 steps.
     """
-    found = find_instances(probability, config=config)
+    found = find_instances(prediction, config=config)
     whole = Box(0, found.shape[0], 0, found.shape[1])
-    own = WindowObjects(whole, found, probability)
-    objects = RegionObjects(found, probability, own=[own], neighbours=np.empty((0, 2)))
+    own = WindowObjects(whole, found, prediction.probability)
+    objects = RegionObjects(found, prediction.probability, own=[own], neighbours=np.empty((0, 2)))
     keep = {"labels": labels, "probabilities": probabilities}
     counts = None
     if truth is not None:

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 
 from resunet_ray.intensity import Range
+from resunet_ray.model.heads import Prediction
 from resunet_ray.model.tiling import Box
 from resunet_ray.segment.rows import Failure, PlannedRegion
 
@@ -23,7 +24,7 @@ class Sample:
     levels: Range | None = None
     """Range of the whole image's intensities, if the network's scale depends on it."""
     truth: UInt8[np.ndarray, "h w"] | None = None
-    probability: Float32[np.ndarray, "h w"] | None = field(default=None, repr=False)
+    prediction: Prediction | None = field(default=None, repr=False)
     failure: Failure | None = None
     read_seconds: float = 0.0
     model_seconds: float = 0.0

@@ -238,7 +238,7 @@ class Segmenter:
             return group
         start = time.perf_counter()
         try:
-            probabilities = self._bundle.predict(
+            predictions = self._bundle.predict(
                 [sample.image for sample in good if sample.image is not None],
                 batch_size=self._batch_size,
                 flips=self._spec.config.flips,
@@ -256,20 +256,20 @@ class Segmenter:
                 good[0].failure = Failure.of(error, stage="model")
             return group
         seconds = time.perf_counter() - start
-        pixels = sum(probability.size for probability in probabilities)
-        for sample, probability in zip(good, probabilities, strict=True):
-            sample.probability = probability
-            sample.model_seconds = seconds * probability.size / pixels
+        pixels = sum(prediction.probability.size for prediction in predictions)
+        for sample, prediction in zip(good, predictions, strict=True):
+            sample.prediction = prediction
+            sample.model_seconds = seconds * prediction.probability.size / pixels
         return group
 
     def _describe(self, sample: Sample) -> Region:
         assert sample.planned is not None, "it is an image"
         start = time.perf_counter()
         findings: Findings | None = None
-        if sample.failure is None and sample.probability is not None and sample.image is not None:
+        if sample.failure is None and sample.prediction is not None and sample.image is not None:
             try:
                 findings = describe_image(
-                    sample.probability,
+                    sample.prediction,
                     sample.image,
                     config=self._instances,
                     name=sample.planned.image.image_uri,

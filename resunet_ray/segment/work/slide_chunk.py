@@ -4,12 +4,10 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from jaxtyping import Float32
-
 from resunet_ray.config import InstanceConfig, PreprocessConfig, SegmentConfig
 from resunet_ray.data.slides import Slide
 from resunet_ray.intensity import Range
+from resunet_ray.model.heads import Prediction
 from resunet_ray.model.tiling import Box
 from resunet_ray.segment.planning.gate import Gate
 from resunet_ray.segment.planning.grid import Grid
@@ -124,17 +122,17 @@ class SlideChunk:
         """
         region = self.regions[number]
 
-        def look(window: Box) -> Float32[np.ndarray, "h w"]:
+        def look(window: Box) -> Prediction:
             held.update(compute([tile for tile in self.grid.tiles(window) if tile not in held]))
             for sample in held.values():
                 if sample.failure is not None:
                     raise DamagedTileError(sample.failure)
-            probabilities = {
-                tile: sample.probability
+            predictions = {
+                tile: sample.prediction
                 for tile, sample in held.items()
-                if sample.probability is not None
+                if sample.prediction is not None
             }
-            return self.grid.blend(window, probabilities)
+            return self.grid.blend(window, predictions)
 
         objects = find_objects(
             look, region=region, grid=self.grid, config=config, gate=self.gates[number]

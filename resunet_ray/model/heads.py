@@ -1,0 +1,88 @@
+"""The outputs of the network: the mask's logit, then those of further heads, one 1×1 filter each.
+
+| head | outputs | meaning of the activated output |
+|---|---|---|
+| mask | 1 | probability that a pixel belongs to a nucleus |
+| distance | 1 | distance to the border of the nucleus, over its maximum there: 0 to 1 |
+| centre | 2 | rows and columns from the pixel to the centre of its nucleus, pixels |
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from resunet_ray.config.model import Head
+
+CENTRE_UNIT = 16.0
+"""Pixels to a unit of the centre's output, so that it is about as large as the others."""
+_OUTPUTS: dict[Head, int] = {"distance": 1, "centre": 2}
+
+
+def count_outputs(heads: Sequence[Head]) -> int:
+    """Return the number of the network's outputs."""
+    return 1 + sum(_OUTPUTS[head] for head in heads)
+
+
+def slice_head(heads: Sequence[Head], head: Head) -> slice:
+    """Return the outputs of one head."""
+    start = count_outputs(heads[: heads.index(head)])
+    return slice(start, start + _OUTPUTS[head])
+
+
+def activate(
+    logits: Float[Tensor, "n k h w"], *, heads: Sequence[Head]
+) -> Float[Tensor, "n k h w"]:
+    """Turn outputs into probability, distance and pixels."""
+    maps = logits.float().sigmoid()
+    if "centre" in heads:
+        part = slice_head(heads, "centre")
+        maps[:, part] = logits[:, part].float() * CENTRE_UNIT
+    return maps
+
+
+def unflip(
+    maps: Float[Tensor, "n k h w"], *, dims: Sequence[int], heads: Sequence[Head]
+) -> Float[Tensor, "n k h w"]:
+    """Undo the flip of an image: the maps are mirrored, and ways to a centre change their sign.
+
+    Args:
+        maps: Activated outputs for the flipped image.
+        dims: Which axes were flipped: 2 for rows, 3 for columns.
+        heads: The network's heads.
+    """
+    maps = maps.flip(tuple(dims)) if dims else maps
+    if "centre" in heads and dims:
+        signs = torch.tensor([-1.0 if axis in dims else 1.0 for axis in (2, 3)], device=maps.device)
+        maps[:, slice_head(heads, "centre")] *= signs[:, None, None]
+    return maps
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network says about each pixel of an image or of a part of it."""
+
+    maps: Float32[np.ndarray, "k h w"]
+    """Activated outputs: the probability, then those of the heads."""
+    heads: tuple[Head, ...] = ()
+
+    @property
+    def probability(self) -> Float32[np.ndarray, "h w"]:
+        """Probability that a pixel belongs to a nucleus."""
+        found: Float32[np.ndarray, "h w"] = self.maps[0]
+        return found
+
+    @property
+    def distance(self) -> Float32[np.ndarray, "h w"] | None:
+        """Distance to the border, 0 to 1; None if the network lacks the head."""
+        return (
+            self.maps[slice_head(self.heads, "distance")][0] if "distance" in self.heads else None
+        )
+
+    @property
+    def centre(self) -> Float32[np.ndarray, "2 h w"] | None:
+        """Rows and columns to the centre, pixels; None if the network lacks the head."""
+        return self.maps[slice_head(self.heads, "centre")] if "centre" in self.heads else None

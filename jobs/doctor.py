@@ -1,6 +1,5 @@
-"""Say within a minute whether jobs will run: the cluster, each of its nodes, storage and bundle; and what to do where not."""
+"""Say within a minute whether jobs will run here, and how to fix what is wrong."""
 
-from dataclasses import asdict
 from typing import Any
 
 from _job import read_config, run_job
@@ -15,7 +14,7 @@ def _work() -> dict[str, Any]:
     print_page(findings)
     return {
         "exit_code": int(any(finding.status == "failed" for finding in findings)),
-        "checks": [asdict(item) for item in findings],
+        "checks": [finding._asdict() for finding in findings],
     }
 
 

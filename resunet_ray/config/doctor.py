@@ -1,4 +1,4 @@
-"""The configuration of `jobs/doctor.py`: what it asks, how long it waits, and what it expects."""
+"""The configuration of `jobs/doctor.py`: what it looks at, how long it waits, what it expects."""
 
 from dataclasses import dataclass
 
@@ -11,63 +11,53 @@ _MOST_SECONDS = 50  # with Python's own start and the end of what hangs, a minut
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig:
-    """What is examined. Nothing is changed: what is written is removed again."""
+    """What to look at. Nothing changes: the files it writes are removed again."""
 
     storage: str | None = None
-    """Where outputs are to go: this process and every node write, read and remove files there."""
+    """Where outputs will go: this process and every node write, read and remove files there."""
     bundle: str | None = None
-    """The bundle that is to be used: this process and every node load it and run its sample."""
+    """The bundle to be used: this process and every node load it and run its sample."""
     workers: int = TrainConfig.workers
-    """Training workers that are to fit."""
+    """Training workers that must fit."""
     cpus_per_worker: int = TrainConfig.cpus_per_worker
-    """CPUs of each."""
+    """CPUs of each training worker."""
     cache: str = SegmentConfig.cache
-    """Folder on each node's disk where slides are to be staged."""
+    """Folder on each node's disk where slides will be staged."""
     cache_gib: float = SegmentConfig.cache_gib
-    """What that folder is to hold."""
+    """Room that folder must have."""
     connect_seconds: float = 20.0
-    """How long the cluster may take to answer, or a local Ray to start."""
+    """How long to wait for the cluster to answer, or for a local Ray to start."""
     node_seconds: float = 10.0
-    """How long a node may take to start a process that needs no CPU."""
+    """How long to wait for a node to start a process that needs no CPU."""
     check_seconds: float = 20.0
-    """How long any other check may take."""
+    """How long to wait for any other check."""
     start_seconds: float = 5.0
-    """A process that starts no sooner is a warning: Python and its packages lie on a slow disk."""
-    clock_seconds: float = 2.0
-    """How far a node's clock may be from this one's. Runs are ordered by the time in their names."""
+    """Warn if a process takes longer to start: Python and its packages are on a slow disk."""
     storage_seconds: float = 2.0
-    """A small file that takes longer to write and read is a warning."""
+    """Warn if a small file takes longer to write and read."""
     storage_mib_per_second: float = 10.0
-    """Slower storage is a warning."""
+    """Warn if storage is slower."""
     disk_fraction: float = 0.95
-    """Ray takes no more objects to a disk that is fuller."""
+    """Fail if more of a disk is used: Ray puts no more objects there."""
     disk_gib: float = 5.0
-    """Less free disk is a warning."""
+    """Warn if less disk is free."""
     memory_fraction: float = 0.95
-    """Ray ends processes on a node whose memory is fuller."""
+    """Fail if more of a node's memory is used: Ray ends processes there."""
     memory_gib: float = 2.0
-    """Less free memory is a warning: a default training worker takes 1.8 GiB."""
+    """Warn if less memory is free: a default training worker takes 1.8 GiB."""
     open_files: int = 8192
-    """A lower limit is a warning: Ray recommends so many."""
+    """Warn if a process may open fewer files: Ray recommends this many."""
 
     def __post_init__(self) -> None:
+        waits = ("connect_seconds", "node_seconds", "check_seconds")
+        limits = ("storage_mib_per_second", "disk_gib", "memory_gib")
         require_range(self, 1, ANY, "workers", "cpus_per_worker", "open_files")
-        require_range(
-            self,
-            TINY,
-            ANY,
-            "connect_seconds",
-            "node_seconds",
-            "check_seconds",
-            "start_seconds",
-            "clock_seconds",
-        )
-        require_range(self, TINY, ANY, "cache_gib", "storage_seconds")
-        require_range(self, 0, ANY, "storage_mib_per_second", "disk_gib", "memory_gib")
+        require_range(self, TINY, ANY, *waits, "start_seconds", "cache_gib", "storage_seconds")
+        require_range(self, 0, ANY, *limits)
         require_range(self, 0, 1, "disk_fraction", "memory_fraction")
-        total = self.connect_seconds + self.node_seconds + self.check_seconds
+        total = sum(getattr(self, name) for name in waits)
         require(
             total <= _MOST_SECONDS,
-            f"--connect-seconds, --node-seconds and --check-seconds are {total:g} together: expected at most {_MOST_SECONDS}, "
-            "so that all is said within a minute",
+            f"--connect-seconds, --node-seconds and --check-seconds are {total:g} together: "
+            f"expected at most {_MOST_SECONDS}, so that the job ends within a minute",
         )

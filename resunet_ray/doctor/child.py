@@ -79,21 +79,21 @@ class Look:
         silent = {name for name, answer in started.items() if isinstance(answer, Verdict)}
         self._nodes = {name: self._nodes[name] for name in started.keys() - silent}
         self._until += config.check_seconds - _MARGIN_SECONDS
-        threads += self._start(self._look_at_clocks, "clocks")
+        self._look_at_clocks()
         threads += self._start(self._look_there, "machine", "gpus", "node storage", "node bundle")
         for thread in threads:
             thread.join()
         disconnect()
 
-    def _look_at_clocks(self, check: str) -> None:
-        """Ask processes that run already for the time.
+    def _look_at_clocks(self) -> None:
+        """Ask the processes that run now for the time.
 
         A node reads its clock at some moment between question and answer, so the middle between
         them is off by at most half of the time between them.
         """
         asked, sent = dict.fromkeys(self._nodes, ()), time.time()
         read = self._ask(asked, time.time, lambda now, took: (now - sent - took / 2, took / 2))
-        self._say({check: CHECKS[check].merge(read)})
+        self._say({"clocks": CHECKS["clocks"].merge(read)})
 
     def _look_there(self, group: str) -> None:
         """Make the checks of a group on each node; a node without an answer fails the first."""
@@ -134,7 +134,8 @@ class Look:
         Returns:
             What `read` makes of the answers, by node; a failure where none came in time.
         """
-        begun, until, nodes, found = time.monotonic(), self._until, {}, {}
+        begun, until, nodes = time.monotonic(), self._until, {}
+        found: dict[str, Any] = {}
         task = ray.remote(num_cpus=0, max_retries=0)(lambda function, given: function(*given))
         for name, given in asked.items():
             only = NodeAffinitySchedulingStrategy(self._nodes[name]["NodeID"], soft=False)

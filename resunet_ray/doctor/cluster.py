@@ -5,6 +5,7 @@ import os
 import socket
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
@@ -29,7 +30,7 @@ _DONE, _REFUSALS = 200, {401: "none was sent", 403: "refuses the one sent"}  # H
 _CLOCK_SECONDS = 2.0
 _ID_DIGITS = 8  # of a job, at the end of the ids of its placement groups
 _MOST_BYTES = 2**20
-_MOST_SHOWN = 4  # shapes of demands
+_MOST_SHOWN = 4  # kinds of demands
 _BUSY = "wait for what runs (`ray status` and `ray list actors` on the head show it)"
 _REMOVE = (
     "`python -c \"import ray; from ray.util.placement_group import *; ray.init('auto'); "
@@ -69,7 +70,7 @@ def _ray(_place: Place) -> Verdict:
         connect()
     except Exception as error:  # noqa: BLE001 (whatever Ray says is what was found)
         raise ResourceError(f"RAY_ADDRESS={address}: {describe(error)}") from None
-    total = {"node": len(list_nodes()), "CPU": 0, "GPU": 0} | ray.cluster_resources()
+    total = Counter(ray.cluster_resources(), node=len(list_nodes()))
     size = ", ".join(count(total[name], name) for name in ("node", "CPU", "GPU"))
     return Verdict("ok", f"Ray {ray.__version__} at {address}: {size}")
 
@@ -171,7 +172,7 @@ def _training(place: Place) -> Verdict:
 
 @check(
     "room",
-    expected="the CPUs of one actor and one for Ray Data; a GPU, if there are any",
+    expected="the CPUs of one actor, one for Ray Data; a GPU, if there are any",
     fix=f"Add nodes, start them with a higher --num-cpus, or {_BUSY}",
 )
 def _segmentation(_: Place) -> Verdict:
@@ -180,26 +181,22 @@ def _segmentation(_: Place) -> Verdict:
 
 def _judge_room(number: int, cpus: int) -> Verdict:
     """Judge whether processes fit beside one CPU for Ray Data, none of them split over nodes."""
-    free, total = ray.available_resources(), ray.cluster_resources()
-    each = {"CPU": cpus, "GPU": 1} if total.get("GPU") else {"CPU": cpus}
+    free, total = Counter(ray.available_resources()), Counter(ray.cluster_resources())
+    each = {"CPU": cpus, "GPU": 1} if total["GPU"] else {"CPU": cpus}
     needed = {name: number * amount + (name == "CPU") for name, amount in each.items()}
     nodes = [node["Resources"] for node in list_nodes().values()]
     places = sum(min(int(node.get(name, 0) // each[name]) for name in each) for node in nodes)
     small = places < number or any(total[name] < needed[name] for name in needed)
     found = [
-        f"{amount} {name}s needed, {total[name]:g} there, {free.get(name, 0):g} free"
+        f"{amount} {name}s needed, {total[name]:g} there, {free[name]:g} free"
         for name, amount in needed.items()
     ]
     split = [f"the nodes have room for {places} of {number} processes"] * (places < number)
-    busy = any(free.get(name, 0) < needed[name] for name in needed)
+    busy = any(free[name] < needed[name] for name in needed)
     return grade("; ".join(found + split), wrong=small and not has_autoscaler(), poor=small or busy)
 
 
-@check(
-    "room",
-    expected="nothing waits for what no node has, and ended jobs hold nothing",
-    fix="",
-)
+@check("room", expected="nothing waits for what no node has, nor is held by ended jobs", fix="")
 def _waiting(_: Place) -> Verdict:
     ended = {job["JobID"] for job in jobs() if job["IsDead"]}
     left = {
@@ -216,7 +213,7 @@ def _waiting(_: Place) -> Verdict:
     found, fixes = [], []
     if left:
         held = _show(bundle for table in left.values() for bundle in table["bundles"].values())
-        owners = ", ".join({group[-_ID_DIGITS:] for group in left})
+        owners = ", ".join(sorted({group[-_ID_DIGITS:] for group in left}))
         found.append(f"{count(len(left), 'placement group')} of ended jobs: {held} of job {owners}")
         fixes.append(_REMOVE.format(" ".join(left)))
     if stuck:

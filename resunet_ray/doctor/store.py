@@ -14,6 +14,7 @@ from resunet_ray.errors import ResUNetRayError
 _SMALL, _LARGE = 64, 2**22  # bytes
 _LEASE_SECONDS = 60.0
 _ONE_WRITER = "a write that fails if the file exists (If-None-Match)"
+_NO_LEASE = "Pass --no-lease to jobs/segment.py, and let one run at a time write to an output"
 _EXPECTED = (
     "a location to write, read and delete in, within {storage_seconds:g} s for a small file and "
     "at {storage_mib_per_second:g} MiB/s or more; " + _ONE_WRITER
@@ -36,15 +37,12 @@ _FIX = (
 def _storage(place: Place) -> Verdict:
     seconds, rate, mixed = _probe(place.folder, place.node.get("NodeID", "driver"))
     slow = seconds > place.config.storage_seconds or rate < place.config.storage_mib_per_second
-    found = f"a small file in {seconds * 1000:.0f} ms, {rate:.0f} MiB/s"
-    return Verdict("failed", mixed) if mixed and place.node else grade(found, poor=slow)
+    if mixed and place.node:
+        return Verdict("failed", mixed, _NO_LEASE)
+    return grade(f"a small file in {seconds * 1000:.0f} ms, {rate:.0f} MiB/s", poor=slow)
 
 
-@check(
-    "storage",
-    expected=_ONE_WRITER,
-    fix="Pass --no-lease to jobs/segment.py, and let one run at a time write to an output",
-)
+@check("storage", expected=_ONE_WRITER, fix=_NO_LEASE)
 def _one_writer(place: Place) -> Verdict:
     mixed = _probe(place.folder, "driver")[2]
     return grade(mixed or _ONE_WRITER, wrong=bool(mixed))

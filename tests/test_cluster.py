@@ -17,7 +17,7 @@ input()
 
 
 def ask_for_an_actor() -> Any:
-    """Ask what Ray Train's cleaner asks each second: whether a run lives; if not, it ends workers."""
+    """Ask what Ray Train's cleaner asks each second, which ends workers if the run is gone."""
     from ray.train.v2._internal.state.util import is_actor_alive
 
     try:

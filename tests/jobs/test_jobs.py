@@ -85,7 +85,7 @@ def test_help_shows_the_defaults_of_the_recipe() -> None:
         (
             "tune",
             ["--data", "MISSING", "--output", "OUT", "--space", "learning_rat=uniform:1,2"],
-            "perhaps learning_rate",
+            "did you mean learning_rate?",
         ),
         (
             "tune",

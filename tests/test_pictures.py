@@ -8,7 +8,7 @@ from resunet_ray.pictures import OUTCOME_COLOURS, draw_outcomes
 
 def is_coloured(picture: np.ndarray, kind: Outcome) -> np.ndarray:
     """Where the picture has the colour of one kind."""
-    return np.all(picture == list(bytes.fromhex(OUTCOME_COLOURS[kind][1:])), axis=2)
+    return np.asarray((picture == list(bytes.fromhex(OUTCOME_COLOURS[kind][1:]))).all(axis=2))
 
 
 def test_outlines_lie_inside_the_nuclei_they_belong_to() -> None:

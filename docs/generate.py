@@ -49,6 +49,7 @@ TABLES = {
     "DATASET": "SPLIT-00000.parquet … (prepare)",
     "REJECTS": "rejects.parquet (prepare)",
     "SCORES": "scores.parquet (evaluate)",
+    "OUTCOMES": "outcomes.parquet (evaluate)",
     "TRIALS": "trials.parquet and trials.csv (tune)",
     "REGIONS": "regions/RUN/CHUNK.parquet (segment)",
     "IMAGES": "images/RUN/PART.parquet (segment)",

@@ -18,6 +18,7 @@ install_import_hook(
             "data.images",
             "data.labelled",
             "model",
+            "pictures",
         )
     ],
     "beartype.beartype",

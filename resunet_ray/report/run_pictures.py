@@ -21,13 +21,14 @@ from resunet_ray.data.images import decode_image, decode_stored, encode_png
 from resunet_ray.data.slides import Slide
 from resunet_ray.data.tissue import read_view
 from resunet_ray.errors import InputError
+from resunet_ray.report.outlines import draw_beside
 from resunet_ray.segment import layout
 from resunet_ray.segment.planning.survey import stage_slide
 from resunet_ray.segment.rows import ImageRef
 
 _SLIDE_SIDE = 900  # longer side of a slide's picture, pixels
 _SIDE = 360  # longer side of an image's picture, pixels
-_MASK_COLOUR, _READ_COLOUR, _OUTLINE_COLOUR = (225, 20, 60), (90, 140, 220), (0, 255, 0)
+_MASK_COLOUR, _READ_COLOUR = (225, 20, 60), (90, 140, 220)
 
 
 def picture_images(
@@ -42,9 +43,8 @@ def picture_images(
     shown = []
     for row in rows.to_dict("records"):
         try:
-            picture = _overlay(
-                _read_image(row, storage.Cache.of(config)), decode_stored(masks[row["image_id"]])
-            )
+            image = _read_image(row, storage.Cache.of(config))
+            picture = draw_beside(image, decode_stored(masks[row["image_id"]]), side=_SIDE)
         except InputError as error:  # deleted or changed since the run
             shown.append({**row, "picture": None, "message": str(error)})
             continue
@@ -153,19 +153,3 @@ def _read_image(row: dict[str, Any], cache: storage.Cache) -> UInt8[np.ndarray, 
     offset = None if pd.isna(row["member_offset"]) else int(row["member_offset"])
     entry = Entry(row["image_uri"], member, offset, int(row["source_bytes"]))
     return decode_image(entry.read(cache), name=entry.name)
-
-
-def _overlay(
-    image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"]
-) -> UInt8[np.ndarray, "i j 3"]:
-    """The image, and beside it the image with the outlines of the nuclei found."""
-    factor = min(1.0, _SIDE / max(image.shape[:2]))
-    size = max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor))
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    outlines, _ = cv2.findContours(
-        cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST),
-        cv2.RETR_LIST,
-        cv2.CHAIN_APPROX_NONE,
-    )
-    marked = cv2.drawContours(small.copy(), outlines, -1, _OUTLINE_COLOUR, 1)
-    return np.hstack([small, np.full((small.shape[0], 4, 3), 255, np.uint8), marked])

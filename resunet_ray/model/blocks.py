@@ -23,11 +23,12 @@ Norm = Callable[[int], nn.BatchNorm2d]
 """Builds the normalisation of a number of channels."""
 
 _DENSE_LAYERS = 4
-"""Of a quarter of the filters each: together they add as many maps as the level has filters."""
+"""Each adds a quarter of the filters: from 64 filters on, together as many as the level has."""
 _DILATIONS = ((1, 3, 15, 31), (1, 3, 15, 31), (1, 3, 15), (1, 3, 15))
-"""Of each level, finest first; deeper levels have (1,). Table 1 of ResUNet-a: d6."""
+"""Of each level, finest first; deeper levels have (1,). As in ResUNet-a d6; its authors' code for
+images of 256×256 pixels has 5 instead of 15 at the fourth level."""
 _GRIDS = (1, 2, 4, 8)
-"""Cells to a side of each pooled map: Figure 1c of ResUNet-a."""
+"""Cells to a side of each pooled map, as in ResUNet-a."""
 
 
 class SameConv(nn.Conv2d):

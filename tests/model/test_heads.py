@@ -7,10 +7,11 @@ import torch
 from skimage.measure import label
 
 from resunet_ray.config import InstanceConfig
+from resunet_ray.config.model import Head
 from resunet_ray.model.heads import Prediction, activate, count_outputs, slice_head, unflip
 from resunet_ray.model.instances import find_instances
 
-HEADS = ("distance", "centre")
+HEADS: tuple[Head, ...] = ("distance", "centre")
 CONFIG = InstanceConfig(method="distance", marker_distance=0.4, marker_area=4)
 
 
@@ -96,7 +97,7 @@ def test_outputs_become_probability_distance_and_pixels() -> None:
 def test_the_prediction_of_a_mirrored_image_is_mirrored_back(dims: tuple[int, ...]) -> None:
     """A perfect network's maps of mirrored nuclei, mirrored back, are its maps of the nuclei."""
     truth = draw_discs((40, 30, 16), (30, 70, 9))
-    mirrored = np.flip(truth, [axis - 2 for axis in dims])
+    mirrored = np.flip(truth, tuple(axis - 2 for axis in dims))
     maps = torch.from_numpy(predict_truth(np.ascontiguousarray(mirrored)).maps)[None]
     back = unflip(maps, dims=dims, heads=HEADS)[0].numpy()
     np.testing.assert_allclose(back, predict_truth(truth).maps, atol=1e-3)

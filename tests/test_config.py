@@ -16,7 +16,7 @@ from resunet_ray.config import (
     load_config,
     save_config,
 )
-from resunet_ray.config.roles import DECIDES, TODAYS, list_fields
+from resunet_ray.config.roles import DECIDES, MAY_CHANGE, list_fields
 from resunet_ray.errors import ConfigError
 
 
@@ -144,8 +144,10 @@ def test_a_saved_configuration_of_version_0_1_0_is_read() -> None:
 def test_a_field_s_role_is_declared_at_the_field() -> None:
     """A digest of version 0.1.0 still names the same work."""
     assert {"threshold", "mpp", "masks"} <= set(list_fields(SegmentConfig, DECIDES))
-    assert set(list_fields(SegmentConfig, TODAYS)) >= {"output", "cache", "cache_gib", "actors"}
-    assert not set(list_fields(SegmentConfig, TODAYS)) & set(list_fields(SegmentConfig, DECIDES))
+    assert set(list_fields(SegmentConfig, MAY_CHANGE)) >= {"output", "cache", "cache_gib", "actors"}
+    assert not set(list_fields(SegmentConfig, MAY_CHANGE)) & set(
+        list_fields(SegmentConfig, DECIDES)
+    )
     digest = "3de628f66bb83920c7e7d64c378273f90136d2122f69828c94d4c15f067bb466"
     assert SegmentConfig(input=("a",), output="b").digest == digest
     assert (
@@ -155,7 +157,7 @@ def test_a_field_s_role_is_declared_at_the_field() -> None:
     assert (
         SegmentConfig(input=("a",), output="b", mpp=0.3, tissue="off", flips=True).digest == digest
     )
-    assert "nodes_seconds" in list_fields(TrainConfig, TODAYS)
+    assert "nodes_seconds" in list_fields(TrainConfig, MAY_CHANGE)
 
 
 def test_a_saved_configuration_with_an_unknown_or_wrong_field_is_refused() -> None:

@@ -137,4 +137,4 @@ def _write_copies(folder: str, *, count: int) -> None:
         copy = storage.join(images, f"copy-{number:06d}.png")
         storage.write_bytes(copy, first[number % _DISTINCT])
     for name in ("masks", "instances"):
-        storage.delete(storage.join(folder, name))
+        storage.delete_folder(storage.join(folder, name))

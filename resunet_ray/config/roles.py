@@ -8,14 +8,14 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 T = TypeVar("T")
 
-DECIDES, OF_EACH_IMAGE, TODAYS, SHARED = "decides", "of each image", "today's", "shared"
+DECIDES, OF_EACH_IMAGE, MAY_CHANGE, SHARED = "decides", "of each image", "may change", "shared"
 TUNING = "tuning"
 
 Decides = Annotated[T, DECIDES]
 """Decides what is written about an image: with another value, the image is segmented again."""
 OfEachImage = Annotated[T, DECIDES, OF_EACH_IMAGE]
 """The same, but its content differs from image to image, and counts as part of an image's name."""
-Todays = Annotated[T, TODAYS]
+MayChange = Annotated[T, MAY_CHANGE]
 """How, or for how long, the work is done: a run that resumes takes today's value."""
 Shared = Annotated[T, SHARED]
 """The same for all trials of a sweep."""

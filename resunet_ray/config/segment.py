@@ -12,8 +12,8 @@ from resunet_ray.config.roles import (
     OF_EACH_IMAGE,
     Decides,
     Heading,
+    MayChange,
     OfEachImage,
-    Todays,
     Tuning,
     list_fields,
 )
@@ -33,7 +33,7 @@ class SegmentConfig:
     input: tuple[str, ...]
     """What to segment, in any mixture: folders or prefixes, globs, single images, zip or tar, and
     manifests (Parquet or CSV with a column `uri` and, where known, `member`, `mask_uri`, `mpp`)."""
-    output: Todays[str]
+    output: MayChange[str]
     """Where regions/, images/, instances/ and runs/ go. One output collects the runs of many
     nights."""
     region: Annotated[Tuning[int], Heading.SLIDES] = 512
@@ -70,24 +70,24 @@ class SegmentConfig:
     """Try images again that failed before."""
     dry_run: bool = False
     """Only report what there is to do."""
-    actors: Annotated[Todays[int | None], Heading.COMPUTE] = None
+    actors: Annotated[MayChange[int | None], Heading.COMPUTE] = None
     """Most model processes. 0: run everything in this process without Ray, for a debugger or a few
     images. Default: one per GPU, or without GPUs one per node, on all of its cores."""
-    gpu: Todays[Literal["auto", "on", "off"]] = "auto"
+    gpu: MayChange[Literal["auto", "on", "off"]] = "auto"
     """One GPU for each model process. auto: if the cluster has GPUs when the work starts."""
-    cpus_per_actor: Tuning[Todays[int]] = 1
+    cpus_per_actor: Tuning[MayChange[int]] = 1
     """CPUs that Ray reserves for each model process; with --actors above 1, it uses no others."""
-    nodes_seconds: Tuning[Todays[float | None]] = None
+    nodes_seconds: Tuning[MayChange[float | None]] = None
     """How long to wait for nodes if the cluster is too small. Default: half an hour if the cluster
     says that it has an autoscaler, else not at all."""
-    readers: Tuning[Todays[int]] = 4
+    readers: Tuning[MayChange[int]] = 4
     """Threads of each model process that read and decode ahead of the model."""
-    batch_size: Tuning[Todays[int | None]] = None
+    batch_size: Tuning[MayChange[int | None]] = None
     """Tiles in a batch of the model. Default: 16 on a GPU, 1 on CPUs, where larger is slower."""
-    cache: Annotated[Tuning[Todays[str]], Heading.CACHE] = NODE_FOLDER
+    cache: Annotated[Tuning[MayChange[str]], Heading.CACHE] = NODE_FOLDER
     """Folder on each node's disk. Slides from object storage are staged, and compressed tar files
     expanded, in a separate folder for each user below it."""
-    cache_gib: Tuning[Todays[float]] = 50.0
+    cache_gib: Tuning[MayChange[float]] = 50.0
     """Size limit of that folder, GiB; the least recently used files are removed first."""
     lease: Annotated[Tuning[bool], Heading.LEASE] = True
     """Off: nothing stops two runs from writing to one output at the same time (for storage without

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from resunet_ray.config.checks import ANY, TINY, require, require_range
-from resunet_ray.config.roles import Heading, Todays, Tuning
+from resunet_ray.config.roles import Heading, MayChange, Tuning
 from resunet_ray.config.train import TrainConfig
 
 
@@ -26,9 +26,9 @@ class SweepConfig:
     search: Literal["optuna", "random", "grid"] = "optuna"
     """optuna: tree-structured Parzen estimator. grid: every combination of choices, in random
     order."""
-    trials: Todays[int] = 16
+    trials: MayChange[int] = 16
     """Training runs to make. Give a larger number later to continue the same sweep."""
-    concurrent: Todays[int] = 2
+    concurrent: MayChange[int] = 2
     """Trials that run at the same time."""
     scheduler: Literal["asha", "median", "none"] = "asha"
     """When to stop a trial early, by its `monitor` at an epoch. asha: unless it is among the best
@@ -37,14 +37,14 @@ class SweepConfig:
     """Epochs before any trial may be stopped."""
     reduction_factor: Tuning[int] = 3
     """asha keeps one of this many trials, at epochs in this ratio."""
-    hours: Todays[float | None] = None
+    hours: MayChange[float | None] = None
     """Time limit of this command, after which trials stop; run it again to continue. Default: no
     limit."""
-    retry_failed: Todays[bool] = False
+    retry_failed: MayChange[bool] = False
     """Try trials again that failed before."""
-    final_epochs: Tuning[Todays[int | None]] = None
+    final_epochs: Tuning[MayChange[int | None]] = None
     """Retrain the winner for this many epochs. Default: the bundle of its trial is the result."""
-    final_seeds: Tuning[Todays[int]] = 1
+    final_seeds: Tuning[MayChange[int]] = 1
     """Retrain the winner with this many seeds, to see how its scores vary; the best bundle is the
     result."""
 

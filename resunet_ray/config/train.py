@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from resunet_ray.config.checks import ANY, TINY, require, require_default, require_range
 from resunet_ray.config.model import AugmentConfig, ModelConfig, PreprocessConfig
-from resunet_ray.config.roles import Heading, Shared, Todays, Tuning
+from resunet_ray.config.roles import Heading, MayChange, Shared, Tuning
 
 Metric = Literal["loss", "accuracy", "f1", "jaccard", "recall", "precision"]
 
@@ -25,23 +25,23 @@ class TrainConfig:
     The defaults are the default recipe; `--recipe baseline` starts from the baseline's.
     """
 
-    data: Annotated[Todays[str], Heading.INPUT]
+    data: Annotated[MayChange[str], Heading.INPUT]
     """A data set that `jobs/prepare.py` wrote, or a plain folder with images/ and masks/."""
     output: Shared[str]
     """Where checkpoints, history, logs and the bundle go. The same command with the same output
     resumes."""
     name: Tuning[Shared[str]] = "train"
     """Name of the run's folder in the output."""
-    workers: Annotated[Todays[int], Heading.COMPUTE] = 1
+    workers: Annotated[MayChange[int], Heading.COMPUTE] = 1
     """Data-parallel workers."""
-    min_workers: Tuning[Todays[int | None]] = None
+    min_workers: Tuning[MayChange[int | None]] = None
     """Smallest number of workers to continue with when nodes leave: an elastic run. Default:
     exactly --workers."""
-    gpu: Todays[Literal["auto", "on", "off"]] = "auto"
+    gpu: MayChange[Literal["auto", "on", "off"]] = "auto"
     """One GPU for each worker. auto: if the cluster has GPUs."""
-    cpus_per_worker: Todays[int] = 1
+    cpus_per_worker: MayChange[int] = 1
     """CPUs that Ray reserves for each worker."""
-    threads: Tuning[Todays[int | None]] = None
+    threads: Tuning[MayChange[int | None]] = None
     """Threads of the model in a CPU worker. Default: the cores of the node divided by its workers;
     Ray Data's decoding takes little of them."""
     init: Annotated[str | None, Heading.MODEL] = None
@@ -102,21 +102,21 @@ class TrainConfig:
     early stopping."""
     early_stopping_patience: int | None = None
     """Validations without improvement before training stops. Default: never."""
-    keep_checkpoints: Tuning[Todays[int]] = 2
+    keep_checkpoints: Tuning[MayChange[int]] = 2
     """Best checkpoints to keep, in addition to the latest."""
     shuffle_buffer: Annotated[Tuning[int], Heading.TRAINING] = 512
     """Crops from which each worker draws the next one at random."""
     seed: int = 0
     """Seed of everything random. The same seed and number of workers repeat a run."""
-    max_failures: Annotated[Tuning[Todays[int]], Heading.COMPUTE] = 3
+    max_failures: Annotated[Tuning[MayChange[int]], Heading.COMPUTE] = 3
     """How often to replace lost workers or nodes before the run fails."""
-    start_timeout_seconds: Tuning[Todays[float]] = 120.0
+    start_timeout_seconds: Tuning[MayChange[float]] = 120.0
     """How long to wait for workers that fit the cluster but do not start, for instance because
     other jobs use the CPUs."""
-    nodes_seconds: Tuning[Todays[float | None]] = None
+    nodes_seconds: Tuning[MayChange[float | None]] = None
     """How long to wait for nodes if the cluster is too small. Default: half an hour if the cluster
     says that it has an autoscaler, else not at all."""
-    mlflow: Annotated[Tuning[Todays[str | None]], Heading.INPUT] = None
+    mlflow: Annotated[Tuning[MayChange[str | None]], Heading.INPUT] = None
     """MLflow tracking URI to log to (needs the extra `mlflow`)."""
 
     def __post_init__(self) -> None:

@@ -78,7 +78,7 @@ def prepare(config: PrepareConfig) -> PreparationResult:
     split_of = _split(sorted(set(names)), config=config, metadata=metadata)
     logger.info("found %d labelled images", len(sources))
     staging = storage.join(config.output, _STAGING)
-    storage.delete(staging)
+    storage.delete_folder(staging)
     connect()
     checked = _check_all(sources, config=config, metadata=metadata, staging=staging)
     checked = _reject_duplicates(checked)
@@ -96,7 +96,7 @@ def prepare(config: PrepareConfig) -> PreparationResult:
         for split, count in accepted["split"].value_counts().sort_index().items()
     }
     _commit(accepted, shards=shards, counts=counts, config=config)
-    storage.delete(staging)
+    storage.delete_folder(staging)
     return PreparationResult(len(accepted), len(rejects), counts, dict(Counter(rejects["reason"])))
 
 

@@ -32,7 +32,7 @@ class Tissue:
     """Share of the view that is tissue."""
     view: UInt8[np.ndarray, "h w 3"]
 
-    def cells(self, height: int, width: int, *, side: int) -> Bool[np.ndarray, "rows columns"]:
+    def squares(self, height: int, width: int, *, side: int) -> Bool[np.ndarray, "rows columns"]:
         """Whether there is tissue in each square cell of the slide.
 
         Args:

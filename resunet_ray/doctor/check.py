@@ -15,7 +15,7 @@ _MOST_NODES = 4  # named in one finding: the page is one page
 _MOST_CHARACTERS = 600
 
 
-class Place(NamedTuple):
+class Surroundings(NamedTuple):
     """Where a check looks: in the doctor's own process, or on a node."""
 
     config: DoctorConfig
@@ -109,7 +109,9 @@ def check(
     return declare
 
 
-def make(judges: Mapping[str, Callable[[Place], Verdict]], place: Place) -> dict[str, Verdict]:
+def run_checks(
+    judges: Mapping[str, Callable[[Surroundings], Verdict]], place: Surroundings
+) -> dict[str, Verdict]:
     """Return the verdicts by check; if the first cannot be made, the others are not asked."""
     verdicts: dict[str, Verdict] = {}
     for name, judge in judges.items():
@@ -122,9 +124,9 @@ def make(judges: Mapping[str, Callable[[Place], Verdict]], place: Place) -> dict
     return verdicts
 
 
-def grade(found: str, *, wrong: bool = False, poor: bool = False) -> Verdict:
-    """Return a failure if `wrong`, else a warning if `poor`, else ok."""
-    return Verdict("failed" if wrong else "warning" if poor else "ok", found)
+def rate(found: str, *, wrong: bool = False, doubtful: bool = False) -> Verdict:
+    """Return a failure if `wrong`, else a warning if `doubtful`, else ok."""
+    return Verdict("failed" if wrong else "warning" if doubtful else "ok", found)
 
 
 def count(number: float, noun: str) -> str:

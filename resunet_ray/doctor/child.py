@@ -16,7 +16,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from resunet_ray import storage
 from resunet_ray.cluster import disconnect
 from resunet_ray.config import DoctorConfig, load_config
-from resunet_ray.doctor.check import CHECKS, NOT_REACHED, Place, Verdict, describe, make
+from resunet_ray.doctor.check import (
+    CHECKS,
+    NOT_REACHED,
+    Surroundings,
+    Verdict,
+    describe,
+    run_checks,
+)
 from resunet_ray.doctor.checkup import ALONE, find_flag
 from resunet_ray.doctor.cluster import find_address, list_nodes
 
@@ -25,14 +32,14 @@ _MARGIN_SECONDS = 2.0  # silent nodes are named before this process is stopped
 _CLEANING_SECONDS = 1.0
 
 
-class Look:
+class Checker:
     """One look at everything that is asked for."""
 
     def __init__(self, config: DoctorConfig, output: int) -> None:
         """Take the configuration, and the file descriptor that verdicts are written to."""
         folder = storage.join(config.storage or "", f".doctor-{uuid.uuid4().hex[:12]}")
         self._config, self._output, self._lock = config, output, Lock()
-        self._place = Place(config, storage.absolute(folder))
+        self._place = Surroundings(config, storage.absolute(folder))
         self._nodes: dict[str, dict[str, Any]] = {}
         self._until = 0.0
 
@@ -63,10 +70,10 @@ class Look:
 
     def _look_here(self, group: str) -> dict[str, Verdict]:
         place = self._place._replace(folder=f"{self._place.folder}-here")
-        verdicts = make(_list_judges(group), place)
+        verdicts = run_checks(_list_judges(group), place)
         self._say(verdicts)
         if group == "storage":
-            storage.delete(place.folder)
+            storage.delete_folder(place.folder)
         return verdicts
 
     def _look_at_cluster(self) -> None:
@@ -101,7 +108,7 @@ class Look:
         places = {name: self._place._replace(node=node) for name, node in self._nodes.items()}
         said: dict[str, dict[str, Verdict]] = {check: {} for check in judges}
         asked = {name: (judges, place) for name, place in places.items()}
-        for name, answer in self._ask(asked, make).items():
+        for name, answer in self._ask(asked, run_checks).items():
             first = {next(iter(judges)): answer}
             for check, verdict in (first if isinstance(answer, Verdict) else answer).items():
                 said[check][name] = verdict
@@ -161,5 +168,5 @@ if __name__ == "__main__":
     signal.alarm(_ALARM_SECONDS)
     verdicts = os.dup(1)
     os.dup2(2, 1)  # whatever else is printed goes to the log
-    Look(load_config(sys.argv[1], kind=DoctorConfig, source="the doctor"), verdicts).run()
+    Checker(load_config(sys.argv[1], kind=DoctorConfig, source="the doctor"), verdicts).run()
     os._exit(0)  # what libraries still do at their end takes long, or hangs

@@ -22,7 +22,7 @@ from ray.util import placement_group_table
 
 from resunet_ray.cluster import connect, has_autoscaler
 from resunet_ray.config import SegmentConfig
-from resunet_ray.doctor.check import Place, Verdict, check, count, describe, grade
+from resunet_ray.doctor.check import Surroundings, Verdict, check, count, describe, rate
 from resunet_ray.errors import ResourceError
 
 _ANSWER_SECONDS = 5.0
@@ -61,7 +61,7 @@ def list_nodes() -> dict[str, dict[str, Any]]:
     "only busy, raise --connect-seconds. From a laptop, use `ray job submit --working-dir . -- "
     "python jobs/doctor.py`",
 )
-def _ray(_place: Place) -> Verdict:
+def _ray(_place: Surroundings) -> Verdict:
     address = os.environ.get("RAY_ADDRESS", "local")
     host, _, port = address.rpartition(":")
     try:
@@ -82,7 +82,7 @@ def _ray(_place: Place) -> Verdict:
     "~/.ray/auth_token, and set RAY_AUTH_MODE=token, here and on every node. Restart a cluster "
     "that ran without (KubeRay: authOptions.mode: token)",
 )
-def _token(_place: Place) -> Verdict:
+def _token(_place: Surroundings) -> Verdict:
     address, mode, status, error = _ask_dashboard()
     if error:
         return Verdict("not asked", "the dashboard did not answer")
@@ -102,7 +102,7 @@ def _token(_place: Place) -> Verdict:
     "forward its port (`ssh -L 8265:localhost:8265 HEAD`, `kubectl port-forward "
     "svc/NAME-head-svc 8265`), and set RAY_API_SERVER_ADDRESS to it",
 )
-def _dashboard(_place: Place) -> Verdict:
+def _dashboard(_place: Surroundings) -> Verdict:
     address, _, status, error = _ask_dashboard()
     if not address and os.environ.get("RAY_ADDRESS", "local") == "local":
         return Verdict("not asked", "a local Ray has none, and needs none")
@@ -147,7 +147,7 @@ def _get(address: str, path: str) -> tuple[int, bytes]:
     "where one starts slowly, put Python's packages on a local disk",
 )
 def _nodes(seconds: float, limit: float) -> Verdict:
-    return grade(f"a process starts within {seconds:.1f} s", poor=seconds > limit)
+    return rate(f"a process starts within {seconds:.1f} s", doubtful=seconds > limit)
 
 
 @check(
@@ -158,7 +158,7 @@ def _nodes(seconds: float, limit: float) -> Verdict:
 def _clocks(offset: float, error: float) -> Verdict:
     way = "ahead of" if offset > 0 else "behind"
     found = f"{abs(offset):.1f} s {way} this process's clock (measured to {error * 1000:.0f} ms)"
-    return grade(found, wrong=abs(offset) - error > _CLOCK_SECONDS)  # only what is certain
+    return rate(found, wrong=abs(offset) - error > _CLOCK_SECONDS)  # only what is certain
 
 
 @check(
@@ -166,7 +166,7 @@ def _clocks(offset: float, error: float) -> Verdict:
     expected="{workers} x {cpus_per_worker} CPUs, one for Ray Data; a GPU each, if there are any",
     fix=f"Give jobs/train.py fewer --workers or --cpus-per-worker, add nodes, or {_BUSY}",
 )
-def _training(place: Place) -> Verdict:
+def _training(place: Surroundings) -> Verdict:
     return _judge_room(place.config.workers, place.config.cpus_per_worker)
 
 
@@ -175,7 +175,7 @@ def _training(place: Place) -> Verdict:
     expected="the CPUs of one actor, one for Ray Data; a GPU, if there are any",
     fix=f"Add nodes, start them with a higher --num-cpus, or {_BUSY}",
 )
-def _segmentation(_: Place) -> Verdict:
+def _segmentation(_: Surroundings) -> Verdict:
     return _judge_room(1, SegmentConfig.cpus_per_actor)
 
 
@@ -193,11 +193,13 @@ def _judge_room(number: int, cpus: int) -> Verdict:
     ]
     split = [f"the nodes have room for {places} of {number} processes"] * (places < number)
     busy = any(free[name] < needed[name] for name in needed)
-    return grade("; ".join(found + split), wrong=small and not has_autoscaler(), poor=small or busy)
+    return rate(
+        "; ".join(found + split), wrong=small and not has_autoscaler(), doubtful=small or busy
+    )
 
 
 @check("room", expected="nothing waits for what no node has, nor is held by ended jobs", fix="")
-def _waiting(_: Place) -> Verdict:
+def _waiting(_: Surroundings) -> Verdict:
     ended = {job["JobID"] for job in jobs() if job["IsDead"]}
     left = {
         group: table

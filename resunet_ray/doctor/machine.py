@@ -18,7 +18,7 @@ from ray._private.utils import get_system_memory, get_used_memory
 
 import resunet_ray
 from resunet_ray import storage
-from resunet_ray.doctor.check import Place, Verdict, check, count, grade
+from resunet_ray.doctor.check import Surroundings, Verdict, check, count, rate
 
 _FOLDER = Path(resunet_ray.__file__).parent
 _ALIKE = ("ray", "torch", "numpy", "pyarrow", "opencv-python-headless")
@@ -34,7 +34,7 @@ _SIDE = 256  # of the matrices
     fix="Start the node from the head's image, or run `pip install -c constraints.txt .` there",
     alike=True,
 )
-def _packages(_: Place) -> Verdict:
+def _packages(_: Surroundings) -> Verdict:
     versions, wrong = {}, []
     for item in _list_requirements():
         try:
@@ -47,7 +47,7 @@ def _packages(_: Place) -> Verdict:
     # A build's own suffix does not count: +cpu on the head goes with +cu128 on GPU nodes.
     alike = [f"{name} {Version(versions[name]).public}" for name in _ALIKE if name in versions]
     found = ", ".join(wrong or [f"python {platform.python_version()}", *alike])
-    return grade(found, wrong=bool(wrong))
+    return rate(found, wrong=bool(wrong))
 
 
 def _list_requirements() -> list[Requirement]:
@@ -68,7 +68,7 @@ def _list_requirements() -> list[Requirement]:
     "what the nodes have installed; or install this version on all",
     alike=True,
 )
-def _code(_: Place) -> Verdict:
+def _code(_: Surroundings) -> Verdict:
     digest = hashlib.sha256()
     for path in sorted(_FOLDER.rglob("*.py")):
         digest.update(path.relative_to(_FOLDER).as_posix().encode() + path.read_bytes())
@@ -81,12 +81,12 @@ def _code(_: Place) -> Verdict:
     fix="Start the container with --shm-size (Kubernetes: an emptyDir of medium Memory at "
     "/dev/shm), or the node with a smaller --object-store-memory",
 )
-def _shared_memory(place: Place) -> Verdict:
+def _shared_memory(place: Surroundings) -> Verdict:
     if not _SHARED_MEMORY.is_dir():
         return Verdict("ok", "this system has no /dev/shm")
     there = shutil.disk_usage(_SHARED_MEMORY).total
     store = place.node["Resources"].get("object_store_memory", 0)
-    return grade(f"{_gib(there)} in /dev/shm, {_gib(store)} for objects", poor=there < store)
+    return rate(f"{_gib(there)} in /dev/shm, {_gib(store)} for objects", doubtful=there < store)
 
 
 @check(
@@ -94,12 +94,12 @@ def _shared_memory(place: Place) -> Verdict:
     expected="less than {disk_fraction:.0%} used (beyond, tasks fail), {disk_gib:g} GiB free",
     fix="Remove old /tmp/ray/session_*, or start the node with --temp-dir on a larger disk",
 )
-def _disk(place: Place) -> Verdict:
+def _disk(place: Surroundings) -> Verdict:
     session = place.node["ObjectStoreSocketName"].partition("/sockets/")[0]
     disk, config = shutil.disk_usage(_existing(Path(session))), place.config
     wrong = 1 - disk.free / max(1, disk.total) >= config.disk_fraction
     found = f"{session}: {_gib(disk.free)} of {_gib(disk.total)} free"
-    return grade(found, wrong=wrong, poor=disk.free < config.disk_gib * _GIB)
+    return rate(found, wrong=wrong, doubtful=disk.free < config.disk_gib * _GIB)
 
 
 @check(
@@ -108,7 +108,7 @@ def _disk(place: Place) -> Verdict:
     fix="Give jobs/segment.py and this job another --cache, or a smaller --cache-gib that still "
     "holds the largest slide",
 )
-def _slide_cache(place: Place) -> Verdict:
+def _slide_cache(place: Surroundings) -> Verdict:
     config, folder = place.config, storage.cache_folder(place.config.cache)
     if not os.access(_existing(folder), os.W_OK):
         return Verdict("failed", f"{folder} cannot be written")
@@ -116,7 +116,9 @@ def _slide_cache(place: Place) -> Verdict:
     for path in folder.rglob("*"):  # what the cache holds already
         with suppress(FileNotFoundError):  # it may leave at this moment
             room += path.stat().st_size if path.is_file() else 0
-    return grade(f"{config.cache} has room for {_gib(room)}", poor=room < config.cache_gib * _GIB)
+    return rate(
+        f"{config.cache} has room for {_gib(room)}", doubtful=room < config.cache_gib * _GIB
+    )
 
 
 @check(
@@ -125,10 +127,10 @@ def _slide_cache(place: Place) -> Verdict:
     "{memory_gib:g} GiB free",
     fix="End what else runs there (`ray memory` and `top` show it), or give the node more memory",
 )
-def _memory(place: Place) -> Verdict:
+def _memory(place: Surroundings) -> Verdict:
     total, used, config = get_system_memory(), get_used_memory(), place.config
-    wrong, poor = used > config.memory_fraction * total, total - used < config.memory_gib * _GIB
-    return grade(f"{_gib(total - used)} of {_gib(total)} free", wrong=wrong, poor=poor)
+    wrong, doubtful = used > config.memory_fraction * total, total - used < config.memory_gib * _GIB
+    return rate(f"{_gib(total - used)} of {_gib(total)} free", wrong=wrong, doubtful=doubtful)
 
 
 @check(
@@ -136,9 +138,9 @@ def _memory(place: Place) -> Verdict:
     expected="at least {open_files}, as Ray recommends",
     fix="Run `ulimit -n {open_files}` (container: --ulimit nofile) before the node is started",
 )
-def _open_files(place: Place) -> Verdict:
+def _open_files(place: Surroundings) -> Verdict:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return grade(str(limit), poor=limit < place.config.open_files)
+    return rate(str(limit), doubtful=limit < place.config.open_files)
 
 
 @check(
@@ -147,7 +149,7 @@ def _open_files(place: Place) -> Verdict:
     fix="There, check `nvidia-smi`, install a torch built for that driver's CUDA (not +cpu), give "
     "the container its GPUs (--gpus all, nvidia.com/gpu), or set the node's --num-gpus",
 )
-def _gpus(place: Place) -> Verdict:
+def _gpus(place: Surroundings) -> Verdict:
     known = int(place.node["Resources"].get("GPU", 0))
     if not known:
         return judge_devices([path.name for path in Path("/dev").glob("nvidia*")])
@@ -164,14 +166,14 @@ def _gpus(place: Place) -> Verdict:
             errors.append(f"GPU {index}: {str(error).splitlines()[0]}")
     if len(names) < known:
         errors.append(f"Ray gives away {known} GPUs, torch {torch.__version__} sees {len(names)}")
-    return grade("; ".join(errors) or ", ".join(names), wrong=bool(errors))
+    return rate("; ".join(errors) or ", ".join(names), wrong=bool(errors))
 
 
 def judge_devices(names: list[str]) -> Verdict:
     """Judge what is in /dev of a node where Ray knows no GPU."""
     devices = sum(name.removeprefix("nvidia").isdigit() for name in names)
     idle = f"{count(devices, 'NVIDIA device')}, of which Ray knows none"
-    return grade(idle if devices else "none: models run on CPUs", poor=devices > 0)
+    return rate(idle if devices else "none: models run on CPUs", doubtful=devices > 0)
 
 
 def _existing(folder: Path) -> Path:

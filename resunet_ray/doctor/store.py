@@ -8,7 +8,7 @@ from functools import cache
 import botocore.exceptions
 
 from resunet_ray import bundles, storage
-from resunet_ray.doctor.check import Place, Verdict, check, describe, grade
+from resunet_ray.doctor.check import Surroundings, Verdict, check, describe, rate
 from resunet_ray.errors import ResUNetRayError
 
 _SMALL, _LARGE = 64, 2**22  # bytes
@@ -34,18 +34,18 @@ _FIX = (
     expected=_EXPECTED,
     fix=f"{_FIX}. Credentials that only the submitter has do not reach the nodes",
 )
-def _storage(place: Place) -> Verdict:
+def _storage(place: Surroundings) -> Verdict:
     seconds, rate, mixed = _probe(place.folder, place.node.get("NodeID", "driver"))
     slow = seconds > place.config.storage_seconds or rate < place.config.storage_mib_per_second
     if mixed and place.node:
         return Verdict("failed", mixed, _NO_LEASE)
-    return grade(f"a small file in {seconds * 1000:.0f} ms, {rate:.0f} MiB/s", poor=slow)
+    return rate(f"a small file in {seconds * 1000:.0f} ms, {rate:.0f} MiB/s", doubtful=slow)
 
 
 @check("storage", expected=_ONE_WRITER, fix=_NO_LEASE)
-def _one_writer(place: Place) -> Verdict:
+def _one_writer(place: Surroundings) -> Verdict:
     mixed = _probe(place.folder, "driver")[2]
-    return grade(mixed or _ONE_WRITER, wrong=bool(mixed))
+    return rate(mixed or _ONE_WRITER, wrong=bool(mixed))
 
 
 @cache
@@ -82,7 +82,7 @@ def _probe(folder: str, name: str) -> tuple[float, float, str]:
 def _shared_storage(seen: Collection[str], writers: Mapping[str, str]) -> Verdict:
     missing = [name for name, folder in writers.items() if folder not in seen]
     found = f"does not see what {', '.join(missing)} wrote" if missing else "sees what all wrote"
-    return grade(found, wrong=bool(missing))
+    return rate(found, wrong=bool(missing))
 
 
 @check(
@@ -100,7 +100,7 @@ def _shared_storage(seen: Collection[str], writers: Mapping[str, str]) -> Verdic
     "the versions that `provenance` in its bundle.json names",
     alike=True,
 )
-def _bundle(place: Place) -> Verdict:
+def _bundle(place: Surroundings) -> Verdict:
     from resunet_ray.bundle import load_bundle  # not above: torch may be slow or broken
 
     assert place.config.bundle is not None

@@ -29,4 +29,4 @@ def give_up(config: GiveUpConfig) -> None:
             for kind in storage.list_folders(storage.join(output, layout.EXPORTS))
         ]
         for folder in (layout.IMAGES, layout.INSTANCES, *kinds, layout.REGIONS, layout.RUNS):
-            storage.delete(storage.join(output, folder, config.run))
+            storage.delete_folder(storage.join(output, folder, config.run))

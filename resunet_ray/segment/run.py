@@ -18,7 +18,7 @@ from resunet_ray import bundles, storage
 from resunet_ray.bundle import BundleInfo, read_bundle_info, versions
 from resunet_ray.cluster import connect
 from resunet_ray.config import GiveUpConfig, SegmentConfig, load_config
-from resunet_ray.config.roles import TODAYS, list_fields
+from resunet_ray.config.roles import MAY_CHANGE, list_fields
 from resunet_ray.errors import InputError
 from resunet_ray.monitoring import count_images
 from resunet_ray.segment import layout
@@ -124,7 +124,7 @@ def _clear_and_list_unfinished(output: str) -> list[str]:
     def look(run_id: str) -> str | None:
         uri = layout.record_uri(output, run_id)
         if not storage.exists(uri):
-            storage.delete(storage.join(folder, run_id))
+            storage.delete_folder(storage.join(folder, run_id))
             return None
         return run_id if json.loads(storage.read_bytes(uri))["status"] == "planned" else None
 
@@ -213,7 +213,7 @@ def _run_planned(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> 
     )
     # Fields that decide the result keep the run's values; the others take today's.
     own = replace(
-        saved, **{name: getattr(config, name) for name in list_fields(SegmentConfig, TODAYS)}
+        saved, **{name: getattr(config, name) for name in list_fields(SegmentConfig, MAY_CHANGE)}
     )
     plan = Plan.read(record["plan"])
     _, digest = read_bundle_info(own.bundle)

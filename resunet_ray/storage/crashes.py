@@ -16,12 +16,12 @@ from typing import TypeVar
 
 from resunet_ray.storage import files
 
-TRUSTED = 2
+SUSPECTED_AFTER = 2
 """Unfinished starts after which a chunk is suspected to hold an image that kills the process.
 
 From then on, its images are processed one at a time.
 """
-BLAMED = 2
+BLAMED_AFTER = 2
 """Unfinished starts of an image alone after which it is blamed."""
 
 _FOLDER = "attempts"
@@ -59,7 +59,7 @@ class Notes:
         """
         place = files.join(self.folder, _FOLDER, f"{chunk:06d}", str(number))
         yield self._note(place)
-        files.delete(place)
+        files.delete_folder(place)
 
     def work_through(
         self,
@@ -77,12 +77,12 @@ class Notes:
             work: item → its result.
             blame: item and number of deaths → the result of a blamed item.
         """
-        if self.note_chunk(chunk) < TRUSTED:
+        if self.note_chunk(chunk) < SUSPECTED_AFTER:
             return [work(item) for item in items]
         results = []
         for number, item in enumerate(items):
             with self.note_image(chunk, number) as deaths:
-                results.append(work(item) if deaths < BLAMED else blame(item, deaths))
+                results.append(work(item) if deaths < BLAMED_AFTER else blame(item, deaths))
         return results
 
     def _note(self, place: str) -> int:
@@ -103,4 +103,4 @@ def describe(name: str, deaths: int) -> str:
 
 def forget(folder: str) -> None:
     """Delete the notes of a finished run."""
-    files.delete(files.join(folder, _FOLDER))
+    files.delete_folder(files.join(folder, _FOLDER))

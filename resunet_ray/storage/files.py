@@ -261,7 +261,7 @@ def _upload_file(source: Path, uri: str) -> None:
     attempt(uri, write)
 
 
-def delete(uri: str) -> None:
+def delete_folder(uri: str) -> None:
     """Delete a folder and everything below it, if it exists."""
     if _file_type(uri) == fs.FileType.Directory:
         attempt(uri, lambda store, path: store.delete_dir(path))

@@ -16,7 +16,7 @@ from optuna.distributions import (
 from pydantic import TypeAdapter, ValidationError
 
 from resunet_ray.config import TrainConfig
-from resunet_ray.config.roles import SHARED, TODAYS, list_fields
+from resunet_ray.config.roles import MAY_CHANGE, SHARED, list_fields
 from resunet_ray.errors import ConfigError
 
 Space = dict[str, BaseDistribution]
@@ -104,7 +104,7 @@ def _combine(values: Mapping[str, Sequence[Any]]) -> list[Parameters]:
 def _field_type(name: str, training: TrainConfig) -> Any:
     part, dot, field = name.rpartition(".")
     owner = getattr(training, part, None) if dot else training
-    fixed = {*list_fields(TrainConfig, SHARED), *list_fields(TrainConfig, TODAYS)}
+    fixed = {*list_fields(TrainConfig, SHARED), *list_fields(TrainConfig, MAY_CHANGE)}
     known = set(_list_fields(training)) - fixed
     if name not in known:
         reason = "is the same for all trials" if name in fixed else "is not a searchable field"

@@ -14,7 +14,7 @@ from ray.tune.search import Searcher
 from resunet_ray import storage
 from resunet_ray.cluster import connect, count_cores, require_dashboard
 from resunet_ray.config import SweepConfig, TrainConfig
-from resunet_ray.config.roles import TODAYS, list_fields
+from resunet_ray.config.roles import MAY_CHANGE, list_fields
 from resunet_ray.data.dataset import open_dataset
 from resunet_ray.data.splits import TRAIN, VAL
 from resunet_ray.errors import ResUNetRayError
@@ -88,8 +88,8 @@ def sweep(config: SweepConfig) -> SweepResult:
             data_digest=open_dataset(data, needs=(TRAIN, VAL)).digest,
             # The location of the data may change: its digest identifies it.
             free=[
-                *list_fields(SweepConfig, TODAYS),
-                *(f"training.{name}" for name in list_fields(TrainConfig, TODAYS)),
+                *list_fields(SweepConfig, MAY_CHANGE),
+                *(f"training.{name}" for name in list_fields(TrainConfig, MAY_CHANGE)),
             ],
             advice="give another --output, or the same settings to resume it",
         )

@@ -33,7 +33,7 @@ from resunet_ray.bundle import (
 )
 from resunet_ray.cluster import MODEL_ENVIRONMENT, connect
 from resunet_ray.config import InstanceConfig, PrepareConfig, TrainConfig, lower_is_better
-from resunet_ray.config.roles import TODAYS, list_fields
+from resunet_ray.config.roles import MAY_CHANGE, list_fields
 from resunet_ray.data.dataset import DATASET_FILE, Dataset, open_dataset, plan_once
 from resunet_ray.data.labelled import read_images
 from resunet_ray.data.prepare import prepare
@@ -98,7 +98,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[UserCallback] = ()) -> Tra
         storage.join(run_folder(config), _CONFIG_FILE),
         config,
         data_digest=dataset.digest,
-        free=list_fields(TrainConfig, TODAYS),
+        free=list_fields(TrainConfig, MAY_CHANGE),
         advice="give another --output or --name, or the same settings to resume it",
     )
     if finished:
@@ -288,7 +288,7 @@ def _save_bundle(
         info = replace(info, instances=instances, scores={**info.scores, "pq": quality})
     bundle = save_bundle(uri, weights=weights, info=info, sample=sample)
     bundle.self_test()
-    storage.delete(draft)
+    storage.delete_folder(draft)
     logger.info("wrote %s", uri)
     return bundle
 

@@ -186,7 +186,7 @@ def test_nodes_may_do_in_the_bucket_what_the_code_does_and_no_more(
         assert storage.list_folders(place) == ["deep"]
         with storage.hold_lease(place, seconds=30) as lease:
             lease.check()
-        storage.delete(place)
+        storage.delete_folder(place)
         assert not storage.exists(place)
     used = {action(method.decode(), target.decode()) for method, target in requests}
     assert allowed("bucket", "s3") == used | {"AbortMultipartUpload"}  # for failed writes

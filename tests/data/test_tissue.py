@@ -34,9 +34,9 @@ def test_tissue_is_found_in_every_stain(stain: str) -> None:
     assert found.fluorescence == ("fluorescence" in stain)
     assert found.mask[truth].all()
     assert found.fraction == pytest.approx(truth.mean(), rel=0.25)
-    cells = found.cells(5000, 8000, side=700)  # a pixel of the view is ten of the slide
-    assert cells.shape == (8, 12)
-    for (row, column), has_tissue in np.ndenumerate(cells):
+    squares = found.squares(5000, 8000, side=700)  # a pixel of the view is ten of the slide
+    assert squares.shape == (8, 12)
+    for (row, column), has_tissue in np.ndenumerate(squares):
         part = slice(70 * row, 70 * (row + 1)), slice(70 * column, 70 * (column + 1))
         assert has_tissue == found.mask[part].any()
 

@@ -38,7 +38,7 @@ def small_cells() -> Iterator[None]:
             assert getattr(module, name) == 8 * value
             patch.setattr(module, name, value)
         for module in (grid, gate):
-            patch.setattr(module, "CELL", 64)
+            patch.setattr(module, "SQUARE", 64)
         yield
 
 
@@ -55,7 +55,7 @@ def cut(
     *,
     side: int,
     config: InstanceConfig = COMPONENTS,
-    cells: np.ndarray | None = None,
+    squares: np.ndarray | None = None,
 ) -> tuple[list[tuple[float, float, float]], np.ndarray]:
     """Area and centroid of the objects that the regions own, sorted, and the assembled mask."""
     prediction = found if isinstance(found, Prediction) else Prediction(found[None])
@@ -63,7 +63,7 @@ def cut(
     cut_grid = Grid(height, width, tile=192, context=16)
     objects, mask = [], np.zeros((height, width), bool)
     for region in cut_grid.regions(side):
-        let_in = None if cells is None else Gate.of(cells, region=region)
+        let_in = None if squares is None else Gate.of(squares, region=region)
         found_here = find_objects(
             lambda window: Prediction(prediction.maps[:, *window.window], prediction.heads),
             region=region,
@@ -126,7 +126,7 @@ def test_a_comb_that_falls_apart_where_it_is_cut_loses_no_pixel() -> None:
 
 @pytest.mark.parametrize("shape", ["a row", "a field"])
 def test_each_nucleus_of_a_long_chain_counts_once(shape: str) -> None:
-    """Discs that touch their neighbours, over many cells."""
+    """Discs that touch their neighbours, over many squares."""
     rows, columns = (1, 60) if shape == "a row" else (15, 15)
     probability = np.zeros((rows * 20 + 60, columns * 20 + 60), np.float32)
     for row in range(rows):
@@ -135,7 +135,7 @@ def test_each_nucleus_of_a_long_chain_counts_once(shape: str) -> None:
     wanted, mask = cut(probability, side=SIDES[0], config=WATERSHED)
     np.testing.assert_array_equal(mask, probability > 0)
     assert len(wanted) == rows * columns
-    # A pixel where two discs touch may be either's: each cell decides by itself.
+    # A pixel where two discs touch may be either's: each square decides by itself.
     assert sum(area for area, *_ in wanted) == pytest.approx(probability.sum(), rel=1e-3)
     for side in SIDES[1:]:
         assert cut(probability, side=side, config=WATERSHED)[0] == wanted
@@ -172,32 +172,32 @@ def test_whatever_the_clutter_it_is_the_same_however_it_is_cut(seed: int, count:
         )
         end = (start + length * np.array([np.cos(turn), np.sin(turn)])).astype(int)
         cv2.line(probability, start.tolist(), end.tolist(), 1.0, thickness=int(rng.integers(2, 8)))
-    cells = rng.random((3, 4)) < 0.7
+    squares = rng.random((3, 4)) < 0.7
     for config in (COMPONENTS, WATERSHED):
-        wanted, mask = cut(probability, side=64, config=config, cells=cells)
+        wanted, mask = cut(probability, side=64, config=config, squares=squares)
         for side in (40, 256):
-            found, other = cut(probability, side=side, config=config, cells=cells)
+            found, other = cut(probability, side=side, config=config, squares=squares)
             assert found == wanted
             np.testing.assert_array_equal(other, mask)
 
 
 @pytest.mark.parametrize("side", SIDES)
 def test_an_object_counts_by_its_own_place(side: int) -> None:
-    """One cell has tissue, its neighbours have none."""
-    cells = np.zeros((3, 4), bool)
-    cells[1, 1] = True
+    """One square has tissue, its neighbours have none."""
+    squares = np.zeros((3, 4), bool)
+    squares[1, 1] = True
     outside, on_its_border, within = (80, 90, 40, 55), (80, 90, 58, 72), (100, 105, 110, 120)
     probability = paint(outside, on_its_border, within, height=190, width=240)
-    found, mask = cut(probability, side=side, cells=cells)
+    found, mask = cut(probability, side=side, squares=squares)
     assert [area for area, *_ in found] == [50, 140]
     np.testing.assert_array_equal(mask, paint(on_its_border, within, height=190, width=240) > 0)
 
 
 def test_a_gate_comes_out_of_its_bytes_as_it_went_in() -> None:
-    cells = np.random.default_rng(0).random((7, 9)) < 0.5
-    height, width = 7 * gate.CELL - 30, 9 * gate.CELL - 1
+    squares = np.random.default_rng(0).random((7, 9)) < 0.5
+    height, width = 7 * gate.SQUARE - 30, 9 * gate.SQUARE - 1
     for region in Grid(height, width, tile=192, context=16).regions(90):
-        one = Gate.of(cells, region=region)
+        one = Gate.of(squares, region=region)
         other = Gate.unpack(one.pack(), region=region, height=height, width=width)
         assert (other.top, other.left) == (one.top, one.left)
         np.testing.assert_array_equal(other.has_tissue, one.has_tissue)

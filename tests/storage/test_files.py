@@ -28,7 +28,7 @@ def test_files_can_be_written_read_listed_and_deleted(place: str) -> None:
     ]
     assert storage.is_file(storage.join(place, "a.bin"))
     assert not storage.is_file(storage.join(place, "deep"))
-    storage.delete(storage.join(place, "deep"))
+    storage.delete_folder(storage.join(place, "deep"))
     assert [name for name, _ in storage.list_files(place)] == ["a.bin"]
     storage.check_writable(place)
     assert [name for name, _ in storage.list_files(place)] == ["a.bin"], (

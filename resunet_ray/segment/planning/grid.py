@@ -1,4 +1,4 @@
-"""The grid of a slide: its tiles, its regions, and the cells on which objects are decided."""
+"""The grid of a slide: its tiles, its regions, and the squares on which objects are decided."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 
 from resunet_ray.model.heads import Prediction
 from resunet_ray.model.tiling import Box, blend_weight, plan_tiles
-from resunet_ray.segment.planning.gate import CELL
+from resunet_ray.segment.planning.gate import SQUARE
 
 BLOCK = 8192
 """Side of a block, pixels: its regions are segmented together, so few tiles are computed twice."""
@@ -39,12 +39,12 @@ class Grid:
             windows, key=lambda window: (block_of(window.top, window.left), window.top, window.left)
         )
 
-    def cells(self, window: Box) -> list[Box]:
+    def squares(self, window: Box) -> list[Box]:
         """Those of the fixed grid that a window lies in, row by row."""
         return [
-            Box(top, min(top + CELL, self.height), left, min(left + CELL, self.width))
-            for top in range(window.top // CELL * CELL, window.bottom, CELL)
-            for left in range(window.left // CELL * CELL, window.right, CELL)
+            Box(top, min(top + SQUARE, self.height), left, min(left + SQUARE, self.width))
+            for top in range(window.top // SQUARE * SQUARE, window.bottom, SQUARE)
+            for left in range(window.left // SQUARE * SQUARE, window.right, SQUARE)
         ]
 
     def widen(self, window: Box, margin: int) -> Box:

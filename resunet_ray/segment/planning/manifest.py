@@ -49,7 +49,7 @@ def read_pixel_sizes(uri: str | None) -> dict[str, float]:
 
 
 def parse_mpp(value: Any) -> float | None:
-    """Parse microns per pixel; None if the cell is empty.
+    """Parse microns per pixel; None if the square is empty.
 
     Raises:
         InputError: it is not a positive number.

@@ -86,4 +86,4 @@ class SlidePlanner:
         for table in stream_tasks(look, count=len(slices), total=0, what=what, in_order=True):
             for batch in table.to_batches(_ROWS):
                 yield from from_table(PlannedRegion, pa.Table.from_batches([batch]))
-        storage.delete(folder)
+        storage.delete_folder(folder)

@@ -21,7 +21,7 @@ from resunet_ray.data.tiff import is_slide
 from resunet_ray.data.tissue import Tissue, find_tissue, read_view
 from resunet_ray.errors import ImageError, InputError, ResourceError, RunError
 from resunet_ray.intensity import measure_range
-from resunet_ray.segment.planning.gate import CELL, Gate, cells_of
+from resunet_ray.segment.planning.gate import SQUARE, Gate, squares_of
 from resunet_ray.segment.planning.grid import Grid
 from resunet_ray.segment.rows import ImageRef, Place, PlannedRegion
 from resunet_ray.storage import crashes
@@ -123,9 +123,9 @@ class Surveyor:
         gates: list[bytes | None] = [None] * len(windows)
         if tissue is not None:
             opened = replace(opened, tissue_fraction=tissue.fraction)
-            cells = tissue.cells(height, width, side=CELL)
-            windows = [window for window in windows if cells[cells_of(window)].any()]
-            gates = [Gate.of(cells, region=window).pack() for window in windows]
+            squares = tissue.squares(height, width, side=SQUARE)
+            windows = [window for window in windows if squares[squares_of(window)].any()]
+            gates = [Gate.of(squares, region=window).pack() for window in windows]
         if not windows:
             logger.warning(
                 "%s: no tissue found, so none of it is read (--tissue off reads all of it)",

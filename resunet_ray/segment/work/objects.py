@@ -5,8 +5,8 @@ own window and a margin, as wide as the components of the mask that reach into i
 measured whole, by the region that holds its centroid.
 
 A component longer than `LONGEST` (dense tissue, a fold, a pen mark) would need too wide a margin.
-Its objects are found in each cell of a fixed grid, with a halo around the cell, and belong to the
-cell that holds their centroid. An object longer than the halo is cut along the cells.
+Its objects are found in each square of a fixed grid, with a halo around the square, and belong to the
+square that holds their centroid. An object longer than the halo is cut along the squares.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,9 +27,9 @@ from resunet_ray.segment.planning.grid import Grid, overlap
 MARGIN = 64
 """Pixels around its window that a region looks at first; doubled while components reach beyond."""
 LONGEST = REACH
-"""Pixels in rows or columns. A longer component is processed cell by cell; no margin is wider."""
+"""Pixels in rows or columns. A longer component is processed square by square; no margin is wider."""
 HALO = 256
-"""Pixels around a cell in which its objects are found; a longer object is cut along the cells."""
+"""Pixels around a square in which its objects are found; a longer object is cut along the squares."""
 
 Points = Float64[np.ndarray, "n 2"]
 """Places y and x in pixels of the slide; the centre of its first pixel is 0.5."""
@@ -98,15 +98,15 @@ def find_objects(
     here = _contains(region, points)
     own, neighbours = [_keep(view, counted & here)], [points[counted & ~here]]
     if (near & long).any():
-        for cell in grid.cells(region):
-            if not view.long[overlap(view.window, grid.widen(cell, HALO))[0]].any():
+        for square in grid.squares(region):
+            if not view.long[overlap(view.window, grid.widen(square, HALO))[0]].any():
                 continue
-            found = _find_in_cell(look, cell, view=view, grid=grid, config=config)
+            found = _find_in_square(look, square, view=view, grid=grid, config=config)
             points = _centroids(found)
             counted, here = _let_in(points, gate), _contains(region, points)
-            own.append(_keep(found, counted & here & _contains(cell, points)))
+            own.append(_keep(found, counted & here & _contains(square, points)))
             neighbours.append(points[counted & ~here])
-            part = _intersect(cell, region)
+            part = _intersect(square, region)
             labels = found.labels[overlap(found.window, part)[0]]
             new = counted[labels] & view.long[overlap(view.window, part)[0]]
             place = overlap(region, part)[0]
@@ -142,21 +142,21 @@ def _view(look: Look, window: Box, *, grid: Grid, config: InstanceConfig) -> _Vi
     return _View(window, labels, probability, is_close[components], is_long[components])
 
 
-def _find_in_cell(
-    look: Look, cell: Box, *, view: _View, grid: Grid, config: InstanceConfig
+def _find_in_square(
+    look: Look, square: Box, *, view: _View, grid: Grid, config: InstanceConfig
 ) -> WindowObjects:
-    """Find the objects of long components in a cell and its halo.
+    """Find the objects of long components in a square and its halo.
 
-    An object longer than the halo is cut: its pieces within the cell count. The window depends on
-    the grid alone, so that every region that shares the cell finds the same objects.
+    An object longer than the halo is cut: its pieces within the square count. The window depends on
+    the grid alone, so that every region that shares the square finds the same objects.
     """
-    window = grid.widen(cell, HALO)
+    window = grid.widen(square, HALO)
     prediction = look(window)
     labels = find_instances(prediction, config=config)
     place, known = overlap(window, view.window)
     kept = _among(labels, labels[place][view.long[known]])
     pieces = np.zeros_like(labels)
-    inside, last = overlap(window, cell)[0], len(kept) - 1
+    inside, last = overlap(window, square)[0], len(kept) - 1
     for region in regionprops(labels):
         if (
             kept[region.label]

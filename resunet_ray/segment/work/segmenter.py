@@ -106,7 +106,7 @@ class Segmenter:
         """Segment one chunk and write its file."""
         begun = time.time()
         planned = read_chunk(self._spec.folder, chunk)
-        if self._notes.note_chunk(chunk) < crashes.TRUSTED:
+        if self._notes.note_chunk(chunk) < crashes.SUSPECTED_AFTER:
             with self._calls:
                 regions = self._segment(planned)
         else:
@@ -216,7 +216,7 @@ class Segmenter:
     def _segment_warily(self, planned: PlannedRegion, *, chunk: int, number: int) -> Region:
         """Segment a region alone, with a note, so that it kills the process at most twice."""
         with self._notes.note_image(chunk, number) as deaths:
-            if deaths < crashes.BLAMED:
+            if deaths < crashes.BLAMED_AFTER:
                 (region,) = self._segment([planned])
                 return region
             error = RunError(crashes.describe(planned.image.image_uri, deaths))

@@ -20,8 +20,8 @@ class ModelConfig:
     widths: Tuning[tuple[int, ...]] = (16, 32, 64, 128, 256)
     """Filters of each level, finest level first."""
     heads: tuple[Head, ...] = ()
-    """Outputs beside the mask, which separate touching nuclei: distance to the border of the nucleus,
-    and way to its centre. They need training data with instances."""
+    """Outputs beside the mask, which separate touching nuclei: distance to the border of the
+    nucleus, and way to its centre. They need training data with instances. None: the mask alone."""
     norm_momentum: Tuning[float] = 0.1
     """Weight of a new batch in the running statistics of batch normalisation (Keras's 0.99 is 0.01
     here)."""

@@ -33,14 +33,9 @@ from resunet_ray.sweep.trials import (
 )
 from resunet_ray.sweep.winner import SweepResult, conclude
 from resunet_ray.train.capacity import wait_for_workers
+from resunet_ray.train.requirements import require_instances, require_means
 from resunet_ray.train.saved_settings import write_settings_once
-from resunet_ray.train.trainer import (
-    discard_damaged_snapshot,
-    prepare_if_folder,
-    require_means,
-    resolve,
-    train,
-)
+from resunet_ray.train.trainer import discard_damaged_snapshot, prepare_if_folder, resolve, train
 
 SWEEP_FILE = "sweep.json"
 
@@ -82,10 +77,12 @@ def sweep(config: SweepConfig) -> SweepResult:
                     "(or give --scheduler none)"
                 )
         data = prepare_if_folder(training.data, own=storage.join(training.output, "data"))
+        dataset = open_dataset(data, needs=(TRAIN, VAL))
+        require_instances(dataset, training)
         write_settings_once(
             storage.join(training.output, SWEEP_FILE),
             config,
-            data_digest=open_dataset(data, needs=(TRAIN, VAL)).digest,
+            data_digest=dataset.digest,
             # The location of the data may change: its digest identifies it.
             free=[
                 *list_fields(SweepConfig, TODAYS),

@@ -21,7 +21,8 @@ class ModelConfig:
     """Filters of each level, finest level first."""
     heads: tuple[Head, ...] = ()
     """Outputs beside the mask, which separate touching nuclei: distance to the border of the
-    nucleus, and way to its centre. They need training data with instances. None: the mask alone."""
+    nucleus, and way to its centre. They need training data with instances.
+    Given without a value: the mask alone."""
     norm_momentum: Tuning[float] = 0.1
     """Weight of a new batch in the running statistics of batch normalisation (Keras's 0.99 is 0.01
     here)."""

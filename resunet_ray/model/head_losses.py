@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
@@ -61,5 +60,5 @@ def _centre_loss(logits: Float[Tensor, "n 2 h w"], truth: Truth) -> Float[Tensor
     error = functional.smooth_l1_loss(
         logits, truth.centre / CENTRE_UNIT, reduction="none", beta=_BETA
     )
-    total: Tensor = (error * truth.whole).sum()
-    return _CENTRE_WEIGHT * total / (truth.whole.sum() + torch.ones_like(total))
+    # The 1 keeps the loss of a batch without a whole nucleus finite.
+    return _CENTRE_WEIGHT * (error * truth.whole).sum() / (truth.whole.sum() + 1)

@@ -31,6 +31,7 @@ from resunet_ray.config import (
 from resunet_ray.config.checks import NODE_FOLDER
 from resunet_ray.config.flags import Flag, list_flags
 from resunet_ray.data.synthetic import generate_image
+from resunet_ray.report.outlines import draw_outlines
 
 DOCS = Path(__file__).parent
 JOBS: dict[str, type[Any]] = {
@@ -49,6 +50,7 @@ TABLES = {
     "DATASET": "SPLIT-00000.parquet … (prepare)",
     "REJECTS": "rejects.parquet (prepare)",
     "SCORES": "scores.parquet (evaluate)",
+    "OUTCOMES": "outcomes.parquet (evaluate)",
     "TRIALS": "trials.parquet and trials.csv (tune)",
     "REGIONS": "regions/RUN/CHUNK.parquet (segment)",
     "IMAGES": "images/RUN/PART.parquet (segment)",
@@ -127,13 +129,7 @@ def draw_picture(path: Path) -> None:
             220, 400, modality=modality, num_nuclei=45, rng=np.random.default_rng(seed)
         )
         labels = load_bundle("nuclei").segment(image).labels
-        marked = image.copy()
-        for number in range(1, labels.max() + 1):
-            outline, _ = cv2.findContours(
-                (labels == number).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
-            )
-            cv2.drawContours(marked, outline, -1, (255, 210, 0), 1)
-        shown.append(marked)
+        shown.append(draw_outlines(image, labels, colour=(255, 210, 0)))
     path.parent.mkdir(exist_ok=True)
     cv2.imwrite(str(path), cv2.cvtColor(np.hstack(shown), cv2.COLOR_RGB2BGR))
 

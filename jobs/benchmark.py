@@ -10,6 +10,8 @@ slide: the same for one slide that is all tissue.
 scale: a network that costs nothing over --images tiny images, ten and a hundred times as many:
     seconds per image at the largest number over those at the smallest, memory, and files; draws
     scale.svg.
+network: parameters, multiply-accumulates and images/s of the network with each --model.block and
+    --model.bridge, and the latter over those of the default network; writes network.csv.
 tune: seconds of a sweep of one trial over those of the same training alone, both without the start
     of Ray.
 """
@@ -18,6 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.config import BenchmarkConfig
+from benchmarks.network import benchmark_network
 from benchmarks.segmentation import benchmark_scale, benchmark_segment, benchmark_slide
 from benchmarks.training import benchmark_memory, benchmark_train, benchmark_tune
 
@@ -31,6 +34,7 @@ _BENCHMARKS = {
     "segment": benchmark_segment,
     "slide": benchmark_slide,
     "scale": benchmark_scale,
+    "network": benchmark_network,
     "tune": benchmark_tune,
 }
 

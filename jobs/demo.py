@@ -1,4 +1,7 @@
-"""Prepare, train, score, segment and report on generated images whose truth is known."""
+"""Find nuclei in a real picture, then run the main steps on generated images.
+
+Those are prepared, trained on, scored, segmented and reported on.
+"""
 
 from typing import Any
 
@@ -14,6 +17,7 @@ def _work() -> dict[str, Any]:
         **result.scores,
         "segmented": result.segmented,
         "report": result.report,
+        "overlay": result.overlay,
     }
 
 

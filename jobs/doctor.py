@@ -3,7 +3,6 @@
 For each check that fails, it says what to do.
 """
 
-from dataclasses import asdict
 from typing import Any
 
 from resunet_ray.command_line import read_config, run_job
@@ -17,7 +16,7 @@ def _work() -> dict[str, Any]:
     print_page(findings)
     return {
         "exit_code": int(any(finding.status == "failed" for finding in findings)),
-        "checks": [asdict(item) for item in findings],
+        "checks": [finding._asdict() for finding in findings],
     }
 
 

@@ -151,6 +151,8 @@ def build_network(config: ModelConfig) -> ResUNet:
         in_channels=config.in_channels,
         out_channels=count_outputs(config.heads),
         widths=config.widths,
+        block=config.block,
+        bridge=config.bridge,
         norm_momentum=config.norm_momentum,
         norm_epsilon=config.norm_epsilon,
     )

@@ -1,15 +1,22 @@
-"""The main steps from end to end on generated images whose truth is known."""
+"""A real picture with the nuclei found in it, then the main steps on generated images."""
 
 import logging
 from dataclasses import dataclass
 
+import numpy as np
+from skimage.color import hed2rgb, rgb2hed
+from skimage.data import immunohistochemistry
+
 from resunet_ray import storage
+from resunet_ray.bundle import load_bundle
 from resunet_ray.config import DemoConfig, EvaluateConfig, PrepareConfig, SegmentConfig, TrainConfig
 from resunet_ray.data.dataset import DATASET_FILE
+from resunet_ray.data.images import encode_png
 from resunet_ray.data.prepare import prepare
 from resunet_ray.data.synthetic import write_images
 from resunet_ray.evaluate import evaluate
 from resunet_ray.report.evaluation import write_evaluation_report
+from resunet_ray.report.outlines import draw_outlines
 from resunet_ray.report.segmentation import write_segmentation_report
 from resunet_ray.segment import layout
 from resunet_ray.segment.run import segment
@@ -42,17 +49,21 @@ class DemoResult:
     """Images segmented by this run, by status."""
     report: str
     """The evaluation's report."""
+    overlay: str
+    """PNG of real tissue with the outlines of the nuclei that the bundle `nuclei` finds."""
 
 
 def run_demo(config: DemoConfig) -> DemoResult:
-    """Prepare, train, score and segment generated images, and write both reports.
+    """Find nuclei in a real picture; then train on generated images, and write both reports.
 
-    On an output of an earlier demo, it does only what is left.
+    The generated images are prepared, trained on, scored and segmented. On an output of an earlier
+    demo, it draws the picture again and does only what is left.
 
     Raises:
         ResUNetRayError: a step failed.
     """
     output = storage.absolute(config.output)
+    overlay = _segment_tissue(storage.join(output, "overlay.png"))
     raw, data = storage.join(output, "images"), storage.join(output, "data")
     if not storage.exists(storage.join(data, DATASET_FILE)):
         logger.info("generating %d images", config.images)
@@ -77,7 +88,26 @@ def run_demo(config: DemoConfig) -> DemoResult:
         page = write_segmentation_report(segmenting.output, run_id=segmented.run_id)
         logger.info("\nOpen %s", page)
     logger.info("Open %s\nThe trained model is %s", report, bundle)
-    return DemoResult(bundle, scores, segmented.images, report)
+    return DemoResult(bundle, scores, segmented.images, report, overlay)
+
+
+def _segment_tissue(uri: str) -> str:
+    """Write a picture of real tissue with the nuclei that the bundle `nuclei` finds; return `uri`.
+
+    It comes with scikit-image ("no known copyright restrictions"): colonic glands, whose nuclei are
+    stained blue with haematoxylin, and a protein brown with DAB. The bundle was not trained on DAB
+    and would miss most nuclei, so it gets the haematoxylin alone. The two are separated as in
+    Ruifrok and Johnston (2001), "Quantification of histochemical staining by color deconvolution".
+    """
+    picture = immunohistochemistry()
+    blue = hed2rgb(rgb2hed(picture) * (1, 0, 0))
+    labels = load_bundle("nuclei").segment(np.rint(255 * blue).astype(np.uint8)).labels
+    # Nuclei are about 12 pixels wide: at twice the size, outlines leave more of them visible.
+    twice = [pixels.repeat(2, axis=0).repeat(2, axis=1) for pixels in (picture, labels)]
+    storage.write_bytes(uri, encode_png(draw_outlines(*twice)))
+    found = f"{labels.max()} nuclei found by the bundle nuclei in real tissue"
+    logger.info("%s, after removing its brown stain\nOpen %s", found, uri)
+    return uri
 
 
 def _show_table(output: str, run_id: str) -> None:

@@ -7,7 +7,6 @@ import cv2
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from jaxtyping import UInt8
 
 from resunet_ray import bundles, storage
 from resunet_ray.bundle import Bundle, read_bundle_info
@@ -22,19 +21,20 @@ from resunet_ray.model.inference import predict
 from resunet_ray.model.instances import find_instances, threshold_mask
 from resunet_ray.model.matching import (
     THRESHOLDS,
-    InstanceScores,
+    classify_instances,
     count_overlaps,
     score_instances,
 )
-from resunet_ray.schema import SCORES
+from resunet_ray.pictures import draw_outcomes, side_by_side
+from resunet_ray.schema import OUTCOMES, SCORES
 from resunet_ray.scoring import Score, score_split
 from resunet_ray.tasks import collect
 
-SCORES_FILE, SUMMARY_FILE, PICTURES = "scores.parquet", "summary.json", "pictures"
+SCORES_FILE, OUTCOMES_FILE = "scores.parquet", "outcomes.parquet"
+SUMMARY_FILE, PICTURES = "summary.json", "pictures"
 
 _BASELINE_SIDE = 256  # pixels, side of the baseline's images
-_PICTURE_SIDE = 512  # pixels, larger images are shrunk to it
-_GAP = 4  # white columns between the three parts of a picture
+_ROWS = pa.unify_schemas([SCORES, OUTCOMES])  # what an actor returns for each image
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class EvaluationResult:
 def evaluate(config: EvaluateConfig) -> EvaluationResult:
     """Score a split, and write score.csv, scores.parquet, summary.json and pictures/ to the output.
 
+    If the data has labelled instances, also write outcomes.parquet.
+
     Raises:
         InputError: The bundle, the data or the split is missing.
         ResourceError: The cluster or the output storage lacks what the evaluation needs.
@@ -72,14 +74,18 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         actors=config.actors,
     )
     total = dataset.splits[config.split]
-    scored = collect(rows, total=total, what="images scored").cast(SCORES).sort_by("image_id")
-    table = scored.to_pandas()
+    scored = collect(rows, total=total, what="images scored").cast(_ROWS).sort_by("image_id")
+    scores = scored.select(SCORES.names).cast(SCORES)
+    table = scores.to_pandas()
     if len(table) != total:
         raise RunError(
             f"{len(table)} images were scored, but split {config.split} has {total}: run it again"
         )
     result = summarise(table)
-    storage.write_table(storage.join(output, SCORES_FILE), scored)
+    storage.write_table(storage.join(output, SCORES_FILE), scores)
+    if result.instance is not None:
+        outcomes = scored.select(OUTCOMES.names).cast(OUTCOMES)
+        storage.write_table(storage.join(output, OUTCOMES_FILE), outcomes)
     storage.write_bytes(storage.join(output, "score.csv"), _score_csv(table).encode())
     summary = {
         "bundle": config.bundle,
@@ -151,7 +157,7 @@ def _build_score(config: EvaluateConfig, output: str) -> Score:
                 images, _predict(bundle, images, config=config), strict=True
             )
         ]
-        return pa.Table.from_pylist(rows, schema=SCORES)
+        return pa.Table.from_pylist(rows, schema=_ROWS)
 
     return score_block
 
@@ -192,19 +198,26 @@ def _score_image(
     protocol: str,
     output: str,
 ) -> dict[str, object]:
-    """Return the image's row of SCORES, and write its picture."""
+    """Return the image's row of SCORES and OUTCOMES, and write its picture."""
+    instances: dict[str, object] = {}
     if protocol == "baseline":
         pixels = _to_baseline_size(image.image)
         mask = (_to_baseline_size(image.mask.astype(np.float32)) > 0.5).astype(np.uint8)
         found = (prediction.probability > 0.5).astype(np.uint8)
-        matched = None
     else:
         pixels, mask = image.image, image.mask
         found = threshold_mask(prediction.probability, threshold=bundle.info.instances.threshold)
-        matched = _match(bundle, image, prediction)
+    if protocol == "baseline" or image.labels is None:
+        picture = side_by_side(pixels, mask, found)
+    else:
+        labels = find_instances(prediction, config=bundle.info.instances)
+        overlaps = count_overlaps(image.labels, labels)
+        outcomes = classify_instances(overlaps)
+        picture = draw_outcomes(pixels, image.labels, labels, outcomes)
+        instances = {**vars(score_instances(overlaps)), **outcomes.count()}
     counts = metrics.count_pixels(found, mask)
-    picture = storage.join(output, PICTURES, f"{storage.file_name(image.image_id)}.png")
-    storage.write_bytes(picture, encode_png(side_by_side(pixels, mask, found)))
+    location = storage.join(output, PICTURES, f"{storage.file_name(image.image_id)}.png")
+    storage.write_bytes(location, encode_png(picture))
     return {
         "image_id": image.image_id,
         "modality": image.modality,
@@ -212,35 +225,5 @@ def _score_image(
         "width": image.mask.shape[1],
         **{name: int(count) for name, count in counts._asdict().items()},
         **{name: float(value) for name, value in metrics.score_counts(counts).items()},
-        **(vars(matched) if matched is not None else {}),
+        **instances,
     }
-
-
-def _match(bundle: Bundle, image: LabelledImage, prediction: Prediction) -> InstanceScores | None:
-    if image.labels is None:
-        return None
-    instances = find_instances(prediction, config=bundle.info.instances)
-    return score_instances(count_overlaps(image.labels, instances))
-
-
-def side_by_side(
-    image: UInt8[np.ndarray, "h w 3"],
-    mask: UInt8[np.ndarray, "h w"],
-    found: UInt8[np.ndarray, "h w"],
-) -> UInt8[np.ndarray, "i j 3"]:
-    """Draw image | mask | prediction, as the baseline does; masks hold 0 or 1.
-
-    Images larger than 512 pixels are shrunk.
-    """
-    parts = [
-        image,
-        *(np.repeat(part[..., None] * np.uint8(255), 3, axis=2) for part in (mask, found)),
-    ]
-    factor = min(1.0, _PICTURE_SIDE / max(image.shape[:2]))
-    if factor < 1:
-        parts = [
-            cv2.resize(part, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-            for part in parts
-        ]
-    gap = np.full((parts[0].shape[0], _GAP, 3), 255, np.uint8)
-    return np.hstack([parts[0], gap, parts[1], gap, parts[2]])

@@ -62,6 +62,23 @@ SCORES = _versioned(
 )
 """One row per scored image. The instance columns are null if the data set has no instances."""
 
+OUTCOMES = _versioned(
+    [
+        ("image_id", pa.string()),
+        ("found", pa.int64()),  # true; a predicted nucleus has an IoU above 0.5
+        ("missed", pa.int64()),  # true; no predicted nucleus has an IoU above 0.1
+        ("merged", pa.int64()),  # true; mostly in the same predicted nucleus as another
+        ("split", pa.int64()),  # true; two or more predicted nuclei lie mostly in it
+        ("inexact", pa.int64()),  # true; the best IoU is between 0.1 and 0.5
+        ("invented", pa.int64()),  # predicted; no true nucleus has an IoU above 0.1
+    ]
+)
+"""One row per scored image, in the order of scores.parquet: the number of nuclei of each kind.
+
+A true nucleus counts once, as the first of found, merged, split and inexact that applies. The table
+is written if the data set has instances; for an image without them the counts are null.
+"""
+
 _SOURCE: list[tuple[str, pa.DataType]] = [
     ("image_id", pa.string()),  # 32 hex digits, a digest of location, member and fingerprint
     ("image_uri", pa.string()),

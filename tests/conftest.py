@@ -19,6 +19,7 @@ install_import_hook(
             "data.labelled",
             "data.targets",
             "model",
+            "pictures",
         )
     ],
     "beartype.beartype",

@@ -1,4 +1,4 @@
-"""What the tests on the cluster of several nodes share: data, a training of two workers, its scores."""
+"""What the tests on the cluster of several nodes share: data, a training, its scores."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from resunet_ray import storage
 
 @dataclass
 class Pipeline:
-    """What went through a cluster, each job submitted from a clean clone, every location in object storage."""
+    """What went through a cluster: jobs from a clean clone, locations in object storage."""
 
     data: str
     training: list[str]

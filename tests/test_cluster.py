@@ -9,11 +9,15 @@ from ray.util.state.exception import RayStateApiException
 
 from resunet_ray.cluster import connect
 
-OTHER = "import ray; print(ray.init(address='local', num_cpus=1, include_dashboard=True).dashboard_url, flush=True); input()"
+OTHER = """
+import ray
+print(ray.init(address="local", num_cpus=1, include_dashboard=True).dashboard_url, flush=True)
+input()
+"""
 
 
 def ask_for_an_actor() -> Any:
-    """What Ray Train's cleaner asks each second about a run, and ends the run's workers if the answer is that it is not alive."""
+    """Ask what Ray Train's cleaner asks each second, which ends workers if the run is gone."""
     from ray.train.v2._internal.state.util import is_actor_alive
 
     try:

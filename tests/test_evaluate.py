@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support import call_job, open_in_browser, read_picture
@@ -16,7 +17,9 @@ from resunet_ray.config import EvaluateConfig
 from resunet_ray.data.images import decode_stored
 from resunet_ray.data.splits import split_as_baseline
 from resunet_ray.evaluate import EvaluationResult, evaluate
+from resunet_ray.model.matching import OUTCOMES
 from resunet_ray.model.metrics import SCORE_NAMES
+from resunet_ray.pictures import OUTCOME_COLOURS
 from resunet_ray.report.evaluation import write_evaluation_report
 from resunet_ray.schema import SCORES
 
@@ -30,8 +33,8 @@ def scored(
     return config.output, evaluate(config)
 
 
-def read_scores(uri: str) -> pd.DataFrame:
-    return pd.read_parquet(io.BytesIO(storage.read_bytes(f"{uri}/scores.parquet")))
+def read_scores(uri: str, name: str = "scores") -> pd.DataFrame:
+    return pd.read_parquet(io.BytesIO(storage.read_bytes(f"{uri}/{name}.parquet")))
 
 
 def test_all_tables_agree(scored: tuple[str, EvaluationResult]) -> None:
@@ -49,22 +52,52 @@ def test_all_tables_agree(scored: tuple[str, EvaluationResult]) -> None:
     assert sum(part["images"] for part in found.by_modality.values()) == 4
 
 
-def test_pictures_show_image_mask_and_prediction(
-    scored: tuple[str, EvaluationResult], generated: Path
+def test_each_true_nucleus_counts_once_and_is_drawn_in_the_colour_of_its_kind(
+    scored: tuple[str, EvaluationResult],
 ) -> None:
     uri, _ = scored
-    rows = read_scores(uri).set_index("image_id")
-    names = [name for name, _ in storage.list_files(f"{uri}/pictures")]
-    assert len(names) == 4
-    for name in names:
-        picture = decode_stored(storage.read_bytes(f"{uri}/pictures/{name}"))[..., ::-1]
+    rows, outcomes = read_scores(uri), read_scores(uri, "outcomes")
+    assert list(outcomes["image_id"]) == list(rows["image_id"])
+    assert (outcomes[list(OUTCOMES)].sum(axis=1) - outcomes["invented"]).equals(rows["num_true"])
+    for row in outcomes.to_dict("records"):
+        picture = decode_stored(storage.read_bytes(f"{uri}/pictures/{row['image_id']}.png"))
+        colours = set((picture.reshape(-1, 3) @ np.array([2**16, 2**8, 1])).tolist())
+        for kind, colour in OUTCOME_COLOURS.items():
+            assert row[kind] == 0 or int(colour[1:], 16) in colours, kind
+
+
+def test_without_instances_pictures_show_image_mask_and_prediction(
+    bundle_uri: str, dataset_uri: str, generated: Path, tmp_path: Path, cluster: str
+) -> None:
+    """There is no table of outcomes either, and the report does not mention nuclei."""
+    shutil.copytree(dataset_uri, tmp_path / "data")
+    (path,) = (tmp_path / "data").glob("test-*.parquet")
+    table = pq.read_table(path)
+    column = table.schema.get_field_index("labels")
+    table = table.set_column(column, "labels", pa.nulls(len(table), pa.binary()))
+    pq.write_table(table, path, row_group_size=3)
+    output = tmp_path / "out"
+    config = EvaluateConfig(
+        bundle=bundle_uri, data=str(tmp_path / "data"), output=str(output), actors=1
+    )
+    assert evaluate(config).instance is None
+    rows = read_scores(str(output)).set_index("image_id")
+    assert not (output / "outcomes.parquet").exists()
+    pictures = list((output / "pictures").iterdir())
+    assert len(pictures) == 4
+    for file in pictures:
+        picture = read_picture(file)
         assert picture.shape == (96, 3 * 112 + 8, 3)
-        np.testing.assert_array_equal(picture[:, :112], read_picture(generated / "images" / name))
+        image = read_picture(generated / "images" / file.name)
+        np.testing.assert_array_equal(picture[:, :112], image)
         np.testing.assert_array_equal(
-            picture[:, 116:228, 0], read_picture(generated / "masks" / name)
+            picture[:, 116:228, 0], read_picture(generated / "masks" / file.name)
         )
         assert set(np.unique(picture[:, 232:])) <= {0, 255}
-        assert (picture[:, 232:, 0] > 0).sum() == rows.loc[Path(name).stem, ["tp", "fp"]].sum()
+        assert (picture[:, 232:, 0] > 0).sum() == rows.loc[file.stem, ["tp", "fp"]].sum()
+    report = Path(write_evaluation_report(str(output), history=None)).read_text()
+    assert "Lowest F1" in report
+    assert "<h2>Nuclei" not in report
 
 
 def test_the_report_opens_in_a_browser_and_shows_the_scores(
@@ -81,7 +114,13 @@ def test_the_report_opens_in_a_browser_and_shows_the_scores(
     shown = open_in_browser(page, folder=tmp_path)
     assert f"<b>{found.scores['f1']:.4f}</b>" in shown
     assert shown.count("<img") == 4
-    assert shown.count("<svg") == 2
+    assert shown.count("<svg") == 3
+    outcomes = read_scores(uri, "outcomes")
+    (row,) = re.findall(r"<td[^>]*>all images</td>(.*?)</tr>", shown)
+    totals = [int(number) for number in re.findall(r"<td>(\d+)</td>", row)]
+    assert totals[2:] == [outcomes[kind].sum() for kind in OUTCOMES]
+    for kind in OUTCOMES:
+        assert f"</span>{kind}</th>" in shown
 
 
 def test_scores_do_not_depend_on_the_number_of_actors(

@@ -15,7 +15,9 @@ class BenchmarkConfig:
     """What to measure."""
 
     what: Annotated[
-        tyro.conf.Positional[Literal["train", "memory", "segment", "slide", "scale", "tune"]],
+        tyro.conf.Positional[
+            Literal["train", "memory", "segment", "slide", "scale", "network", "tune"]
+        ],
         Heading.INPUT,
     ]
     """What to measure, as listed above."""

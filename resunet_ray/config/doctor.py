@@ -35,9 +35,6 @@ class DoctorConfig:
     """How long to wait for any other check."""
     start_seconds: Annotated[Tuning[float], Heading.THRESHOLDS] = 5.0
     """Warn if a process takes longer to start: Python and its packages are on a slow disk."""
-    clock_seconds: Tuning[float] = 2.0
-    """Fail if a node's clock differs more from this one's: runs are ordered by the time in their
-    names."""
     storage_seconds: Tuning[float] = 2.0
     """Warn if writing and reading a small file takes longer."""
     storage_mib_per_second: Tuning[float] = 10.0
@@ -54,13 +51,13 @@ class DoctorConfig:
     """Warn if the limit of open files is lower: Ray recommends this one."""
 
     def __post_init__(self) -> None:
+        waits = ("connect_seconds", "node_seconds", "check_seconds")
+        limits = ("storage_mib_per_second", "disk_gib", "memory_gib")
         require_range(self, 1, ANY, "workers", "cpus_per_worker", "open_files")
-        require_range(self, TINY, ANY, "connect_seconds", "node_seconds", "check_seconds")
-        require_range(self, TINY, ANY, "start_seconds", "clock_seconds")
-        require_range(self, TINY, ANY, "cache_gib", "storage_seconds")
-        require_range(self, 0, ANY, "storage_mib_per_second", "disk_gib", "memory_gib")
+        require_range(self, TINY, ANY, *waits, "start_seconds", "cache_gib", "storage_seconds")
+        require_range(self, 0, ANY, *limits)
         require_range(self, 0, 1, "disk_fraction", "memory_fraction")
-        total = self.connect_seconds + self.node_seconds + self.check_seconds
+        total = sum(getattr(self, name) for name in waits)
         require(
             total <= _MOST_SECONDS,
             f"--connect-seconds, --node-seconds and --check-seconds are {total:g} together: "

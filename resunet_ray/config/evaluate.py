@@ -16,7 +16,7 @@ class EvaluateConfig:
     data: str
     """A data set that `jobs/prepare.py` wrote."""
     output: str
-    """Folder for score.csv, scores.parquet, pictures/ and report.html."""
+    """Folder for score.csv, scores.parquet, outcomes.parquet, pictures/ and report.html."""
     split: Annotated[str, Heading.SCORING] = "test"
     """Split of the data to score."""
     protocol: Literal["native", "baseline"] = "native"

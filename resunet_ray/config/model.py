@@ -9,6 +9,8 @@ from resunet_ray.config.checks import ANY, TINY, require, require_range
 from resunet_ray.config.roles import Tuning
 
 Head = Literal["distance", "centre"]
+Block = Literal["residual", "dense", "atrous"]
+Bridge = Literal["plain", "psp"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +21,16 @@ class ModelConfig:
     """Channels of the network's input: 3 for RGB, 1 for its luminance."""
     widths: Tuning[tuple[int, ...]] = (16, 32, 64, 128, 256)
     """Filters of each level, finest level first."""
+    block: Tuning[Block] = "residual"
+    """What each level computes. residual: two convolutions and a shortcut, as in the baseline.
+    dense: each convolution sees the output of all before it. atrous: parallel convolutions at
+    dilations up to 31, as in ResUNet-a; more than twice the work."""
+    bridge: Tuning[Bridge] = "plain"
+    """What lies between encoder and decoder. plain: two convolutions. psp: maxima over the whole
+    tile and parts of it, as in ResUNet-a; then a pixel's probability depends on its whole tile."""
     heads: tuple[Head, ...] = ()
-    """Outputs beside the mask, which separate touching nuclei: distance to the border of the
-    nucleus, and way to its centre. They need training data with instances.
+    """Outputs beside the mask that separate touching nuclei: the distance to the border of the
+    nucleus, and the way to its centre. They need training data with instances.
     Given without a value: the mask alone."""
     norm_momentum: Tuning[float] = 0.1
     """Weight of a new batch in the running statistics of batch normalisation (Keras's 0.99 is 0.01
@@ -32,7 +41,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         require(
             len(self.widths) >= 2 and all(width > 0 and width % 16 == 0 for width in self.widths),
-            # Training with fewer channels in channels-last memory crashes PyTorch 2.13 on CPUs.
+            # Training with other numbers of channels in channels-last memory crashes PyTorch 2.13
+            # on CPUs, dilated convolutions in bfloat16 above all.
             f"--model.widths {self.widths}: expected at least two positive multiples of 16",
         )
         require(

@@ -1,157 +1,126 @@
-"""All checks side by side: each group in a process of its own, within its time."""
+"""The checkup: a child process makes the checks and is stopped when its time is up.
 
+A thread that is stuck in a socket or inside Ray cannot be stopped. A process can.
+"""
+
+import json
+import re
+import select
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import IO
 
-from resunet_ray import storage
-from resunet_ray.config import DoctorConfig
-from resunet_ray.doctor import dashboard
-from resunet_ray.doctor.deadline import ProcessWithDeadline
-from resunet_ray.doctor.finding import Finding, failed, not_asked
+from resunet_ray.config import DoctorConfig, save_config
+from resunet_ray.doctor import cluster, machine, store  # noqa: F401 (they declare the checks)
+from resunet_ray.doctor.check import CHECKS, NOT_REACHED, Check, Finding, Verdict
 
-_MACHINE_CHECKS = (
-    "packages",
-    "code",
-    "clocks",
-    "gpus",
-    "shared memory",
-    "disk",
-    "slide cache",
-    "memory",
-    "open files",
+ALONE = ("storage", "bundle")
+"""Groups that need no cluster."""
+
+_FAREWELL_SECONDS = 4.0  # for the removal of probes, and for Ray's shutdown, which may hang
+_KILLED_SECONDS = 1.0
+_CRASHED = "Read the error; if a module is missing, run `pip install -c constraints.txt .` here"
+_REFUSED = re.compile("InvalidAuthToken|AuthenticationError")  # Ray says so again and again
+_OUTSIDE = (
+    "jobs go from here to {}: `ray job submit --working-dir . -- python jobs/doctor.py` looks from "
+    "within"
 )
-_ROOM_CHECKS = ("training", "segmentation", "waiting")
-_PROBE_CHECKS = ("node storage", "shared storage", "node bundle")
-_DASHBOARD_CHECKS = ("token", "dashboard")
-_STORAGE_CHECKS, _BUNDLE_CHECKS = ("storage", "one writer"), ("bundle",)
-_PAGE = (
-    *("ray", *_DASHBOARD_CHECKS, "nodes", *_MACHINE_CHECKS, *_ROOM_CHECKS),
-    *(*_STORAGE_CHECKS, "node storage", "shared storage", *_BUNDLE_CHECKS, "node bundle"),
+_GROUPS = (
+    *("ray", "dashboard", "nodes", "clocks", "machine", "gpus", "room"),
+    *("storage", "node storage", "shared storage", "bundle", "node bundle"),
 )
-"""Every check, as they stand on the page."""
-_GROUPS = {
-    "cluster": (
-        "ray",
-        "nodes",
-        *_DASHBOARD_CHECKS,
-        *_ROOM_CHECKS,
-        *_MACHINE_CHECKS,
-        *_PROBE_CHECKS,
-    ),
-    "dashboard": _DASHBOARD_CHECKS,
-    "store": _STORAGE_CHECKS,
-    "weights": _BUNDLE_CHECKS,
-}
-"""The checks of each module; the first of them that is missing is where it hung."""
-_HANGING = {
-    "cluster": "See that RAY_ADDRESS names the head of a running Ray (`ray status` there; port 6379 unless --port says another), "
-    "and that no firewall swallows what is sent there. Where a machine is only busy, "
-    "--connect-seconds and --check-seconds wait for longer",
-    "dashboard": "See what listens at that address, and forward the dashboard's port anew",
-    "store": "The storage takes connections and does not answer: try `curl -m 5 $AWS_ENDPOINT_URL` from here, and look at "
-    "proxies and firewalls on the way; a folder may lie on a network file system that is away",
-    "weights": "Try the storage that holds the bundle (`curl -m 5 $AWS_ENDPOINT_URL`), and time `python -c 'import torch'`",
-}
-_CRASHED = "Read the error: where a module is missing, `pip install -c constraints.txt .` in this environment"
-_REFUSED = "InvalidAuthToken"  # in what Ray's own code writes to standard error while it tries again and again
+"""In the order of the page."""
+
+
+def list_checks() -> list[Check]:
+    """Return the checks in the order of the page."""
+    return sorted(CHECKS.values(), key=lambda check: _GROUPS.index(check.group))
+
+
+def find_flag(group: str, config: DoctorConfig) -> str | None:
+    """Return the flag that a group needs and does not have."""
+    flag = group.rpartition(" ")[2]
+    return flag if flag in ALONE and getattr(config, flag) is None else None
 
 
 def examine(config: DoctorConfig) -> list[Finding]:
-    """Looks at everything that is asked; ends within a minute, whatever hangs.
+    """Look at everything that is asked for; end within a minute, whatever hangs.
 
     Returns:
-        One finding for each check, in the order of the page.
+        A finding for each check, in the order of the page.
     """
-    found = {finding.check: finding for finding in _list_not_asked(config)}
-    left_out = "dashboard" if dashboard.find_address() is None else "cluster"
-    groups = {
-        name: [check for check in checks if check not in found]
-        for name, checks in _GROUPS.items()
-        if name != left_out
-    }
-    with ThreadPoolExecutor(len(groups)) as threads:
-        runs = [
-            threads.submit(_run_group, name, checks, config)
-            for name, checks in groups.items()
-            if checks
-        ]
-        for run in runs:
-            found |= run.result()
-    return [_mask(found[check]) for check in _PAGE]
-
-
-def _list_not_asked(config: DoctorConfig) -> Iterator[Finding]:
-    if config.storage is None:
-        yield from (
-            not_asked(check, "give --storage")
-            for check in (*_STORAGE_CHECKS, "node storage", "shared storage")
-        )
-    if config.bundle is None:
-        yield from (not_asked(check, "give --bundle") for check in (*_BUNDLE_CHECKS, "node bundle"))
-    if (address := dashboard.find_address()) is not None:
-        why = f"from here jobs go to {address}: `ray job submit --working-dir . -- python jobs/doctor.py` looks from within"
-        yield from (
-            not_asked(check, why) for check in _GROUPS["cluster"] if check not in _DASHBOARD_CHECKS
-        )
-
-
-def _mask(finding: Finding) -> Finding:
-    return replace(
-        finding,
-        found=storage.mask_credentials(finding.found),
-        fix=storage.mask_credentials(finding.fix),
-    )
-
-
-def _run_group(name: str, checks: Sequence[str], config: DoctorConfig) -> dict[str, Finding]:
-    """The findings of one group; where one does not come, a failure says so."""
-    found: dict[str, Finding] = {}
-    with ProcessWithDeadline(name, config) as process:
-        problem = _listen(process, found, name=name, checks=checks, config=config)
-        log = process.read_log()
-    if _REFUSED in log:
-        found.setdefault(
-            "token",
-            dashboard.judge_refusal(
-                "the cluster refuses what comes from here (Ray's log: InvalidAuthToken)"
-            ),
-        )
-    missing = [check for check in checks if check not in found]
-    if missing and problem is not None:
-        text, fix = problem
-        first = missing.pop(0)
-        found[first] = failed(first, text, expected="an answer", fix=fix)
-    return found | {check: not_asked(check, "what it needs was not reached") for check in missing}
+    checks, verdicts = list_checks(), {}
+    for check in checks:
+        if (flag := find_flag(check.group, config)) is not None:
+            verdicts[check.name] = Verdict("not asked", f"give --{flag}")
+        elif (address := cluster.find_address()) and check.group not in ("dashboard", *ALONE):
+            verdicts[check.name] = Verdict("not asked", _OUTSIDE.format(address))
+    with tempfile.TemporaryFile() as log:
+        command = [sys.executable, "-m", "resunet_ray.doctor.child", save_config(config)]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, bufsize=0)  # noqa: S603
+        assert child.stdout is not None
+        _listen(child.stdout, checks, verdicts, config)
+        code = _end(child)
+        log.seek(0)
+        said = log.read().decode(errors="replace").strip()
+    crash = f"the process that looks ended with exit code {code}: {said.rpartition(chr(10))[2]}"
+    _give_up(checks, verdicts, crash, fix=_CRASHED)
+    refused = _REFUSED.search(said + verdicts["ray"].found)
+    if refused and verdicts["ray"].status == "failed":
+        found = f"the cluster refuses what is sent from here (Ray: {refused[0]})"
+        verdicts["token"] = Verdict("failed", found)
+    return [check.conclude(verdicts[check.name], config) for check in checks]
 
 
 def _listen(
-    process: ProcessWithDeadline,
-    found: dict[str, Finding],
-    *,
-    name: str,
-    checks: Sequence[str],
-    config: DoctorConfig,
-) -> tuple[str, str] | None:
-    """Takes findings until all are there, no more come, or time is up; what went wrong, and what to do."""
+    output: IO[bytes], checks: list[Check], verdicts: dict[str, Verdict], config: DoctorConfig
+) -> None:
+    """Take verdicts until all are there, time is up, or no more come."""
     begun = time.monotonic()
-    limit = config.connect_seconds if name == "cluster" else config.check_seconds
-    while any(check not in found for check in checks):
-        try:
-            finding = process.read(until=begun + limit)
-        except TimeoutError:
-            process.kill()
-            return f"nothing within {limit:.0f} s", _HANGING[name]
-        if finding is None:
-            code = process.wait()
-            last = process.read_log().rpartition("\n")[2]
-            return (
-                (f"the process that looks ended with exit code {code}: {last}", _CRASHED)
-                if code
-                else None
-            )
-        found[finding.check] = finding
-        if finding.check == "ray":  # from here on, there are nodes to wait for
-            limit = time.monotonic() - begun + config.node_seconds + config.check_seconds
-    return None
+    limits = {
+        check.group: config.check_seconds if check.group in ALONE else config.connect_seconds
+        for check in checks
+    }
+    while missing := [check for check in checks if check.name not in verdicts]:
+        seconds = min(limits[check.group] for check in missing)
+        wait = max(0.0, begun + seconds - time.monotonic())
+        if not select.select([output], [], [], wait)[0]:
+            late = [check for check in missing if limits[check.group] <= seconds]
+            _give_up(late, verdicts, f"nothing within {seconds:.0f} s")
+        elif line := output.readline():
+            name, *verdict = json.loads(line)
+            verdicts[name] = Verdict(*verdict)
+            if name == "ray":  # from here on, there are nodes to wait for
+                joined = time.monotonic() - begun
+                more = joined + config.node_seconds + config.check_seconds
+                limits |= {group: more for group in limits if group not in ALONE}
+        else:
+            return
+
+
+def _give_up(
+    checks: Iterable[Check], verdicts: dict[str, Verdict], found: str, fix: str = ""
+) -> None:
+    """Say of the first check of each group that it failed, unless Ray was not reached."""
+    hung: set[str] = set()
+    for check in checks:
+        if check.name not in verdicts:
+            first = check.group not in hung and (check.group in ALONE or "ray" not in hung)
+            failed = Verdict("failed", found, fix)
+            verdicts[check.name] = failed if first else NOT_REACHED
+            hung.add(check.group)
+
+
+def _end(child: subprocess.Popen[bytes]) -> int:
+    """Return the exit code, once the process had a moment to end by itself."""
+    try:
+        return child.wait(_FAREWELL_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+    with suppress(subprocess.TimeoutExpired):  # the kernel may hang over a network file system
+        child.wait(_KILLED_SECONDS)
+    return -9

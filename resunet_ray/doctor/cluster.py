@@ -1,152 +1,236 @@
-"""The cluster: joined as every job joins it, and all of its nodes asked at the same time."""
+"""The checks of the cluster: joining it, token and dashboard, its nodes, room for jobs."""
 
+import json
 import os
 import socket
-import time
-from collections.abc import Iterable, Iterator
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
 
 import ray
-from ray._private.services import get_webui_url_from_internal_kv
-from ray.exceptions import AuthenticationError
 
-from resunet_ray.cluster import connect, disconnect
-from resunet_ray.config import DoctorConfig
-from resunet_ray.doctor import capacity, dashboard, machines, probes
-from resunet_ray.doctor.finding import Check, Finding, count, describe, failed, judge, not_asked, ok
-from resunet_ray.doctor.node_facts import list_facts
-from resunet_ray.doctor.nodes import (
-    Answers,
-    Node,
-    gather,
-    list_nodes,
-    measure_offsets,
-    start_node_probes,
-    travel_by_value,
+# The public client of the Jobs API has no timeout.
+from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+
+# The public list of jobs comes from the dashboard, which may hang; this one from the GCS.
+from ray._private.state import jobs
+from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.util import placement_group_table
+
+from resunet_ray.cluster import connect, has_autoscaler
+from resunet_ray.config import SegmentConfig
+from resunet_ray.doctor.check import Place, Verdict, check, count, describe, grade
+from resunet_ray.errors import ResourceError
+
+_ANSWER_SECONDS = 5.0
+_DONE, _REFUSALS = 200, {401: "none was sent", 403: "refuses the one sent"}  # HTTP's codes
+_CLOCK_SECONDS = 2.0
+_ID_DIGITS = 8  # of a job, at the end of the ids of its placement groups
+_MOST_BYTES = 2**20
+_MOST_SHOWN = 4  # kinds of demands
+_BUSY = "wait for what runs (`ray status` and `ray list actors` on the head show it)"
+_REMOVE = (
+    "`python -c \"import ray; from ray.util.placement_group import *; ray.init('auto'); "
+    "[remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(i))) "
+    "for i in '{}'.split()]\"` on the head"
 )
 
-_CONNECT_SECONDS = 5.0
-_MARGIN_SECONDS = (
-    2.0  # so that a node that is silent is named here, before this process is ended from without
-)
-_CLOCK_ROUNDS = 5
-_START = (
-    "See that its head runs (`ray status` there), that this machine reaches its port (6379 unless --port says another), and that "
-    "RAY_ADDRESS is HEAD:PORT. From a laptop: `ray job submit --working-dir . -- python jobs/doctor.py`"
-)
+
+def find_address() -> str | None:
+    """Return where jobs are submitted to from here; None if they join the cluster from here."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address.startswith(("http://", "https://")):
+        return address
+    return None if address else os.environ.get("RAY_API_SERVER_ADDRESS")
 
 
-def examine(config: DoctorConfig) -> Iterator[Finding]:
-    """Joins the cluster and asks."""
+def list_nodes() -> dict[str, dict[str, Any]]:
+    """Return what Ray says about each node that it calls alive, by address and part of its id."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return {f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})": node for node in alive}
+
+
+@check(
+    "ray",
+    expected="a cluster that answers",
+    fix="Check that RAY_ADDRESS names the head of a running Ray (`ray status` there) as HEAD:PORT, "
+    "the port 6379 unless --port says another, and that no firewall is in between. If a machine is "
+    "only busy, raise --connect-seconds. From a laptop, use `ray job submit --working-dir . -- "
+    "python jobs/doctor.py`",
+)
+def _ray(_place: Place) -> Verdict:
     address = os.environ.get("RAY_ADDRESS", "local")
+    host, _, port = address.rpartition(":")
     try:
-        _try_connection(address)
+        if host and port.isdigit() and "://" not in address:  # Ray itself would keep trying
+            socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
         connect()
     except Exception as error:  # noqa: BLE001 (whatever Ray says is what was found)
-        if isinstance(error, AuthenticationError):
-            yield dashboard.judge_refusal(describe(error))
-        yield failed(
-            "ray",
-            f"RAY_ADDRESS={address}: {describe(error)}",
-            expected="a cluster that answers",
-            fix=_START,
-        )
-        return
-    nodes = list_nodes()
-    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-    where = "a local one" if address == "local" else f"at {address}"
-    yield ok(
-        "ray",
-        f"Ray {ray.__version__}, {where}: {count(len(nodes), 'node')}, {count(cpus, 'CPU')}, {count(gpus, 'GPU')}",
-    )
-    for name, look in _list_checks(config, nodes, local=address == "local"):
-        try:
-            yield from look()
-        except Exception as error:  # noqa: BLE001 (one check that goes wrong leaves the others alone)
-            yield failed(
-                name,
-                describe(error),
-                expected="an answer",
-                fix="Read the error; where it is Ray's own, restart its head",
-            )
-    disconnect()
+        raise ResourceError(f"RAY_ADDRESS={address}: {describe(error)}") from None
+    total = Counter(ray.cluster_resources(), node=len(list_nodes()))
+    size = ", ".join(count(total[name], name) for name in ("node", "CPU", "GPU"))
+    return Verdict("ok", f"Ray {ray.__version__} at {address}: {size}")
 
 
-def _try_connection(address: str) -> None:
-    """Raises OSError if nobody listens there: Ray itself would try for a long time."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit() and "://" not in address:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+@check(
+    "dashboard",
+    expected="a token: without one, anybody who reaches the head's ports can run code there",
+    fix="Run `ray get-auth-token --generate` on the head; put its output into RAY_AUTH_TOKEN or "
+    "~/.ray/auth_token, and set RAY_AUTH_MODE=token, here and on every node. Restart a cluster "
+    "that ran without (KubeRay: authOptions.mode: token)",
+)
+def _token(_place: Place) -> Verdict:
+    address, mode, status, error = _ask_dashboard()
+    if error:
+        return Verdict("not asked", "the dashboard did not answer")
+    if status in _REFUSALS:
+        own = os.environ.get("RAY_AUTH_MODE", "not set")
+        found = f"{address} asks for a token, and {_REFUSALS[status]}; RAY_AUTH_MODE is {own}"
+        return Verdict("failed", found)
+    if mode == "token":
+        return Verdict("ok", "asked for, and accepted")
+    return Verdict("warning", f"not asked for (RAY_AUTH_MODE is {mode})")
 
 
-def _list_checks(config: DoctorConfig, nodes: list[Node], *, local: bool) -> Iterator[Check]:
-    """The checks, in an order in which the nodes are at work while others are done."""
-    requirements = machines.list_requirements()
-    names = [item.name for item in requirements]
-    travel_by_value()
-    node_probes = start_node_probes(nodes)
-    asked = {
-        node: node_probe.list_facts.remote(names, config.cache)
-        for node, node_probe in node_probes.items()
-    }
-    silent = f"runs nothing within {config.node_seconds:g} s, though Ray calls it alive"
-    answers = gather(asked, until=time.monotonic() + config.node_seconds, silent=silent)
-    facts = answers.values
-    until = time.monotonic() + config.check_seconds - _MARGIN_SECONDS
-    probing = probes.start_probes(
-        config, {node: found["nvidia_devices"] for node, found in facts.items()}, until=until
-    )
-    yield "nodes", lambda: [_judge_nodes(answers, config)]
-    yield "dashboard", lambda: _examine_head(local=local)
-    yield "training", lambda: [capacity.examine_training(config, nodes)]
-    yield "segmentation", lambda: [capacity.examine_segmentation()]
-    yield "waiting", lambda: [capacity.examine_waiting(nodes)]
-    if facts:
-        here = list_facts(names, cache=config.cache, session=config.cache)
-        yield "packages", lambda: [machines.judge_packages(facts, here, requirements)]
-        yield "code", lambda: [machines.judge_code(facts, here)]
-        yield "shared memory", lambda: machines.judge_machines(facts, config)
-        willing = {node: node_probes[node] for node in facts}
-        yield (
-            "clocks",
-            lambda: [
-                machines.judge_clocks(
-                    measure_offsets(willing, rounds=_CLOCK_ROUNDS, until=until), config
-                )
-            ],
-        )
-        yield from probing
+@check(
+    "dashboard",
+    expected="Ray's dashboard, which takes jobs",
+    fix="Start the head with `ray start --head --include-dashboard true` (ray[default] installed), "
+    "forward its port (`ssh -L 8265:localhost:8265 HEAD`, `kubectl port-forward "
+    "svc/NAME-head-svc 8265`), and set RAY_API_SERVER_ADDRESS to it",
+)
+def _dashboard(_place: Place) -> Verdict:
+    address, _, status, error = _ask_dashboard()
+    if not address and os.environ.get("RAY_ADDRESS", "local") == "local":
+        return Verdict("not asked", "a local Ray has none, and needs none")
+    if address and not error and status in {_DONE, *_REFUSALS}:
+        return Verdict("ok", f"answers at {address}")
+    found = f"nothing that is Ray's answers at {address}: {error or f'status {status}'}"
+    found = found if address else "the cluster was started without it"
+    return Verdict("failed" if find_address() else "warning", found)
 
 
-def _judge_nodes(answers: Answers, config: DoctorConfig) -> Finding:
-    """Whether each node that Ray calls alive does anything."""
-    slowest = max(answers.seconds.values(), default=0.0)
-    slow = {
-        node.name: f"{seconds:.1f} s"
-        for node, seconds in answers.seconds.items()
-        if seconds > config.start_seconds
-    }
-    return judge(
-        "nodes",
-        answers.errors,
-        poor=slow,
-        otherwise=f"a process starts on {count(len(answers.values), 'node')}, on the slowest within {slowest:.1f} s",
-        expected=f"a process that needs no CPU starts on every node that Ray calls alive, within {config.start_seconds:g} s",
-        fix="Where none starts, read /tmp/ray/session_latest/logs/raylet.out and runtime_env_agent.log there, and start the node "
-        "anew (`ray start --address=HEAD:6379`); where one starts slowly, put Python's packages on a local disk",
-    )
+@cache
+def _ask_dashboard() -> tuple[str, str, int, str]:
+    """Return address, mode of authentication, status of the list of jobs, and what went wrong."""
+    address = find_address()
+    if address is None:
+        url = ray.init(ignore_reinit_error=True).dashboard_url
+        if not url:  # Ray sets the mode if it finds a token itself
+            return "", os.environ.get("RAY_AUTH_MODE", "not set"), _DONE, ""
+        address = f"http://{url}"
+    try:
+        mode = json.loads(_get(address, "/api/authentication_mode")[1])["authentication_mode"]
+        return address, mode.lower(), _get(address, "/api/jobs/")[0], ""
+    except (OSError, ValueError, KeyError) as error:
+        return address, "", 0, describe(error)
 
 
-def _examine_head(*, local: bool) -> Iterable[Finding]:
-    """The token and the dashboard, as a process of the cluster meets them."""
-    address = get_webui_url_from_internal_kv()
-    if address:
-        return dashboard.check_address(f"http://{address}", silent="warning")
-    token = dashboard.judge_mode(
-        os.environ.get("RAY_AUTH_MODE", "")
-    )  # Ray sets it where it found a token by itself
-    if local:
-        return [token, not_asked("dashboard", "a local Ray has none, and needs none")]
-    return [
-        token,
-        dashboard.judge_dashboard("the cluster was started without it", status="warning"),
+def _get(address: str, path: str) -> tuple[int, bytes]:
+    headers = get_auth_headers_if_auth_enabled({})
+    request = urllib.request.Request(address.rstrip("/") + path, headers=headers)  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as reply:  # noqa: S310
+            return reply.status, reply.read(_MOST_BYTES)
+    except urllib.error.HTTPError as error:
+        return error.code, b""
+
+
+@check(
+    "nodes",
+    expected="a process starts on every node that Ray calls alive, within {start_seconds:g} s",
+    fix="Where none starts, read raylet.out and runtime_env_agent.log in "
+    "/tmp/ray/session_latest/logs there, and restart the node (`ray start --address=HEAD:6379`); "
+    "where one starts slowly, put Python's packages on a local disk",
+)
+def _nodes(seconds: float, limit: float) -> Verdict:
+    return grade(f"a process starts within {seconds:.1f} s", poor=seconds > limit)
+
+
+@check(
+    "clocks",
+    expected=f"at most {_CLOCK_SECONDS:g} s off: the times in the names of runs give their order",
+    fix="Turn on time synchronisation (`timedatectl set-ntp true`), on the machine itself",
+)
+def _clocks(offset: float, error: float) -> Verdict:
+    way = "ahead of" if offset > 0 else "behind"
+    found = f"{abs(offset):.1f} s {way} this process's clock (measured to {error * 1000:.0f} ms)"
+    return grade(found, wrong=abs(offset) - error > _CLOCK_SECONDS)  # only what is certain
+
+
+@check(
+    "room",
+    expected="{workers} x {cpus_per_worker} CPUs, one for Ray Data; a GPU each, if there are any",
+    fix=f"Give jobs/train.py fewer --workers or --cpus-per-worker, add nodes, or {_BUSY}",
+)
+def _training(place: Place) -> Verdict:
+    return _judge_room(place.config.workers, place.config.cpus_per_worker)
+
+
+@check(
+    "room",
+    expected="the CPUs of one actor, one for Ray Data; a GPU, if there are any",
+    fix=f"Add nodes, start them with a higher --num-cpus, or {_BUSY}",
+)
+def _segmentation(_: Place) -> Verdict:
+    return _judge_room(1, SegmentConfig.cpus_per_actor)
+
+
+def _judge_room(number: int, cpus: int) -> Verdict:
+    """Judge whether processes fit beside one CPU for Ray Data, none of them split over nodes."""
+    free, total = Counter(ray.available_resources()), Counter(ray.cluster_resources())
+    each = {"CPU": cpus, "GPU": 1} if total["GPU"] else {"CPU": cpus}
+    needed = {name: number * amount + (name == "CPU") for name, amount in each.items()}
+    nodes = [node["Resources"] for node in list_nodes().values()]
+    places = sum(min(int(node.get(name, 0) // each[name]) for name in each) for node in nodes)
+    small = places < number or any(total[name] < needed[name] for name in needed)
+    found = [
+        f"{amount} {name}s needed, {total[name]:g} available, {free[name]:g} free"
+        for name, amount in needed.items()
     ]
+    split = [f"the nodes have room for {places} of {number} processes"] * (places < number)
+    busy = any(free[name] < needed[name] for name in needed)
+    return grade("; ".join(found + split), wrong=small and not has_autoscaler(), poor=small or busy)
+
+
+@check("room", expected="nothing waits for what no node has, nor is held by ended jobs", fix="")
+def _waiting(_: Place) -> Verdict:
+    ended = {job["JobID"] for job in jobs() if job["IsDead"]}
+    left = {
+        group: table
+        for group, table in placement_group_table().items()
+        if table["state"] != "REMOVED" and group[-_ID_DIGITS:] in ended
+    }
+    nodes = [node["Resources"] for node in list_nodes().values()]
+    stuck = [
+        demand
+        for demand in _list_demands()
+        if not any(all(node.get(name, 0) >= demand[name] for name in demand) for node in nodes)
+    ]
+    found, fixes = [], []
+    if left:
+        held = _show(bundle for table in left.values() for bundle in table["bundles"].values())
+        owners = ", ".join(sorted({group[-_ID_DIGITS:] for group in left}))
+        found.append(f"{count(len(left), 'placement group')} of ended jobs: {held} of job {owners}")
+        fixes.append(_REMOVE.format(" ".join(left)))
+    if stuck:
+        found.append(f"waiting for what no node has: {_show(stuck)}")
+        fixes.append("end the job that waits (`ray job list`, `ray job stop ID`), or add a node")
+    return Verdict("warning" if found else "ok", "; ".join(found) or "nothing", "; ".join(fixes))
+
+
+def _list_demands() -> list[Mapping[str, float]]:
+    """Return what waits for nodes' resources, but not what waits for its own placement group."""
+    address = ray.get_runtime_context().gcs_address
+    demands = get_cluster_status(address, timeout=_ANSWER_SECONDS).resource_demands
+    waiting = [*demands.ray_task_actor_demand, *demands.placement_group_demand]
+    shapes = [shape.bundle for demand in waiting for shape in demand.bundles_by_count]
+    return [shape for shape in shapes if not any("_group_" in name for name in shape)]
+
+
+def _show(bundles: Iterable[Mapping[str, float]]) -> str:
+    each = {" + ".join(f"{amount:g} {name}" for name, amount in item.items()) for item in bundles}
+    return ", ".join(sorted(each)[:_MOST_SHOWN])

@@ -1,134 +1,109 @@
-"""The storage: small and large files written, read and removed, and one writer kept apart from another."""
+"""The checks of storage and bundle, in the doctor's own process and on each node."""
 
 import os
 import time
-import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from functools import cache
 
 import botocore.exceptions
 
-from resunet_ray import storage
-from resunet_ray.config import DoctorConfig
-from resunet_ray.doctor.finding import Finding, describe, failed, not_asked, ok, warning
+from resunet_ray import bundles, storage
+from resunet_ray.doctor.check import Place, Verdict, check, describe, grade
 from resunet_ray.errors import ResUNetRayError
 
 _SMALL, _LARGE = 64, 2**22  # bytes
 _LEASE_SECONDS = 60.0
-KEYS = (
-    "Look at the keys and their rights (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the machine's role: read, "
-    "write, list, delete), at AWS_ENDPOINT_URL, and at whether the bucket is there"
+_ONE_WRITER = "a write that fails if the file exists (If-None-Match)"
+_NO_LEASE = "Pass --no-lease to jobs/segment.py, and let one run at a time write to an output"
+_EXPECTED = (
+    "a location to write, read and delete in, within {storage_seconds:g} s for a small file and "
+    "at {storage_mib_per_second:g} MiB/s or more; " + _ONE_WRITER
 )
-_APART = "a write that fails where something is there already (If-None-Match)"
+_FIX = (
+    "Check the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the machine's "
+    "role: read, write, list, delete) and that the bucket exists. If nothing answers, try `curl -m "
+    "5 $AWS_ENDPOINT_URL` there, and check proxies, firewalls and network file systems. If it is "
+    "only slow, use storage in the same region or network"
+)
 
 
-@dataclass(frozen=True)
-class Probe:
-    """What a process makes of a storage."""
-
-    seconds: float
-    """Of a small file, written and read."""
-    mib_per_second: float
-    """Of a larger one, written and read."""
-    one_writer: str | None
-    """Why two runs could not be kept apart; None: they can."""
-
-
-def new_folder(uri: str) -> str:
-    """A folder for probes, below a location."""
-    return storage.join(storage.absolute(uri), f".doctor-{uuid.uuid4().hex[:12]}")
+@check("storage", expected=_EXPECTED, fix=_FIX)
+@check(
+    "node storage",
+    name="node storage",
+    expected=_EXPECTED,
+    fix=f"{_FIX}. Credentials that only the submitter has do not reach the nodes",
+)
+def _storage(place: Place) -> Verdict:
+    seconds, rate, mixed = _probe(place.folder, place.node.get("NodeID", "driver"))
+    slow = seconds > place.config.storage_seconds or rate < place.config.storage_mib_per_second
+    if mixed and place.node:
+        return Verdict("failed", mixed, _NO_LEASE)
+    return grade(f"a small file in {seconds * 1000:.0f} ms, {rate:.0f} MiB/s", poor=slow)
 
 
-def probe(folder: str, name: str) -> Probe:
-    """Writes, reads and removes a file, writes and reads a larger one, which stays for others to look at, and holds a lease.
+@check("storage", expected=_ONE_WRITER, fix=_NO_LEASE)
+def _one_writer(place: Place) -> Verdict:
+    mixed = _probe(place.folder, "driver")[2]
+    return grade(mixed or _ONE_WRITER, wrong=bool(mixed))
 
-    Args:
-        folder: for probes.
-        name: of this process in it.
 
-    Raises:
-        ResUNetRayError: the storage cannot be written, read or deleted in.
-        OSError: it does not give what was written.
+@cache
+def _probe(folder: str, name: str) -> tuple[float, float, str]:
+    """Write, read and remove files, and take a lease, which stays for others to see.
+
+    Returns:
+        Seconds for a small file, MiB/s of a large one, and why two runs could not be kept apart.
     """
-    small = storage.join(folder, f"{name}-small")
-    _write_and_read(small, _SMALL)  # makes the connection
-    seconds = _write_and_read(small, _SMALL)
-    storage.delete_file(small)
-    rate = _LARGE / 2**20 / _write_and_read(storage.join(folder, name), _LARGE)
+    folder, seconds = storage.join(folder, name), []
+    file = storage.join(folder, "file")
+    for size in (_SMALL, _SMALL, _LARGE):  # the first makes the connection
+        content, begun = os.urandom(size), time.perf_counter()
+        storage.write_bytes(file, content, pauses=())
+        if storage.read_bytes(file, pauses=()) != content:
+            raise OSError(f"{file}: what was read differs from what was written")
+        seconds.append(time.perf_counter() - begun)
+    storage.delete_file(file)
+    mixed, broken = "", (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError)
     try:
-        with storage.hold_lease(storage.join(folder, f"{name}-lease"), seconds=_LEASE_SECONDS):
+        with storage.hold_lease(folder, seconds=_LEASE_SECONDS):
             pass
-    except (
-        ResUNetRayError,
-        botocore.exceptions.ClientError,
-        botocore.exceptions.BotoCoreError,
-    ) as error:
-        return Probe(seconds, rate, describe(error))
-    return Probe(seconds, rate, None)
+    except (ResUNetRayError, *broken) as error:
+        mixed = describe(error)
+    return seconds[1], _LARGE / 2**20 / seconds[2], mixed
 
 
-def _write_and_read(location: str, size: int) -> float:
-    """Seconds that it took."""
-    content = os.urandom(size)
-    begun = time.perf_counter()
-    storage.write_bytes(location, content, pauses=())
-    if storage.read_bytes(location, pauses=()) != content:
-        raise OSError(f"{location}: what was read differs from what was written")
-    return time.perf_counter() - begun
+@check(
+    "shared storage",
+    expected="one storage, which every node sees",
+    fix="Give a location that all nodes share: s3://…, gs://…, or a network file system mounted "
+    "at this path on every node",
+)
+def _shared_storage(seen: Collection[str], writers: Mapping[str, str]) -> Verdict:
+    missing = [name for name, folder in writers.items() if folder not in seen]
+    found = f"does not see what {', '.join(missing)} wrote" if missing else "sees what all wrote"
+    return grade(found, wrong=bool(missing))
 
 
-def list_names(folder: str) -> list[str]:
-    """Who left a probe that this process sees."""
-    return (
-        [name for name, _ in storage.list_files(folder, recursive=False)]
-        if storage.exists(folder)
-        else []
-    )
+@check(
+    "bundle",
+    expected="a bundle whose files are whole and whose sample comes out as it did",
+    fix="Name the folder that holds bundle.json (OUTPUT/train/bundle), or copy the bundle there "
+    "again. If its output differs, install the versions that `provenance` in bundle.json names. If "
+    "nothing answers, try `curl -m 5 $AWS_ENDPOINT_URL`, and time `python -c 'import torch'`",
+)
+@check(
+    "node bundle",
+    name="node bundle",
+    expected="the same bundle on every node, and the same output from it",
+    fix="Give a location that every node reads (s3://…, or a folder mounted on all), and install "
+    "the versions that `provenance` in its bundle.json names",
+    alike=True,
+)
+def _bundle(place: Place) -> Verdict:
+    from resunet_ray.bundle import load_bundle  # not above: torch may be slow or broken
 
-
-def examine(config: DoctorConfig) -> Iterator[Finding]:
-    """What this process makes of the storage."""
-    assert config.storage is not None
-    folder = new_folder(config.storage)
-    try:
-        found = probe(folder, "driver")
-    except (ResUNetRayError, OSError) as error:
-        yield failed(
-            "storage",
-            describe(error),
-            expected="a location that this process may write, read and delete in",
-            fix=KEYS,
-        )
-        yield not_asked("one writer", "the storage cannot be used")
-        return
-    yield judge_speed("storage", {"this process": found}, config)
-    yield judge_one_writer("one writer", {"this process": found})
-    storage.delete(folder)
-
-
-def judge_speed(check: str, probes: dict[str, Probe], config: DoctorConfig) -> Finding:
-    """Whether files come and go fast enough."""
-    slowest = max(probes.values(), key=lambda item: item.seconds)
-    rate = min(item.mib_per_second for item in probes.values())
-    found = f"{config.storage}: a small file in {slowest.seconds * 1000:.0f} ms, {rate:.0f} MiB/s"
-    if slowest.seconds <= config.storage_seconds and rate >= config.storage_mib_per_second:
-        return ok(check, found)
-    return warning(
-        check,
-        f"{found} at the slowest of {len(probes)}",
-        expected=f"at most {config.storage_seconds * 1000:.0f} ms and at least {config.storage_mib_per_second:.0f} MiB/s",
-        fix="Use storage in the same region or network as the nodes, and look at what else uses it now",
-    )
-
-
-def judge_one_writer(check: str, probes: dict[str, Probe]) -> Finding:
-    """Whether two runs over one output are kept apart."""
-    unfit = next((item.one_writer for item in probes.values() if item.one_writer), None)
-    if unfit is None:
-        return ok(check, f"the storage knows {_APART}")
-    return failed(
-        check,
-        unfit,
-        expected=_APART,
-        fix="Say --no-lease to jobs/segment.py and see that one run at a time writes to an output",
-    )
+    assert place.config.bundle is not None
+    bundle = load_bundle(bundles.absolute(place.config.bundle))
+    bundle.self_test()
+    return Verdict("ok", f"whole, its sample comes out as it did; digest {bundle.digest[:12]}")

@@ -1,13 +1,20 @@
-"""Instance scores: average precision, panoptic quality and aggregated Jaccard index."""
+"""Instance scores, and whether each instance was found, missed, merged or split."""
 
+from collections import Counter
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Float64, Int32, Int64
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 """IoU thresholds of the average precision: 0.50, 0.55 … 0.95 (2018 Data Science Bowl)."""
+
+Outcome = Literal["found", "missed", "merged", "split", "inexact", "invented"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+
+_MATCH = 0.5  # IoU above which an instance has at most one match
+_LITTLE = 0.1  # IoU up to which nothing was hit: a background error of TIDE (Bolya et al., 2020)
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,27 @@ class Overlaps(NamedTuple):
         kept = self.area_found >= min_area
         return Overlaps(self.shared[:, kept], self.area_true, self.area_found[kept])
 
+    def iou(self) -> Float64[np.ndarray, "t f"]:
+        """Compute the intersection over union of each pair."""
+        union = self.area_true[:, None] + self.area_found - self.shared
+        iou: Float64[np.ndarray, "t f"] = self.shared / union
+        return iou
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What happened to each instance of an image, in the order of its `Overlaps`."""
+
+    true: list[Outcome]
+    """Of each true instance; never invented."""
+    found: list[Outcome]
+    """Of each found instance; never missed."""
+
+    def count(self) -> dict[str, int]:
+        """Count the true instances of each kind; for `invented`, the found ones."""
+        counts = Counter([*self.true, *(kind for kind in self.found if kind == "invented")])
+        return {kind: counts[kind] for kind in OUTCOMES}
+
 
 def count_overlaps(true: Int32[np.ndarray, "h w"], found: Int32[np.ndarray, "h w"]) -> Overlaps:
     """Count the overlaps of two label images.
@@ -67,25 +95,21 @@ def score_instances(overlaps: Overlaps) -> InstanceScores:
     Instances match if their IoU is strictly above the threshold: above one half, none can have two
     matches. If there are neither true nor found instances, all scores are 1.
     """
-    shared, area_true, area_found = overlaps
-    num_true, num_found = shared.shape
+    num_true, num_found = overlaps.shared.shape
     if num_true == 0 and num_found == 0:
         return InstanceScores(0, 0, (1.0,) * len(THRESHOLDS), 1.0, 1.0)
-    union = area_true[:, None] + area_found[None, :] - shared
-    iou = shared / union
+    iou = overlaps.iou()
     matches = [int((iou > threshold).sum()) for threshold in THRESHOLDS]
     return InstanceScores(
         num_true,
         num_found,
         tuple(tp / (num_true + num_found - tp) for tp in matches),
-        float(iou[iou > 0.5].sum() / ((num_true + num_found) / 2)),
-        _aggregated_jaccard(overlaps, union, iou),
+        float(iou[iou > _MATCH].sum() / ((num_true + num_found) / 2)),
+        _aggregated_jaccard(overlaps, iou),
     )
 
 
-def _aggregated_jaccard(
-    overlaps: Overlaps, union: Int64[np.ndarray, "t f"], iou: Float64[np.ndarray, "t f"]
-) -> float:
+def _aggregated_jaccard(overlaps: Overlaps, iou: Float64[np.ndarray, "t f"]) -> float:
     shared, covered = 0, 0
     used = np.zeros(len(overlaps.area_found), dtype=bool)
     for row, area in enumerate(overlaps.area_true):
@@ -94,6 +118,38 @@ def _aggregated_jaccard(
             covered += int(area)
             continue
         shared += int(overlaps.shared[row, best])
-        covered += int(union[row, best])
+        covered += int(area + overlaps.area_found[best] - overlaps.shared[row, best])
         used[best] = True
     return shared / (covered + int(overlaps.area_found[~used].sum()))
+
+
+def classify_instances(overlaps: Overlaps) -> Outcomes:
+    """Say what happened to each true and each found instance of an image.
+
+    One instance lies mostly in another if that contains more than half of its pixels. An instance
+    is of the first kind that applies:
+
+    - found: its IoU with an instance of the other side is above 0.5.
+    - merged: two or more true instances lie mostly in the same found one. These true instances and
+      that found one are merged.
+    - split: two or more found instances lie mostly in the same true one. That true instance and
+      these found ones are split.
+    - inexact: its IoU with an instance of the other side is above 0.1.
+    - missed, if it is true; invented, if it was found.
+
+    So a nucleus that is swallowed by a large neighbour's instance is merged, although the neighbour
+    is found. A fragment beside a matched instance is split, although its nucleus is found.
+    """
+    shared, area_true, area_found = overlaps
+    iou = overlaps.iou()
+    match, near = iou > _MATCH, iou > _LITTLE
+    in_found, in_true = 2 * shared > area_true[:, None], 2 * shared > area_found
+    merger = in_found.sum(axis=0) > 1  # of each found instance
+    in_pieces = in_true.sum(axis=1) > 1  # of each true instance
+    kinds = ["found", "merged", "split", "inexact"]
+    true = [match.any(axis=1), (in_found & merger).any(axis=1), in_pieces, near.any(axis=1)]
+    in_pieces_of = (in_true & in_pieces[:, None]).any(axis=0)
+    found = [match.any(axis=0), merger, in_pieces_of, near.any(axis=0)]
+    return Outcomes(
+        np.select(true, kinds, "missed").tolist(), np.select(found, kinds, "invented").tolist()
+    )

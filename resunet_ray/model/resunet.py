@@ -1,8 +1,9 @@
-"""The ResUNet: a U-Net of pre-activation residual blocks.
+"""The ResUNet: a U-Net of pre-activation residual blocks, dense blocks or atrous blocks.
 
 Zhang et al., "Road Extraction by Deep Residual U-Net", 2018.
 """
 
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -10,88 +11,31 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-
-class SameConv(nn.Conv2d):
-    """A convolution with Keras's "same" padding: stride 2 pads an even side only at its end.
-
-    With PyTorch's own padding the image would be sampled half a stride earlier, and weights could
-    not be shared with Keras.
-    """
-
-    def __init__(
-        self, in_channels: int, out_channels: int, *, kernel_size: int = 3, stride: int = 1
-    ) -> None:
-        padding = kernel_size // 2 if stride == 1 else 0
-        super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding)
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k i j"]:
-        """Convolve; at stride 2, height and width are halved, otherwise kept."""
-        if self.stride[0] == 2 and self.kernel_size[0] == 3:
-            x = functional.pad(x, (0, 1, 0, 1))
-        return super().forward(x)
-
-
-class ConvBlock(nn.Sequential):
-    """Batch normalisation, ReLU, 3×3 convolution: the pre-activation order."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, *, stride: int, momentum: float, epsilon: float
-    ) -> None:
-        super().__init__(
-            nn.BatchNorm2d(in_channels, eps=epsilon, momentum=momentum),
-            nn.ReLU(inplace=True),
-            SameConv(in_channels, out_channels, stride=stride),
-        )
-
-
-class Stem(nn.Module):
-    """The first level: a convolution and a convolution block, plus a normalised 1×1 shortcut."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, *, momentum: float, epsilon: float
-    ) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            SameConv(in_channels, out_channels),
-            ConvBlock(out_channels, out_channels, stride=1, momentum=momentum, epsilon=epsilon),
-        )
-        self.shortcut = nn.Sequential(
-            SameConv(in_channels, out_channels, kernel_size=1),
-            nn.BatchNorm2d(out_channels, eps=epsilon, momentum=momentum),
-        )
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
-        """The sum of both paths."""
-        return self.body(x) + self.shortcut(x)  # type: ignore[no-any-return]
-
-
-class ResidualBlock(nn.Module):
-    """Two convolution blocks plus a 1×1 shortcut; the first block and the shortcut are strided."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, *, stride: int, momentum: float, epsilon: float
-    ) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            ConvBlock(in_channels, out_channels, stride=stride, momentum=momentum, epsilon=epsilon),
-            ConvBlock(out_channels, out_channels, stride=1, momentum=momentum, epsilon=epsilon),
-        )
-        self.shortcut = SameConv(in_channels, out_channels, kernel_size=1, stride=stride)
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k i j"]:
-        """The sum of both paths."""
-        return self.body(x) + self.shortcut(x)  # type: ignore[no-any-return]
+from resunet_ray.config.model import Block, Bridge
+from resunet_ray.model.blocks import SameConv, build_block, build_bridge, build_stem
 
 
 class ResUNet(nn.Module):
     """A network that turns an image into logits of the same height and width.
 
     With the defaults of `ModelConfig` it is the reference network: 4,713,841 trainable parameters.
+    With its widths, the others have:
+
+    | block, bridge | parameters | billion multiply-accumulates per megapixel |
+    |---|---|---|
+    | residual, plain | 4,713,841 | 150.8 |
+    | residual, psp | 3,729,777 | 146.7 |
+    | dense, plain | 3,993,361 | 187.5 |
+    | dense, psp | 3,009,297 | 183.4 |
+    | atrous, plain | 8,563,233 | 341.6 |
+    | atrous, psp | 7,579,169 | 337.5 |
 
     Args:
         in_channels: Channels of the image.
         out_channels: Logits per pixel, one per head.
         widths: Filters of each level, finest first; each level halves the resolution of the last.
+        block: What each level computes; see `blocks`.
+        bridge: What lies between encoder and decoder; see `blocks`.
         norm_momentum: Weight of a new batch in the running statistics (Keras's momentum 0.99 is
             0.01 here).
         norm_epsilon: Added to the variance.
@@ -103,25 +47,26 @@ class ResUNet(nn.Module):
         in_channels: int,
         out_channels: int,
         widths: tuple[int, ...],
+        block: Block,
+        bridge: Bridge,
         norm_momentum: float,
         norm_epsilon: float,
     ) -> None:
         super().__init__()
-        norm = {"momentum": norm_momentum, "epsilon": norm_epsilon}
-        self.stem = Stem(in_channels, widths[0], **norm)
+        norm = partial(nn.BatchNorm2d, eps=norm_epsilon, momentum=norm_momentum)
+        self.stem = build_stem(block, in_channels, widths[0], norm=norm)
         self.encoder = nn.ModuleList(
-            ResidualBlock(before, after, stride=2, **norm) for before, after in pairwise(widths)
+            build_block(block, before, after, level=level, stride=2, norm=norm)
+            for level, (before, after) in enumerate(pairwise(widths), start=1)
         )
-        self.bridge = nn.Sequential(
-            *(ConvBlock(widths[-1], widths[-1], stride=1, **norm) for _ in range(2))
-        )
+        self.bridge = build_bridge(bridge, widths[-1], norm=norm)
         self.decoder = nn.ModuleList()
         channels = widths[-1]
-        for level in range(len(widths) - 1, 0, -1):
+        for level in reversed(range(len(widths) - 1)):
+            channels, before = widths[level + 1], channels + widths[level]
             self.decoder.append(
-                ResidualBlock(channels + widths[level - 1], widths[level], stride=1, **norm)
+                build_block(block, before, channels, level=level, stride=1, norm=norm)
             )
-            channels = widths[level]
         self.head = SameConv(channels, out_channels, kernel_size=1)
         self.stride = 2 ** (len(widths) - 1)
         self.apply(_initialise)

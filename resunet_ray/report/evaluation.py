@@ -13,8 +13,10 @@ from matplotlib.ticker import MaxNLocator
 from resunet_ray import bundles, storage
 from resunet_ray.config import EvaluateConfig
 from resunet_ray.errors import InputError
-from resunet_ray.evaluate import PICTURES, SCORES_FILE, SUMMARY_FILE
+from resunet_ray.evaluate import OUTCOMES_FILE, PICTURES, SCORES_FILE, SUMMARY_FILE
+from resunet_ray.model.matching import OUTCOMES, THRESHOLDS
 from resunet_ray.model.metrics import SCORE_NAMES
+from resunet_ray.pictures import OUTCOME_COLOURS
 from resunet_ray.report.page import (
     COLOURS,
     FIGURE_WIDTH,
@@ -56,7 +58,13 @@ def write_evaluation_report(output: str, *, history: str | None) -> str:
     """
     summary = json.loads(storage.read_bytes(storage.join(output, SUMMARY_FILE)))
     table = storage.read_table(storage.join(output, SCORES_FILE)).to_pandas()
-    ranked = table.sort_values("f1", kind="stable")
+    if summary["instance"]:
+        known = _join_outcomes(table, output)
+        ranked = known.sort_values(["ap50", "f1"], kind="stable")
+        precision, counts = _draw_precision(known), _count_nuclei(known)
+    else:
+        ranked = table.sort_values("f1", kind="stable")
+        precision, counts = None, None
     worst = ranked.head(_SHOWN)
     best = ranked.iloc[len(worst) :].tail(_SHOWN).iloc[::-1]
     return write_page(
@@ -65,11 +73,28 @@ def write_evaluation_report(output: str, *, history: str | None) -> str:
         summary=summary,
         scores=SCORE_NAMES,
         instance_scores=_INSTANCE_SCORES if summary["instance"] else (),
+        precision=precision,
+        counts=counts,
+        colours=OUTCOME_COLOURS,
         distributions=_draw_distributions(table),
         curves=_draw_curves(read_history(history)) if history else None,
         worst=_shown_images(worst, output),
         best=_shown_images(best, output),
     )
+
+
+def _join_outcomes(table: pd.DataFrame, output: str) -> pd.DataFrame:
+    """Return the images with instances, with a column `ap50` and those of outcomes.parquet."""
+    outcomes = storage.read_table(storage.join(output, OUTCOMES_FILE)).to_pandas()
+    known = table.join(outcomes[list(OUTCOMES)])[table["pq"].notna()]
+    return known.assign(ap50=known["ap"].str[0])
+
+
+def _count_nuclei(known: pd.DataFrame) -> pd.DataFrame:
+    """Sum the nuclei of each kind over all images, and over those of each modality."""
+    counts = known[["num_true", "num_found", *OUTCOMES]].astype(int)
+    by_modality = counts.groupby(known["modality"].fillna("unknown")).sum()
+    return pd.concat([counts.sum().to_frame("all images").T, by_modality])
 
 
 def _shown_images(rows: pd.DataFrame, output: str) -> list[dict[Any, Any]]:
@@ -104,6 +129,23 @@ def _draw_distributions(table: pd.DataFrame) -> str:
     figure.legend(
         *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(6, len(names))
     )
+    return to_svg(figure)
+
+
+def _draw_precision(known: pd.DataFrame) -> str:
+    """Average precision at each IoU threshold, by modality."""
+    figure = Figure(figsize=(FIGURE_WIDTH / 2, 2.8), layout="constrained")
+    axis = figure.subplots()
+    groups = known.groupby(known["modality"].fillna("unknown"))["ap"]
+    for number, (name, precision) in enumerate(groups):
+        colour = COLOURS[number % len(COLOURS)]
+        axis.plot(THRESHOLDS, np.stack(precision).mean(axis=0), color=colour, label=name)
+    mean = np.stack(known["ap"]).mean(axis=0)
+    axis.plot(THRESHOLDS, mean, color="black", linestyle="--", label="all images")
+    axis.set_ylim(0, 1.02)
+    axis.set_xlabel("IoU threshold")
+    axis.set_ylabel("mean AP")
+    figure.legend(loc="outside right upper")
     return to_svg(figure)
 
 

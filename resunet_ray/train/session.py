@@ -122,7 +122,7 @@ def start_from(network: nn.Module, weights: dict[str, Tensor]) -> list[str]:
             other is not None
             and name.startswith("stem.")
             and other.ndim == 4
-            and other.shape[1] != tensor.shape[1]
+            and {other.shape[1], tensor.shape[1]} == {1, 3}
         ):
             other = (
                 other.sum(dim=1, keepdim=True).expand(-1, tensor.shape[1], -1, -1) / tensor.shape[1]

@@ -20,6 +20,7 @@ from resunet_ray.config import (
     baseline_recipe,
 )
 from resunet_ray.config.flags import list_flags
+from resunet_ray.data.images import decode_image
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_help_shows_the_defaults_of_the_recipe() -> None:
         (
             "tune",
             ["--data", "MISSING", "--output", "OUT", "--space", "learning_rat=uniform:1,2"],
-            "perhaps learning_rate",
+            "did you mean learning_rate?",
         ),
         (
             "tune",
@@ -183,6 +184,11 @@ def test_the_demo_runs_to_its_report(tmp_path: Path) -> None:
     assert code == 0, errors
     assert Path(line["report"]).exists()
     assert f"Open {line['report']}" in errors
+    assert re.search(
+        rf"\d\d nuclei found by the bundle nuclei .*\nOpen {line['overlay']}\n", errors
+    )
+    overlay = decode_image(Path(line["overlay"]).read_bytes(), name="overlay")
+    assert (overlay == (0, 255, 0)).all(axis=2).mean() > 0.02, "outlines"
     assert not RAYS_OWN.search(errors), errors
     for done in (
         "12 of 12 images checked",

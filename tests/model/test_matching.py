@@ -1,10 +1,16 @@
-"""Instance scores equal cases worked by hand and an independent computation."""
+"""Scores and outcomes equal cases worked by hand, scores also an independent computation."""
 
 import numpy as np
 import pytest
 from skimage.measure import label
 
-from resunet_ray.model.matching import THRESHOLDS, count_overlaps, score_instances
+from resunet_ray.model.matching import (
+    THRESHOLDS,
+    Outcomes,
+    classify_instances,
+    count_overlaps,
+    score_instances,
+)
 
 
 def boxes(*where: tuple[int, int, int, int]) -> np.ndarray:
@@ -94,3 +100,44 @@ def test_dropped_instances_score_as_if_they_had_not_been_found() -> None:
     dropped = count_overlaps(true, found).drop_small(3)
     without = count_overlaps(true, boxes((0, 4, 0, 5)))
     assert score_instances(dropped) == score_instances(without)
+
+
+BIG = (6, 10, 0, 10)  # 40 pixels
+
+
+@pytest.mark.parametrize(
+    ("true", "found", "outcomes"),
+    [
+        ([BIG], [BIG], Outcomes(["found"], ["found"])),
+        ([BIG], [], Outcomes(["missed"], [])),
+        ([], [BIG], Outcomes([], ["invented"])),
+        # 4 pixels in common, an IoU of 4 / 76.
+        ([BIG], [(6, 10, 9, 19)], Outcomes(["missed"], ["invented"])),
+        ([BIG], [(6, 10, 0, 5)], Outcomes(["inexact"], ["inexact"])),
+        (
+            [(6, 10, 0, 4), (6, 10, 6, 10), (6, 8, 11, 12)],
+            [BIG],
+            Outcomes(["merged", "merged", "missed"], ["merged"]),
+        ),
+        (
+            [BIG],
+            [(6, 10, 0, 4), (6, 10, 6, 10), (6, 10, 10, 12)],
+            Outcomes(["split"], ["split", "split", "invented"]),
+        ),
+        # A match stays found, whatever else lies in it.
+        ([(6, 10, 0, 8), (6, 10, 8, 10)], [BIG], Outcomes(["found", "merged"], ["found"])),
+        ([BIG], [(6, 10, 0, 8), (6, 10, 8, 10)], Outcomes(["found"], ["found", "split"])),
+    ],
+)
+def test_drawn_nuclei_are_of_the_kind_that_they_show(
+    true: list[tuple[int, int, int, int]],
+    found: list[tuple[int, int, int, int]],
+    outcomes: Outcomes,
+) -> None:
+    assert classify_instances(count_overlaps(boxes(*true), boxes(*found))) == outcomes
+
+
+def test_each_true_nucleus_counts_once_and_of_those_found_only_the_invented() -> None:
+    kinds = Outcomes(["found", "merged", "merged"], ["found", "merged", "split", "invented"])
+    counts = {"found": 1, "missed": 0, "merged": 2, "split": 0, "inexact": 0, "invented": 1}
+    assert kinds.count() == counts

@@ -1,5 +1,6 @@
 """Each object of a slide belongs to one region and is the same however the slide is cut."""
 
+import itertools
 from collections.abc import Iterator
 
 import cv2
@@ -138,6 +139,24 @@ def test_each_nucleus_of_a_long_chain_counts_once(shape: str) -> None:
     assert sum(area for area, *_ in wanted) == pytest.approx(probability.sum(), rel=1e-3)
     for side in SIDES[1:]:
         assert cut(probability, side=side, config=WATERSHED)[0] == wanted
+
+
+def test_nuclei_told_apart_by_heads_are_the_same_however_the_slide_is_cut() -> None:
+    """Pairs of discs that touch; each pixel knows its centre."""
+    maps = np.zeros((4, 300, 400), np.float32)
+    y, x = np.mgrid[:300, :400].astype(np.float32)
+    for row, column in itertools.product(range(20, 280, 35), (30, 49, 200, 219)):
+        distance = np.hypot(y - row, x - column)
+        inside = (distance <= 10) & (maps[0] == 0)
+        maps[0, inside], maps[1, inside] = 1, 1 - distance[inside] / 10
+        maps[2, inside], maps[3, inside] = row - y[inside], column - x[inside]
+    prediction = Prediction(maps, ("distance", "centre"))
+    config = InstanceConfig(method="distance")
+    wanted, mask = cut(prediction, side=SIDES[0], config=config)
+    assert len(wanted) == 32
+    np.testing.assert_array_equal(mask, maps[0] > 0)
+    for side in SIDES[1:]:
+        assert cut(prediction, side=side, config=config)[0] == wanted
 
 
 @settings(max_examples=3, deadline=None)

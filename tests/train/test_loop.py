@@ -118,6 +118,15 @@ def test_weights_of_another_network_are_used_where_they_fit() -> None:
         start_from(build_network(ModelConfig(widths=(48, 64))), {"other": torch.zeros(1)})
 
 
+def test_weights_of_other_blocks_are_used_where_they_fit() -> None:
+    """Bridge and head fit other blocks; a dense level fits no other width of the same growth."""
+    dense = build_network(ModelConfig(widths=(16, 32), block="dense"))
+    copied = dense.state_dict().keys() - start_from(dense, build_network(SMALL).state_dict())
+    assert {name.partition(".")[0] for name in copied} == {"bridge", "head"}
+    wider = build_network(ModelConfig(widths=(32, 32), block="dense"))
+    assert "stem.1.layers.0.2.weight" in start_from(wider, dense.state_dict())
+
+
 def test_batches_are_full_reproducible_and_of_one_epoch(dataset_uri: str) -> None:
     dataset = open_dataset(dataset_uri)
     config = small_config(shuffle_buffer=8)

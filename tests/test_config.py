@@ -14,6 +14,7 @@ from resunet_ray.config import (
     TrainConfig,
     baseline_recipe,
     load_config,
+    long_recipe,
     save_config,
 )
 from resunet_ray.config.roles import DECIDES, MAY_CHANGE, list_fields
@@ -195,3 +196,12 @@ def test_the_baseline_s_recipe_is_the_baseline_s() -> None:
     )
     assert (config.model.norm_momentum, config.model.norm_epsilon) == (0.01, 1e-3)
     assert (config.monitor, config.ema_decay, config.clip_norm) == ("loss", None, None)
+    assert config.model.heads == ()
+
+
+def test_the_long_recipe_sees_170_000_crops_of_553_images() -> None:
+    config = long_recipe(data="a", output="b")
+    steps = 553 // config.batch_size
+    assert config.epochs * steps * config.batch_size == pytest.approx(170_000, rel=0.01)
+    assert config.warmup_epochs * steps == pytest.approx(300, rel=0.05)
+    assert config.model.heads == TrainConfig(data="a", output="b").model.heads

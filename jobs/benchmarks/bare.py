@@ -21,8 +21,8 @@ from resunet_ray.data.dataset import Dataset
 from resunet_ray.data.images import decode_image, encode_png
 from resunet_ray.model.instances import threshold_mask
 from resunet_ray.model.metrics import count_pixels, score_counts
-from resunet_ray.train.loop import train_step
 from resunet_ray.train.session import build_session
+from resunet_ray.train.step import train_step
 
 SIDE = 256  # pixels of every image
 
@@ -54,11 +54,16 @@ def run_bare_training(training: TrainConfig) -> float:
     shape = training.batch_size, training.crop, training.crop
     image = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, generator=generator)
     mask = torch.randint(0, 2, shape, dtype=torch.uint8, generator=generator)
+    targets = (
+        torch.randint(0, 256, (len(image), 4, *shape[1:]), dtype=torch.uint8)
+        if training.model.heads
+        else None
+    )
     session.network.train()
     for step in range(_STEPS + _WARMUP_STEPS):
         if step == _WARMUP_STEPS:
             start = time.perf_counter()
-        float(train_step(session, image, mask))
+        float(train_step(session, image, mask, targets))
     return _STEPS * training.batch_size / (time.perf_counter() - start)
 
 

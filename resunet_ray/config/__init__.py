@@ -8,7 +8,13 @@ from resunet_ray.config.model import AugmentConfig, InstanceConfig, ModelConfig,
 from resunet_ray.config.prepare import PrepareConfig
 from resunet_ray.config.segment import ExportConfig, GiveUpConfig, SegmentConfig
 from resunet_ray.config.sweep import DashboardConfig, SweepConfig
-from resunet_ray.config.train import Metric, TrainConfig, baseline_recipe, lower_is_better
+from resunet_ray.config.train import (
+    Metric,
+    TrainConfig,
+    baseline_recipe,
+    long_recipe,
+    lower_is_better,
+)
 
 __all__ = [
     "RENAMED",
@@ -29,6 +35,7 @@ __all__ = [
     "TrainConfig",
     "baseline_recipe",
     "load_config",
+    "long_recipe",
     "lower_is_better",
     "save_config",
 ]

@@ -1,4 +1,9 @@
-"""Augmentation: a random view of an image and its mask, which the same seed repeats.
+"""Augmentation: a random view of an image and its truth, which the same seed repeats.
+
+The truth is a mask (uint8, 0 or 1) or the numbers of the nuclei (int32, 0 for background). A view
+that shows more than the image continues it in its mirror image, where numbers are negative: a
+mirrored nucleus is another nucleus. A seed gives the same view with either truth, but OpenCV rounds
+the edges of a turned mask and those of turned numbers differently in a few pixels.
 
 All geometry (crop, flip, rotation, scale) is a single affine map, so that each pixel is
 interpolated only once.
@@ -6,7 +11,7 @@ interpolated only once.
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 
 from resunet_ray.config import AugmentConfig
 
@@ -16,21 +21,25 @@ _RANGE = (0.1, 99.9)
 
 def crop_at_random(
     image: UInt8[np.ndarray, "h w c"],
-    mask: UInt8[np.ndarray, "h w"],
+    truth: UInt8[np.ndarray, "h w"] | Int32[np.ndarray, "h w"],
     *,
     size: int,
     rng: np.random.Generator,
-) -> tuple[UInt8[np.ndarray, "s s c"], UInt8[np.ndarray, "s s"]]:
+) -> tuple[UInt8[np.ndarray, "s s c"], UInt8[np.ndarray, "s s"] | Int32[np.ndarray, "s s"]]:
     """Cut a random window of `size` × `size`; a smaller image is first padded by reflection."""
-    image, mask = pad_to(image, size=size), pad_to(mask, size=size)
+    height, width = truth.shape
+    image, truth = pad_to(image, size=size), pad_to(truth, size=size)
+    if truth.dtype == np.int32:
+        truth[height:] *= -1
+        truth[:height, width:] *= -1
     top = int(rng.integers(image.shape[0] - size + 1))
     left = int(rng.integers(image.shape[1] - size + 1))
     window = np.s_[top : top + size, left : left + size]
-    return image[window], mask[window]
+    return image[window], truth[window]
 
 
-def pad_to(array: UInt8[np.ndarray, "h w *c"], *, size: int) -> UInt8[np.ndarray, "i j *c"]:
-    """Pad the array by reflection at bottom and right until both sides are at least `size`."""
+def pad_to(array: np.ndarray, *, size: int) -> np.ndarray:
+    """Pad an array by reflection at bottom and right until both sides are at least `size`."""
     height, width = array.shape[:2]
     padding = [(0, max(0, size - height)), (0, max(0, size - width))] + [(0, 0)] * (array.ndim - 2)
     return np.pad(array, padding, mode="symmetric")
@@ -38,35 +47,47 @@ def pad_to(array: UInt8[np.ndarray, "h w *c"], *, size: int) -> UInt8[np.ndarray
 
 def augment(
     image: UInt8[np.ndarray, "h w c"],
-    mask: UInt8[np.ndarray, "h w"],
+    truth: UInt8[np.ndarray, "h w"] | Int32[np.ndarray, "h w"],
     *,
     size: int,
     config: AugmentConfig,
     rng: np.random.Generator,
-) -> tuple[UInt8[np.ndarray, "s s c"], UInt8[np.ndarray, "s s"]]:
-    """Return a random crop of `size` × `size`, moved and recoloured, and its mask, moved alike.
+) -> tuple[UInt8[np.ndarray, "s s c"], UInt8[np.ndarray, "s s"] | Int32[np.ndarray, "s s"]]:
+    """Return a random crop of `size` × `size`, moved and recoloured, and its truth, moved alike.
 
     Args:
         image: the whole image, any size.
-        mask: 0 or 1, same height and width as the image.
+        truth: mask or numbers, same height and width as the image.
         size: side of the crop, pixels.
         config: how far each change may go.
         rng: source of all randomness.
     """
-    matrix = _draw_affine(mask, size=size, config=config, rng=rng)
+    matrix = _draw_affine(truth, size=size, config=config, rng=rng)
     image = cv2.warpAffine(
         image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
     )
-    mask = cv2.warpAffine(
-        mask, matrix, (size, size), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT
-    )
     if image.ndim == 2:  # OpenCV drops a single channel
         image = image[..., None]
-    return _recolour(image, config=config, rng=rng), mask.astype(np.uint8, copy=False)
+    return _recolour(image, config=config, rng=rng), _move_truth(truth, matrix, size=size)
+
+
+def _move_truth(
+    truth: UInt8[np.ndarray, "h w"] | Int32[np.ndarray, "h w"], matrix: np.ndarray, *, size: int
+) -> UInt8[np.ndarray, "s s"] | Int32[np.ndarray, "s s"]:
+    nearest = cv2.INTER_NEAREST
+    moved = cv2.warpAffine(
+        truth, matrix, (size, size), flags=nearest, borderMode=cv2.BORDER_REFLECT
+    )
+    if truth.dtype == np.int32:
+        own = cv2.warpAffine(
+            truth, matrix, (size, size), flags=nearest, borderMode=cv2.BORDER_CONSTANT
+        )
+        moved = 2 * own - moved  # own where they are equal, else the negative mirror image
+    return moved
 
 
 def _draw_affine(
-    mask: UInt8[np.ndarray, "h w"], *, size: int, config: AugmentConfig, rng: np.random.Generator
+    truth: np.ndarray, *, size: int, config: AugmentConfig, rng: np.random.Generator
 ) -> np.ndarray:
     """Draw the 2×3 matrix that maps image coordinates (x, y) to those of the crop."""
     scale = float(np.exp(rng.uniform(-1, 1) * np.log(config.scale)))
@@ -78,22 +99,22 @@ def _draw_affine(
         linear = linear @ np.diag([-1.0, 1.0])
     # The crop shows size / scale pixels of the image; its centre stays where they all lie inside.
     margin = size / scale / 2
-    nucleus = _draw_nucleus(mask, rng=rng) if rng.random() < config.foreground_probability else None
+    nucleus = (
+        _draw_nucleus(truth, rng=rng) if rng.random() < config.foreground_probability else None
+    )
     row, column = (
         _draw_centre(length, near=near, margin=margin, rng=rng)
-        for length, near in zip(mask.shape, nucleus or (None, None), strict=True)
+        for length, near in zip(truth.shape, nucleus or (None, None), strict=True)
     )
     centre = np.array([column, row])
     # Pixel centres are whole numbers, so the middle of n pixels is at (n - 1) / 2.
     return np.column_stack((linear, (size - 1) / 2 - linear @ centre))
 
 
-def _draw_nucleus(
-    mask: UInt8[np.ndarray, "h w"], *, rng: np.random.Generator
-) -> tuple[int, int] | None:
+def _draw_nucleus(truth: np.ndarray, *, rng: np.random.Generator) -> tuple[int, int] | None:
     """Draw row and column of a nucleus pixel; None if the image has no nucleus."""
-    places = np.flatnonzero(mask)
-    return divmod(int(places[rng.integers(len(places))]), mask.shape[1]) if len(places) else None
+    places = np.flatnonzero(truth)
+    return divmod(int(places[rng.integers(len(places))]), truth.shape[1]) if len(places) else None
 
 
 def _draw_centre(

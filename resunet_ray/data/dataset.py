@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 
 from resunet_ray import storage
 from resunet_ray.data.images import decode_stored
@@ -60,11 +60,15 @@ class StoredPair:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredImage(StoredPair):
-    """The same with name, modality and instances: what validation and scoring read of a row."""
+    """The same with name, modality and instances: what validation, scoring and heads read."""
 
     image_id: str
     modality: str | None
     labels: bytes | None
+
+    def decode_labels(self) -> Int32[np.ndarray, "h w"] | None:
+        """Return the number of the nucleus at each pixel, 0 for background; None if unknown."""
+        return None if self.labels is None else decode_stored(self.labels).astype(np.int32)
 
 
 Stored = TypeVar("Stored", bound=StoredPair)
@@ -100,6 +104,16 @@ class Dataset:
         ]
         values: pd.Series = pa.concat_tables(tables)[column].to_pandas()
         return values
+
+    def count_missing(self, split: str, column: str) -> int:
+        """Return how many rows of a split have no value in a column, from the files' footers."""
+        missing = 0
+        for name in sorted({group.shard for group in self.groups(split)}):
+            footer = storage.read_metadata(storage.join(self.uri, name))
+            position = footer.schema.to_arrow_schema().get_field_index(column)
+            for number in range(footer.num_row_groups):
+                missing += footer.row_group(number).column(position).statistics.null_count
+        return missing
 
 
 def open_dataset(uri: str, *, needs: tuple[str, ...] = ()) -> Dataset:

@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from resunet_ray.data.dataset import Dataset, Span, StoredImage, read_span
-from resunet_ray.data.images import decode_stored
 
 _THREADS = 4  # decoding releases Python's lock and runs ahead of the network
 
@@ -36,12 +35,11 @@ def read_images(dataset: Dataset, spans: list[Span]) -> Iterator[LabelledImage]:
 
 def _decode(stored: StoredImage) -> LabelledImage:
     image, mask = stored.decode()
-    labels = None if stored.labels is None else decode_stored(stored.labels).astype(np.int32)
     return LabelledImage(
         index=stored.index,
         image_id=stored.image_id,
         modality=stored.modality,
         image=image,
         mask=mask,
-        labels=labels,
+        labels=stored.decode_labels(),
     )

@@ -123,7 +123,7 @@ class Checker:
         seen = self._ask(asked, storage.list_folders, lambda folders, _: (folders, ids))
         self._say({"shared storage": CHECKS["shared storage"].merge(seen)})
         self._until += _CLEANING_SECONDS
-        self._ask(dict.fromkeys(self._nodes, (folder,)), storage.delete)
+        self._ask(dict.fromkeys(self._nodes, (folder,)), storage.delete_folder)
 
     def _ask(
         self,

@@ -35,11 +35,11 @@ _FIX = (
     fix=f"{_FIX}. Credentials that only the submitter has do not reach the nodes",
 )
 def _storage(place: Surroundings) -> Verdict:
-    seconds, rate, mixed = _probe(place.folder, place.node.get("NodeID", "driver"))
-    slow = seconds > place.config.storage_seconds or rate < place.config.storage_mib_per_second
+    seconds, speed, mixed = _probe(place.folder, place.node.get("NodeID", "driver"))
+    slow = seconds > place.config.storage_seconds or speed < place.config.storage_mib_per_second
     if mixed and place.node:
         return Verdict("failed", mixed, _NO_LEASE)
-    return rate(f"a small file in {seconds * 1000:.0f} ms, {rate:.0f} MiB/s", doubtful=slow)
+    return rate(f"a small file in {seconds * 1000:.0f} ms, {speed:.0f} MiB/s", doubtful=slow)
 
 
 @check("storage", expected=_ONE_WRITER, fix=_NO_LEASE)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from resunet_ray.config import PreprocessConfig
 from resunet_ray.config.model import Head
 from resunet_ray.intensity import Range, stretch
-from resunet_ray.model.heads import Prediction, activate, count_outputs, unflip
+from resunet_ray.model.heads import Prediction, activate, count_outputs, slice_head, unflip
 from resunet_ray.model.preprocess import preprocess
 from resunet_ray.model.tiling import Box, blend_weight, plan_tiles
 
@@ -91,7 +91,7 @@ def predict(
             summed[index][:, *tile.window] += piece
     if config.resize is not None:
         summed = [
-            _enlarge(small, height=image.shape[0], width=image.shape[1])
+            _enlarge(small, height=image.shape[0], width=image.shape[1], heads=heads)
             for small, image in zip(summed, images, strict=True)
         ]
     return [Prediction(maps, heads) for maps in summed]
@@ -125,7 +125,12 @@ def _predict_tiles(
 
 
 def _enlarge(
-    maps: Float32[np.ndarray, "k h w"], *, height: int, width: int
+    maps: Float32[np.ndarray, "k h w"], *, height: int, width: int, heads: tuple[Head, ...]
 ) -> Float32[np.ndarray, "k _h _w"]:
+    """Resize the maps; ways to a centre grow with the image."""
     size = width, height
-    return np.stack([cv2.resize(one, size, interpolation=cv2.INTER_LINEAR) for one in maps])
+    large = np.stack([cv2.resize(one, size, interpolation=cv2.INTER_LINEAR) for one in maps])
+    if "centre" in heads:
+        ratio = np.array([height / maps.shape[1], width / maps.shape[2]], np.float32)
+        large[slice_head(heads, "centre")] *= ratio[:, None, None]
+    return large

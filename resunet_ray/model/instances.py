@@ -1,5 +1,7 @@
 """From a probability to instances: a label image with one number per nucleus."""
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt8
@@ -8,9 +10,19 @@ from skimage.measure import label
 from skimage.segmentation import watershed
 
 from resunet_ray.config import InstanceConfig
+from resunet_ray.config.model import Head
 from resunet_ray.model.heads import Prediction
 
 _STEPS = 64  # steps per pixel, to which a distance is rounded
+
+
+def choose_method(heads: Sequence[Head]) -> InstanceConfig:
+    """Return the parameters to use before any are calibrated: the head `distance`, if it is there.
+
+    Args:
+        heads: The network's heads.
+    """
+    return InstanceConfig(method="distance" if "distance" in heads else "components")
 
 
 def find_instances(prediction: Prediction, *, config: InstanceConfig) -> Int32[np.ndarray, "h w"]:

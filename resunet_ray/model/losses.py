@@ -1,6 +1,10 @@
-"""Losses between logits and a binary mask, each a mean over the batch, computed in float32."""
+"""Losses between logits and a binary mask, each a mean over the batch, computed in float32.
+
+Those with a cross-entropy take a weight for each pixel; the others ignore it.
+"""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -9,7 +13,8 @@ from torch.nn import functional
 
 from resunet_ray.errors import ConfigError
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[..., Tensor]
+"""A function of float32 logits and mask and, optionally, of each pixel's weight; a scalar."""
 
 _SMOOTH = 1.0  # pixels; keeps the loss of an empty mask finite
 
@@ -17,12 +22,15 @@ _SMOOTH = 1.0  # pixels; keeps the loss of an empty mask finite
 def bce(
     logits: Float[Tensor, "n k h w"],
     mask: Float[Tensor, "n k h w"],
+    weight: Float[Tensor, "n k h w"] | None = None,
     *,
     positive_weight: float = 1.0,
 ) -> Float[Tensor, ""]:
     """Binary cross-entropy; `positive_weight` multiplies the terms of nucleus pixels."""
-    weight = torch.as_tensor(positive_weight, device=logits.device)
-    return functional.binary_cross_entropy_with_logits(logits, mask, pos_weight=weight)
+    positive = torch.as_tensor(positive_weight, device=logits.device)
+    return functional.binary_cross_entropy_with_logits(
+        logits, mask, weight=weight, pos_weight=positive
+    )
 
 
 def dice(logits: Float[Tensor, "n k h w"], mask: Float[Tensor, "n k h w"]) -> Float[Tensor, ""]:
@@ -39,24 +47,26 @@ def dice(logits: Float[Tensor, "n k h w"], mask: Float[Tensor, "n k h w"]) -> Fl
 def bce_dice(
     logits: Float[Tensor, "n k h w"],
     mask: Float[Tensor, "n k h w"],
+    weight: Float[Tensor, "n k h w"] | None = None,
     *,
     positive_weight: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Binary cross-entropy plus Dice loss."""
-    return bce(logits, mask, positive_weight=positive_weight) + dice(logits, mask)
+    """Binary cross-entropy plus Dice loss, which takes no weights."""
+    return bce(logits, mask, weight, positive_weight=positive_weight) + dice(logits, mask)
 
 
 def focal(
     logits: Float[Tensor, "n k h w"],
     mask: Float[Tensor, "n k h w"],
+    weight: Float[Tensor, "n k h w"] | None = None,
     *,
     gamma: float = 2.0,
     positive_weight: float = 1.0,
 ) -> Float[Tensor, ""]:
     """Focal loss (Lin et al., 2017, equation 4); `positive_weight` replaces alpha's ratio."""
-    weight = torch.as_tensor(positive_weight, device=logits.device)
+    positive = torch.as_tensor(positive_weight, device=logits.device)
     cross_entropy = functional.binary_cross_entropy_with_logits(
-        logits, mask, reduction="none", pos_weight=weight
+        logits, mask, weight=weight, reduction="none", pos_weight=positive
     )
     probability = logits.sigmoid()
     certainty = torch.where(mask > 0.5, probability, 1 - probability)
@@ -110,7 +120,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 
 
 def build_loss(name: str, *, positive_weight: float) -> Loss:
-    """Return the loss of that name, a function of float32 logits and mask.
+    """Return the loss of that name.
 
     Raises:
         ConfigError: The name is unknown, or the loss takes no positive weight and one other than 1
@@ -119,10 +129,10 @@ def build_loss(name: str, *, positive_weight: float) -> Loss:
     if name not in LOSSES:
         raise ConfigError(f"unknown loss {name!r}: expected one of {', '.join(sorted(LOSSES))}")
     if name in WEIGHTED:
-        return lambda logits, mask: WEIGHTED[name](logits, mask, positive_weight=positive_weight)
+        return partial(WEIGHTED[name], positive_weight=positive_weight)
     if positive_weight != 1:
         raise ConfigError(
             f"positive_weight {positive_weight} would be ignored by loss {name!r}: "
             f"leave it at 1, or choose one of {', '.join(sorted(WEIGHTED))}"
         )
-    return LOSSES[name]
+    return lambda logits, mask, weight=None: LOSSES[name](logits, mask)  # noqa: ARG005

@@ -124,7 +124,7 @@ def read_validations(output: str, trial: Trial) -> pd.DataFrame:
     history = read_history(uri)
     history["seconds"] = history["seconds"].cumsum()
     validated = history[history["val_loss"].notna()]
-    return validated.rename(columns={f"val_{name}": name for name in ("loss", *SCORE_NAMES)})
+    return validated.rename(columns=lambda name: name.removeprefix("val_"))
 
 
 def best_row(validations: pd.DataFrame, monitor: str) -> Mapping[str, Any] | None:

@@ -33,14 +33,9 @@ from resunet_ray.sweep.trials import (
 )
 from resunet_ray.sweep.winner import SweepResult, conclude
 from resunet_ray.train.capacity import wait_for_workers
+from resunet_ray.train.requirements import check_init_and_mlflow, require_instances
 from resunet_ray.train.saved_settings import write_settings_once
-from resunet_ray.train.trainer import (
-    discard_damaged_snapshot,
-    prepare_if_folder,
-    require_means,
-    resolve,
-    train,
-)
+from resunet_ray.train.trainer import discard_damaged_snapshot, prepare_if_folder, resolve, train
 
 SWEEP_FILE = "sweep.json"
 
@@ -69,7 +64,7 @@ def sweep(config: SweepConfig) -> SweepResult:
         left = count_left(trials, most=count_trials(config, space))
         at_once = replace(config, concurrent=max(1, min(config.concurrent, left)))
         if left > 0:
-            require_means(training)
+            check_init_and_mlflow(training)
             connect(dashboard=True)
             wait_for_workers(
                 training,
@@ -82,10 +77,12 @@ def sweep(config: SweepConfig) -> SweepResult:
                     "(or give --scheduler none)"
                 )
         data = prepare_if_folder(training.data, own=storage.join(training.output, "data"))
+        dataset = open_dataset(data, needs=(TRAIN, VAL))
+        require_instances(dataset, training)
         write_settings_once(
             storage.join(training.output, SWEEP_FILE),
             config,
-            data_digest=open_dataset(data, needs=(TRAIN, VAL)).digest,
+            data_digest=dataset.digest,
             # The location of the data may change: its digest identifies it.
             free=[
                 *list_fields(SweepConfig, MAY_CHANGE),

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Generator, Iterator
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,8 +16,14 @@ from resunet_ray.train.crops import Crop, stream_crops
 _FIRST_BUFFER = 64.0  # crops to wait for before the first is drawn
 _BUFFER_GROWTH = 0.5  # crops that the buffer gains with each draw
 
-Batch = tuple[UInt8[np.ndarray, "n s s 3"], UInt8[np.ndarray, "n s s"]]
-"""Images and masks."""
+
+class Batch(NamedTuple):
+    """Crops, stacked."""
+
+    image: UInt8[np.ndarray, "n s s 3"]
+    mask: UInt8[np.ndarray, "n s s"]
+    targets: UInt8[np.ndarray, "n 4 s s"] | None
+    """What the heads learn; None if the network has none."""
 
 
 def epoch_size(dataset: Dataset, config: TrainConfig) -> int:
@@ -103,7 +110,12 @@ def stream_batches(
 
 
 def _stack(crops: list[Crop]) -> Batch:
-    return np.stack([crop.image for crop in crops]), np.stack([crop.mask for crop in crops])
+    targets = [crop.targets for crop in crops if crop.targets is not None]
+    return Batch(
+        np.stack([crop.image for crop in crops]),
+        np.stack([crop.mask for crop in crops]),
+        np.stack(targets) if targets else None,
+    )
 
 
 def _mix(crops: Iterator[Crop], *, size: int, seed: list[int]) -> Iterator[Crop]:

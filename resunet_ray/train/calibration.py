@@ -1,13 +1,15 @@
 """How probabilities become instances, chosen on validation data once the weights are known."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int32
 
-from resunet_ray.bundle import Bundle
+from resunet_ray.bundle import Bundle, read_bundle_info
 from resunet_ray.config import InstanceConfig
+from resunet_ray.config.model import Head
 from resunet_ray.data.dataset import Dataset
 from resunet_ray.data.labelled import LabelledImage
 from resunet_ray.data.splits import VAL
@@ -21,13 +23,17 @@ MIN_AREAS = (0, 4, 8, 16, 24, 32, 48, 64)
 """Candidates, pixels."""
 MIN_DISTANCES = (3, 5, 7, 10, 14)
 """Candidates for the watershed, pixels."""
+MARKER_DISTANCES = (0.3, 0.4, 0.5, 0.6)
+"""Candidates for the head `distance`."""
+MARKER_AREAS = (2, 4, 8)
+"""Candidates for the head `distance`, pixels."""
 
 
 def choose_instances(bundle: str, dataset: Dataset) -> tuple[InstanceConfig | None, float]:
     """Return the instance parameters with the best mean panoptic quality on validation data.
 
     The bundle's threshold is kept. Of candidates that are equally good, components win over the
-    watershed and a smaller minimum area over a larger one.
+    watershed, the watershed over the head `distance`, and a smaller minimum area over a larger one.
 
     Returns:
         The parameters, None if the data set has no instances, and their mean panoptic quality.
@@ -39,14 +45,22 @@ def choose_instances(bundle: str, dataset: Dataset) -> tuple[InstanceConfig | No
         return None, float("nan")
     mean = np.mean(np.stack(known), axis=0)
     method, area = divmod(int(mean.argmax()), len(MIN_AREAS))
-    return replace(_methods(InstanceConfig())[method], min_area=MIN_AREAS[area]), float(mean.max())
+    candidates = _methods(InstanceConfig(), heads=read_bundle_info(bundle)[0].model.heads)
+    return replace(candidates[method], min_area=MIN_AREAS[area]), float(mean.max())
 
 
-def _methods(start: InstanceConfig) -> list[InstanceConfig]:
-    distances = [
+def _methods(start: InstanceConfig, *, heads: Sequence[Head]) -> list[InstanceConfig]:
+    found = [replace(start, method="components")]
+    found += [
         replace(start, method="watershed", min_distance=distance) for distance in MIN_DISTANCES
     ]
-    return [replace(start, method="components"), *distances]
+    if "distance" in heads:
+        found += [
+            replace(start, method="distance", marker_distance=distance, marker_area=area)
+            for distance in MARKER_DISTANCES
+            for area in MARKER_AREAS
+        ]
+    return found
 
 
 def _score_block(bundle: Bundle, images: list[LabelledImage]) -> pa.Table:
@@ -66,7 +80,8 @@ def _score_candidates(
 ) -> list[float]:
     """Return the panoptic quality of each method with each minimum area."""
     quality = []
-    for config in _methods(replace(bundle.info.instances, min_area=0)):
+    start = replace(bundle.info.instances, min_area=0)
+    for config in _methods(start, heads=bundle.info.model.heads):
         overlaps = count_overlaps(labels, find_instances(prediction, config=config))
         quality += [score_instances(overlaps.drop_small(area)).pq for area in MIN_AREAS]
     return quality

@@ -2,7 +2,7 @@
 
 from resunet_ray.cluster import count_gpus, wait_for_resources
 from resunet_ray.config import TrainConfig
-from resunet_ray.train.crops import portion_rows
+from resunet_ray.train.crops import crop_bytes, portion_rows
 
 _BYTES_PER_PIXEL = 3600
 """Memory of a training step per pixel of its crops: 1.8 GiB measured with a batch of 8 crops of
@@ -31,8 +31,10 @@ def wait_for_workers(
     """
     workers = runs * (config.min_workers or config.workers)
     pixels = (config.preprocess.resize or config.crop) ** 2
-    buffered = workers * (config.shuffle_buffer + 2 * portion_rows(config)) * pixels * 4
-    gib = (runs * config.batch_size * pixels * _BYTES_PER_PIXEL + buffered) / 2**30
+    crops = workers * (config.shuffle_buffer + 2 * portion_rows(config))
+    gib = (
+        runs * config.batch_size * pixels * _BYTES_PER_PIXEL + crops * crop_bytes(config)
+    ) / 2**30
     gpu = uses_gpu(config)
     trials = f" ({runs} trials at once)" if runs > 1 else ""
     each = {"CPU": config.cpus_per_worker, **({"GPU": 1} if gpu else {})}

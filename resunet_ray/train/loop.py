@@ -12,18 +12,17 @@ from pathlib import Path
 import ray.train
 import ray.train.torch
 import torch
-from torch import Tensor, nn
 
 from resunet_ray import storage
 from resunet_ray.cluster import count_cores
 from resunet_ray.config import TrainConfig, lower_is_better
 from resunet_ray.data.dataset import Dataset
 from resunet_ray.errors import RunError
-from resunet_ray.model.preprocess import preprocess
 from resunet_ray.train.batches import Batch, draw_weights, epoch_size, stream_batches
-from resunet_ray.train.checkpoint import average, save_checkpoint
+from resunet_ray.train.checkpoint import save_checkpoint
 from resunet_ray.train.relay import Reporter
 from resunet_ray.train.session import Session, build_session
+from resunet_ray.train.step import train_step
 from resunet_ray.train.tracking import Tracker, run_folder
 from resunet_ray.train.validation import validate
 
@@ -145,13 +144,15 @@ def _train_epochs(
         losses = torch.zeros((), device=session.device)
         session.network.train()
         for number in range(1, steps + 1):
-            batch_epoch, (image, mask) = next(stream)
+            batch_epoch, batch = next(stream)
             assert batch_epoch == epoch, f"epoch {epoch} got a batch of epoch {batch_epoch}"
             if config.schedule == "cosine":
                 _set_learning_rate(
                     session, learning_rate(config, step=progress.step, steps_per_epoch=steps)
                 )
-            losses += train_step(session, torch.from_numpy(image), torch.from_numpy(mask))
+            losses += train_step(
+                session, *(torch.from_numpy(part) for part in batch if part is not None)
+            )
             if reporter.due:  # not at every step: reading the loss waits for the GPU
                 _note_step(reporter, session, epoch=epoch + 1, loss=float(losses) / number)
         seconds = time.perf_counter() - start
@@ -175,36 +176,6 @@ def _train_epochs(
             "images_per_second": round(steps * config.batch_size / seconds, 3),
         }
         wait = 0.0
-
-
-def train_step(session: Session, image: Tensor, mask: Tensor) -> Tensor:
-    """Take one optimizer step on this worker's share of a batch.
-
-    Args:
-        session: This worker's session.
-        image: uint8 (n, s, s, 3).
-        mask: uint8 (n, s, s).
-
-    Returns:
-        The loss, detached.
-    """
-    config, device = session.config, session.device
-    x = preprocess(image.to(device), channels=config.model.in_channels)
-    truth = mask.to(device).float()[:, None]
-    with torch.autocast(
-        device.type, session.dtype or torch.bfloat16, enabled=session.dtype is not None
-    ):
-        logits = session.parallel(x)
-    loss = session.loss(logits.float(), truth)
-    session.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    if config.clip_norm is not None:
-        nn.utils.clip_grad_norm_(session.network.parameters(), config.clip_norm)
-    session.optimizer.step()
-    if session.ema is not None and config.ema_decay is not None:
-        average(session.ema, session.network, decay=config.ema_decay, step=session.progress.step)
-    session.progress.step += 1
-    return loss.detach()
 
 
 def _set_learning_rate(session: Session, rate: float) -> None:

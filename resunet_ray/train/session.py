@@ -105,16 +105,17 @@ def start_from(network: nn.Module, weights: dict[str, Tensor]) -> list[str]:
     """Copy the tensors that fit from another network's weights.
 
     If the number of image channels differs, the first convolutions are averaged over the channels,
-    then repeated and scaled so that a grey image gives the same activations.
+    then repeated and scaled so that a grey image gives the same activations. If the heads differ,
+    the mask's filter is copied, and those of the heads keep their initial values.
 
     Returns:
-        The names of the tensors that do not fit and keep their initial values.
+        The names of the tensors that do not fit and keep their initial values, at least in part.
 
     Raises:
         ConfigError: No tensor fits.
     """
     own = network.state_dict()
-    skipped = []
+    skipped, copied = [], 0
     for name, tensor in own.items():
         other = weights.get(name)
         if (
@@ -128,9 +129,14 @@ def start_from(network: nn.Module, weights: dict[str, Tensor]) -> list[str]:
             )
         if other is not None and other.shape == tensor.shape:
             tensor.copy_(other)
+            copied += 1
+        elif other is not None and name.startswith("head.") and other.shape[1:] == tensor.shape[1:]:
+            tensor[:1] = other[:1]  # the mask's is the first
+            if len(tensor) > 1:
+                skipped.append(name)
         else:
             skipped.append(name)
-    if len(skipped) == len(own):
+    if not copied:
         raise ConfigError(
             "no tensor of the bundle given to --init fits this network: give the --model.widths "
             "that it was trained with"

@@ -25,20 +25,19 @@ from resunet_ray.bundle import (
     BUNDLE_FILE,
     Bundle,
     BundleInfo,
-    build_network,
-    load_bundle,
     read_bundle_info,
     save_bundle,
     versions,
 )
 from resunet_ray.cluster import MODEL_ENVIRONMENT, connect
-from resunet_ray.config import InstanceConfig, PrepareConfig, TrainConfig, lower_is_better
+from resunet_ray.config import PrepareConfig, TrainConfig, lower_is_better
 from resunet_ray.config.roles import MAY_CHANGE, list_fields
 from resunet_ray.data.dataset import DATASET_FILE, Dataset, open_dataset, plan_once
 from resunet_ray.data.labelled import read_images
 from resunet_ray.data.prepare import prepare
 from resunet_ray.data.splits import TRAIN, VAL
-from resunet_ray.errors import ConfigError, InputError, RunError
+from resunet_ray.errors import InputError, RunError
+from resunet_ray.model.instances import choose_method
 from resunet_ray.model.metrics import SCORE_NAMES
 from resunet_ray.progress import is_verbose
 from resunet_ray.train.batches import epoch_size, require_modalities
@@ -47,9 +46,9 @@ from resunet_ray.train.capacity import uses_gpu, wait_for_workers
 from resunet_ray.train.checkpoint import load_weights
 from resunet_ray.train.loop import FAILURE_FILE, train_worker
 from resunet_ray.train.relay import FailureTeller, cause, show_training
+from resunet_ray.train.requirements import check_init_and_mlflow, leave_out_heads, require_instances
 from resunet_ray.train.saved_settings import write_settings_once
-from resunet_ray.train.session import start_from
-from resunet_ray.train.tracking import HISTORY_FILE, import_mlflow, read_history, run_folder
+from resunet_ray.train.tracking import HISTORY_FILE, read_history, run_folder
 
 logger = logging.getLogger(__name__)
 
@@ -88,10 +87,11 @@ def train(config: TrainConfig, *, callbacks: Sequence[UserCallback] = ()) -> Tra
     prepared = prepare_if_folder(config.data, own=storage.join(run_folder(config), "data"))
     dataset = open_dataset(prepared, needs=(TRAIN, VAL))
     require_modalities(dataset, config)
+    require_instances(dataset, config)
     bundle_uri = storage.join(run_folder(config), "bundle")
     finished = storage.exists(storage.join(bundle_uri, BUNDLE_FILE))
     if not finished:
-        require_means(config)
+        check_init_and_mlflow(config)
         connect()
         wait_for_workers(config)
     write_settings_once(
@@ -105,6 +105,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[UserCallback] = ()) -> Tra
         logger.info("%s already exists: nothing to do", bundle_uri)
         return _summary(config, bundle_uri)
     _require_snapshot(config)
+    config = leave_out_heads(dataset, config)
     checkpoint, scores = _fit(config, dataset, callbacks)
     _save_bundle(bundle_uri, config=config, dataset=dataset, checkpoint=checkpoint, scores=scores)
     return _summary(config, bundle_uri)
@@ -162,26 +163,6 @@ def discard_damaged_snapshot(config: TrainConfig) -> None:
     except InputError as error:
         logger.warning("%s. Deleting it", error)
         storage.delete_file(storage.join(run_folder(config), _SNAPSHOT_FILE))
-
-
-def require_means(config: TrainConfig) -> None:
-    """Check that the bundle to start from fits the run, and that MLflow is installed if needed.
-
-    Raises:
-        ConfigError: MLflow is asked for but not installed, or the bundle does not fit the network
-            or was trained at another intensity scale.
-        InputError: The bundle is missing or damaged.
-    """
-    if config.init is not None:
-        start = load_bundle(config.init)
-        start_from(build_network(config.model), start.network.state_dict())
-        if (seen := start.info.preprocess.intensity) != config.preprocess.intensity:
-            raise ConfigError(
-                f"--init {config.init} was trained on images at the intensity scale {seen!r}, but "
-                f"this run uses {config.preprocess.intensity!r}: give --preprocess.intensity {seen}"
-            )
-    if config.mlflow is not None:
-        import_mlflow()
 
 
 def _fit(
@@ -265,9 +246,9 @@ def _save_bundle(
     info = BundleInfo(
         model=config.model,
         preprocess=config.preprocess,
-        instances=InstanceConfig(threshold=scores["threshold"]),
+        instances=replace(choose_method(config.model.heads), threshold=scores["threshold"]),
         mpp=dataset.mpp,
-        scores={name: scores[name] for name in ("loss", *SCORE_NAMES)},
+        scores={name: scores[name] for name in ("loss", *SCORE_NAMES, config.monitor)},
         provenance={
             "run": run_folder(config),
             "epoch": scores["epoch"],

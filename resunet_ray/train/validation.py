@@ -5,16 +5,22 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 import torch.distributed
-from jaxtyping import Float64
+from jaxtyping import Float32, Float64
 from torch import nn
 
 from resunet_ray.config import TrainConfig
 from resunet_ray.data.dataset import Dataset, plan_once
-from resunet_ray.data.labelled import read_images
+from resunet_ray.data.labelled import LabelledImage, read_images
 from resunet_ray.data.splits import VAL
 from resunet_ray.model import metrics
+from resunet_ray.model.heads import Prediction
 from resunet_ray.model.inference import predict
+from resunet_ray.model.instances import choose_method, find_instances
 from resunet_ray.model.losses import Loss
+from resunet_ray.model.matching import count_overlaps, score_instances
+
+INSTANCE_SCORES = ("pq", "ap50")
+"""Scores of instances: panoptic quality, and average precision at an IoU of 0.5."""
 
 
 @dataclass
@@ -27,22 +33,33 @@ class Tally:
     scores: Float64[np.ndarray, "5 thresholds"] = field(
         default_factory=lambda: np.zeros((len(metrics.SCORE_NAMES), len(metrics.THRESHOLDS)))
     )
+    matched: int = 0
+    """Images whose instances were scored."""
+    instances: Float64[np.ndarray, "2"] = field(default_factory=lambda: np.zeros(2))
+    """Sums of `INSTANCE_SCORES` over those images."""
 
     def add(self, other: "Tally") -> None:
         """Add another worker's sums."""
         self.seen += other.seen
         self.loss += other.loss
         self.scores = self.scores + other.scores
+        self.matched += other.matched
+        self.instances = self.instances + other.instances
 
     def result(self) -> dict[str, float]:
-        """Return mean loss and scores over images, at the threshold with the highest mean F1."""
+        """Return mean loss and scores over images, at the threshold with the highest mean F1.
+
+        Scores of instances are there if any were measured.
+        """
         mean = self.scores / len(self.seen)
         best = int(mean[metrics.SCORE_NAMES.index("f1")].argmax())
         found = {name: float(mean[row, best]) for row, name in enumerate(metrics.SCORE_NAMES)}
+        means = self.instances / max(1, self.matched)
         return {
             "loss": self.loss / len(self.seen),
             **found,
             "threshold": float(metrics.THRESHOLDS[best]),
+            **(dict(zip(INSTANCE_SCORES, means.tolist(), strict=True)) if self.matched else {}),
         }
 
 
@@ -81,15 +98,9 @@ def validate(
             dtype=dtype,
             batch_size=8 if device.type == "cuda" else 1,
         )
-        probability = found.probability
-        scores = metrics.score_counts(
-            metrics.counts_by_threshold(metrics.histogram(probability, sample.mask))
-        )
-        logits = torch.logit(torch.from_numpy(probability), eps=1e-6)[None, None]
-        truth = torch.from_numpy(sample.mask).float()[None, None]
-        tally.add(
-            Tally([sample.index], float(loss(logits, truth)), np.stack(list(scores.values())))
-        )
+        tally.add(_score_mask(sample, found.probability, loss=loss))
+        if config.monitor in INSTANCE_SCORES:
+            tally.add(_score_instances(sample, found))
     if workers > 1:
         parts: list[Tally | None] = [None] * workers
         torch.distributed.all_gather_object(parts, tally)
@@ -101,3 +112,23 @@ def validate(
         "a validation image was lost or counted twice"
     )
     return tally.result()
+
+
+def _score_mask(
+    sample: LabelledImage, probability: Float32[np.ndarray, "h w"], *, loss: Loss
+) -> Tally:
+    scores = metrics.score_counts(
+        metrics.counts_by_threshold(metrics.histogram(probability, sample.mask))
+    )
+    logits = torch.logit(torch.from_numpy(probability), eps=1e-6)[None, None]
+    truth = torch.from_numpy(sample.mask).float()[None, None]
+    return Tally([sample.index], float(loss(logits, truth)), np.stack(list(scores.values())))
+
+
+def _score_instances(sample: LabelledImage, found: Prediction) -> Tally:
+    """Score the instances at a threshold of 0.5; empty where none are known."""
+    if sample.labels is None:
+        return Tally()
+    labels = find_instances(found, config=choose_method(found.heads))
+    scores = score_instances(count_overlaps(sample.labels, labels))
+    return Tally(matched=1, instances=np.array([scores.pq, scores.ap[0]]))

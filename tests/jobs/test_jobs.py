@@ -33,7 +33,7 @@ def test_help_says_what_the_job_does(name: str) -> None:
     assert ("--config FILE" in shown) == (
         name in ("prepare", "train", "tune", "evaluate", "segment")
     )
-    assert ("--recipe {baseline,default}" in shown) == (name in ("train", "tune"))
+    assert ("--recipe {baseline,default,long}" in shown) == (name in ("train", "tune"))
 
 
 def test_help_shows_everyday_flags_by_group_and_help_all_every_flag() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from resunet_ray.bundle import build_network
 from resunet_ray.config import ModelConfig, PreprocessConfig
+from resunet_ray.model.heads import CENTRE_UNIT
 from resunet_ray.model.inference import predict
 from resunet_ray.model.instances import label_components, threshold_mask
 from resunet_ray.model.preprocess import preprocess
@@ -86,6 +87,19 @@ def test_probabilities_of_resized_images_have_the_original_size() -> None:
     (probability,) = run(Red(), image, resize=32)
     assert probability.shape == (60, 90)
     assert np.abs(probability - 1 / (1 + np.exp(3 - image[..., 0] / 255 * 6))).max() < 0.05
+
+
+def test_ways_to_a_centre_grow_with_a_resized_image() -> None:
+    class Constant(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.ones_like(x)
+
+    (found,) = predict(
+        Constant(), [np.zeros((64, 96, 3), np.uint8)], config=PreprocessConfig(resize=32),
+        channels=3, heads=("centre",), device=CPU, dtype=None, batch_size=1,
+    )  # fmt: skip
+    assert found.centre is not None
+    assert found.centre[:, 5, 7].tolist() == [2 * CENTRE_UNIT, 3 * CENTRE_UNIT]
 
 
 def test_flips_make_the_result_equivariant() -> None:

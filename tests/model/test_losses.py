@@ -56,6 +56,16 @@ def test_a_positive_weight_multiplies_the_terms_of_nucleus_pixels() -> None:
         build_loss("dice", positive_weight=3.0)
 
 
+def test_a_pixel_s_weight_multiplies_its_term() -> None:
+    weight = torch.tensor([4.0, 1.0, 1.0, 2.0]).view(1, 1, 1, 4)
+    expected = -(4 * math.log(0.8) + math.log(0.4) + math.log(0.9) + 2 * math.log(0.5)) / 4
+    for name, others in (("bce", 0.0), ("bce_dice", DICE)):
+        loss = build_loss(name, positive_weight=1.0)
+        assert float(loss(LOGITS, MASK, weight)) == pytest.approx(expected + others, rel=1e-5)
+    dice = build_loss("dice", positive_weight=1.0)
+    assert float(dice(LOGITS, MASK, weight)) == pytest.approx(DICE, rel=1e-5)
+
+
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_a_loss_is_smallest_at_the_truth_and_its_gradient_points_there(name: str) -> None:
     loss = build_loss(name, positive_weight=1.0)

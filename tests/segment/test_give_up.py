@@ -70,14 +70,14 @@ def test_interrupted_it_is_given_up_by_the_same_command(
     asked = GiveUpConfig(output=config.output, run=done.run_id)
     left = [deletions]
 
-    def delete(uri: str, original: Any = storage.delete) -> None:
+    def delete(uri: str, original: Any = storage.delete_folder) -> None:
         if not left[0]:
             raise KeyboardInterrupt
         left[0] -= 1
         original(uri)
 
     with monkeypatch.context() as patch:
-        patch.setattr("resunet_ray.storage.delete", delete)
+        patch.setattr("resunet_ray.storage.delete_folder", delete)
         with pytest.raises(KeyboardInterrupt):
             give_up(asked)
     if traces(config.output, done.run_id):

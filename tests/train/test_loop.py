@@ -99,12 +99,16 @@ def test_a_checkpoint_restores_everything(tmp_path: Path, optimizer: str) -> Non
 
 
 def test_weights_of_another_network_are_used_where_they_fit() -> None:
-    """Another number of channels is adapted, another head is left out."""
+    """Another number of channels is adapted; of other heads, only the mask's filter is used."""
     colour, grey = build_network(SMALL), build_network(ModelConfig(widths=(16, 32), in_channels=1))
-    wide_head = colour.state_dict()
-    wide_head |= {"head.weight": torch.zeros(3, 32, 1, 1), "head.bias": torch.zeros(3)}
-    assert start_from(grey, wide_head) == ["head.weight", "head.bias"]
-    grey.head.load_state_dict(colour.head.state_dict())
+    torch.nn.init.constant_(colour.state_dict()["head.bias"], 0.5)
+    with_heads = build_network(ModelConfig(widths=(16, 32), heads=("distance", "centre")))
+    before = with_heads.head.weight.detach().clone()
+    assert start_from(with_heads, colour.state_dict()) == ["head.weight", "head.bias"]
+    torch.testing.assert_close(with_heads.head.weight[:1], colour.head.weight)
+    torch.testing.assert_close(with_heads.head.weight[1:], before[1:])
+    assert with_heads.state_dict()["head.bias"].tolist() == [0.5, 0, 0, 0]
+    assert start_from(grey, with_heads.state_dict()) == []
     x = torch.rand(1, 1, 16, 24)
     with torch.inference_mode():
         torch.testing.assert_close(
@@ -129,7 +133,7 @@ def test_batches_are_full_reproducible_and_of_one_epoch(dataset_uri: str) -> Non
 
     def stream(epochs: range) -> list[tuple[int, np.ndarray, np.ndarray]]:
         batches = stream_batches(dataset, config, epochs=epochs, rank=0, workers=1, weights=None)
-        return [(epoch, image, mask) for epoch, (image, mask) in batches]
+        return [(epoch, batch.image, batch.mask) for epoch, batch in batches]
 
     first = stream(range(2, 4))
     assert [epoch for epoch, *_ in first] == [2, 2, 2, 3, 3, 3]

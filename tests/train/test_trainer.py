@@ -18,10 +18,14 @@ from support import RAYS_OWN, ROOT, SMALL, run_job
 
 from resunet_ray.bundle import load_bundle
 from resunet_ray.config import ModelConfig, TrainConfig
+from resunet_ray.config.model import Head
 from resunet_ray.errors import ConfigError, InputError, ResourceError
 from resunet_ray.train import trainer
 from resunet_ray.train.relay import show_training
 from resunet_ray.train.trainer import TrainingResult, train
+
+HEADS: tuple[Head, ...] = ("distance", "centre")
+"""Those of the default recipe."""
 
 EPOCHS = 8
 """Enough to kill a run in the middle: Ray Train looks for new checkpoints twice a second."""
@@ -29,7 +33,7 @@ EPOCHS = 8
 
 def config(data: str, output: Path, **fields: Any) -> TrainConfig:
     small: dict[str, Any] = {
-        "model": ModelConfig(widths=(16, 32)),
+        "model": ModelConfig(widths=(16, 32), heads=HEADS),
         "crop": 64,
         "batch_size": 4,
         "precision": "fp32",
@@ -68,6 +72,7 @@ def test_the_bundle_records_its_provenance_and_its_scores(
     best = rows.dropna().sort_values("val_f1").iloc[-1]
     assert info.instances.threshold == best["val_threshold"]
     assert info.mpp == 0.5
+    assert info.model.heads == HEADS
     assert info.provenance["epoch"] == best["epoch"]
     assert info.provenance["config"]["learning_rate"] == 1e-2
     assert 0 < info.scores["pq"] <= 1
@@ -124,7 +129,7 @@ def test_two_workers_score_as_one_does(
         "weight_decay": 0.0,
         "ema_decay": None,
     }
-    still["model"] = ModelConfig(widths=(16, 32), norm_momentum=1e-9)
+    still["model"] = ModelConfig(widths=(16, 32), heads=HEADS, norm_momentum=1e-9)
     done = train(config(dataset_uri, tmp_path, workers=2, **still))
     names = ("loss", "accuracy", "f1", "jaccard", "recall", "precision", "pq")
     assert [done.best[name] for name in names] == pytest.approx(

@@ -5,7 +5,7 @@ own window and a margin, as wide as the components of the mask that reach into i
 measured whole, by the region that holds its centroid.
 
 A component longer than `LONGEST` (dense tissue, a fold, a pen mark) would need too wide a margin.
-Its objects are found in each square of a fixed grid, with a halo around the square, and belong to the
+Its objects are found in each square of a fixed grid, with a halo around it, and belong to the
 square that holds their centroid. An object longer than the halo is cut along the squares.
 """
 
@@ -27,9 +27,9 @@ from resunet_ray.segment.planning.grid import Grid, overlap
 MARGIN = 64
 """Pixels around its window that a region looks at first; doubled while components reach beyond."""
 LONGEST = REACH
-"""Pixels in rows or columns. A longer component is processed square by square; no margin is wider."""
+"""Pixels in rows or columns: a longer component is processed square by square."""
 HALO = 256
-"""Pixels around a square in which its objects are found; a longer object is cut along the squares."""
+"""Pixels around a square in which its objects are found; longer objects are cut."""
 
 Points = Float64[np.ndarray, "n 2"]
 """Places y and x in pixels of the slide; the centre of its first pixel is 0.5."""

@@ -1,0 +1,77 @@
+"""What a run needs beside resources, checked before training starts."""
+
+import logging
+from dataclasses import replace
+
+from resunet_ray.bundle import build_network, load_bundle
+from resunet_ray.config import TrainConfig
+from resunet_ray.data.dataset import Dataset
+from resunet_ray.data.splits import TRAIN, VAL
+from resunet_ray.errors import ConfigError, InputError
+from resunet_ray.train.session import start_from
+from resunet_ray.train.tracking import import_mlflow
+from resunet_ray.train.validation import INSTANCE_SCORES
+
+logger = logging.getLogger(__name__)
+
+
+def check_init_and_mlflow(config: TrainConfig) -> None:
+    """Check that the bundle to start from fits the run, and that MLflow is installed if needed.
+
+    Raises:
+        ConfigError: MLflow is asked for but not installed, or the bundle does not fit the network
+            or was trained at another intensity scale.
+        InputError: The bundle is missing or damaged.
+    """
+    if config.init is not None:
+        start = load_bundle(config.init)
+        start_from(build_network(config.model), start.network.state_dict())
+        if (seen := start.info.preprocess.intensity) != config.preprocess.intensity:
+            raise ConfigError(
+                f"--init {config.init} was trained on images at the intensity scale {seen!r}, but "
+                f"this run uses {config.preprocess.intensity!r}: give --preprocess.intensity {seen}"
+            )
+    if config.mlflow is not None:
+        import_mlflow()
+
+
+def require_instances(dataset: Dataset, config: TrainConfig) -> None:
+    """Refuse to monitor a score of instances if no validation image has any.
+
+    Raises:
+        InputError: None has.
+    """
+    images = dataset.splits[VAL]
+    if config.monitor in INSTANCE_SCORES and dataset.count_missing(VAL, "labels") == images:
+        raise InputError(
+            f"--monitor {config.monitor} compares instances, but none of the {images} validation "
+            f"images of {dataset.uri} has any: prepare the data with instances/, or give "
+            "--monitor f1"
+        )
+
+
+def leave_out_heads(dataset: Dataset, config: TrainConfig) -> TrainConfig:
+    """Return the configuration without heads if no training image tells its nuclei apart.
+
+    A warning names the data set.
+    """
+    heads, images = config.model.heads, dataset.splits[TRAIN]
+    missing = dataset.count_missing(TRAIN, "labels") if heads else 0
+    if not missing:
+        return config
+    if missing < images:
+        logger.warning(
+            "%d of %d training images of %s have no instances: they train the mask alone",
+            missing,
+            images,
+            dataset.uri,
+        )
+        return config
+    logger.warning(
+        "none of the %d training images of %s has instances, which --model.heads %s learn from: "
+        "training the mask alone",
+        images,
+        dataset.uri,
+        " ".join(heads),
+    )
+    return replace(config, model=replace(config.model, heads=()))

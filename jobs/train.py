@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from resunet_ray.command_line import read_config, run_job
-from resunet_ray.config import TrainConfig, baseline_recipe, long_recipe
+from resunet_ray.config import RECIPES, TrainConfig
 from resunet_ray.train.trainer import train
 
 
@@ -12,7 +12,7 @@ def _work() -> dict[str, Any]:
     config = read_config(
         TrainConfig,
         description=__doc__ or "",
-        recipes={"default": TrainConfig, "baseline": baseline_recipe, "long": long_recipe},
+        recipes=RECIPES,
         required=("data", "output"),
         saved="train.json",
     )

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from resunet_ray.command_line import read_config, run_job
-from resunet_ray.config import SweepConfig, TrainConfig, baseline_recipe, long_recipe
+from resunet_ray.config import RECIPES, SweepConfig
 from resunet_ray.errors import LeaseError
 from resunet_ray.report.sweep import write_sweep_report
 from resunet_ray.sweep.tuner import sweep
@@ -21,11 +21,7 @@ def _work() -> dict[str, Any]:
     config = read_config(
         SweepConfig,
         description=__doc__ or "",
-        recipes={
-            "default": partial(_start, TrainConfig),
-            "baseline": partial(_start, baseline_recipe),
-            "long": partial(_start, long_recipe),
-        },
+        recipes={name: partial(_start, recipe) for name, recipe in RECIPES.items()},
         required=("data", "output"),
         saved="sweep.json",
     )

@@ -37,8 +37,8 @@ from resunet_ray.schema import INSTANCE
 BUNDLE_FILE = "bundle.json"
 _WEIGHTS, _SAMPLE, _EXPECTED = "model.safetensors", "sample.png", "expected.png"
 _TOLERANCE = 4 / 255
-"""Largest difference of a probability that `self_test` accepts: covers the rounding of the expected
-probability to 8 bits, and differences between processors."""
+"""Largest difference of an output, as stored in 8 bits, that `self_test` accepts: it covers the
+rounding and differences between processors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,21 +128,34 @@ class Bundle:
         return Segmentation(labels, mask, found.probability, nuclei)
 
     def self_test(self) -> None:
-        """Check that the network gives the same probability as when the bundle was saved.
+        """Check that the network gives the same output as when the bundle was saved.
 
         Raises:
-            RunError: The probability of the sample differs by more than the tolerance.
+            RunError: An output for the sample differs by more than the tolerance.
         """
         sample = decode_stored(storage.read_bytes(storage.join(self.uri, _SAMPLE)))
         expected = decode_stored(storage.read_bytes(storage.join(self.uri, _EXPECTED)))
         (found,) = self.predict([sample], batch_size=1, precision="fp32")
-        difference = float(np.abs(found.probability - expected.astype(np.float32) / 255).max())
+        encoded = _encode_maps(found).astype(np.float32)
+        difference = float(np.abs(encoded - expected).max()) / 255
         if difference > _TOLERANCE:
             raise RunError(
                 f"the bundle {self.uri} gives another output here than where it was saved: the "
-                f"probability of its sample differs by up to {difference:.3f}, expected at most "
+                f"output for its sample differs by up to {difference:.3f}, expected at most "
                 f"{_TOLERANCE:.3f}. Compare the versions in its provenance with those installed"
             )
+
+
+def _encode_maps(prediction: Prediction) -> UInt8[np.ndarray, "kh w"]:
+    """Encode the maps one below the other, in 255 steps; ways to a centre from −64 to 64 pixels."""
+    maps = [prediction.probability]
+    if prediction.distance is not None:
+        maps.append(prediction.distance)
+    if prediction.centre is not None:
+        maps += [way / 128 + 0.5 for way in prediction.centre]
+    encoded: UInt8[np.ndarray, "kh w"]
+    encoded = np.rint(np.concatenate(maps) * 255).clip(0, 255).astype(np.uint8)
+    return encoded
 
 
 def build_network(config: ModelConfig) -> ResUNet:
@@ -186,7 +199,7 @@ def save_bundle(
             {name: tensor.contiguous() for name, tensor in weights.items()}
         ),
         _SAMPLE: encode_png(sample),
-        _EXPECTED: encode_png(np.rint(found.probability * 255).astype(np.uint8)),
+        _EXPECTED: encode_png(_encode_maps(found)),
     }
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     info = replace(info, sha256=digests)

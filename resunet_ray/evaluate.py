@@ -17,7 +17,7 @@ from resunet_ray.data.labelled import LabelledImage
 from resunet_ray.errors import RunError
 from resunet_ray.model import metrics
 from resunet_ray.model.heads import Prediction
-from resunet_ray.model.inference import predict
+from resunet_ray.model.inference import default_batch_size, predict
 from resunet_ray.model.instances import find_instances, threshold_mask
 from resunet_ray.model.matching import (
     THRESHOLDS,
@@ -165,8 +165,7 @@ def _build_score(config: EvaluateConfig, output: str) -> Score:
 def _predict(
     bundle: Bundle, images: list[LabelledImage], *, config: EvaluateConfig
 ) -> list[Prediction]:
-    # On CPUs one tile at a time is as fast, and takes less memory.
-    batch_size = 16 if bundle.device.type == "cuda" else 1
+    batch_size = default_batch_size(bundle.device)
     if config.protocol == "native":
         return bundle.predict(
             [image.image for image in images], batch_size=batch_size, flips=config.flips

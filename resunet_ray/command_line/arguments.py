@@ -53,7 +53,7 @@ def read_config(
     add_general_flags = partial(_add_general_flags, recipes=recipes or {}, saved=saved)
     general = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     add_general_flags(general)
-    known, rest = general.parse_known_args(_with_new_words(words))
+    known, rest = general.parse_known_args(_rename_old_arguments(words))
     file = known.config if saved else None
     if file is not None and recipes and known.recipe != "default":
         raise ConfigError("--config and --recipe are both starting points: give only one of them")
@@ -130,7 +130,7 @@ def _show(default: Any) -> str:
     return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
-def _with_new_words(arguments: Sequence[str]) -> list[str]:
+def _rename_old_arguments(arguments: Sequence[str]) -> list[str]:
     """Replace the words of earlier versions on a command line with today's."""
     words = list(arguments)
     for number, word in enumerate(words):

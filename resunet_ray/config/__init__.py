@@ -9,6 +9,7 @@ from resunet_ray.config.prepare import PrepareConfig
 from resunet_ray.config.segment import ExportConfig, GiveUpConfig, SegmentConfig
 from resunet_ray.config.sweep import DashboardConfig, SweepConfig
 from resunet_ray.config.train import (
+    RECIPES,
     Metric,
     TrainConfig,
     baseline_recipe,
@@ -17,6 +18,7 @@ from resunet_ray.config.train import (
 )
 
 __all__ = [
+    "RECIPES",
     "RENAMED",
     "AugmentConfig",
     "DashboardConfig",

@@ -30,7 +30,7 @@ def load_config(text: str, *, kind: type[Config], source: str) -> Config:
     """
     try:
         content = TypeAdapter(dict[str, Any]).validate_json(text)
-        fields = _with_new_words(content.get("config", content))
+        fields = _rename_old_values(content.get("config", content))
         return TypeAdapter(kind).validate_python(fields, extra="forbid")
     except ValidationError as error:
         problems = "; ".join(
@@ -39,13 +39,13 @@ def load_config(text: str, *, kind: type[Config], source: str) -> Config:
         raise ConfigError(f"{source} is not a saved {kind.__name__}: {problems}") from None
 
 
-def _with_new_words(values: Any) -> Any:
+def _rename_old_values(values: Any) -> Any:
     """Return the same settings in today's words."""
     if not isinstance(values, dict):
         return values
     return {
         name: RENAMED[name].get(value, value)
         if name in RENAMED and isinstance(value, str | bool | None)
-        else _with_new_words(value)
+        else _rename_old_values(value)
         for name, value in values.items()
     }

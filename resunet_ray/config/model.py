@@ -139,7 +139,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InstanceConfig:
-    """How a probability map is split into instances."""
+    """How a prediction becomes instances."""
 
     threshold: float = 0.5
     """Smallest probability of a nucleus pixel."""

@@ -1,6 +1,7 @@
 """The configuration of a training run, and the baseline's own."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -240,3 +241,11 @@ def baseline_recipe(*, data: str, output: str) -> TrainConfig:
         validation_interval=1,
         monitor="loss",
     )
+
+
+RECIPES: dict[str, Callable[..., TrainConfig]] = {
+    "default": TrainConfig,
+    "baseline": baseline_recipe,
+    "long": long_recipe,
+}
+"""Starting points of a training, by the value of `--recipe`."""

@@ -1,8 +1,8 @@
 """A prepared data set: its rows, and which of them are read in which order.
 
 The order of every epoch depends on the seed and the epoch alone. Each worker reads its own share
-of that order, so that a resumed run sees what an uninterrupted one would have seen. No row is
-dropped to make shares equal, and none is seen twice.
+of that order, so that a resumed run sees what an uninterrupted one would have seen. Without
+weights, no row is seen twice in an epoch, and less than a batch is left out.
 """
 
 import json

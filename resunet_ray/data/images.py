@@ -11,8 +11,16 @@ from PIL import Image, UnidentifiedImageError
 from resunet_ray.errors import ImageError
 
 MAX_PIXELS = 2**28
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "JPEG2000")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".j2k")
+FORMATS: dict[str, tuple[tuple[str, ...], tuple[bytes, ...]]] = {
+    "PNG": ((".png",), (b"\x89PNG",)),
+    "JPEG": ((".jpg", ".jpeg"), (b"\xff\xd8\xff",)),
+    "TIFF": ((".tif", ".tiff"), (b"II", b"MM")),
+    "BMP": ((".bmp",), (b"BM",)),
+    "WEBP": ((".webp",), (b"RIFF",)),
+    "JPEG2000": ((".jp2", ".j2k"), (b"\x00\x00\x00\x0cjP", b"\xff\x4f\xff\x51")),
+}
+"""Suffixes and first bytes of each format, by Pillow's name for it."""
+SUFFIXES = tuple(suffix for suffixes, _ in FORMATS.values() for suffix in suffixes)
 
 _BROKEN = (
     OSError,
@@ -136,7 +144,7 @@ def _decode(
         raise ImageError(f"{name} is empty: 0 bytes")
     Image.MAX_IMAGE_PIXELS = None  # `_check_header` applies our own limit
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=tuple(FORMATS)) as image:
             _check_header(image, name=name, max_pixels=max_pixels)
             array = _pixels(image, content, expand_palette=expand_palette)
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)
@@ -220,18 +228,6 @@ def _orient(array: np.ndarray, orientation: int) -> np.ndarray:
     return array
 
 
-_SIGNATURES = {
-    b"\x89PNG": "PNG",
-    b"\xff\xd8\xff": "JPEG",
-    b"BM": "BMP",
-    b"RIFF": "WEBP",
-    b"II": "TIFF",
-    b"MM": "TIFF",
-}
-
-
 def name_format(content: bytes) -> str:
     """Return the format of an image by its first bytes; it must be one that could be decoded."""
-    return next(
-        (name for start, name in _SIGNATURES.items() if content.startswith(start)), "JPEG2000"
-    )
+    return next(name for name, (_, starts) in FORMATS.items() if content.startswith(starts))

@@ -249,8 +249,7 @@ def companions(path: str) -> list[str]:
     stem, suffix = os.path.splitext(path)  # noqa: PTH122 (may be a URI)
     if suffix.lower() in _SCATTERED:
         raise InputError(
-            f"{path} is one of the several files of a slide, and {suffix} slides are not read: "
-            "convert the slide to one tiled TIFF and remove its files from the input, "
-            "where each JPEG among them counts as an image"
+            f"{path}: {suffix} slides are not supported. Convert the slide to one tiled TIFF and "
+            "remove its files from the input, or each JPEG among them is segmented as an image"
         )
     return [stem] if suffix.lower() == ".mrxs" else []

@@ -1,8 +1,7 @@
 """Which mask belongs to which image, in the common layouts of labelled microscopy data.
 
-images/a.png  masks/a.png  [instances/a.png]      pairs by name; instances may also be in
-`labels/` a/images/a.png  a/masks/*.png                     BBBC038: a folder per image, a mask
-file per nucleus
+images/a.png    masks/a.png    [instances/a.png or labels/a.png]    pairs by name
+a/images/a.png  a/masks/*.png                                       BBBC038: a mask per nucleus
 """
 
 from collections import defaultdict

@@ -67,7 +67,7 @@ def examine(config: DoctorConfig) -> list[Finding]:
         code = _end(child)
         log.seek(0)
         said = log.read().decode(errors="replace").strip()
-    crash = f"the process that looks ended with exit code {code}: {said.rpartition(chr(10))[2]}"
+    crash = f"the checking process exited with code {code}: {said.rpartition(chr(10))[2]}"
     _give_up(checks, verdicts, crash, fix=_CRASHED)
     refused = _REFUSED.search(said + verdicts["ray"].found)
     if refused and verdicts["ray"].status == "failed":

@@ -108,7 +108,7 @@ def _dashboard(_place: Surroundings) -> Verdict:
         return Verdict("not asked", "a local Ray has none, and needs none")
     if address and not error and status in {_DONE, *_REFUSALS}:
         return Verdict("ok", f"answers at {address}")
-    found = f"nothing that is Ray's answers at {address}: {error or f'status {status}'}"
+    found = f"no Ray dashboard answered at {address}: {error or f'status {status}'}"
     found = found if address else "the cluster was started without it"
     return Verdict("failed" if find_address() else "warning", found)
 
@@ -198,7 +198,7 @@ def _judge_room(number: int, cpus: int) -> Verdict:
     )
 
 
-@check("room", expected="nothing waits for what no node has, nor is held by ended jobs", fix="")
+@check("room", expected="no demand that no node can meet, and nothing held by ended jobs", fix="")
 def _waiting(_: Surroundings) -> Verdict:
     ended = {job["JobID"] for job in jobs() if job["IsDead"]}
     left = {

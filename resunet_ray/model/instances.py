@@ -1,4 +1,4 @@
-"""From a probability to instances: a label image with one number per nucleus."""
+"""From a prediction to instances: a label image with one number per nucleus."""
 
 from collections.abc import Sequence
 

@@ -25,6 +25,15 @@ class Box:
         """Height and width."""
         return self.bottom - self.top, self.right - self.left
 
+    def intersect(self, other: "Box") -> "Box":
+        """Return what two boxes that overlap share."""
+        return Box(
+            max(self.top, other.top),
+            min(self.bottom, other.bottom),
+            max(self.left, other.left),
+            min(self.right, other.right),
+        )
+
     @property
     def window(self) -> tuple[slice, slice]:
         """Slices that cut the box out of an array (h, w, …)."""

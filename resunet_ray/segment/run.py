@@ -211,7 +211,7 @@ def _run_planned(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> 
         kind=SegmentConfig,
         source=storage.join(folder, layout.RUN_FILE),
     )
-    # Fields that decide the result keep the run's values; the others take today's.
+    # Fields marked MayChange take today's values; all others keep the run's.
     own = replace(
         saved, **{name: getattr(config, name) for name in list_fields(SegmentConfig, MAY_CHANGE)}
     )

@@ -62,7 +62,9 @@ class ImageRegions:
         scores, reasons = None, ["failed"] if failed else first.place.warnings or []
         if read:
             sums = _sum_regions([region.findings.sums for region in read if region.findings])
-            scores = _score(sums, first, areas=np.concatenate(self.areas), seams=self._seams(read))
+            scores = _score(
+                sums, first, areas=np.concatenate(self.areas), seams=self._seam_disagreement(read)
+            )
             reasons = [
                 *_suspicions(scores, contrast=_variance(sums) ** 0.5),
                 *(first.place.warnings or ()),
@@ -88,8 +90,8 @@ class ImageRegions:
             origin=first.origin,
         )
 
-    def _seams(self, read: Sequence[Region]) -> float | None:
-        """How well neighbouring regions of a slide agree, where both were read."""
+    def _seam_disagreement(self, read: Sequence[Region]) -> float | None:
+        """Share of the objects seen across seams that no region owns; both sides were read."""
         if not read[0].place.is_slide:
             return None
         neighbours = np.array(

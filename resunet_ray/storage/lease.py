@@ -55,12 +55,12 @@ class Lease:
         Raises:
             RunError: another run took the lease over, or may have.
         """
-        if self.lost is None and time.time() - self.renewed > self.seconds:
-            self.lost = "another run, or may be at any moment"
-        if self.lost is not None:
+        late = time.time() - self.renewed > self.seconds
+        if self.lost is not None or late:
+            what = f"was taken over by {self.lost}" if self.lost else "may be taken over"
             raise RunError(
-                f"the lease {self.uri} was taken over by {self.lost}: this run did not renew it in "
-                "time. What was committed is kept; run the same command again"
+                f"the lease {self.uri} {what}, because this run did not renew it in time. What was "
+                "committed is kept; run the same command again"
             )
 
 

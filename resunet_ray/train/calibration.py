@@ -14,6 +14,7 @@ from resunet_ray.data.dataset import Dataset
 from resunet_ray.data.labelled import LabelledImage
 from resunet_ray.data.splits import VAL
 from resunet_ray.model.heads import Prediction
+from resunet_ray.model.inference import default_batch_size
 from resunet_ray.model.instances import find_instances
 from resunet_ray.model.matching import count_overlaps, score_instances
 from resunet_ray.scoring import score_split
@@ -66,7 +67,7 @@ def _methods(start: InstanceConfig, *, heads: Sequence[Head]) -> list[InstanceCo
 def _score_block(bundle: Bundle, images: list[LabelledImage]) -> pa.Table:
     """Score every candidate on each image: a column `pq`, null where instances are unknown."""
     predictions = bundle.predict(
-        [image.image for image in images], batch_size=8 if bundle.device.type == "cuda" else 1
+        [image.image for image in images], batch_size=default_batch_size(bundle.device)
     )
     quality = [
         None if image.labels is None else _score_candidates(bundle, image.labels, prediction)

@@ -1,6 +1,6 @@
-"""Everything that a training worker holds.
+"""A training worker's session.
 
-A session starts new, from another bundle, or from the run's last checkpoint.
+It starts new, from another bundle, or from the run's last checkpoint.
 """
 
 import copy

@@ -14,7 +14,7 @@ from resunet_ray.data.labelled import LabelledImage, read_images
 from resunet_ray.data.splits import VAL
 from resunet_ray.model import metrics
 from resunet_ray.model.heads import Prediction
-from resunet_ray.model.inference import predict
+from resunet_ray.model.inference import default_batch_size, predict
 from resunet_ray.model.instances import choose_method, find_instances
 from resunet_ray.model.losses import Loss
 from resunet_ray.model.matching import count_overlaps, score_instances
@@ -96,7 +96,7 @@ def validate(
             heads=config.model.heads,
             device=device,
             dtype=dtype,
-            batch_size=8 if device.type == "cuda" else 1,
+            batch_size=default_batch_size(device),
         )
         tally.add(_score_mask(sample, found.probability, loss=loss))
         if config.monitor in INSTANCE_SCORES:

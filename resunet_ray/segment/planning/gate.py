@@ -1,7 +1,7 @@
 """The gate: which squares of a slide have tissue.
 
-An object counts if the square with its centroid has tissue. The squares are independent of the regions,
-so what counts does not depend on how the slide is cut.
+An object counts if the square with its centroid has tissue. The squares are independent of the
+regions, so what counts does not depend on how the slide is cut.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from resunet_ray.model.tiling import Box
 SQUARE = 512
 """Side of a square, pixels of the slide at the scale at which it is segmented."""
 REACH = 1024
-"""Pixels around a region. An object in the region has its centroid no farther away."""
+"""Pixels: an object that reaches into a region has its centroid within this distance of it."""
 
 
 @dataclass(frozen=True)

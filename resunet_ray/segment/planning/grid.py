@@ -89,12 +89,14 @@ class Grid:
 Slices = tuple[slice, slice]
 
 
-def overlap(tile: Box, window: Box) -> tuple[Slices, Slices]:
-    """Return what two windows share, relative to the corner of each."""
-    top, bottom = max(tile.top, window.top), min(tile.bottom, window.bottom)
-    left, right = max(tile.left, window.left), min(tile.right, window.right)
+def overlap(one: Box, other: Box) -> tuple[Slices, Slices]:
+    """Return what two boxes share, relative to the corner of each."""
+    shared = one.intersect(other)
     inside, place = (
-        (slice(top - one.top, bottom - one.top), slice(left - one.left, right - one.left))
-        for one in (tile, window)
+        (
+            slice(shared.top - box.top, shared.bottom - box.top),
+            slice(shared.left - box.left, shared.right - box.left),
+        )
+        for box in (one, other)
     )
     return inside, place

@@ -2,7 +2,7 @@
 
 A chunk is one task and one file of regions.
 
-    list_new(listing) ─► plan_slides(regions) ─► write_plan(regions)
+    list_new(listing) ─► SlidePlanner.plan(images) ─► write_plan(regions)
 
 Each is a stream, so that millions of images take no more memory than a few.
 """

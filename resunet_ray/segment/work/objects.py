@@ -19,7 +19,7 @@ from skimage.measure import regionprops
 
 from resunet_ray.config import InstanceConfig
 from resunet_ray.model.heads import Prediction
-from resunet_ray.model.instances import find_instances, keep_instances
+from resunet_ray.model.instances import find_instances, keep_instances, threshold_mask
 from resunet_ray.model.tiling import Box
 from resunet_ray.segment.planning.gate import REACH, Gate
 from resunet_ray.segment.planning.grid import Grid, overlap
@@ -106,7 +106,7 @@ def find_objects(
             counted, here = _let_in(points, gate), _contains(region, points)
             own.append(_keep(found, counted & here & _contains(square, points)))
             neighbours.append(points[counted & ~here])
-            part = _intersect(square, region)
+            part = square.intersect(region)
             labels = found.labels[overlap(found.window, part)[0]]
             new = counted[labels] & view.long[overlap(view.window, part)[0]]
             place = overlap(region, part)[0]
@@ -120,7 +120,7 @@ def find_objects(
 def _view(look: Look, window: Box, *, grid: Grid, config: InstanceConfig) -> _View:
     prediction = look(window)
     probability = prediction.probability
-    mask = (probability >= config.threshold).astype(np.uint8)
+    mask = threshold_mask(probability, threshold=config.threshold)
     _, components, statistics, _ = cv2.connectedComponentsWithStats(
         mask, connectivity=4, ltype=cv2.CV_32S
     )
@@ -213,15 +213,6 @@ def _let_in(points: Points, gate: Gate | None) -> Bool[np.ndarray, " n"]:
 def _contains(window: Box, points: Points) -> Bool[np.ndarray, " n"]:
     y, x = points.T
     return (y >= window.top) & (y < window.bottom) & (x >= window.left) & (x < window.right)  # type: ignore[no-any-return]
-
-
-def _intersect(one: Box, other: Box) -> Box:
-    return Box(
-        max(one.top, other.top),
-        min(one.bottom, other.bottom),
-        max(one.left, other.left),
-        min(one.right, other.right),
-    )
 
 
 def seam_disagreement(

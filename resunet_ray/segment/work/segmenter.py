@@ -30,6 +30,7 @@ from resunet_ray.cluster import count_cores, is_lost, this_node
 from resunet_ray.data.ahead import map_ahead
 from resunet_ray.data.slides import Slide
 from resunet_ray.errors import InputError, RunError
+from resunet_ray.model.inference import default_batch_size
 from resunet_ray.model.tiling import Box
 from resunet_ray.records import to_table
 from resunet_ray.schema import REGIONS
@@ -82,8 +83,7 @@ class Segmenter:
         self._instances = self._bundle.info.instances
         if spec.config.threshold is not None:
             self._instances = replace(self._instances, threshold=spec.config.threshold)
-        on_gpu = self._bundle.device.type == "cuda"
-        self._batch_size = spec.config.batch_size or (16 if on_gpu else 1)
+        self._batch_size = spec.config.batch_size or default_batch_size(self._bundle.device)
         self._readers = ThreadPoolExecutor(spec.config.readers, thread_name_prefix="read")
         self._post = ThreadPoolExecutor(_POST_THREADS, thread_name_prefix="post")
         self._calls, self._alone = threading.Semaphore(CALLS), threading.Lock()

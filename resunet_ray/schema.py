@@ -14,57 +14,57 @@ def _versioned(fields: list[tuple[str, pa.DataType]]) -> pa.Schema:
 
 DATASET = _versioned(
     [
-        ("image_id", pa.string()),
-        ("split", pa.string()),
+        ("image_id", pa.string()),  # name of the image
+        ("split", pa.string()),  # train, val, test
         ("image", pa.binary()),  # encoded: PNG, or the original 8-bit JPEG or PNG
         ("mask", pa.binary()),  # PNG, 0 or 255
         ("labels", pa.binary()),  # 16-bit PNG, 0 is background; null if instances are unknown
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("mpp", pa.float64()),
-        ("modality", pa.string()),
-        ("source_uri", pa.string()),
+        ("height", pa.int32()),  # pixels
+        ("width", pa.int32()),  # pixels
+        ("mpp", pa.float64()),  # microns per pixel; null if unknown
+        ("modality", pa.string()),  # as the metadata say; may be null
+        ("source_uri", pa.string()),  # where the image came from
     ]
 )
 """One row per labelled image. Training and evaluation read this table."""
 
 REJECTS = _versioned(
     [
-        ("image_id", pa.string()),
-        ("source_uri", pa.string()),
-        ("reason", pa.string()),
-        ("message", pa.string()),
+        ("image_id", pa.string()),  # name of the image
+        ("source_uri", pa.string()),  # where the image came from
+        ("reason", pa.string()),  # kind of the problem
+        ("message", pa.string()),  # what is wrong, and what to do
     ]
 )
 """One row per image that `prepare` found and rejected."""
 
 SCORES = _versioned(
     [
-        ("image_id", pa.string()),
-        ("modality", pa.string()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("tp", pa.int64()),
-        ("fp", pa.int64()),
-        ("fn", pa.int64()),
-        ("tn", pa.int64()),
-        ("accuracy", pa.float64()),
-        ("f1", pa.float64()),
-        ("jaccard", pa.float64()),
-        ("recall", pa.float64()),
-        ("precision", pa.float64()),
-        ("num_true", pa.int64()),
-        ("num_found", pa.int64()),
+        ("image_id", pa.string()),  # name of the image
+        ("modality", pa.string()),  # as the metadata say; may be null
+        ("height", pa.int32()),  # pixels
+        ("width", pa.int32()),  # pixels
+        ("tp", pa.int64()),  # nucleus pixels found
+        ("fp", pa.int64()),  # background pixels taken for nucleus
+        ("fn", pa.int64()),  # nucleus pixels missed
+        ("tn", pa.int64()),  # background pixels left alone
+        ("accuracy", pa.float64()),  # (tp + tn) / all pixels
+        ("f1", pa.float64()),  # 2 tp / (2 tp + fp + fn)
+        ("jaccard", pa.float64()),  # tp / (tp + fp + fn)
+        ("recall", pa.float64()),  # tp / (tp + fn)
+        ("precision", pa.float64()),  # tp / (tp + fp)
+        ("num_true", pa.int64()),  # true nuclei
+        ("num_found", pa.int64()),  # nuclei found
         ("ap", pa.list_(pa.float64())),  # at IoU 0.50, 0.55 … 0.95
-        ("pq", pa.float64()),
-        ("aji", pa.float64()),
+        ("pq", pa.float64()),  # panoptic quality
+        ("aji", pa.float64()),  # aggregated Jaccard index
     ]
 )
 """One row per scored image. The instance columns are null if the data set has no instances."""
 
 OUTCOMES = _versioned(
     [
-        ("image_id", pa.string()),
+        ("image_id", pa.string()),  # name of the image
         ("found", pa.int64()),  # true; a predicted nucleus has an IoU above 0.5
         ("missed", pa.int64()),  # true; no predicted nucleus has an IoU above 0.1
         ("merged", pa.int64()),  # true; mostly in the same predicted nucleus as another
@@ -81,47 +81,47 @@ is written if the data set has instances; for an image without them the counts a
 
 _SOURCE: list[tuple[str, pa.DataType]] = [
     ("image_id", pa.string()),  # 32 hex digits, a digest of location, member and fingerprint
-    ("image_uri", pa.string()),
+    ("image_uri", pa.string()),  # location of the file
     ("member", pa.string()),  # path within an archive
     ("member_offset", pa.int64()),  # byte at which a tar member begins
-    ("source_bytes", pa.int64()),
-    ("source_etag", pa.string()),
-    ("source_mtime", pa.timestamp("us", tz="UTC")),
+    ("source_bytes", pa.int64()),  # size of the file or member
+    ("source_etag", pa.string()),  # of the object store
+    ("source_mtime", pa.timestamp("us", tz="UTC")),  # last modification
     ("mask_uri", pa.string()),  # the true mask, if there is one
-    ("mpp", pa.float64()),
+    ("mpp", pa.float64()),  # microns per pixel; null if unknown
     ("mpp_source", pa.string()),  # argument, manifest, sidecar or metadata; null if mpp is
 ]
 _ERROR: list[tuple[str, pa.DataType]] = [
     ("error_stage", pa.string()),  # list, open, read, decode, mask, model, post or crash
-    ("error_type", pa.string()),
-    ("error_message", pa.string()),
+    ("error_type", pa.string()),  # exception
+    ("error_message", pa.string()),  # without credentials
 ]
 _SECONDS: list[tuple[str, pa.DataType]] = [
-    ("read_seconds", pa.float64()),
-    ("model_seconds", pa.float64()),
-    ("post_seconds", pa.float64()),
+    ("read_seconds", pa.float64()),  # of threads: reading and decoding
+    ("model_seconds", pa.float64()),  # in the network
+    ("post_seconds", pa.float64()),  # instances, measures, encoding
 ]
 _ORIGIN: list[tuple[str, pa.DataType]] = [
-    ("run_id", pa.string()),
-    ("bundle_digest", pa.string()),
-    ("config_digest", pa.string()),
-    ("code_version", pa.string()),
+    ("run_id", pa.string()),  # folder of the run in runs/
+    ("bundle_digest", pa.string()),  # SHA-256 of its bundle.json
+    ("config_digest", pa.string()),  # of the settings that decide the result
+    ("code_version", pa.string()),  # version of this package
 ]
 
 _PLACE: list[tuple[str, pa.DataType]] = [
-    ("region_index", pa.int32()),
+    ("region_index", pa.int32()),  # number of the region within its image
     ("num_regions", pa.int32()),  # in the whole image; 0 for a slide with nothing to segment
     ("y", pa.int64()),  # top left corner, level-0 pixels
-    ("x", pa.int64()),
+    ("x", pa.int64()),  # level-0 pixels
     ("height", pa.int64()),  # null if the image has not been decoded
-    ("width", pa.int64()),
+    ("width", pa.int64()),  # pixels
     ("scale_to_level0", pa.float64()),  # level-0 pixels per pixel that the network sees
     ("slide_height", pa.int64()),  # level-0 pixels; null if it is not a slide
-    ("slide_width", pa.int64()),
-    ("format", pa.string()),
+    ("slide_width", pa.int64()),  # level-0 pixels; null: no slide
+    ("format", pa.string()),  # of the file
     ("level_low", pa.float64()),  # image-wide intensity that becomes 0; null if not measured
     ("level_high", pa.float64()),  # image-wide intensity that becomes 255
-    ("tissue_fraction", pa.float64()),
+    ("tissue_fraction", pa.float64()),  # of the slide; null if not looked for
     ("warnings", _TEXTS),  # mpp_not_believed, mpp_missing, no_tissue, view_unreadable, fluorescence
 ]
 
@@ -134,42 +134,42 @@ The error columns hold what went wrong while planning.
 INSTANCE = pa.struct(
     [
         ("centroid_y", pa.float64()),  # level-0 pixels; the centre of the first pixel is at 0.5
-        ("centroid_x", pa.float64()),
-        ("area_px", pa.float64()),
-        ("perimeter_px", pa.float64()),
-        ("eccentricity", pa.float64()),
+        ("centroid_x", pa.float64()),  # level-0 pixels
+        ("area_px", pa.float64()),  # level-0 pixels
+        ("perimeter_px", pa.float64()),  # level-0 pixels
+        ("eccentricity", pa.float64()),  # 0 for a circle, near 1 for a line
         ("score", pa.float64()),  # mean probability of its pixels
-        ("touches_edge", pa.bool_()),
+        ("touches_edge", pa.bool_()),  # of the image
         ("polygon", pa.binary()),  # WKB, level-0 pixels, along pixel edges
     ]
 )
 
 REGIONS = _versioned(
     [
-        ("region_id", pa.string()),
+        ("region_id", pa.string()),  # image_id-region_index
         *_SOURCE,
         *_PLACE,
         ("mask", pa.binary()),  # PNG, 0 or 255
         ("labels", pa.binary()),  # 16-bit PNG, on request
         ("probability", pa.binary()),  # PNG, probability × 255, on request
-        ("instances", pa.list_(INSTANCE)),
-        ("num_instances", pa.int64()),
+        ("instances", pa.list_(INSTANCE)),  # its nuclei
+        ("num_instances", pa.int64()),  # nuclei that belong to the region
         ("neighbours", _POINTS),  # y and x of nuclei seen here that belong to other regions
-        ("pixels", pa.int64()),
-        ("foreground_pixels", pa.int64()),
-        ("uncertain_pixels", pa.int64()),
-        ("confidence_sum", pa.float64()),
-        ("entropy_sum", pa.float64()),
-        ("grey_sum", pa.float64()),
-        ("grey_square_sum", pa.float64()),
-        ("laplacian_square_sum", pa.float64()),
-        ("tp", pa.int64()),
-        ("fp", pa.int64()),
-        ("fn", pa.int64()),
-        ("tn", pa.int64()),
+        ("pixels", pa.int64()),  # of the region
+        ("foreground_pixels", pa.int64()),  # nucleus
+        ("uncertain_pixels", pa.int64()),  # probability between 0.25 and 0.75
+        ("confidence_sum", pa.float64()),  # of the likelier class's probability
+        ("entropy_sum", pa.float64()),  # bits
+        ("grey_sum", pa.float64()),  # of the grey levels, 0 to 255
+        ("grey_square_sum", pa.float64()),  # of their squares
+        ("laplacian_square_sum", pa.float64()),  # of the squares of their Laplacian
+        ("tp", pa.int64()),  # nucleus pixels found
+        ("fp", pa.int64()),  # background pixels taken for nucleus
+        ("fn", pa.int64()),  # nucleus pixels missed
+        ("tn", pa.int64()),  # background pixels left alone
         ("status", pa.string()),  # ok, failed or empty
         *_ERROR,
-        ("attempt", pa.int32()),
+        ("attempt", pa.int32()),  # 1, more after --retry-failed
         *_SECONDS,
         *_ORIGIN,
     ]
@@ -179,34 +179,34 @@ REGIONS = _versioned(
 IMAGES = _versioned(
     [
         *_SOURCE,
-        ("format", pa.string()),
+        ("format", pa.string()),  # of the file
         ("is_slide", pa.bool_()),  # whether it was read in parts
-        ("height", pa.int64()),
-        ("width", pa.int64()),
-        ("num_regions", pa.int64()),
-        ("num_regions_failed", pa.int64()),
-        ("tissue_fraction", pa.float64()),
+        ("height", pa.int64()),  # pixels
+        ("width", pa.int64()),  # pixels
+        ("num_regions", pa.int64()),  # read or failed
+        ("num_regions_failed", pa.int64()),  # could not be read
+        ("tissue_fraction", pa.float64()),  # of the slide; null if not looked for
         ("status", pa.string()),  # ok, partial, failed or empty
-        ("num_nuclei", pa.int64()),
-        ("nuclei_per_mm2", pa.float64()),
-        ("median_nucleus_area_um2", pa.float64()),
-        ("foreground_fraction", pa.float64()),
-        ("mean_confidence", pa.float64()),
+        ("num_nuclei", pa.int64()),  # nuclei in all regions
+        ("nuclei_per_mm2", pa.float64()),  # null if mpp is
+        ("median_nucleus_area_um2", pa.float64()),  # null if mpp is
+        ("foreground_fraction", pa.float64()),  # nucleus pixels
+        ("mean_confidence", pa.float64()),  # mean of the likelier class's probability
         ("mean_entropy", pa.float64()),  # bits per pixel
-        ("uncertain_fraction", pa.float64()),
-        ("seam_disagreement", pa.float64()),
-        ("focus_score", pa.float64()),
+        ("uncertain_fraction", pa.float64()),  # pixels with a probability between 0.25 and 0.75
+        ("seam_disagreement", pa.float64()),  # of a slide: objects at seams that no region owns
+        ("focus_score", pa.float64()),  # Laplacian energy over grey variance; low: blurred
         ("qc_status", pa.string()),  # pass, warn or fail
-        ("qc_reasons", _TEXTS),
-        ("accuracy", pa.float64()),
-        ("f1", pa.float64()),
-        ("jaccard", pa.float64()),
-        ("recall", pa.float64()),
-        ("precision", pa.float64()),
+        ("qc_reasons", _TEXTS),  # blank, out_of_focus, uncertain, no_nuclei, partial, failed, …
+        ("accuracy", pa.float64()),  # (tp + tn) / all pixels
+        ("f1", pa.float64()),  # 2 tp / (2 tp + fp + fn)
+        ("jaccard", pa.float64()),  # tp / (tp + fp + fn)
+        ("recall", pa.float64()),  # tp / (tp + fn)
+        ("precision", pa.float64()),  # tp / (tp + fp)
         *_ERROR,
-        ("attempt", pa.int32()),
+        ("attempt", pa.int32()),  # 1, more after --retry-failed
         *_SECONDS,
-        ("finished_at", pa.timestamp("us", tz="UTC")),
+        ("finished_at", pa.timestamp("us", tz="UTC")),  # when it was committed
         *_ORIGIN,
     ]
 )
@@ -214,20 +214,20 @@ IMAGES = _versioned(
 
 INSTANCES = _versioned(
     [
-        ("instance_id", pa.string()),
-        ("image_id", pa.string()),
-        ("run_id", pa.string()),
-        ("bundle_digest", pa.string()),
-        ("config_digest", pa.string()),
-        ("geometry", pa.binary()),
-        ("centroid_y", pa.float64()),
-        ("centroid_x", pa.float64()),
-        ("area_px", pa.float64()),
-        ("area_um2", pa.float64()),
-        ("perimeter_um", pa.float64()),
-        ("eccentricity", pa.float64()),
-        ("score", pa.float64()),
-        ("touches_edge", pa.bool_()),
+        ("instance_id", pa.string()),  # UUID, the same in every run with the same result
+        ("image_id", pa.string()),  # name of the image
+        ("run_id", pa.string()),  # folder of the run in runs/
+        ("bundle_digest", pa.string()),  # SHA-256 of its bundle.json
+        ("config_digest", pa.string()),  # of the settings that decide the result
+        ("geometry", pa.binary()),  # polygon, WKB, level-0 pixels
+        ("centroid_y", pa.float64()),  # level-0 pixels
+        ("centroid_x", pa.float64()),  # level-0 pixels
+        ("area_px", pa.float64()),  # level-0 pixels
+        ("area_um2", pa.float64()),  # null if mpp is
+        ("perimeter_um", pa.float64()),  # null if mpp is
+        ("eccentricity", pa.float64()),  # 0 for a circle, near 1 for a line
+        ("score", pa.float64()),  # mean probability
+        ("touches_edge", pa.bool_()),  # of the image
         ("bbox", pa.struct([(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])),
     ]
 )
@@ -235,24 +235,24 @@ INSTANCES = _versioned(
 
 TRIALS = _versioned(
     [
-        ("trial", pa.int64()),
-        ("name", pa.string()),
+        ("trial", pa.int64()),  # number of the trial
+        ("name", pa.string()),  # folder of the trial
         ("status", pa.string()),  # completed, stopped, failed or unfinished
-        ("reason", pa.string()),
-        ("monitor", pa.string()),
+        ("reason", pa.string()),  # kind of the problem
+        ("monitor", pa.string()),  # the score that is compared
         ("score", pa.float64()),  # best validation score of `monitor`
         ("epoch", pa.int64()),  # epoch of that validation
         ("epochs", pa.int64()),  # epochs trained as of the last validation
-        ("loss", pa.float64()),
-        ("accuracy", pa.float64()),
-        ("f1", pa.float64()),
-        ("jaccard", pa.float64()),
-        ("recall", pa.float64()),
-        ("precision", pa.float64()),
-        ("seconds", pa.float64()),
-        ("started_at", pa.string()),
-        ("finished_at", pa.string()),
-        ("bundle", pa.string()),
+        ("loss", pa.float64()),  # validation loss
+        ("accuracy", pa.float64()),  # (tp + tn) / all pixels
+        ("f1", pa.float64()),  # 2 tp / (2 tp + fp + fn)
+        ("jaccard", pa.float64()),  # tp / (tp + fp + fn)
+        ("recall", pa.float64()),  # tp / (tp + fn)
+        ("precision", pa.float64()),  # tp / (tp + fp)
+        ("seconds", pa.float64()),  # of training
+        ("started_at", pa.string()),  # ISO 8601
+        ("finished_at", pa.string()),  # when it was committed
+        ("bundle", pa.string()),  # location
     ]
 )
 """One row per trial of a sweep.

@@ -114,7 +114,7 @@ class Bundle:
 
         Args:
             image: RGB image.
-            flips: Whether to average the probability over the image's four mirror images, which
+            flips: whether to average the probability over the image's four mirror images, which
                 takes four times as long.
         """
         levels = measure_range(image) if self.info.preprocess.intensity == "percentiles" else None
@@ -131,7 +131,7 @@ class Bundle:
         """Check that the network gives the same output as when the bundle was saved.
 
         Raises:
-            RunError: An output for the sample differs by more than the tolerance.
+            RunError: an output for the sample differs by more than the tolerance.
         """
         sample = decode_stored(storage.read_bytes(storage.join(self.uri, _SAMPLE)))
         expected = decode_stored(storage.read_bytes(storage.join(self.uri, _EXPECTED)))
@@ -185,10 +185,10 @@ def save_bundle(
     bundle.json is written last: a folder without it is no bundle.
 
     Args:
-        uri: Folder of the bundle.
-        weights: State dictionary of the network.
-        info: Contents of bundle.json; the digests are filled in.
-        sample: A small image for the self-test.
+        uri: folder of the bundle.
+        weights: state dictionary of the network.
+        info: contents of bundle.json; the digests are filled in.
+        sample: a small image for the self-test.
     """
     network = build_network(info.model)
     network.load_state_dict(weights)
@@ -223,7 +223,7 @@ def read_bundle_info(uri: str) -> tuple[BundleInfo, str]:
     """Read bundle.json and compute the bundle's digest, without loading the weights.
 
     Raises:
-        InputError: There is no bundle, or its bundle.json is invalid.
+        InputError: there is no bundle, or its bundle.json is invalid.
     """
     location = storage.join(bundles.locate(uri), BUNDLE_FILE)
     if not storage.exists(location):
@@ -252,11 +252,11 @@ def load_bundle(uri: str, *, device: torch.device | None = None) -> Bundle:
     """Load a bundle and check its digests; its network is in evaluation mode.
 
     Args:
-        uri: Folder of the bundle, or the name of one that comes with the package.
-        device: Device for the network; the CPU by default.
+        uri: folder of the bundle, or the name of one that comes with the package.
+        device: device for the network; the CPU by default.
 
     Raises:
-        InputError: The bundle is missing, damaged, or not of this version.
+        InputError: the bundle is missing, damaged, or not of this version.
     """
     uri = bundles.locate(uri)
     info, digest = read_bundle_info(uri)

@@ -160,7 +160,7 @@ def wait_for_resources(
         nodes_seconds: how long to wait for nodes. None means half an hour if the cluster has an
             autoscaler, else not at all.
         busy_seconds: least time to wait for resources that other jobs hold.
-        wait: False to check only whether the cluster is large enough.
+        wait: false to check only whether the cluster is large enough.
 
     Raises:
         ResourceError: the cluster lacks something. The message lists everything that is missing.

@@ -58,9 +58,9 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     If the data has labelled instances, also write outcomes.parquet.
 
     Raises:
-        InputError: The bundle, the data or the split is missing.
-        ResourceError: The cluster or the output storage lacks what the evaluation needs.
-        RunError: Some images were not scored.
+        InputError: the bundle, the data or the split is missing.
+        ResourceError: the cluster or the output storage lacks what the evaluation needs.
+        RunError: some images were not scored.
     """
     dataset = open_dataset(config.data, needs=(config.split,))
     info, digest = read_bundle_info(config.bundle)

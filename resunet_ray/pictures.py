@@ -60,9 +60,9 @@ def draw_outcomes(
 
     Args:
         image: RGB image.
-        true: Label image of the true instances.
-        found: Label image of those found.
-        outcomes: What happened to each of them.
+        true: label image of the true instances.
+        found: label image of those found.
+        outcomes: what happened to each of them.
     """
     factor = _SIDE / max(image.shape[:2])
     size = max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor))
@@ -86,9 +86,9 @@ def _draw_outlines(
     """Draw outlines over a picture.
 
     Args:
-        ground: The picture.
-        labels: Label image, which is scaled to the picture.
-        kinds: The outcome of each of its numbers, in ascending order.
+        ground: the picture.
+        labels: label image, which is scaled to the picture.
+        kinds: the outcome of each of its numbers, in ascending order.
     """
     numbers = np.unique(labels)
     colours = np.zeros((int(numbers[-1]) + 1, 3), np.uint8)

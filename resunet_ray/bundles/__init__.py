@@ -17,7 +17,7 @@ def locate(uri: str) -> str:
     """Return the path or URI of a bundle.
 
     Args:
-        uri: Name of a bundle in this package, a path, or a URI. Names come first: for a folder of
+        uri: name of a bundle in this package, a path, or a URI. Names come first: for a folder of
             the same name, give a path such as `./nuclei`.
     """
     return str(_FOLDER / uri) if _is_name(uri) else storage.absolute(uri)

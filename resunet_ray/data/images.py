@@ -93,7 +93,7 @@ def encode_png(array: np.ndarray, *, deflate: bool = True) -> bytes:
 
     Args:
         array: the pixels.
-        deflate: False leaves compression to the table that holds the PNG. Pixels compressed by
+        deflate: false leaves compression to the table that holds the PNG. Pixels compressed by
             Zstandard decode four times as fast as deflated ones and take a third more space.
     """
     if array.ndim == 3:

@@ -32,7 +32,7 @@ def compute_targets(labels: Int32[np.ndarray, "h w"]) -> UInt8[np.ndarray, "4 h 
     """Compute the targets of a crop.
 
     Args:
-        labels: Numbers of the nuclei, up to 65,535. They are negative beyond the image's border,
+        labels: numbers of the nuclei, up to 65,535. They are negative beyond the image's border,
             in its mirror image: see `data.augment`.
     """
     numbers = np.abs(labels).astype(np.uint16)

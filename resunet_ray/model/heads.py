@@ -50,9 +50,9 @@ def unflip(
     """Undo the flip of an image: the maps are mirrored, and ways to a centre change their sign.
 
     Args:
-        maps: Activated outputs for the flipped image.
-        dims: Which axes were flipped: 2 for rows, 3 for columns.
-        heads: The network's heads.
+        maps: activated outputs for the flipped image.
+        dims: which axes were flipped: 2 for rows, 3 for columns.
+        heads: the network's heads.
     """
     maps = maps.flip(tuple(dims)) if dims else maps
     if "centre" in heads and dims:

@@ -21,7 +21,7 @@ def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
     """Return the autocast dtype for a precision, or None for full precision.
 
     Args:
-        device: Device that runs the network.
+        device: device that runs the network.
         precision: `fp32`, `bf16`, or `auto`: bfloat16 if the device computes in it natively.
     """
     if precision == "fp32":
@@ -55,16 +55,16 @@ def predict(
     """Predict images of any sizes.
 
     Args:
-        model: The network, in evaluation mode, on `device`.
-        images: Images of any sizes; tiles of equal shape share a batch across images.
-        config: Tiling, or the resize that the network was trained with.
-        channels: Channels that the network takes (see `preprocess`).
-        heads: Heads that the network has beside the mask.
-        device: Device that the network is on.
-        dtype: Autocast dtype; None for full precision.
-        batch_size: Tiles that go through the network at once.
-        flips: Whether to average over the four mirror images.
-        ranges: Intensity range of the whole image that each of `images` is a part of; only used if
+        model: the network, in evaluation mode, on `device`.
+        images: images of any sizes; tiles of equal shape share a batch across images.
+        config: tiling, or the resize that the network was trained with.
+        channels: channels that the network takes (see `preprocess`).
+        heads: heads that the network has beside the mask.
+        device: device that the network is on.
+        dtype: autocast dtype; None for full precision.
+        batch_size: tiles that go through the network at once.
+        flips: whether to average over the four mirror images.
+        ranges: intensity range of the whole image that each of `images` is a part of; only used if
             the network's intensity scale is `percentiles`. None: each image is a whole.
 
     Returns:

@@ -20,7 +20,7 @@ def choose_method(heads: Sequence[Head]) -> InstanceConfig:
     """Return the parameters to use before any are calibrated: the head `distance`, if it is there.
 
     Args:
-        heads: The network's heads.
+        heads: the network's heads.
     """
     return InstanceConfig(method="distance" if "distance" in heads else "components")
 
@@ -56,7 +56,7 @@ def label_components(mask: UInt8[np.ndarray, "h w"], *, min_area: int) -> Int32[
 
     Args:
         mask: 0 or 1.
-        min_area: Components of fewer pixels are dropped.
+        min_area: components of fewer pixels are dropped.
     """
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(
         mask, connectivity=4, ltype=cv2.CV_32S
@@ -73,9 +73,9 @@ def label_watershed(
 
     Args:
         mask: 0 or 1.
-        min_distance: Smallest distance between two peaks, pixels; about the radius of a small
+        min_distance: smallest distance between two peaks, pixels; about the radius of a small
             nucleus.
-        min_area: Instances of fewer pixels are dropped.
+        min_area: instances of fewer pixels are dropped.
     """
     count, components, statistics, _ = cv2.connectedComponentsWithStats(
         mask, connectivity=4, ltype=cv2.CV_32S
@@ -121,10 +121,10 @@ def label_markers(
 
     Args:
         mask: 0 or 1.
-        inner: The inside of nuclei: its components within the mask are the markers.
-        centre: Rows and columns from each pixel to the centre of its nucleus.
-        marker_area: Markers with fewer pixels are dropped.
-        min_area: Instances with fewer pixels are dropped.
+        inner: the inside of nuclei: its components within the mask are the markers.
+        centre: rows and columns from each pixel to the centre of its nucleus.
+        marker_area: markers with fewer pixels are dropped.
+        min_area: instances with fewer pixels are dropped.
     """
     count, components, statistics, _ = cv2.connectedComponentsWithStats(
         mask, connectivity=4, ltype=cv2.CV_32S
@@ -221,8 +221,8 @@ def keep_instances(
     """Keep some of the instances, renumbered from 1; 0 stays background.
 
     Args:
-        labels: Label image.
-        wanted: Whether to keep each number, from 0 to the largest. Every number to keep must occur
+        labels: label image.
+        wanted: whether to keep each number, from 0 to the largest. Every number to keep must occur
             in `labels`.
     """
     kept = wanted.copy()

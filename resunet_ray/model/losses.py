@@ -123,7 +123,7 @@ def build_loss(name: str, *, positive_weight: float) -> Loss:
     """Return the loss of that name.
 
     Raises:
-        ConfigError: The name is unknown, or the loss takes no positive weight and one other than 1
+        ConfigError: the name is unknown, or the loss takes no positive weight and one other than 1
             is given.
     """
     if name not in LOSSES:

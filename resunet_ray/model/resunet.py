@@ -31,14 +31,14 @@ class ResUNet(nn.Module):
     | atrous, psp | 7,579,169 | 337.5 |
 
     Args:
-        in_channels: Channels of the image.
-        out_channels: Logits per pixel, one per head.
-        widths: Filters of each level, finest first; each level halves the resolution of the last.
-        block: What each level computes; see `blocks`.
-        bridge: What lies between encoder and decoder; see `blocks`.
-        norm_momentum: Weight of a new batch in the running statistics (Keras's momentum 0.99 is
+        in_channels: channels of the image.
+        out_channels: logits per pixel, one per head.
+        widths: filters of each level, finest first; each level halves the resolution of the last.
+        block: what each level computes; see `blocks`.
+        bridge: what lies between encoder and decoder; see `blocks`.
+        norm_momentum: weight of a new batch in the running statistics (Keras's momentum 0.99 is
             0.01 here).
-        norm_epsilon: Added to the variance.
+        norm_epsilon: added to the variance.
     """
 
     def __init__(

@@ -46,11 +46,11 @@ def plan_tiles(
     """Return the tiles that cover an image, row by row, cropped to the image.
 
     Args:
-        height: Height of the image, pixels.
-        width: Width of the image, pixels.
-        tile: Side of a tile, pixels. An image that is not larger is one tile.
-        context: Half the overlap of neighbouring tiles, pixels.
-        window: Part of the image to cover; all of it by default.
+        height: height of the image, pixels.
+        width: width of the image, pixels.
+        tile: side of a tile, pixels. An image that is not larger is one tile.
+        context: half the overlap of neighbouring tiles, pixels.
+        window: part of the image to cover; all of it by default.
     """
     wanted = window or Box(0, height, 0, width)
     columns = list(_intervals(width, wanted.left, wanted.right, tile=tile, context=context))
@@ -83,11 +83,11 @@ def blend_weight(
     It is 1 inside and at the image's border, and a linear ramp where a neighbouring tile overlaps.
 
     Args:
-        tile: The tile.
-        height: Height of the image, pixels.
-        width: Width of the image, pixels.
-        context: Half the overlap of neighbouring tiles, pixels.
-        window: Part of the tile to return; all of it by default.
+        tile: the tile.
+        height: height of the image, pixels.
+        width: width of the image, pixels.
+        context: half the overlap of neighbouring tiles, pixels.
+        window: part of the tile to return; all of it by default.
     """
     rows = _ramp(tile.top, tile.bottom, length=height, overlap=2 * context)
     columns = _ramp(tile.left, tile.right, length=width, overlap=2 * context)

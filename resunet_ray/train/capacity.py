@@ -20,14 +20,14 @@ def wait_for_workers(
     """Wait until the cluster has room for the training workers.
 
     Args:
-        config: Configuration of the run.
-        runs: Number of such runs that train at the same time.
-        beside_gib: Memory to request in addition to that of the workers, GiB.
-        wait: Whether to wait for resources that other jobs hold and for nodes that an autoscaler
+        config: configuration of the run.
+        runs: number of such runs that train at the same time.
+        beside_gib: memory to request in addition to that of the workers, GiB.
+        wait: whether to wait for resources that other jobs hold and for nodes that an autoscaler
             adds. If False, only check that the cluster is large enough.
 
     Raises:
-        ResourceError: The workers of all runs, and one CPU for Ray Data, do not fit.
+        ResourceError: the workers of all runs, and one CPU for Ray Data, do not fit.
     """
     workers = runs * (config.min_workers or config.workers)
     pixels = (config.preprocess.resize or config.crop) ** 2

@@ -97,7 +97,7 @@ class Reporter(logging.Handler):
         """Send what has accumulated, or keep it for later if the last message is still on its way.
 
         Args:
-            timeout: How long to wait for the last message to arrive, seconds.
+            timeout: how long to wait for the last message to arrive, seconds.
         """
         if self._board is None:
             return
@@ -140,8 +140,8 @@ def show_training(config: TrainConfig, *, images: int) -> Iterator[Any]:
     """Show the progress of a training run while the context is open.
 
     Args:
-        config: Configuration of the run.
-        images: Total number of images that it trains on.
+        config: configuration of the run.
+        images: total number of images that it trains on.
 
     Yields:
         The board to report to, or None if progress is not shown.

@@ -21,7 +21,7 @@ def check_init_and_mlflow(config: TrainConfig) -> None:
     Raises:
         ConfigError: MLflow is asked for but not installed, or the bundle does not fit the network
             or was trained at another intensity scale.
-        InputError: The bundle is missing or damaged.
+        InputError: the bundle is missing or damaged.
     """
     if config.init is not None:
         start = load_bundle(config.init)
@@ -39,7 +39,7 @@ def require_instances(dataset: Dataset, config: TrainConfig) -> None:
     """Refuse to monitor a score of instances if no validation image has any.
 
     Raises:
-        InputError: None has.
+        InputError: none has.
     """
     images = dataset.splits[VAL]
     if config.monitor in INSTANCE_SCORES and dataset.count_missing(VAL, "labels") == images:

@@ -16,14 +16,14 @@ def write_settings_once(
     """Write the settings if the file does not exist yet; otherwise check that they are the same.
 
     Args:
-        uri: Settings file.
-        config: The resolved configuration, a dataclass.
-        data_digest: Digest of the data set.
-        free: Fields that may change, `part.field` or a whole `part`.
-        advice: What to do instead, for the error message.
+        uri: settings file.
+        config: the resolved configuration, a dataclass.
+        data_digest: digest of the data set.
+        free: fields that may change, `part.field` or a whole `part`.
+        advice: what to do instead, for the error message.
 
     Raises:
-        ConfigError: A setting or the data has changed; the message says which and how.
+        ConfigError: a setting or the data has changed; the message says which and how.
     """
     if not storage.exists(uri):
         content = {"config": asdict(config), "data_digest": data_digest}

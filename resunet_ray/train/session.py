@@ -59,12 +59,12 @@ def build_session(
     """Build a session: new, from another bundle, or from this run's last checkpoint.
 
     Args:
-        config: Configuration of the run.
-        dataset: What to train and validate on.
-        rank: Number of this worker.
-        workers: Number of all workers.
-        device: Device to train on.
-        resume_from: Folder of the checkpoint, if the run has one.
+        config: configuration of the run.
+        dataset: what to train and validate on.
+        rank: number of this worker.
+        workers: number of all workers.
+        device: device to train on.
+        resume_from: folder of the checkpoint, if the run has one.
     """
     torch.manual_seed(config.seed)
     network = build_network(config.model)
@@ -112,7 +112,7 @@ def start_from(network: nn.Module, weights: dict[str, Tensor]) -> list[str]:
         The names of the tensors that do not fit and keep their initial values, at least in part.
 
     Raises:
-        ConfigError: No tensor fits.
+        ConfigError: no tensor fits.
     """
     own = network.state_dict()
     skipped, copied = [], 0

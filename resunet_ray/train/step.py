@@ -16,7 +16,7 @@ def train_step(
     """Take one optimizer step on this worker's share of a batch.
 
     Args:
-        session: This worker's session.
+        session: this worker's session.
         image: uint8 (n, s, s, 3).
         mask: uint8 (n, s, s).
         targets: uint8 (n, 4, s, s) as in `data.targets`, if the network has heads.
@@ -51,7 +51,7 @@ def measure_losses(
     """Return the loss of the mask, and that of each head by its name.
 
     Args:
-        session: This worker's session.
+        session: this worker's session.
         logits: float32 (n, k, s, s).
         mask: uint8 (n, s, s).
         targets: uint8 (n, 4, s, s), if the network has heads.

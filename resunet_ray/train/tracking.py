@@ -38,9 +38,9 @@ def save_hyperparameters(folder: str, parameters: Mapping[str, Any], *, metric: 
     """Write a run's hyperparameters for TensorBoard's HPARAMS table.
 
     Args:
-        folder: Folder of the run.
-        parameters: Values by name; those that are no number, boolean or string are shown as text.
-        metric: Validation score to list beside them.
+        folder: folder of the run.
+        parameters: values by name; those that are no number, boolean or string are shown as text.
+        metric: validation score to list beside them.
     """
     shown = {
         name: value if isinstance(value, bool | int | float | str) else str(value)
@@ -155,7 +155,7 @@ def import_mlflow() -> Any:
     """Return the MLflow module.
 
     Raises:
-        ConfigError: It is not installed.
+        ConfigError: it is not installed.
     """
     try:
         import mlflow

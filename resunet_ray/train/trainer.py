@@ -73,14 +73,14 @@ def train(config: TrainConfig, *, callbacks: Sequence[UserCallback] = ()) -> Tra
     Settings and data are checked before Ray starts.
 
     Args:
-        config: Configuration of the run.
+        config: configuration of the run.
         callbacks: Ray Train callbacks, called after each validation.
 
     Raises:
-        ConfigError: The output holds a run with other settings.
-        InputError: The data or the bundle to start from is missing or unsuitable.
-        ResourceError: The cluster or the storage lacks what the run needs.
-        RunError: Training failed and retries did not help.
+        ConfigError: the output holds a run with other settings.
+        InputError: the data or the bundle to start from is missing or unsuitable.
+        ResourceError: the cluster or the storage lacks what the run needs.
+        RunError: training failed and retries did not help.
     """
     config = resolve(config)
     storage.check_writable(config.output)
@@ -143,7 +143,7 @@ def _require_snapshot(config: TrainConfig) -> None:
     Ray Train fails on a list that it was killed while writing.
 
     Raises:
-        InputError: The list is damaged.
+        InputError: the list is damaged.
     """
     uri = storage.join(run_folder(config), _SNAPSHOT_FILE)
     try:

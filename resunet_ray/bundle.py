@@ -24,9 +24,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from resunet_ray import __version__, bundles, storage
 from resunet_ray.config import InstanceConfig, ModelConfig, PreprocessConfig
+from resunet_ray.config.model import Diameter
 from resunet_ray.data.images import decode_stored, encode_png
 from resunet_ray.errors import InputError, RunError
 from resunet_ray.intensity import Range, measure_range
+from resunet_ray.model.diameter import predict_sized
 from resunet_ray.model.heads import Prediction, count_outputs
 from resunet_ray.model.inference import autocast_dtype, predict
 from resunet_ray.model.instances import find_instances
@@ -94,20 +96,37 @@ class Bundle:
         flips: bool = False,
         precision: str = "auto",
         ranges: Sequence[Range | None] | None = None,
+        diameter: Diameter = "auto",
     ) -> list[Prediction]:
-        """Predict images of any sizes; see `inference.predict` for the arguments."""
-        return predict(
-            self.network,
-            images,
-            config=self.info.preprocess,
-            channels=self.info.model.in_channels,
-            heads=self.info.model.heads,
-            device=self.device,
-            dtype=autocast_dtype(self.device, precision),
-            batch_size=batch_size,
-            flips=flips,
-            ranges=ranges,
-        )
+        """Predict images of any sizes; see `inference.predict` for the other arguments.
+
+        Args:
+            images: RGB images.
+            batch_size: tiles that go through the network at once.
+            flips: whether to average over the four mirror images.
+            precision: fp32, bf16 or auto.
+            ranges: intensity range of the whole image that each of `images` is a part of.
+            diameter: of the nuclei, pixels. Images with nuclei larger than the network knows are
+                predicted at a smaller scale. auto: as the head `diameter` says; none: never.
+        """
+
+        def run(
+            some: Sequence[UInt8[np.ndarray, "_h _w 3"]], levels: Sequence[Range | None] | None
+        ) -> list[Prediction]:
+            return predict(
+                self.network,
+                some,
+                config=self.info.preprocess,
+                channels=self.info.model.in_channels,
+                heads=self.info.model.heads,
+                device=self.device,
+                dtype=autocast_dtype(self.device, precision),
+                batch_size=batch_size,
+                flips=flips,
+                ranges=levels,
+            )
+
+        return predict_sized(run, images, ranges, diameter=diameter)
 
     def segment(self, image: UInt8[np.ndarray, "h w 3"], *, flips: bool = False) -> Segmentation:
         """Find the nuclei of one image.
@@ -135,7 +154,7 @@ class Bundle:
         """
         sample = decode_stored(storage.read_bytes(storage.join(self.uri, _SAMPLE)))
         expected = decode_stored(storage.read_bytes(storage.join(self.uri, _EXPECTED)))
-        (found,) = self.predict([sample], batch_size=1, precision="fp32")
+        (found,) = self.predict([sample], batch_size=1, precision="fp32", diameter="none")
         encoded = _encode_maps(found).astype(np.float32)
         difference = float(np.abs(encoded - expected).max()) / 255
         if difference > _TOLERANCE:
@@ -153,6 +172,8 @@ def _encode_maps(prediction: Prediction) -> UInt8[np.ndarray, "kh w"]:
         maps.append(prediction.distance)
     if prediction.centre is not None:
         maps += [way / 128 + 0.5 for way in prediction.centre]
+    if prediction.diameter is not None:
+        maps.append(prediction.diameter / 255)
     encoded: UInt8[np.ndarray, "kh w"]
     encoded = np.rint(np.concatenate(maps) * 255).clip(0, 255).astype(np.uint8)
     return encoded
@@ -193,7 +214,7 @@ def save_bundle(
     network = build_network(info.model)
     network.load_state_dict(weights)
     draft = Bundle(uri, info, "", network.eval(), torch.device("cpu"))
-    (found,) = draft.predict([sample], batch_size=1, precision="fp32")
+    (found,) = draft.predict([sample], batch_size=1, precision="fp32", diameter="none")
     files = {
         _WEIGHTS: safetensors.torch.save(
             {name: tensor.contiguous() for name, tensor in weights.items()}

@@ -121,6 +121,7 @@ _PLACE: list[tuple[str, pa.DataType]] = [
     ("format", pa.string()),  # of the file
     ("level_low", pa.float64()),  # image-wide intensity that becomes 0; null if not measured
     ("level_high", pa.float64()),  # image-wide intensity that becomes 255
+    ("diameter_px", pa.float64()),  # of the nuclei, as the network estimates it; null on slides
     ("tissue_fraction", pa.float64()),  # of the slide; null if not looked for
     ("warnings", _TEXTS),  # mpp_not_believed, mpp_missing, no_tissue, view_unreadable, fluorescence
 ]
@@ -185,6 +186,7 @@ IMAGES = _versioned(
         ("width", pa.int64()),  # pixels
         ("num_regions", pa.int64()),  # read or failed
         ("num_regions_failed", pa.int64()),  # could not be read
+        ("diameter_px", pa.float64()),  # of the nuclei, as the network estimates it; null on slides
         ("tissue_fraction", pa.float64()),  # of the slide; null if not looked for
         ("status", pa.string()),  # ok, partial, failed or empty
         ("num_nuclei", pa.int64()),  # nuclei in all regions

@@ -8,7 +8,8 @@ import tyro
 from resunet_ray.config.checks import ANY, TINY, require, require_range
 from resunet_ray.config.roles import Tuning
 
-Head = Literal["distance", "centre"]
+Head = Literal["distance", "centre", "diameter"]
+Diameter = Literal["auto", "none"] | float
 Block = Literal["residual", "dense", "atrous"]
 Bridge = Literal["plain", "psp"]
 

@@ -8,7 +8,11 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 T = TypeVar("T")
 
-DECIDES, OF_EACH_IMAGE, MAY_CHANGE, SHARED = "decides", "of each image", "may change", "shared"
+DECIDES, OF_EACH_IMAGE = "decides", "of each image"
+MAY_CHANGE, SHARED = "may change", "shared"
+ADDED = "added"
+"""Beside `Decides`, of a field added after version 0.1.0: its default stands for what was done
+before, so that images which an earlier version segmented still count as done."""
 TUNING = "tuning"
 
 Decides = Annotated[T, DECIDES]

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Literal
 
 from resunet_ray.config.checks import ANY, NODE_FOLDER, TINY, require, require_range
+from resunet_ray.config.model import Diameter
 from resunet_ray.config.roles import (
+    ADDED,
     DECIDES,
     OF_EACH_IMAGE,
     Decides,
@@ -42,6 +44,9 @@ class SegmentConfig:
     """Smallest probability of a nucleus pixel. Default: the bundle's."""
     flips: Decides[bool] = False
     """Average the probability over the image's four mirror images: four times the work."""
+    diameter: Annotated[Decides[Diameter], ADDED] = "auto"
+    """Diameter of the nuclei, pixels: images with large nuclei are seen smaller. auto: as the
+    bundle estimates it, if it can. none: never smaller. Slides go by their pixel size."""
     precision: Tuning[Decides[Literal["auto", "fp32", "bf16"]]] = "auto"
     """bf16: autocast. auto: bf16 if the processor computes in it, else fp32."""
     labels: Annotated[Decides[bool], Heading.INPUT] = False
@@ -104,6 +109,10 @@ class SegmentConfig:
         require_range(self, 0, 1, "max_error_fraction")
         require_range(self, TINY, 1 - TINY, "threshold")
         require_range(self, TINY, ANY, "mpp")
+        require(
+            isinstance(self.diameter, str) or self.diameter > 0,
+            f"--diameter {self.diameter}: must be more than 0 pixels, auto or none",
+        )
         require_range(self, 5, ANY, "lease_seconds")
         require_range(self, 256, 8192, "region")
         require_range(self, TINY, ANY, "cache_gib")
@@ -112,7 +121,13 @@ class SegmentConfig:
     def digest(self) -> str:
         """Digest of the settings that decide what is written about an image; every row has it."""
         values = asdict(self) | dict.fromkeys(list_fields(type(self), OF_EACH_IMAGE))
-        decisive = {name: values[name] for name in list_fields(type(self), DECIDES)}
+        added = list_fields(type(self), ADDED)
+        usual = {field.name: field.default for field in fields(self)}
+        decisive = {
+            name: values[name]
+            for name in list_fields(type(self), DECIDES)
+            if not (name in added and values[name] == usual[name])
+        }
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 

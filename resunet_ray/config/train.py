@@ -48,7 +48,9 @@ class TrainConfig:
     Ray Data's decoding takes little of them."""
     init: Annotated[str | None, Heading.MODEL] = None
     """Bundle whose weights training starts from; `nuclei` comes with the package."""
-    model: ModelConfig = field(default_factory=lambda: ModelConfig(heads=("distance", "centre")))
+    model: ModelConfig = field(
+        default_factory=lambda: ModelConfig(heads=("distance", "centre", "diameter"))
+    )
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     augment: Annotated[Tuning[AugmentConfig], Heading.AUGMENTATION] = field(
         default_factory=AugmentConfig

@@ -1,19 +1,22 @@
 """What the network's heads learn about a crop, computed from the numbers of its nuclei.
 
-Targets are four bytes per pixel, so that Ray's object store and the shuffle buffer hold many:
+Targets are five bytes per pixel, so that Ray's object store and the shuffle buffer hold many:
 
 | byte | meaning |
 |---|---|
 | `DISTANCE` | distance to the border of the pixel's nucleus over its maximum there, times 255 |
 | `ROWS`, `COLUMNS` | from the pixel to the centroid of its nucleus, pixels, plus `ORIGIN` |
 | `MARKS` | sum of `KNOWN`, `NEAR` and `WHOLE` |
+| `DIAMETER` | `STEPS` times the logarithm to base 2 of the diameter of a whole nucleus, pixels |
 """
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8, UInt16
 
-DISTANCE, ROWS, COLUMNS, MARKS = range(4)
+DISTANCE, ROWS, COLUMNS, MARKS, DIAMETER = range(5)
+STEPS = 16
+"""Steps of the diameter's byte to a factor of 2."""
 ORIGIN = 128
 """The byte of a step of 0 pixels."""
 KNOWN, NEAR, WHOLE = 1, 2, 4
@@ -28,7 +31,7 @@ _BESIDE = np.ones((3, 3), np.uint8)
 _AROUND = np.ones((2 * _REACH + 1, 2 * _REACH + 1), np.uint8)
 
 
-def compute_targets(labels: Int32[np.ndarray, "h w"]) -> UInt8[np.ndarray, "4 h w"]:
+def compute_targets(labels: Int32[np.ndarray, "h w"]) -> UInt8[np.ndarray, "5 h w"]:
     """Compute the targets of a crop.
 
     Args:
@@ -36,18 +39,19 @@ def compute_targets(labels: Int32[np.ndarray, "h w"]) -> UInt8[np.ndarray, "4 h 
             in its mirror image: see `data.augment`.
     """
     numbers = np.abs(labels).astype(np.uint16)
-    targets = np.empty((4, *labels.shape), np.uint8)
+    targets = np.empty((5, *labels.shape), np.uint8)
     targets[DISTANCE] = _measure_distance(numbers)
     targets[ROWS : COLUMNS + 1], whole = _find_centres(labels)
+    targets[DIAMETER] = _measure_diameter(numbers)
     targets[MARKS] = KNOWN
     targets[MARKS][_find_near(numbers)] += NEAR
     targets[MARKS][whole] += WHOLE
     return targets
 
 
-def leave_unknown(height: int, width: int) -> UInt8[np.ndarray, "4 h w"]:
+def leave_unknown(height: int, width: int) -> UInt8[np.ndarray, "5 h w"]:
     """Return the targets of a crop whose nuclei are not told apart: no mark, nothing to learn."""
-    return np.zeros((4, height, width), np.uint8)
+    return np.zeros((5, height, width), np.uint8)
 
 
 def _measure_distance(numbers: UInt16[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
@@ -104,6 +108,15 @@ def _find_centres(
     whole = np.zeros(own.size, bool)
     whole[place] = usable
     return steps.reshape(2, *own.shape), whole.reshape(own.shape)
+
+
+def _measure_diameter(numbers: UInt16[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
+    """Measure the diameter of the disc with the area of the pixel's nucleus in the crop."""
+    area = np.bincount(numbers.ravel(), minlength=1)
+    area[0] = 0
+    octaves = np.log2(np.maximum(2 * np.sqrt(area / np.pi), 1))
+    diameter: UInt8[np.ndarray, "h w"] = np.rint(STEPS * octaves).astype(np.uint8)[numbers]
+    return diameter
 
 
 def _find_cut(

@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from resunet_ray.config.model import Head
-from resunet_ray.model.heads import CENTRE_UNIT, slice_head
+from resunet_ray.model.heads import CENTRE_UNIT, OCTAVES, slice_head
 
 # These weights were chosen by measurement on the 2018 Data Science Bowl.
 _DISTANCE_WEIGHT = 2.0
 _CENTRE_WEIGHT = 0.5
+_DIAMETER_WEIGHT = 0.5
 _NEAR_WEIGHT = 4.0  # of pixels near two nuclei, relative to others
 _NUCLEUS_WEIGHT = 3.0  # of the distance at nucleus pixels, relative to background
 _BETA = 0.1  # units of the centre's output, below which its loss is quadratic
@@ -27,6 +28,8 @@ class Truth:
     """Distance to the border of the nucleus, over its maximum there."""
     centre: Float[Tensor, "n 2 h w"]
     """Rows and columns to the centre of the nucleus, pixels."""
+    octaves: Float[Tensor, "n 1 h w"]
+    """Logarithm to base 2 of the diameter of the nucleus, pixels."""
     known: Float[Tensor, "n 1 h w"]
     """Instances are known."""
     near: Float[Tensor, "n 1 h w"]
@@ -44,7 +47,7 @@ def head_losses(
     logits: Float[Tensor, "n k h w"], truth: Truth, *, heads: Sequence[Head]
 ) -> dict[str, Tensor]:
     """Return the weighted loss of each head; without any known instance, it is 0."""
-    losses = {"distance": _distance_loss, "centre": _centre_loss}
+    losses = {"distance": _distance_loss, "centre": _centre_loss, "diameter": _diameter_loss}
     return {head: losses[head](logits[:, slice_head(heads, head)], truth) for head in heads}
 
 
@@ -62,3 +65,9 @@ def _centre_loss(logits: Float[Tensor, "n 2 h w"], truth: Truth) -> Float[Tensor
     )
     # The 1 keeps the loss of a batch without a whole nucleus finite.
     return _CENTRE_WEIGHT * (error * truth.whole).sum() / (truth.whole.sum() + 1)
+
+
+def _diameter_loss(logits: Float[Tensor, "n 1 h w"], truth: Truth) -> Float[Tensor, ""]:
+    """Mean absolute error of the logarithm of the diameter, in units of `OCTAVES`."""
+    error = (logits - (truth.octaves / OCTAVES - 1)).abs()
+    return _DIAMETER_WEIGHT * (error * truth.whole).sum() / (truth.whole.sum() + 1)

@@ -5,11 +5,13 @@
 | mask | 1 | probability that a pixel belongs to a nucleus |
 | distance | 1 | distance to the border of the nucleus, over its maximum there: 0 to 1 |
 | centre | 2 | rows and columns from the pixel to the centre of its nucleus, pixels |
+| diameter | 1 | diameter of the disc with the area of the nucleus, pixels |
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
@@ -19,7 +21,9 @@ from resunet_ray.config.model import Head
 
 CENTRE_UNIT = 16.0
 """Pixels to a unit of the centre's output, so that it is about as large as the others."""
-_OUTPUTS: dict[Head, int] = {"distance": 1, "centre": 2}
+OCTAVES = 4.0
+"""The diameter's output is its logarithm to base 2 over this, less 1: 0 at 16 pixels, 1 at 256."""
+_OUTPUTS: dict[Head, int] = {"distance": 1, "centre": 2, "diameter": 1}
 
 
 def count_outputs(heads: Sequence[Head]) -> int:
@@ -41,6 +45,9 @@ def activate(
     if "centre" in heads:
         part = slice_head(heads, "centre")
         maps[:, part] = logits[:, part].float() * CENTRE_UNIT
+    if "diameter" in heads:
+        part = slice_head(heads, "diameter")
+        maps[:, part] = torch.exp2((logits[:, part].float() + 1) * OCTAVES)
     return maps
 
 
@@ -86,3 +93,23 @@ class Prediction:
     def centre(self) -> Float32[np.ndarray, "2 h w"] | None:
         """Rows and columns to the centre, pixels; None if the network lacks the head."""
         return self.maps[slice_head(self.heads, "centre")] if "centre" in self.heads else None
+
+    @property
+    def diameter(self) -> Float32[np.ndarray, "h w"] | None:
+        """Diameter of the nucleus, pixels; None if the network lacks the head."""
+        return (
+            self.maps[slice_head(self.heads, "diameter")][0] if "diameter" in self.heads else None
+        )
+
+    def resize(self, height: int, width: int) -> "Prediction":
+        """Resize the maps; ways to a centre and diameters grow with the image."""
+        size = width, height
+        maps = np.stack(
+            [cv2.resize(one, size, interpolation=cv2.INTER_LINEAR) for one in self.maps]
+        )
+        ratio = np.array([height / self.maps.shape[1], width / self.maps.shape[2]], np.float32)
+        if "centre" in self.heads:
+            maps[slice_head(self.heads, "centre")] *= ratio[:, None, None]
+        if "diameter" in self.heads:
+            maps[slice_head(self.heads, "diameter")] *= np.sqrt(ratio.prod())
+        return Prediction(maps, self.heads)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from resunet_ray.config import PreprocessConfig
 from resunet_ray.config.model import Head
 from resunet_ray.intensity import Range, stretch
-from resunet_ray.model.heads import Prediction, activate, count_outputs, slice_head, unflip
+from resunet_ray.model.heads import Prediction, activate, count_outputs, unflip
 from resunet_ray.model.preprocess import preprocess
 from resunet_ray.model.tiling import Box, blend_weight, plan_tiles
 
@@ -94,12 +94,10 @@ def predict(
             if tile.shape != (height, width):
                 piece *= blend_weight(tile, height=height, width=width, context=config.context)
             summed[index][:, *tile.window] += piece
+    found = [Prediction(maps, heads) for maps in summed]
     if config.resize is not None:
-        summed = [
-            _enlarge(small, height=image.shape[0], width=image.shape[1], heads=heads)
-            for small, image in zip(summed, images, strict=True)
-        ]
-    return [Prediction(maps, heads) for maps in summed]
+        found = [one.resize(*image.shape[:2]) for one, image in zip(found, images, strict=True)]
+    return found
 
 
 def _batches(
@@ -127,15 +125,3 @@ def _predict_tiles(
         maps = activate(model(x.flip(dims) if dims else x), heads=heads)
         total = total + unflip(maps, dims=dims, heads=heads)
     return total / len(views)
-
-
-def _enlarge(
-    maps: Float32[np.ndarray, "k h w"], *, height: int, width: int, heads: tuple[Head, ...]
-) -> Float32[np.ndarray, "k _h _w"]:
-    """Resize the maps; ways to a centre grow with the image."""
-    size = width, height
-    large = np.stack([cv2.resize(one, size, interpolation=cv2.INTER_LINEAR) for one in maps])
-    if "centre" in heads:
-        ratio = np.array([height / maps.shape[1], width / maps.shape[2]], np.float32)
-        large[slice_head(heads, "centre")] *= ratio[:, None, None]
-    return large

@@ -48,6 +48,7 @@ class Place:
     format: str | None = None
     level_low: float | None = None
     level_high: float | None = None
+    diameter_px: float | None = None
     tissue_fraction: float | None = None
     warnings: list[str] | None = None
 
@@ -267,6 +268,7 @@ class SegmentedImage:
     width: int | None
     num_regions: int
     num_regions_failed: int
+    diameter_px: float | None
     tissue_fraction: float | None
     status: Literal["ok", "partial", "failed", "empty"]
     scores: ImageScores | None

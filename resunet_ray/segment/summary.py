@@ -78,6 +78,7 @@ class ImageRegions:
             width=first.place.slide_width if slide else first.place.width,
             num_regions=len(read) + len(failed),
             num_regions_failed=len(failed),
+            diameter_px=first.place.diameter_px,
             tissue_fraction=first.place.tissue_fraction,
             status=("partial" if read else "failed") if failed else "ok" if read else "empty",
             scores=scores,

@@ -22,7 +22,7 @@ class Batch(NamedTuple):
 
     image: UInt8[np.ndarray, "n s s 3"]
     mask: UInt8[np.ndarray, "n s s"]
-    targets: UInt8[np.ndarray, "n 4 s s"] | None
+    targets: UInt8[np.ndarray, "n 5 s s"] | None
     """What the heads learn; None if the network has none."""
 
 

@@ -29,14 +29,14 @@ class Crop:
     image: UInt8[np.ndarray, "s s 3"]
     mask: UInt8[np.ndarray, "s s"]
     """0 or 1."""
-    targets: UInt8[np.ndarray, "4 s s"] | None
+    targets: UInt8[np.ndarray, "5 s s"] | None
     """What the heads learn, as in `data.targets`; None if the network has none."""
     epoch: int
 
 
 def crop_bytes(config: TrainConfig) -> int:
     """Return the bytes of one crop: its image, its mask and what the heads learn."""
-    channels = 3 + 1 + (4 if config.model.heads else 0)
+    channels = 3 + 1 + (5 if config.model.heads else 0)
     return int(channels * (config.preprocess.resize or config.crop) ** 2)
 
 

@@ -3,7 +3,18 @@
 import torch
 from torch import Tensor, nn
 
-from resunet_ray.data.targets import COLUMNS, DISTANCE, KNOWN, MARKS, NEAR, ORIGIN, ROWS, WHOLE
+from resunet_ray.data.targets import (
+    COLUMNS,
+    DIAMETER,
+    DISTANCE,
+    KNOWN,
+    MARKS,
+    NEAR,
+    ORIGIN,
+    ROWS,
+    STEPS,
+    WHOLE,
+)
 from resunet_ray.model.head_losses import Truth, head_losses
 from resunet_ray.model.preprocess import preprocess
 from resunet_ray.train.checkpoint import average
@@ -19,7 +30,7 @@ def train_step(
         session: this worker's session.
         image: uint8 (n, s, s, 3).
         mask: uint8 (n, s, s).
-        targets: uint8 (n, 4, s, s) as in `data.targets`, if the network has heads.
+        targets: uint8 (n, 5, s, s) as in `data.targets`, if the network has heads.
 
     Returns:
         The loss, summed over the network's outputs and detached.
@@ -54,7 +65,7 @@ def measure_losses(
         session: this worker's session.
         logits: float32 (n, k, s, s).
         mask: uint8 (n, s, s).
-        targets: uint8 (n, 4, s, s), if the network has heads.
+        targets: uint8 (n, 5, s, s), if the network has heads.
     """
     truth = mask.float()[:, None]
     if targets is None:
@@ -67,13 +78,14 @@ def measure_losses(
 
 
 def unpack(mask: Tensor, targets: Tensor) -> Truth:
-    """Turn a mask, float (n, 1, s, s), and its targets of four bytes per pixel into numbers."""
+    """Turn a mask, float (n, 1, s, s), and its targets of five bytes per pixel into numbers."""
     marks = targets[:, MARKS, None]
     known, near, whole = ((marks & mark > 0).float() for mark in (KNOWN, NEAR, WHOLE))
     return Truth(
         mask=mask,
         distance=targets[:, DISTANCE, None].float() / 255,
         centre=targets[:, ROWS : COLUMNS + 1].float() - ORIGIN,
+        octaves=targets[:, DIAMETER, None].float() / STEPS,
         known=known,
         near=near,
         whole=whole,

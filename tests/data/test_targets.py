@@ -10,12 +10,14 @@ from resunet_ray.config import AugmentConfig
 from resunet_ray.data.augment import augment, crop_at_random
 from resunet_ray.data.targets import (
     COLUMNS,
+    DIAMETER,
     DISTANCE,
     KNOWN,
     MARKS,
     NEAR,
     ORIGIN,
     ROWS,
+    STEPS,
     WHOLE,
     compute_targets,
 )
@@ -63,6 +65,9 @@ def test_steps_lead_to_the_centroids() -> None:
         seen = place + steps[:, *place.T].T
         np.testing.assert_allclose(seen, np.tile(place.mean(axis=0), (len(place), 1)), atol=0.5)
     assert (steps[:, labels == 0] == 0).all()
+    for number, radius in ((1, 12), (2, 11)):
+        byte = targets[DIAMETER][labels == number]
+        assert 2 ** (byte / STEPS) == pytest.approx(2 * radius, rel=0.05)
     assert ((targets[MARKS] & WHOLE > 0) == (labels > 0)).all()
     assert (targets[MARKS] & KNOWN > 0).all()
 

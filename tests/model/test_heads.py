@@ -88,6 +88,9 @@ def test_outputs_become_probability_distance_and_pixels() -> None:
     logits = torch.tensor([0.0, 0.0, 0.5, -0.25]).view(1, 4, 1, 1)
     maps = activate(logits, heads=HEADS)[0, :, 0, 0]
     assert maps.tolist() == [0.5, 0.5, 8.0, -4.0]
+    sizes = torch.tensor([0.0, 0.0, 0.25]).view(1, 3, 1, 1)
+    maps = activate(sizes, heads=("distance", "diameter"))
+    assert maps[0, 2].item() == 32, "a quarter of four octaves above 16 pixels"
     assert count_outputs(()) == 1
     assert count_outputs(HEADS) == 4
     assert slice_head(HEADS, "centre") == slice(2, 4)

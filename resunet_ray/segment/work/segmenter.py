@@ -30,6 +30,7 @@ from resunet_ray.cluster import count_cores, is_lost, this_node
 from resunet_ray.data.ahead import map_ahead
 from resunet_ray.data.slides import Slide
 from resunet_ray.errors import InputError, RunError
+from resunet_ray.model.diameter import estimate_diameter
 from resunet_ray.model.inference import default_batch_size
 from resunet_ray.model.tiling import Box
 from resunet_ray.records import to_table
@@ -244,6 +245,7 @@ class Segmenter:
                 flips=self._spec.config.flips,
                 precision=self._spec.config.precision,
                 ranges=[sample.levels for sample in good],
+                diameter=self._spec.config.diameter if good[0].tile is None else "none",
             )
         except (RuntimeError, MemoryError) as error:
             if self._bundle.device.type == "cuda" and not isinstance(error, torch.OutOfMemoryError):
@@ -259,6 +261,10 @@ class Segmenter:
         pixels = sum(prediction.probability.size for prediction in predictions)
         for sample, prediction in zip(good, predictions, strict=True):
             sample.prediction = prediction
+            if sample.planned is not None:
+                size = estimate_diameter(prediction)
+                place = replace(sample.planned.place, diameter_px=size)
+                sample.planned = replace(sample.planned, place=place)
             sample.model_seconds = seconds * prediction.probability.size / pixels
         return group
 

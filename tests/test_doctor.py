@@ -533,7 +533,7 @@ def test_it_says_when_nothing_listens(nobody: Doctor) -> None:
     said.expect(
         "dashboard",
         "failed",
-        found="nothing that is Ray's answers at http://127.0.0.1",
+        found="no Ray dashboard answered at http://127.0.0.1",
         fix="--include-dashboard true",
     )
     said.expect("storage", "failed", found="did not answer", fix="AWS_ENDPOINT_URL")

@@ -28,9 +28,7 @@ def output(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of jobs/segment.py for generated images, with the bundle `nuclei`."""
     folder = tmp_path_factory.mktemp("output")
     images = tuple(str(path) for path in sorted((generated / "images").iterdir())[:6])
-    config = SegmentConfig(
-        input=images, output=str(folder), actors=0, labels=True, precision="fp32"
-    )
+    config = SegmentConfig(input=images, output=str(folder), actors=0, labels=True)
     (result,) = segment(config)
     assert result.images == {"ok": len(images)}
     return folder

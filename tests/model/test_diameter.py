@@ -21,13 +21,13 @@ def draw_disc(diameter: int) -> np.ndarray:
 
 
 class Seer:
-    """Sees each image's disc as it is, but none as larger than 130 pixels; notes what it was given."""
+    """Sees each image's disc, but none as larger than 130 pixels; notes what it was given."""
 
     def __init__(self) -> None:
         self.sizes: list[tuple[int, int]] = []
 
     def __call__(
-        self, images: Sequence[np.ndarray], ranges: Sequence[Range | None] | None
+        self, images: Sequence[np.ndarray], _: Sequence[Range | None] | None
     ) -> list[Prediction]:
         self.sizes += [image.shape[:2] for image in images]
         return [self._see(image) for image in images]

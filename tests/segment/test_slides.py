@@ -299,7 +299,7 @@ def test_bad_slides_are_rows(dark_bundle: str, tmp_path: Path, picture: np.ndarr
         "huge.tiff": "lists 1: its header is damaged",
         "narrow.tiff": "claims 500 x 0 pixels",
         "alone.mrxs": "put it next to the file",
-        **dict.fromkeys(("scattered.vms", "level.dcm"), "convert the slide to one tiled TIFF"),
+        **dict.fromkeys(("scattered.vms", "level.dcm"), "Convert the slide to one tiled TIFF"),
         **dict.fromkeys(("text.svs", "zero.ndpi"), "not a TIFF file"),
         "stack.ome.tiff": "has 5 pages: expected one",
     }

@@ -74,7 +74,7 @@ def test_a_live_lease_is_kept_and_a_dead_one_is_taken_over(place: str) -> None:
         )
         time.sleep(2)
         with pytest.raises(
-            RunError, match="was taken over by thief: this run did not renew it in time"
+            RunError, match="was taken over by thief, because this run did not renew it in time"
         ):
             lease.check()
 

@@ -155,7 +155,7 @@ class Bundle:
         sample = decode_stored(storage.read_bytes(storage.join(self.uri, _SAMPLE)))
         expected = decode_stored(storage.read_bytes(storage.join(self.uri, _EXPECTED)))
         (found,) = self.predict([sample], batch_size=1, precision="fp32", diameter="none")
-        encoded = _encode_maps(found).astype(np.float32)
+        encoded = found.encode().astype(np.float32)
         difference = float(np.abs(encoded - expected).max()) / 255
         if difference > _TOLERANCE:
             raise RunError(
@@ -163,20 +163,6 @@ class Bundle:
                 f"output for its sample differs by up to {difference:.3f}, expected at most "
                 f"{_TOLERANCE:.3f}. Compare the versions in its provenance with those installed"
             )
-
-
-def _encode_maps(prediction: Prediction) -> UInt8[np.ndarray, "kh w"]:
-    """Encode the maps one below the other, in 255 steps; ways to a centre from −64 to 64 pixels."""
-    maps = [prediction.probability]
-    if prediction.distance is not None:
-        maps.append(prediction.distance)
-    if prediction.centre is not None:
-        maps += [way / 128 + 0.5 for way in prediction.centre]
-    if prediction.diameter is not None:
-        maps.append(prediction.diameter / 255)
-    encoded: UInt8[np.ndarray, "kh w"]
-    encoded = np.rint(np.concatenate(maps) * 255).clip(0, 255).astype(np.uint8)
-    return encoded
 
 
 def build_network(config: ModelConfig) -> ResUNet:
@@ -220,7 +206,7 @@ def save_bundle(
             {name: tensor.contiguous() for name, tensor in weights.items()}
         ),
         _SAMPLE: encode_png(sample),
-        _EXPECTED: encode_png(_encode_maps(found)),
+        _EXPECTED: encode_png(found.encode()),
     }
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     info = replace(info, sha256=digests)

@@ -9,6 +9,9 @@ from resunet_ray.config.checks import ANY, TINY, require, require_default, requi
 from resunet_ray.config.model import AugmentConfig, ModelConfig, PreprocessConfig
 from resunet_ray.config.roles import Heading, MayChange, Shared, Tuning
 
+LossName = Literal["bce", "dice", "bce_dice", "focal", "focal_tversky", "tanimoto"]
+WEIGHTED_LOSSES = ("bce", "bce_dice", "focal")
+"""Losses that take a weight of nucleus pixels."""
 Metric = Literal["loss", "accuracy", "f1", "jaccard", "recall", "precision", "pq", "ap50"]
 
 _CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
@@ -57,10 +60,10 @@ class TrainConfig:
     )
     crop: Annotated[int, Heading.TRAINING] = 256
     """Side of a training crop, pixels, at native resolution."""
-    loss: Literal["bce", "dice", "bce_dice", "focal", "focal_tversky", "tanimoto"] = "bce_dice"
+    loss: LossName = "bce_dice"
     """Loss to minimise."""
     positive_weight: Tuning[float] = 1.0
-    """Weight of nucleus pixels in bce, bce_dice and focal."""
+    """Weight of nucleus pixels (bce, bce_dice, focal)."""
     balance_area: Tuning[float | None] = None
     """0: every image once per epoch. 1: every pixel equally often, large images by many crops.
     Between: a compromise (exponent of the area). Default: 0.5, or 0 if images are resized and one
@@ -181,9 +184,9 @@ class TrainConfig:
             "set it to 0, or use adamw",
         )
         require(
-            self.positive_weight == 1 or self.loss in ("bce", "bce_dice", "focal"),
+            self.positive_weight == 1 or self.loss in WEIGHTED_LOSSES,
             f"--positive-weight {self.positive_weight} would be ignored by --loss {self.loss}: "
-            "leave it at 1, or use bce, bce_dice or focal",
+            f"leave it at 1, or use one of {', '.join(WEIGHTED_LOSSES)}",
         )
 
     @property

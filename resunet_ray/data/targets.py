@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8, UInt16
 
-DISTANCE, ROWS, COLUMNS, MARKS, DIAMETER = range(5)
+NUM_BYTES = 5
+DISTANCE, ROWS, COLUMNS, MARKS, DIAMETER = range(NUM_BYTES)
 STEPS = 16
 """Steps of the diameter's byte to a factor of 2."""
 ORIGIN = 128
@@ -39,7 +40,7 @@ def compute_targets(labels: Int32[np.ndarray, "h w"]) -> UInt8[np.ndarray, "5 h 
             in its mirror image: see `data.augment`.
     """
     numbers = np.abs(labels).astype(np.uint16)
-    targets = np.empty((5, *labels.shape), np.uint8)
+    targets = np.empty((NUM_BYTES, *labels.shape), np.uint8)
     targets[DISTANCE] = _measure_distance(numbers)
     targets[ROWS : COLUMNS + 1], whole = _find_centres(labels)
     targets[DIAMETER] = _measure_diameter(numbers)
@@ -51,7 +52,7 @@ def compute_targets(labels: Int32[np.ndarray, "h w"]) -> UInt8[np.ndarray, "5 h 
 
 def leave_unknown(height: int, width: int) -> UInt8[np.ndarray, "5 h w"]:
     """Return the targets of a crop whose nuclei are not told apart: no mark, nothing to learn."""
-    return np.zeros((5, height, width), np.uint8)
+    return np.zeros((NUM_BYTES, height, width), np.uint8)
 
 
 def _measure_distance(numbers: UInt16[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:

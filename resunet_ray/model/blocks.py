@@ -244,12 +244,14 @@ def build_block(
     block: Block, in_channels: int, out_channels: int, *, level: int, stride: int, norm: Norm
 ) -> nn.Module:
     """Build the block whose maps have the resolution of `level`; 0 is the finest."""
-    if block == "residual":
-        return ResidualBlock(in_channels, out_channels, stride=stride, norm=norm)
-    if block == "dense":
-        return DenseBlock(in_channels, out_channels, stride=stride, norm=norm)
-    rates = _DILATIONS[level] if level < len(_DILATIONS) else (1,)
-    return AtrousBlock(in_channels, out_channels, dilations=rates, stride=stride, norm=norm)
+    match block:
+        case "residual":
+            return ResidualBlock(in_channels, out_channels, stride=stride, norm=norm)
+        case "dense":
+            return DenseBlock(in_channels, out_channels, stride=stride, norm=norm)
+        case "atrous":
+            rates = _DILATIONS[level] if level < len(_DILATIONS) else (1,)
+            return AtrousBlock(in_channels, out_channels, dilations=rates, stride=stride, norm=norm)
 
 
 def build_bridge(bridge: Bridge, channels: int, *, norm: Norm) -> nn.Module:

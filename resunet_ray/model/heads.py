@@ -10,11 +10,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from resunet_ray.config.model import Head
@@ -23,18 +24,31 @@ CENTRE_UNIT = 16.0
 """Pixels to a unit of the centre's output, so that it is about as large as the others."""
 OCTAVES = 4.0
 """The diameter's output is its logarithm to base 2 over this, less 1: 0 at 16 pixels, 1 at 256."""
-_OUTPUTS: dict[Head, int] = {"distance": 1, "centre": 2, "diameter": 1}
+
+
+class _Outputs(NamedTuple):
+    number: int
+    low: float
+    high: float
+    """The range of the activated outputs that 8 bits hold."""
+
+
+_OUTPUTS: dict[Head, _Outputs] = {
+    "distance": _Outputs(1, 0, 1),
+    "centre": _Outputs(2, -64, 64),
+    "diameter": _Outputs(1, 0, 255),
+}
 
 
 def count_outputs(heads: Sequence[Head]) -> int:
     """Return the number of the network's outputs."""
-    return 1 + sum(_OUTPUTS[head] for head in heads)
+    return 1 + sum(_OUTPUTS[head].number for head in heads)
 
 
 def slice_head(heads: Sequence[Head], head: Head) -> slice:
     """Return the outputs of one head."""
     start = count_outputs(heads[: heads.index(head)])
-    return slice(start, start + _OUTPUTS[head])
+    return slice(start, start + _OUTPUTS[head].number)
 
 
 def activate(
@@ -100,6 +114,16 @@ class Prediction:
         return (
             self.maps[slice_head(self.heads, "diameter")][0] if "diameter" in self.heads else None
         )
+
+    def encode(self) -> UInt8[np.ndarray, "kh w"]:
+        """Encode the maps one below the other, in 255 steps."""
+        shares = [self.maps[:1]]
+        for head in self.heads:
+            _, low, high = _OUTPUTS[head]
+            shares.append((self.maps[slice_head(self.heads, head)] - low) / (high - low))
+        steps = np.rint(np.concatenate(shares).clip(0, 1) * 255).astype(np.uint8)
+        encoded: UInt8[np.ndarray, "kh w"] = steps.reshape(-1, steps.shape[2])
+        return encoded
 
     def resize(self, height: int, width: int) -> "Prediction":
         """Resize the maps; ways to a centre and diameters grow with the image."""

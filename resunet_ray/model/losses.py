@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from resunet_ray.config.train import WEIGHTED_LOSSES
 from resunet_ray.errors import ConfigError
 
 Loss = Callable[..., Tensor]
@@ -108,11 +109,10 @@ def _tanimoto(probability: Tensor, mask: Tensor) -> Tensor:
     return ((overlap + _SMOOTH) / (squares - overlap + _SMOOTH)).mean()
 
 
-WEIGHTED: dict[str, Callable[..., Tensor]] = {"bce": bce, "bce_dice": bce_dice, "focal": focal}
-"""The losses that take a positive weight."""
-
 LOSSES: dict[str, Callable[..., Tensor]] = {
-    **WEIGHTED,
+    "bce": bce,
+    "bce_dice": bce_dice,
+    "focal": focal,
     "dice": dice,
     "focal_tversky": focal_tversky,
     "tanimoto": tanimoto,
@@ -128,11 +128,11 @@ def build_loss(name: str, *, positive_weight: float) -> Loss:
     """
     if name not in LOSSES:
         raise ConfigError(f"unknown loss {name!r}: expected one of {', '.join(sorted(LOSSES))}")
-    if name in WEIGHTED:
-        return partial(WEIGHTED[name], positive_weight=positive_weight)
+    if name in WEIGHTED_LOSSES:
+        return partial(LOSSES[name], positive_weight=positive_weight)
     if positive_weight != 1:
         raise ConfigError(
             f"positive_weight {positive_weight} would be ignored by loss {name!r}: "
-            f"leave it at 1, or choose one of {', '.join(sorted(WEIGHTED))}"
+            f"leave it at 1, or choose one of {', '.join(WEIGHTED_LOSSES)}"
         )
     return lambda logits, mask, weight=None: LOSSES[name](logits, mask)  # noqa: ARG005

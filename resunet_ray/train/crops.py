@@ -14,7 +14,7 @@ from resunet_ray.config import TrainConfig
 from resunet_ray.data.ahead import map_ahead
 from resunet_ray.data.augment import augment, crop_at_random
 from resunet_ray.data.dataset import Dataset, Span, StoredImage, StoredPair, read_span
-from resunet_ray.data.targets import compute_targets, leave_unknown
+from resunet_ray.data.targets import NUM_BYTES, compute_targets, leave_unknown
 from resunet_ray.intensity import stretch
 from resunet_ray.tasks import Columns, map_numbers
 
@@ -36,7 +36,7 @@ class Crop:
 
 def crop_bytes(config: TrainConfig) -> int:
     """Return the bytes of one crop: its image, its mask and what the heads learn."""
-    channels = 3 + 1 + (5 if config.model.heads else 0)
+    channels = 3 + 1 + (NUM_BYTES if config.model.heads else 0)
     return int(channels * (config.preprocess.resize or config.crop) ** 2)
 
 

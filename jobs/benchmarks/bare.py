@@ -19,6 +19,7 @@ from resunet_ray.bundle import load_bundle
 from resunet_ray.config import TrainConfig, load_config
 from resunet_ray.data.dataset import Dataset
 from resunet_ray.data.images import decode_image, encode_png
+from resunet_ray.data.targets import NUM_BYTES
 from resunet_ray.model.instances import threshold_mask
 from resunet_ray.model.metrics import count_pixels, score_counts
 from resunet_ray.train.session import build_session
@@ -55,7 +56,7 @@ def run_bare_training(training: TrainConfig) -> float:
     image = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, generator=generator)
     mask = torch.randint(0, 2, shape, dtype=torch.uint8, generator=generator)
     targets = (
-        torch.randint(0, 256, (len(image), 4, *shape[1:]), dtype=torch.uint8)
+        torch.randint(0, 256, (len(image), NUM_BYTES, *shape[1:]), dtype=torch.uint8)
         if training.model.heads
         else None
     )

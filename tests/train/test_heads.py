@@ -31,7 +31,7 @@ from resunet_ray.train.session import Session, build_session
 from resunet_ray.train.step import measure_losses, train_step
 from resunet_ray.train.trainer import train
 
-WITH_HEADS = ModelConfig(widths=(16, 32), heads=("distance", "centre"))
+WITH_HEADS = ModelConfig(widths=(16, 32), heads=("distance", "centre", "diameter"))
 
 
 def draw_pairs(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +97,7 @@ def test_training_lowers_the_loss_of_each_output() -> None:
     losses = [float(train_step(session, image, mask, targets)) for _ in range(8)]
     after = measure(session, image, mask, targets)
     assert losses[0] == pytest.approx(sum(before.values()), rel=1e-4)
-    assert list(after) == ["mask", "distance", "centre"]
+    assert list(after) == ["mask", "distance", "centre", "diameter"]
     for name, value in after.items():
         assert value < before[name] / 2, (name, before, after)
 
@@ -108,7 +108,7 @@ def test_a_crop_without_instances_trains_the_mask_alone() -> None:
     pixels = torch.from_numpy(image)[None]
     mask = torch.from_numpy((labels > 0).astype(np.uint8))[None]
     unknown = measure(session, pixels, mask, torch.from_numpy(leave_unknown(64, 72))[None])
-    assert (unknown["distance"], unknown["centre"]) == (0, 0)
+    assert (unknown["distance"], unknown["centre"], unknown["diameter"]) == (0, 0, 0)
     known = measure(session, pixels, mask, torch.from_numpy(compute_targets(labels))[None])
     assert known["mask"] > unknown["mask"] > 0, "pixels between two nuclei weigh more"
 
@@ -148,7 +148,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, cluster: str) -> Data:
 def test_touching_nuclei_are_found_as_two(data: Data, tmp_path: Path) -> None:
     trained = train(config(data.known, tmp_path, monitor="pq"))
     bundle = load_bundle(trained.bundle)
-    assert bundle.info.model.heads == ("distance", "centre")
+    assert bundle.info.model.heads == WITH_HEADS.heads
     assert bundle.info.instances.method == "distance"
     assert bundle.info.scores["pq"] > 0.8
     rows = pd.read_csv(tmp_path / "train" / "history.csv")

@@ -18,13 +18,12 @@ from support import RAYS_OWN, ROOT, SMALL, run_job
 
 from resunet_ray.bundle import load_bundle
 from resunet_ray.config import ModelConfig, TrainConfig
-from resunet_ray.config.model import Head
 from resunet_ray.errors import ConfigError, InputError, ResourceError
 from resunet_ray.train import trainer
 from resunet_ray.train.relay import show_training
 from resunet_ray.train.trainer import TrainingResult, train
 
-HEADS: tuple[Head, ...] = ("distance", "centre")
+HEADS = TrainConfig(data="a", output="b").model.heads
 """Those of the default recipe."""
 
 EPOCHS = 8

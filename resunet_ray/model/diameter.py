@@ -38,19 +38,19 @@ def predict_sized(
         diameter: of the nuclei, pixels; auto: as the network's head says; none: never smaller.
 
     Returns:
-        Predictions at the images' own sizes.
+        Predictions at the images' own sizes, packed.
     """
     known = ranges or [None] * len(images)
     if isinstance(diameter, float) and diameter > LARGEST:
         return [
-            _predict_copy(run, image, levels, scale=_AIM / diameter).resize(*image.shape[:2])
+            _predict_copy(run, image, levels, scale=_AIM / diameter).resize(*image.shape[:2]).pack()
             for image, levels in zip(images, known, strict=True)
         ]
     found = run(images, ranges)
     if diameter != "auto":
-        return found
+        return [one.pack() for one in found]
     return [
-        _refine(run, image, levels, first)
+        _refine(run, image, levels, first).pack()
         for image, levels, first in zip(images, known, found, strict=True)
     ]
 

@@ -86,34 +86,43 @@ def unflip(
 class Prediction:
     """What the network says about each pixel of an image or of a part of it."""
 
-    maps: Float32[np.ndarray, "k h w"]
-    """Activated outputs: the probability, then those of the heads."""
+    maps: Float[np.ndarray, "k h w"]
+    """Activated outputs: the probability, then those of the heads; float16 if packed."""
     heads: tuple[Head, ...] = ()
 
     @property
     def probability(self) -> Float32[np.ndarray, "h w"]:
         """Probability that a pixel belongs to a nucleus."""
-        found: Float32[np.ndarray, "h w"] = self.maps[0]
+        found: Float32[np.ndarray, "h w"] = self.maps[0].astype(np.float32, copy=False)
         return found
 
     @property
     def distance(self) -> Float32[np.ndarray, "h w"] | None:
         """Distance to the border, 0 to 1; None if the network lacks the head."""
-        return (
-            self.maps[slice_head(self.heads, "distance")][0] if "distance" in self.heads else None
-        )
+        found = self._read("distance")
+        return None if found is None else found[0]
 
     @property
     def centre(self) -> Float32[np.ndarray, "2 h w"] | None:
         """Rows and columns to the centre, pixels; None if the network lacks the head."""
-        return self.maps[slice_head(self.heads, "centre")] if "centre" in self.heads else None
+        return self._read("centre")
 
     @property
     def diameter(self) -> Float32[np.ndarray, "h w"] | None:
         """Diameter of the nucleus, pixels; None if the network lacks the head."""
-        return (
-            self.maps[slice_head(self.heads, "diameter")][0] if "diameter" in self.heads else None
-        )
+        found = self._read("diameter")
+        return None if found is None else found[0]
+
+    def _read(self, head: Head) -> Float32[np.ndarray, "k h w"] | None:
+        if head not in self.heads:
+            return None
+        found: Float32[np.ndarray, "k h w"]
+        found = self.maps[slice_head(self.heads, head)].astype(np.float32, copy=False)
+        return found
+
+    def pack(self) -> "Prediction":
+        """Halve the memory of a prediction with heads, of which a job holds many."""
+        return Prediction(self.maps.astype(np.float16), self.heads) if self.heads else self
 
     def encode(self) -> UInt8[np.ndarray, "kh w"]:
         """Encode the maps one below the other, in 255 steps."""

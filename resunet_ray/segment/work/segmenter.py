@@ -258,14 +258,14 @@ class Segmenter:
                 good[0].failure = Failure.of(error, stage="model")
             return group
         seconds = time.perf_counter() - start
-        pixels = sum(prediction.probability.size for prediction in predictions)
+        pixels = sum(prediction.maps[0].size for prediction in predictions)
         for sample, prediction in zip(good, predictions, strict=True):
             sample.prediction = prediction
             if sample.planned is not None:
                 size = estimate_diameter(prediction)
                 place = replace(sample.planned.place, diameter_px=size)
                 sample.planned = replace(sample.planned, place=place)
-            sample.model_seconds = seconds * prediction.probability.size / pixels
+            sample.model_seconds = seconds * prediction.maps[0].size / pixels
         return group
 
     def _describe(self, sample: Sample) -> Region:

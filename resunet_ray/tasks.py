@@ -1,6 +1,9 @@
 """Numbered tasks: Ray Data calls a function with 0, 1, 2 … and collects the rows it returns."""
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -83,3 +86,24 @@ def _iterate(data: ray.data.Dataset, *, total: int, what: str) -> Iterator[pa.Ta
         for part in data.iter_batches(batch_size=None, batch_format="pyarrow"):
             line.advance(len(part))
             yield part
+
+
+Item = TypeVar("Item")
+Done = TypeVar("Done")
+
+
+def map_ahead(
+    pool: Executor, function: Callable[[Item], Done], items: Iterable[Item], *, depth: int
+) -> Iterator[Done]:
+    """Yield `function(item)` for each item, in order.
+
+    At most `depth` results are in progress or waiting to be taken; `Executor.map` would start all
+    of them at once and hold every result.
+    """
+    begun: deque[Future[Done]] = deque()
+    for item in items:
+        begun.append(pool.submit(function, item))
+        if len(begun) >= depth:
+            yield begun.popleft().result()
+    while begun:
+        yield begun.popleft().result()

@@ -32,8 +32,11 @@ from resunet_ray.sweep.trials import (
     trial_name,
 )
 from resunet_ray.sweep.winner import SweepResult, conclude
-from resunet_ray.train.capacity import wait_for_workers
-from resunet_ray.train.requirements import check_init_and_mlflow, require_instances
+from resunet_ray.train.requirements import (
+    check_init_and_mlflow,
+    require_instances,
+    wait_for_workers,
+)
 from resunet_ray.train.saved_settings import write_settings_once
 from resunet_ray.train.trainer import discard_damaged_snapshot, prepare_if_folder, resolve, train
 

@@ -11,12 +11,11 @@ import ray.data
 from jaxtyping import Int32, UInt8
 
 from resunet_ray.config import TrainConfig
-from resunet_ray.data.ahead import map_ahead
 from resunet_ray.data.augment import augment, crop_at_random
 from resunet_ray.data.dataset import Dataset, Span, StoredImage, StoredPair, read_span
 from resunet_ray.data.targets import NUM_BYTES, compute_targets, leave_unknown
 from resunet_ray.intensity import stretch
-from resunet_ray.tasks import Columns, map_numbers
+from resunet_ray.tasks import Columns, map_ahead, map_numbers
 
 _PORTION_BYTES = 2**27  # of crops that Ray Data makes at once for one worker: 512 of 256×256
 _FIRST_PORTION = 1 / 8  # size of the first portion relative to the others

@@ -15,7 +15,7 @@ from resunet_ray.data.targets import (
     STEPS,
     WHOLE,
 )
-from resunet_ray.model.head_losses import Truth, head_losses
+from resunet_ray.model.losses import Truth, head_losses
 from resunet_ray.model.preprocess import preprocess
 from resunet_ray.train.checkpoint import average
 from resunet_ray.train.session import Session

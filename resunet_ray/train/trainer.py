@@ -42,11 +42,16 @@ from resunet_ray.model.metrics import SCORE_NAMES
 from resunet_ray.progress import is_verbose
 from resunet_ray.train.batches import epoch_size, require_modalities
 from resunet_ray.train.calibration import choose_instances
-from resunet_ray.train.capacity import uses_gpu, wait_for_workers
 from resunet_ray.train.checkpoint import load_weights
 from resunet_ray.train.loop import FAILURE_FILE, train_worker
 from resunet_ray.train.relay import FailureTeller, cause, show_training
-from resunet_ray.train.requirements import check_init_and_mlflow, leave_out_heads, require_instances
+from resunet_ray.train.requirements import (
+    check_init_and_mlflow,
+    leave_out_heads,
+    require_instances,
+    uses_gpu,
+    wait_for_workers,
+)
 from resunet_ray.train.saved_settings import write_settings_once
 from resunet_ray.train.tracking import HISTORY_FILE, read_history, run_folder
 

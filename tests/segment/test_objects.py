@@ -13,9 +13,8 @@ from resunet_ray.config import InstanceConfig
 from resunet_ray.model.heads import Prediction
 from resunet_ray.model.measures import measure_instances
 from resunet_ray.model.tiling import Box
-from resunet_ray.segment.planning import gate, grid
-from resunet_ray.segment.planning.gate import Gate
-from resunet_ray.segment.planning.grid import BLOCK, Grid
+from resunet_ray.segment.planning import grid
+from resunet_ray.segment.planning.grid import BLOCK, Gate, Grid
 from resunet_ray.segment.work import objects
 from resunet_ray.segment.work.objects import find_objects, seam_disagreement
 
@@ -26,19 +25,18 @@ SIDES = (50, 64, 125, 256, 1024)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_cells() -> Iterator[None]:
+def small_squares() -> Iterator[None]:
     """An eighth of each length that counts: the same properties, in a 64th of the pixels."""
     with pytest.MonkeyPatch.context() as patch:
         for module, name, value in (
             (objects, "MARGIN", 8),
             (objects, "LONGEST", 128),
             (objects, "HALO", 32),
-            (gate, "REACH", 128),
+            (grid, "REACH", 128),
+            (grid, "SQUARE", 64),
         ):
             assert getattr(module, name) == 8 * value
             patch.setattr(module, name, value)
-        for module in (grid, gate):
-            patch.setattr(module, "SQUARE", 64)
         yield
 
 
@@ -195,7 +193,7 @@ def test_an_object_counts_by_its_own_place(side: int) -> None:
 
 def test_a_gate_comes_out_of_its_bytes_as_it_went_in() -> None:
     squares = np.random.default_rng(0).random((7, 9)) < 0.5
-    height, width = 7 * gate.SQUARE - 30, 9 * gate.SQUARE - 1
+    height, width = 7 * grid.SQUARE - 30, 9 * grid.SQUARE - 1
     for region in Grid(height, width, tile=192, context=16).regions(90):
         one = Gate.of(squares, region=region)
         other = Gate.unpack(one.pack(), region=region, height=height, width=width)

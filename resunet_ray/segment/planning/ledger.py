@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from resunet_ray import storage
-from resunet_ray.data.ahead import map_ahead
 from resunet_ray.segment import layout
+from resunet_ray.tasks import map_ahead
 
 ID_BYTES = 16
 

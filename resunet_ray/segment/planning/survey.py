@@ -21,8 +21,7 @@ from resunet_ray.data.tiff import is_slide
 from resunet_ray.data.tissue import Tissue, find_tissue, read_view
 from resunet_ray.errors import ImageError, InputError, ResourceError, RunError
 from resunet_ray.intensity import measure_range
-from resunet_ray.segment.planning.gate import SQUARE, Gate, squares_of
-from resunet_ray.segment.planning.grid import Grid
+from resunet_ray.segment.planning.grid import SQUARE, Gate, Grid, squares_of
 from resunet_ray.segment.rows import ImageRef, Place, PlannedRegion
 from resunet_ray.storage import crashes
 

@@ -21,8 +21,7 @@ from resunet_ray.config import InstanceConfig
 from resunet_ray.model.heads import Prediction
 from resunet_ray.model.instances import find_instances, keep_instances, threshold_mask
 from resunet_ray.model.tiling import Box
-from resunet_ray.segment.planning.gate import REACH, Gate
-from resunet_ray.segment.planning.grid import Grid, overlap
+from resunet_ray.segment.planning.grid import REACH, Gate, Grid, overlap
 
 MARGIN = 64
 """Pixels around its window that a region looks at first; doubled while components reach beyond."""

@@ -27,7 +27,6 @@ import torch
 
 from resunet_ray import monitoring, storage
 from resunet_ray.cluster import count_cores, is_lost, this_node
-from resunet_ray.data.ahead import map_ahead
 from resunet_ray.data.slides import Slide
 from resunet_ray.errors import InputError, RunError
 from resunet_ray.model.diameter import estimate_diameter
@@ -39,9 +38,8 @@ from resunet_ray.segment import layout
 from resunet_ray.segment.planning.plan import read_chunk
 from resunet_ray.segment.planning.survey import stage_slide
 from resunet_ray.segment.rows import Failure, Findings, PlannedRegion, Region, Seconds
-from resunet_ray.segment.work.reading import read_image, read_tile
 from resunet_ray.segment.work.region import describe_image
-from resunet_ray.segment.work.sample import Sample, group_samples
+from resunet_ray.segment.work.sample import Sample, group_samples, read_image, read_tile
 from resunet_ray.segment.work.slide_chunk import (
     DamagedTileError,
     Held,
@@ -51,6 +49,7 @@ from resunet_ray.segment.work.slide_chunk import (
 from resunet_ray.segment.work.spec import RunSpec
 from resunet_ray.segment.work.sums import ChunkResult
 from resunet_ray.storage import crashes
+from resunet_ray.tasks import map_ahead
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +156,7 @@ class Segmenter:
                 )
                 tiles = map_ahead(
                     self._readers,
-                    partial(read_tile, slide, chunk),
+                    partial(read_tile, slide, scale=chunk.scale, levels=chunk.levels),
                     chunk.tiles(),
                     depth=2 * self._spec.config.readers,
                 )
@@ -182,7 +181,9 @@ class Segmenter:
         findings, failure, taken = None, None, (0.0, 0.0)
 
         def compute(tiles: list[Box]) -> Held:
-            samples = [read_tile(slide, chunk, tile) for tile in tiles]
+            samples = [
+                read_tile(slide, tile, scale=chunk.scale, levels=chunk.levels) for tile in tiles
+            ]
             return {
                 tile: self._model.submit(self._predict, [sample]).result()[0]
                 for tile, sample in zip(tiles, samples, strict=True)

@@ -30,9 +30,9 @@ class ModelConfig:
     """What lies between encoder and decoder. plain: two convolutions. psp: maxima over the whole
     tile and parts of it, as in ResUNet-a; then a pixel's probability depends on its whole tile."""
     heads: tuple[Head, ...] = ()
-    """Outputs beside the mask that separate touching nuclei: the distance to the border of the
-    nucleus, and the way to its centre. They need training data with instances.
-    Given without a value: the mask alone."""
+    """Outputs beside the mask, learnt from instances. distance to the border of the nucleus, and
+    way to its centre: they separate touching nuclei. diameter: lets images with large nuclei be
+    seen smaller. Given without a value: the mask alone."""
     norm_momentum: Tuning[float] = 0.1
     """Weight of a new batch in the running statistics of batch normalisation (Keras's 0.99 is 0.01
     here)."""

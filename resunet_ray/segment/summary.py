@@ -163,7 +163,8 @@ def _sum_regions(sums: Sequence[RegionSums]) -> RegionSums:
 
     def add(kind: type[Any], parts: Sequence[Any]) -> Any:
         return {
-            name: sum(getattr(part, name) for part in parts)
+            # Null in regions that an earlier version wrote.
+            name: sum(getattr(part, name) or 0 for part in parts)
             for name in kind.__dataclass_fields__
             if name != "counts"
         }

@@ -89,12 +89,13 @@ class Prediction:
     maps: Float[np.ndarray, "k h w"]
     """Activated outputs: the probability, then those of the heads; float16 if packed."""
     heads: tuple[Head, ...] = ()
+    exact: Float32[np.ndarray, "h w"] | None = None
+    """The probability of a packed prediction, which decides about masks and stays float32."""
 
     @property
     def probability(self) -> Float32[np.ndarray, "h w"]:
         """Probability that a pixel belongs to a nucleus."""
-        found: Float32[np.ndarray, "h w"] = self.maps[0].astype(np.float32, copy=False)
-        return found
+        return self.maps[0] if self.exact is None else self.exact
 
     @property
     def distance(self) -> Float32[np.ndarray, "h w"] | None:
@@ -121,8 +122,10 @@ class Prediction:
         return found
 
     def pack(self) -> "Prediction":
-        """Halve the memory of a prediction with heads, of which a job holds many."""
-        return Prediction(self.maps.astype(np.float16), self.heads) if self.heads else self
+        """Store the outputs of the heads in half the memory: a job holds many predictions."""
+        if not self.heads:
+            return self
+        return Prediction(self.maps.astype(np.float16), self.heads, self.maps[0].copy())
 
     def encode(self) -> UInt8[np.ndarray, "kh w"]:
         """Encode the maps one below the other, in 255 steps."""

@@ -44,7 +44,8 @@ def choose_instances(bundle: str, dataset: Dataset) -> tuple[InstanceConfig | No
     known = [quality for quality in scored["pq"].to_pylist() if quality is not None]
     if not known:
         return None, float("nan")
-    mean = np.mean(np.stack(known), axis=0)
+    # Sorted, since the images come in any order, and the order of a sum changes its last digit.
+    mean = np.mean(np.sort(np.stack(known), axis=0), axis=0)
     method, area = divmod(int(mean.argmax()), len(MIN_AREAS))
     candidates = _methods(InstanceConfig(), heads=read_bundle_info(bundle)[0].model.heads)
     return replace(candidates[method], min_area=MIN_AREAS[area]), float(mean.max())

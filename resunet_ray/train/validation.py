@@ -13,6 +13,7 @@ from resunet_ray.data.dataset import Dataset, plan_once
 from resunet_ray.data.labelled import LabelledImage, read_images
 from resunet_ray.data.splits import VAL
 from resunet_ray.model import metrics
+from resunet_ray.model.diameter import Images, Ranges, predict_sized
 from resunet_ray.model.heads import Prediction
 from resunet_ray.model.inference import default_batch_size, predict
 from resunet_ray.model.instances import choose_method, find_instances
@@ -86,18 +87,24 @@ def validate(
         device: where the network is.
         dtype: autocast type; None: no autocast.
     """
-    tally = Tally()
-    for sample in read_images(dataset, plan_once(dataset, VAL, rank=rank, workers=workers)):
-        (found,) = predict(
+
+    def run(images: Images, ranges: Ranges) -> list[Prediction]:
+        return predict(
             network,
-            [sample.image],
+            images,
             config=config.preprocess,
             channels=config.model.in_channels,
             heads=config.model.heads,
             device=device,
             dtype=dtype,
             batch_size=default_batch_size(device),
+            ranges=ranges,
         )
+
+    tally = Tally()
+    for sample in read_images(dataset, plan_once(dataset, VAL, rank=rank, workers=workers)):
+        # As the bundle will be used.
+        (found,) = predict_sized(run, [sample.image], None, diameter="auto")
         tally.add(_score_mask(sample, found.probability, loss=loss))
         if config.monitor in INSTANCE_SCORES:
             tally.add(_score_instances(sample, found))

@@ -147,7 +147,8 @@ class Grid:
             weight = blend_weight(
                 tile, height=self.height, width=self.width, context=self.context, window=inside
             )
-            whole[:, *place] += predictions[tile].maps[:, *inside] * weight
+            whole[0, *place] += predictions[tile].probability[inside] * weight
+            whole[1:, *place] += predictions[tile].maps[1:, *inside] * weight
         return Prediction(whole, first.heads)
 
     def paste(

@@ -31,7 +31,7 @@ from resunet_ray.config import (
 from resunet_ray.config.checks import NODE_FOLDER
 from resunet_ray.config.flags import Flag, list_flags
 from resunet_ray.data.synthetic import generate_image
-from resunet_ray.report.outlines import draw_outlines
+from resunet_ray.pictures import draw_outlines
 
 DOCS = Path(__file__).parent
 JOBS: dict[str, type[Any]] = {

@@ -15,8 +15,8 @@ from resunet_ray.data.images import encode_png
 from resunet_ray.data.prepare import prepare
 from resunet_ray.data.synthetic import write_images
 from resunet_ray.evaluate import evaluate
+from resunet_ray.pictures import draw_outlines
 from resunet_ray.report.evaluation import write_evaluation_report
-from resunet_ray.report.outlines import draw_outlines
 from resunet_ray.report.segmentation import write_segmentation_report
 from resunet_ray.segment import layout
 from resunet_ray.segment.run import segment

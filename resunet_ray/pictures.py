@@ -1,10 +1,11 @@
-"""Pictures of a scored image: the image, the truth and what was found, side by side."""
+"""Pictures of an image, its true nuclei and those found: outlined, and side by side."""
 
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int32, Integer, UInt8
+from skimage.segmentation import find_boundaries
 
 from resunet_ray.model.matching import Outcome, Outcomes
 
@@ -20,6 +21,7 @@ OUTCOME_COLOURS: dict[Outcome, str] = {
 
 _SIDE = 512  # pixels, longer side of each part
 _GAP = 4  # white columns between the parts
+_GREEN = (0, 255, 0)
 _OUTLINE = 2  # pixels, width of an outline
 _BRIGHTEST = 144  # of 255, the brightest grey below the outlines, so that they stand out
 _GREY_STEP = 8  # between shades of grey: a PNG of few shades takes a third of the bytes
@@ -74,13 +76,50 @@ def draw_outcomes(
     return _join(
         [
             shown,
-            _draw_outlines(ground, true, outcomes.true),
-            _draw_outlines(ground, found, outcomes.found),
+            _draw_coloured(ground, true, outcomes.true),
+            _draw_coloured(ground, found, outcomes.found),
         ]
     )
 
 
-def _draw_outlines(
+def draw_outlines(
+    image: UInt8[np.ndarray, "h w 3"],
+    labels: Integer[np.ndarray, "h w"],
+    *,
+    colour: tuple[int, int, int] = _GREEN,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Return a copy of the image with the outermost pixels of each nucleus coloured.
+
+    Args:
+        image: RGB image.
+        labels: the number of the nucleus at each pixel, or a mask; 0 is background.
+        colour: of the outlines, RGB.
+    """
+    # Outside the image is background, so that nuclei at its edge get a closed outline.
+    outlines = find_boundaries(np.pad(labels, 1), mode="inner")[1:-1, 1:-1]
+    marked = image.copy()
+    marked[outlines] = colour
+    return marked
+
+
+def draw_beside(
+    image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], *, side: int
+) -> UInt8[np.ndarray, "i j 3"]:
+    """Return the image, and beside it the image with the outlines of the nuclei found.
+
+    Args:
+        image: RGB image.
+        mask: 0 is background.
+        side: most pixels of the image's longer side; a larger image is scaled down.
+    """
+    factor = min(1.0, side / max(image.shape[:2]))
+    size = max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    marked = draw_outlines(small, cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST))
+    return _join([small, marked])
+
+
+def _draw_coloured(
     ground: UInt8[np.ndarray, "i j 3"], labels: Int32[np.ndarray, "h w"], kinds: Sequence[Outcome]
 ) -> UInt8[np.ndarray, "i j 3"]:
     """Draw outlines over a picture.
@@ -108,4 +147,5 @@ def _draw_outlines(
 
 def _join(parts: Sequence[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "h j 3"]:
     gap = np.full((parts[0].shape[0], _GAP, 3), 255, np.uint8)
-    return np.hstack([parts[0], gap, parts[1], gap, parts[2]])
+    between = [piece for part in parts[1:] for piece in (gap, part)]
+    return np.hstack([parts[0], *between])

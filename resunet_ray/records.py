@@ -7,7 +7,6 @@ its own fields; a field that may be None is None if its first column is null.
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
-from itertools import repeat
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -31,7 +30,7 @@ def to_table(records: Iterable[Any], schema: pa.Schema) -> pa.Table:
 def from_table(kind: type[Record], table: pa.Table) -> list[Record]:
     """Build a record from each row. A column that the table lacks counts as null."""
     columns = {name: _from_column(table[name]) for name in table.column_names}
-    rows = zip(*columns.values(), strict=True) if columns else repeat((), len(table))
+    rows = zip(*columns.values(), strict=True)
     return [_build(kind, dict(zip(columns, values, strict=True))) for values in rows]
 
 

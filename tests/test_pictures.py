@@ -3,7 +3,7 @@
 import numpy as np
 
 from resunet_ray.model.matching import Outcome, Outcomes
-from resunet_ray.pictures import OUTCOME_COLOURS, draw_outcomes
+from resunet_ray.pictures import OUTCOME_COLOURS, draw_outcomes, draw_outlines
 
 
 def is_coloured(picture: np.ndarray, kind: Outcome) -> np.ndarray:
@@ -37,3 +37,16 @@ def test_an_image_without_nuclei_has_no_outlines() -> None:
     empty = np.zeros((40, 64), np.int32)
     picture = draw_outcomes(np.zeros((40, 64, 3), np.uint8), empty, empty, Outcomes([], []))
     assert not any(is_coloured(picture, kind).any() for kind in OUTCOME_COLOURS)
+
+
+def test_each_nucleus_has_a_closed_outline_on_its_own_pixels() -> None:
+    labels = np.zeros((7, 11), np.int32)
+    labels[1:6, 0:4] = 1  # at the edge of the image
+    labels[1:6, 4:9] = 2  # touches the first
+    image = np.full((7, 11, 3), 9, np.uint8)
+    marked = draw_outlines(image, labels, colour=(1, 2, 3))
+    inside = np.zeros(labels.shape, bool)
+    inside[2:5, 1:3] = inside[2:5, 5:8] = True
+    expected = np.where((labels > 0) & ~inside, 1, 9)
+    np.testing.assert_array_equal(marked[..., 0], expected)
+    assert (image == 9).all(), "the image itself is not changed"

@@ -60,9 +60,10 @@ def estimate_diameter(prediction: Prediction) -> float | None:
 
     None if there are none, or if the network lacks the head `diameter`.
     """
-    if prediction.diameter is None:
+    diameter = prediction.diameter
+    if diameter is None:
         return None
-    seen = prediction.diameter[prediction.probability > 0.5]
+    seen = diameter[prediction.probability > 0.5]
     return float(np.median(seen)) if seen.size else None
 
 

@@ -32,10 +32,11 @@ def find_instances(prediction: Prediction, *, config: InstanceConfig) -> Int32[n
         return label_components(mask, min_area=config.min_area)
     if config.method == "watershed":
         return label_watershed(mask, min_distance=config.min_distance, min_area=config.min_area)
-    assert prediction.distance is not None, "the bundle's network has the head"
+    distance = prediction.distance
+    assert distance is not None, "the bundle's network has the head"
     return label_markers(
         mask,
-        prediction.distance > config.marker_distance,
+        distance > config.marker_distance,
         centre=prediction.centre,
         marker_area=config.marker_area,
         min_area=config.min_area,

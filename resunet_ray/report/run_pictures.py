@@ -21,7 +21,7 @@ from resunet_ray.data.images import decode_image, decode_stored, encode_png
 from resunet_ray.data.slides import Slide
 from resunet_ray.data.tissue import read_view
 from resunet_ray.errors import InputError
-from resunet_ray.report.outlines import draw_beside
+from resunet_ray.pictures import draw_beside
 from resunet_ray.segment import layout
 from resunet_ray.segment.planning.survey import stage_slide
 from resunet_ray.segment.rows import ImageRef

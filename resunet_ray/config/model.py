@@ -111,6 +111,19 @@ class AugmentConfig:
     """Largest shift of the hue, as a fraction of the colour circle."""
     saturation: float = 0.3
     """Largest relative change of saturation."""
+    stain_probability: float = 0.0
+    """Probability of other stains: channels mix, and each gets a tone curve of its own."""
+    stain: float = 0.3
+    """Largest share of a channel that is added to or taken from another, and largest relative
+    change of its exponent."""
+    grey_probability: float = 0.0
+    """Probability of an image without its colours."""
+    tint_probability: float = 0.0
+    """Probability that a grey image gets a colour."""
+    light_probability: float = 0.0
+    """Probability of uneven light, brighter on one side."""
+    light: float = 0.4
+    """Largest relative change of the light from the middle to one side."""
     blur_probability: float = 0.15
     """Probability of a Gaussian blur."""
     blur: float = 1.5
@@ -132,7 +145,7 @@ class AugmentConfig:
             "ignored, give only one of them",
         )
         require_range(self, 1, ANY, "scale", "gamma", prefix="augment.")
-        fractions = ["brightness", "contrast", "hue", "saturation", "noise"]
+        fractions = ["brightness", "contrast", "hue", "saturation", "stain", "light", "noise"]
         fractions += [item.name for item in fields(self) if item.name.endswith("_probability")]
         require_range(self, 0, 1, *fractions, prefix="augment.")
         require_range(self, 0, ANY, "blur", prefix="augment.")

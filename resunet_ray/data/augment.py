@@ -14,9 +14,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from resunet_ray.config import AugmentConfig
-
-# Percentiles that bound a crop's range of grey levels, so that a few hot pixels do not widen it.
-_RANGE = (0.1, 99.9)
+from resunet_ray.data.recolour import recolour
 
 
 def crop_at_random(
@@ -68,7 +66,7 @@ def augment(
     )
     if image.ndim == 2:  # OpenCV drops a single channel
         image = image[..., None]
-    return _recolour(image, config=config, rng=rng), _move_truth(truth, matrix, size=size)
+    return recolour(image, config=config, rng=rng), _move_truth(truth, matrix, size=size)
 
 
 def _move_truth(
@@ -113,7 +111,7 @@ def _draw_affine(
 
 def _draw_nucleus(truth: np.ndarray, *, rng: np.random.Generator) -> tuple[int, int] | None:
     """Draw row and column of a nucleus pixel; None if the image has no nucleus."""
-    places = np.flatnonzero(truth)
+    places = np.flatnonzero(truth != 0)  # faster than of the numbers
     return divmod(int(places[rng.integers(len(places))]), truth.shape[1]) if len(places) else None
 
 
@@ -127,48 +125,3 @@ def _draw_centre(
     if near is None:
         return float(rng.uniform(low, high))
     return float(np.clip(near + rng.uniform(-0.5, 0.5) * margin, low, high))
-
-
-def _recolour(
-    image: UInt8[np.ndarray, "h w c"], *, config: AugmentConfig, rng: np.random.Generator
-) -> UInt8[np.ndarray, "h w c"]:
-    """Change the tones of a crop.
-
-    All steps are relative to the crop's own range: a fixed step would wipe out the nuclei of a
-    dim image.
-    """
-    if config.hue and image.shape[2] == 3 and rng.random() < config.hue_probability:
-        image = _shift_hue(image, hue=config.hue, saturation=config.saturation, rng=rng)
-    low, high = (float(level) for level in np.percentile(image, _RANGE))
-    extent = max(high - low, 1.0)
-    level = (np.arange(256) - low) / extent
-    gamma = float(np.exp(rng.uniform(-1, 1) * np.log(config.gamma)))
-    level = np.where((level > 0) & (level < 1), np.abs(level) ** gamma, level)
-    middle = (float(image.mean()) - low) / extent
-    level = (level - middle) * (1 + float(rng.uniform(-1, 1)) * config.contrast) + middle
-    level += float(rng.uniform(-1, 1)) * config.brightness
-    level = low + level * extent
-    if rng.random() < config.invert_probability:
-        level = 255 - level
-    image = cv2.LUT(image, np.clip(np.rint(level), 0, 255).astype(np.uint8)).reshape(image.shape)
-    if rng.random() < config.blur_probability:
-        sigma = float(rng.uniform(0.3, 1)) * config.blur
-        image = cv2.GaussianBlur(image, (0, 0), sigma).reshape(image.shape)
-    if rng.random() < config.noise_probability:
-        noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(
-            float(rng.random()) * config.noise * extent
-        )
-        image = np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
-    return image
-
-
-def _shift_hue(
-    image: UInt8[np.ndarray, "h w 3"], *, hue: float, saturation: float, rng: np.random.Generator
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Shift the hue, in shares of the colour circle, and scale the saturation; grey stays grey."""
-    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-    turn = np.uint8(round(float(rng.uniform(-1, 1)) * hue * 256) % 256)
-    factor = 1 + float(rng.uniform(-1, 1)) * saturation
-    hsv[..., 0] += turn
-    hsv[..., 1] = cv2.convertScaleAbs(hsv[..., 1], alpha=factor)
-    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL))

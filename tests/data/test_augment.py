@@ -1,5 +1,8 @@
 """A random view is fair: image and mask move together, and a seed repeats it."""
 
+from dataclasses import replace
+from itertools import product
+
 import cv2
 import numpy as np
 import pytest
@@ -61,7 +64,8 @@ def test_every_setting_changes_something() -> None:
     for change in (
         {"flip": True}, {"rotation_probability": 1}, {"scale": 2}, {"brightness": 0.4},
         {"contrast": 0.5}, {"gamma": 3}, {"invert_probability": 1}, {"hue_probability": 1},
-        {"blur_probability": 1}, {"noise_probability": 1},
+        {"blur_probability": 1}, {"noise_probability": 1}, {"stain_probability": 1},
+        {"grey_probability": 1}, {"light_probability": 1},
     ):  # fmt: skip
         config = AugmentConfig(**{**vars(none), **change})
         changed = [
@@ -71,14 +75,31 @@ def test_every_setting_changes_something() -> None:
         assert any((view != base).any() for view in changed), change
 
 
+def test_only_a_grey_image_is_tinted_and_only_the_tint_colours_it() -> None:
+    config = AugmentConfig(hue_probability=1, stain_probability=1, noise_probability=0)
+    tinted = replace(config, tint_probability=1)
+    grey, mask = sample()
+    coloured = grey // np.array([1, 2, 3], np.uint8)
+    for seed in range(10):
+        plain, tint, colour, untouched = (
+            augment(image, mask, size=64, config=choice, rng=np.random.default_rng(seed))[0]
+            for image, choice in product((grey, coloured), (config, tinted))
+        )
+        assert (plain == plain[..., :1]).all(), seed
+        assert (tint != tint[..., :1]).any(), seed
+        assert tint.any(axis=2).mean() > 0.01, "the image can still be seen"
+        np.testing.assert_array_equal(colour, untouched)
+
+
 @pytest.mark.parametrize("paper", [0, 230], ids=["dark", "bright"])
 def test_nuclei_at_the_end_of_the_range_survive_every_change_of_tone(paper: int) -> None:
     """In a dim fluorescence or bright-field image all contrast is near black or white."""
     _, mask = sample()
     image = np.repeat((paper + mask * np.uint8(12))[..., None], 3, axis=2)
     config = AugmentConfig(
-        flip=False, rotation_probability=0, scale=1, blur_probability=0, noise_probability=1
-    )
+        flip=False, rotation_probability=0, scale=1, blur_probability=0, noise_probability=1,
+        stain_probability=1, grey_probability=0.5,
+    )  # fmt: skip
     for seed in range(40):
         view, moved = augment(image, mask, size=96, config=config, rng=np.random.default_rng(seed))
         assert view[moved == 1].mean() - view[moved == 0].mean() > 6, seed

@@ -60,11 +60,14 @@ def run_bare_training(training: TrainConfig) -> float:
         if training.model.heads
         else None
     )
+    batch = [part.to(device) for part in (image, mask, targets) if part is not None]
     session.network.train()
     for step in range(_STEPS + _WARMUP_STEPS):
-        if step == _WARMUP_STEPS:
+        loss = train_step(session, *batch)
+        if step == _WARMUP_STEPS - 1:
+            float(loss)  # waits for the device
             start = time.perf_counter()
-        float(train_step(session, image, mask, targets))
+    float(loss)
     return _STEPS * training.batch_size / (time.perf_counter() - start)
 
 

@@ -24,6 +24,7 @@ CENTRE_UNIT = 16.0
 """Pixels to a unit of the centre's output, so that it is about as large as the others."""
 OCTAVES = 4.0
 """The diameter's output is its logarithm to base 2 over this, less 1: 0 at 16 pixels, 1 at 256."""
+_MOST_OCTAVES = 15.0  # a diameter that float16 holds
 
 
 class _Outputs(NamedTuple):
@@ -61,7 +62,8 @@ def activate(
         maps[:, part] = logits[:, part].float() * CENTRE_UNIT
     if "diameter" in heads:
         part = slice_head(heads, "diameter")
-        maps[:, part] = torch.exp2((logits[:, part].float() + 1) * OCTAVES)
+        octaves = (logits[:, part].float() + 1) * OCTAVES
+        maps[:, part] = torch.exp2(octaves.clamp_max(_MOST_OCTAVES))
     return maps
 
 

@@ -1,6 +1,5 @@
 """Training crops: cut and augmented on the CPUs by Ray Data's tasks, ahead of training."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -12,13 +11,15 @@ from jaxtyping import Int32, UInt8
 
 from resunet_ray.config import TrainConfig
 from resunet_ray.data.augment import augment, crop_at_random
-from resunet_ray.data.dataset import Dataset, Span, StoredImage, StoredPair, read_span
+from resunet_ray.data.dataset import Dataset, RowGroup, Span, StoredImage, StoredPair, read_span
 from resunet_ray.data.targets import NUM_BYTES, compute_targets, leave_unknown
 from resunet_ray.intensity import stretch
 from resunet_ray.tasks import Columns, map_ahead, map_numbers
 
-_PORTION_BYTES = 2**27  # of crops that Ray Data makes at once for one worker: 512 of 256×256
-_FIRST_PORTION = 1 / 8  # size of the first portion relative to the others
+_STORE_SHARE = 1 / 32  # of the object store, for one portion of crops
+_PORTION_BYTES = 2**26, 2**30  # the smallest and largest portion
+_FIRST_BYTES = 2**25  # of the first portion, so that training starts early
+_TASK_CROPS = 64  # after which a task takes no more spans, so that small data sets use all CPUs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,61 +41,93 @@ def crop_bytes(config: TrainConfig) -> int:
 
 
 def portion_rows(config: TrainConfig) -> int:
-    """Return how many crops Ray Data makes at once for one worker.
+    """Return how many crops Ray Data makes at once for one worker; a large store holds more.
 
     Up to twice as many wait in the object store.
     """
-    return max(1, _PORTION_BYTES // crop_bytes(config))
+    low, high = _PORTION_BYTES
+    share = _STORE_SHARE * ray.cluster_resources().get("object_store_memory", 0)
+    return max(1, int(min(max(low, share), high)) // crop_bytes(config))
 
 
 def stream_crops(dataset: Dataset, spans: Iterable[Span], config: TrainConfig) -> Iterator[Crop]:
-    """Yield the crops of some spans, in the order of the spans; each span is read by one Ray task.
+    """Yield the crops of some spans, in the order of the spans.
 
     Ray Data makes one portion while the previous one is consumed, and rests when both are ready.
-    The first portion is small, so that training starts early. A single Ray Data set over all
-    spans would do the same, but in Ray 2.60 its executor never sleeps while it waits for a slow
-    consumer: measured in a training process on two cores, it took 60% of one core, and training
-    ran at half its speed.
+    One Ray task makes all crops of a portion from one row group, so that a portion of several
+    epochs decodes each image less often. A single Ray Data set over all spans would feed as well,
+    but in Ray 2.60 its executor never sleeps while it waits for a slow consumer: measured in a
+    training process on two cores, it took 60% of one core, and training ran at half its speed.
     """
 
-    def materialise(portion: list[Span]) -> ray.data.Dataset:
-        def cut(number: int) -> Columns:
-            return _to_columns(list(_cut_span(dataset, portion[number], config)))
+    def materialise(portion: list[Span]) -> tuple[list[Span], ray.data.Dataset]:
+        tasks = _plan_tasks(portion)
 
-        data = map_numbers(cut, count=len(portion))
+        def cut(number: int) -> Columns:
+            return _to_columns(list(_cut_spans(dataset, tasks[number], config)))
+
+        data = map_numbers(cut, count=len(tasks))
         data.context.execution_options.preserve_order = True
-        return data.materialize()
+        return portion, data.materialize()
 
     with ThreadPoolExecutor(max_workers=1) as pool:
-        portions = _split(spans, size=portion_rows(config))
-        for data in map_ahead(pool, materialise, portions, depth=2):
-            yield from _from_blocks(data)
+        first = _FIRST_BYTES // crop_bytes(config)
+        portions = _split(spans, first=first, size=portion_rows(config))
+        for portion, data in map_ahead(pool, materialise, portions, depth=2):
+            yield from _read_in_order(data, portion)
             del data  # or the object store would keep it until the next portion is ready
 
 
-def _split(spans: Iterable[Span], *, size: int) -> Iterator[list[Span]]:
+def _split(spans: Iterable[Span], *, first: int, size: int) -> Iterator[list[Span]]:
     """Divide spans into portions of `size` crops or a little more; the first is smaller."""
     portion: list[Span] = []
-    least = size * _FIRST_PORTION
+    least = min(first, size)
     for span in spans:
         portion.append(span)
-        if sum(len(member.wanted) for member in portion) >= least:
+        if _count_crops(portion) >= least:
             yield portion
             portion, least = [], size
     if portion:
         yield portion
 
 
-def _cut_span(dataset: Dataset, span: Span, config: TrainConfig) -> Iterator[Crop]:
-    """Decode each image of a span once, and cut as many crops from it as the plan wants."""
+def _plan_tasks(portion: list[Span]) -> list[list[Span]]:
+    """Gather spans of the same row group, which one task reads."""
+    tasks: list[list[Span]] = []
+    latest: dict[RowGroup, list[Span]] = {}
+    for span in portion:
+        task = latest.get(span.group)
+        if task is None or _count_crops(task) >= _TASK_CROPS:
+            task = latest[span.group] = []
+            tasks.append(task)
+        task.append(span)
+    return tasks
+
+
+def _count_crops(spans: list[Span]) -> int:
+    return sum(len(span.wanted) for span in spans)
+
+
+def _cut_spans(dataset: Dataset, spans: list[Span], config: TrainConfig) -> Iterator[Crop]:
+    """Yield the crops of some spans of one row group, each of whose images is decoded once."""
     cv2.setNumThreads(1)  # Ray runs one task on each CPU
-    draws = Counter(span.wanted)
+    rows = tuple(sorted({row for span in spans for row in span.wanted}))
     kind = StoredImage if config.model.heads else StoredPair
-    for pair in read_span(dataset, replace(span, wanted=tuple(draws)), kind=kind):
+    pairs = read_span(dataset, replace(spans[0], wanted=rows), kind=kind)
+    cuts: dict[tuple[Span, int], list[Crop]] = {}
+    for row, pair in zip(rows, pairs, strict=True):
         image, truth = _decode(pair, config)
-        for draw in range(draws[pair.index - span.group.first]):
-            rng = np.random.default_rng([config.seed, span.epoch, pair.index, draw])
-            yield _build_crop(*_cut(image, truth, config, rng=rng), config, epoch=span.epoch)
+        for span in spans:
+            seeds = (
+                [config.seed, span.epoch, pair.index, n] for n in range(span.wanted.count(row))
+            )
+            cuts[span, row] = [
+                _build_crop(*_cut(image, truth, config, seed=seed), config, epoch=span.epoch)
+                for seed in seeds
+            ]
+    for span in spans:
+        for row in dict.fromkeys(span.wanted):
+            yield from cuts[span, row]
 
 
 def _decode(
@@ -119,9 +152,9 @@ def _cut(
     truth: UInt8[np.ndarray, "h w"] | Int32[np.ndarray, "h w"],
     config: TrainConfig,
     *,
-    rng: np.random.Generator,
+    seed: list[int],
 ) -> tuple[UInt8[np.ndarray, "s s 3"], UInt8[np.ndarray, "s s"] | Int32[np.ndarray, "s s"]]:
-    size = config.preprocess.resize or config.crop
+    size, rng = config.preprocess.resize or config.crop, np.random.default_rng(seed)
     if config.augment.enabled:
         return augment(image, truth, size=size, config=config.augment, rng=rng)
     return crop_at_random(image, truth, size=size, rng=rng)
@@ -151,14 +184,24 @@ def _to_columns(crops: list[Crop]) -> Columns:
     return {**columns, "epoch": np.array([crop.epoch for crop in crops])}
 
 
-def _from_blocks(data: ray.data.Dataset) -> Iterator[Crop]:
+def _read_in_order(data: ray.data.Dataset, portion: list[Span]) -> Iterator[Crop]:
     """Yield copies: a view in the shuffle buffer would keep its whole block alive."""
-    for block in data.iter_batches(batch_size=None, batch_format="numpy"):
-        for number, epoch in enumerate(block["epoch"]):
-            targets = block["targets"][number].copy() if "targets" in block else None
+    rows = [
+        (block, row)
+        for block in data.iter_batches(batch_size=None, batch_format="numpy")
+        for row in range(len(block["epoch"]))
+    ]
+    start: dict[Span, int] = {}
+    cut = 0
+    for spans in _plan_tasks(portion):
+        for span in spans:
+            start[span] = cut
+            cut += len(span.wanted)
+    for span in portion:
+        for block, row in rows[start[span] : start[span] + len(span.wanted)]:
             yield Crop(
-                image=block["image"][number].copy(),
-                mask=block["mask"][number].copy(),
-                targets=targets,
-                epoch=int(epoch),
+                image=block["image"][row].copy(),
+                mask=block["mask"][row].copy(),
+                targets=block["targets"][row].copy() if "targets" in block else None,
+                epoch=int(block["epoch"][row]),
             )

@@ -6,19 +6,22 @@ import math
 import tempfile
 import time
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from pathlib import Path
 
 import ray.train
 import ray.train.torch
 import torch
+from torch import Tensor
 
 from resunet_ray import storage
 from resunet_ray.cluster import count_cores
 from resunet_ray.config import TrainConfig, lower_is_better
 from resunet_ray.data.dataset import Dataset
 from resunet_ray.errors import RunError
-from resunet_ray.train.batches import Batch, draw_weights, epoch_size, stream_batches
+from resunet_ray.tasks import map_ahead
+from resunet_ray.train.batches import draw_weights, epoch_size, stream_batches
 from resunet_ray.train.checkpoint import save_checkpoint
 from resunet_ray.train.relay import Reporter
 from resunet_ray.train.session import Session, build_session
@@ -30,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 FAILURE_FILE = "failure.txt"
 
+_BATCHES_AHEAD = 3
 _LEAST_COSINE = 0.01  # learning rate at the end of the cosine, as a fraction of its peak
 
 
@@ -64,7 +68,7 @@ def _train(session: Session, reporter: Reporter) -> None:
     first = session.rank == 0
     with (
         Tracker(config, epoch=session.progress.epoch) if first else nullcontext() as tracker,
-        closing(_stream(session)) as stream,
+        closing(_load_ahead(session)) as stream,
     ):
         while not _finished(session):
             start = session.progress.epoch
@@ -113,16 +117,37 @@ def _finished(session: Session) -> bool:
     return progress.epoch >= config.epochs or (patience is not None and progress.stale >= patience)
 
 
-def _stream(session: Session) -> Generator[tuple[int, Batch]]:
-    """Stream this worker's batches of all remaining epochs, each with its epoch."""
-    return stream_batches(
+def _load_ahead(session: Session) -> Generator[tuple[int, list[Tensor]]]:
+    """Yield this worker's batches of all remaining epochs, on its device, each with its epoch.
+
+    A thread stacks them. A copy from pageable memory would make the CPU wait for all that the GPU
+    still has to do.
+    """
+    config, progress = session.config, session.progress
+    batches = stream_batches(
         session.dataset,
-        session.config,
-        epochs=range(session.progress.epoch, session.config.epochs),
+        config,
+        epochs=range(progress.epoch, config.epochs),
         rank=session.rank,
         workers=session.workers,
-        weights=draw_weights(session.dataset, session.config),
+        weights=draw_weights(session.dataset, config),
     )
+    on_gpu = session.device.type == "cuda"
+
+    def load(_: int) -> tuple[int, list[Tensor]]:
+        epoch, batch = next(batches)
+        parts = [torch.from_numpy(part) for part in batch if part is not None]
+        return epoch, [part.pin_memory() for part in parts] if on_gpu else parts
+
+    left = (config.epochs - progress.epoch) * _count_steps(session)
+    with closing(batches), ThreadPoolExecutor(max_workers=1) as pool:
+        for epoch, parts in map_ahead(pool, load, range(left), depth=_BATCHES_AHEAD):
+            yield epoch, [part.to(session.device, non_blocking=True) for part in parts]
+
+
+def _count_steps(session: Session) -> int:
+    """Return the steps in an epoch."""
+    return epoch_size(session.dataset, session.config) // session.config.batch_size
 
 
 def _note_step(reporter: Reporter, session: Session, *, epoch: int, **loss: float) -> None:
@@ -130,11 +155,12 @@ def _note_step(reporter: Reporter, session: Session, *, epoch: int, **loss: floa
 
 
 def _train_epochs(
-    session: Session, epochs: range, stream: Iterator[tuple[int, Batch]], reporter: Reporter
+    session: Session, epochs: range, stream: Iterator[tuple[int, list[Tensor]]], reporter: Reporter
 ) -> Iterator[dict[str, float]]:
     """Train the given epochs, yielding each one's row of the history."""
     config, progress = session.config, session.progress
-    steps = epoch_size(session.dataset, config) // config.batch_size
+    steps = _count_steps(session)
+    torch.backends.cudnn.benchmark = True  # all crops have one shape
     start = time.perf_counter()
     # The tasks that read crops start with the first batch.
     stream = itertools.chain([next(stream)], stream)
@@ -150,9 +176,7 @@ def _train_epochs(
                 _set_learning_rate(
                     session, learning_rate(config, step=progress.step, steps_per_epoch=steps)
                 )
-            losses += train_step(
-                session, *(torch.from_numpy(part) for part in batch if part is not None)
-            )
+            losses += train_step(session, *batch)
             if reporter.due:  # not at every step: reading the loss waits for the GPU
                 _note_step(reporter, session, epoch=epoch + 1, loss=float(losses) / number)
         seconds = time.perf_counter() - start
@@ -184,6 +208,7 @@ def _set_learning_rate(session: Session, rate: float) -> None:
 
 
 def _validate(session: Session) -> dict[str, float]:
+    torch.backends.cudnn.benchmark = False  # images have many shapes
     network = session.ema or session.network.eval()
     if session.workers > 1:
         # Workers average gradients, but not normalisation statistics. Use those of rank 0, which

@@ -161,7 +161,7 @@ def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Opti
         {"params": weights, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=weights[0].is_cuda)
 
 
 def _build_plateau(

@@ -28,7 +28,7 @@ def train_step(
 
     Args:
         session: this worker's session.
-        image: uint8 (n, s, s, 3).
+        image: uint8 (n, s, s, 3), on the session's device like the others.
         mask: uint8 (n, s, s).
         targets: uint8 (n, 5, s, s) as in `data.targets`, if the network has heads.
 
@@ -36,14 +36,12 @@ def train_step(
         The loss, summed over the network's outputs and detached.
     """
     config, device = session.config, session.device
-    x = preprocess(image.to(device), channels=config.model.in_channels)
+    x = preprocess(image, channels=config.model.in_channels)
     with torch.autocast(
         device.type, session.dtype or torch.bfloat16, enabled=session.dtype is not None
     ):
         logits = session.parallel(x)
-    parts = measure_losses(
-        session, logits.float(), mask.to(device), None if targets is None else targets.to(device)
-    )
+    parts = measure_losses(session, logits.float(), mask, targets)
     loss = torch.stack(list(parts.values())).sum()
     session.optimizer.zero_grad(set_to_none=True)
     loss.backward()

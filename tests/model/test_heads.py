@@ -91,6 +91,8 @@ def test_outputs_become_probability_distance_and_pixels() -> None:
     sizes = torch.tensor([0.0, 0.0, 0.25]).view(1, 3, 1, 1)
     maps = activate(sizes, heads=("distance", "diameter"))
     assert maps[0, 2].item() == 32, "a quarter of four octaves above 16 pixels"
+    absurd = Prediction(activate(sizes + 100, heads=("distance", "diameter"))[0].numpy())
+    assert np.isfinite(absurd.maps.astype(np.float16)).all(), "it can be packed"
     assert count_outputs(()) == 1
     assert count_outputs(HEADS) == 4
     assert slice_head(HEADS, "centre") == slice(2, 4)

@@ -13,10 +13,11 @@ import torch
 from resunet_ray import storage
 from resunet_ray.bundle import build_network
 from resunet_ray.config import ModelConfig, PrepareConfig, TrainConfig
-from resunet_ray.data.dataset import open_dataset
+from resunet_ray.data.dataset import open_dataset, plan_epoch
 from resunet_ray.data.images import encode_png
 from resunet_ray.data.prepare import prepare
 from resunet_ray.errors import ConfigError
+from resunet_ray.train import crops
 from resunet_ray.train.batches import draw_weights, stream_batches
 from resunet_ray.train.checkpoint import (
     Progress,
@@ -143,8 +144,35 @@ def test_batches_are_full_reproducible_and_of_one_epoch(dataset_uri: str) -> Non
     for (_, image, mask), (_, again, mask_again) in zip(first, stream(range(2, 4)), strict=True):
         np.testing.assert_array_equal(image, again)
         np.testing.assert_array_equal(mask, mask_again)
-    crops = Counter(crop.tobytes() for _, image, _ in first for crop in image)
-    assert max(crops.values()) == 1, "a crop is repeated within or across epochs"
+    seen = Counter(crop.tobytes() for _, image, _ in first for crop in image)
+    assert max(seen.values()) == 1, "a crop is repeated within or across epochs"
+
+
+def test_the_size_of_portions_and_tasks_changes_no_crop(
+    dataset_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = open_dataset(dataset_uri)
+    config = small_config(model=ModelConfig(widths=(16, 32), heads=("distance",)))
+
+    def stream() -> list[crops.Crop]:
+        spans = [
+            span
+            for epoch in range(3)
+            for span in plan_epoch(
+                dataset, "train", epoch=epoch, seed=0, rank=0, workers=1, size=12, weights=weights
+            )
+        ]
+        return list(crops.stream_crops(dataset, spans, config))
+
+    weights = np.arange(1.0, 1 + dataset.splits["train"])  # some images are drawn twice
+    whole = stream()
+    assert Counter(crop.epoch for crop in whole) == {0: 12, 1: 12, 2: 12}
+    monkeypatch.setattr(crops, "portion_rows", lambda _: 10)
+    monkeypatch.setattr(crops, "_TASK_CROPS", 1)
+    for one, other in zip(whole, stream(), strict=True):
+        assert one.epoch == other.epoch
+        np.testing.assert_array_equal(one.image, other.image)
+        np.testing.assert_array_equal(one.targets, other.targets)
 
 
 def test_balancing_draws_rare_modalities_more_often(dataset_uri: str) -> None:

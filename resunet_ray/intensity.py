@@ -11,14 +11,20 @@ Range = tuple[float, float]
 """The intensities that become 0 and 255."""
 
 _PERCENTILES = (1.0, 99.8)  # a few hot pixels must not darken all the others
-_LEAST_EXTENT = 8.0  # intensity levels; a smaller difference is noise and stays faint
+# A smaller difference is noise and stays faint: levels, and a share of the upper one. Compression
+# alone changes empty glass by 8 levels, 3% of white; the least in 664 labelled images is 32%.
+_LEAST_EXTENT, _LEAST_CONTRAST = 8.0, 0.15
 
 
 def measure_range(image: UInt8[np.ndarray, "h w c"]) -> Range:
-    """Return the range of a whole image, over all of its channels so that colours are kept."""
+    """Return the range of a whole image, over all of its channels so that colours are kept.
+
+    If there is hardly any contrast, a bright image stays bright, and a dark one dark.
+    """
     counts = np.bincount(image.ravel(), minlength=256).cumsum()
     low, high = (float(np.searchsorted(counts, share / 100 * counts[-1])) for share in _PERCENTILES)
-    return low, max(high, low + _LEAST_EXTENT)
+    missing = max(0.0, max(_LEAST_EXTENT, _LEAST_CONTRAST * high) - (high - low))
+    return low - missing * low / 255, high + missing * (1 - low / 255)
 
 
 def stretch(

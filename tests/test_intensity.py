@@ -39,3 +39,15 @@ def test_colours_stay_and_nothing_is_made_of_noise() -> None:
     flat = np.full((50, 50, 3), 77, np.uint8)
     flat[::2] = 78
     assert np.ptp(stretch(flat, measure_range(flat))) < 40
+
+
+@pytest.mark.parametrize(
+    ("level", "noise", "darkest", "brightest"), [(245, 3, 190, 255), (6, 1, 0, 90)]
+)
+def test_an_empty_image_stays_bright_or_dark(
+    level: int, noise: int, darkest: int, brightest: int
+) -> None:
+    """What compression leaves of empty glass must not look like tissue."""
+    change = np.random.default_rng(0).integers(-noise, noise + 1, (64, 64, 3))
+    seen = stretch((level + change).astype(np.uint8))
+    assert darkest <= seen.min() <= seen.max() <= brightest

@@ -97,6 +97,8 @@ class AugmentConfig:
     """Probability of an additional rotation of up to 45 degrees either way."""
     scale: float = 1.4
     """Largest zoom; the smallest is its reciprocal. 1: no zoom."""
+    gap_probability: float = 0.0
+    """Probability of white gaps in a stained image, such as vessels and tears."""
     brightness: float = 0.1
     """Largest change of brightness, as a fraction of the crop's range."""
     contrast: float = 0.2
@@ -104,7 +106,8 @@ class AugmentConfig:
     gamma: float = 1.4
     """Largest exponent of the tone curve; the smallest is its reciprocal. 1: no change."""
     invert_probability: float = 0.0
-    """Probability of a negative: dark nuclei on white become bright nuclei on black."""
+    """Probability of a negative of a grey image: dark nuclei on white become bright nuclei on
+    black."""
     hue_probability: float = 0.3
     """Probability of a change of hue and saturation."""
     hue: float = 0.06

@@ -205,6 +205,7 @@ def long_recipe(*, data: str, output: str) -> TrainConfig:
         preprocess=PreprocessConfig(intensity="percentiles"),
         augment=AugmentConfig(
             scale=2.0,
+            gap_probability=0.3,
             contrast=0.3,
             gamma=1.8,
             invert_probability=0.03,

@@ -16,6 +16,8 @@ from jaxtyping import Int32, UInt8
 from resunet_ray.config import AugmentConfig
 from resunet_ray.data.recolour import recolour
 
+_BRIGHT, _BRIGHTEST = 100, 255  # levels: the median of a bright-field image is above the first
+
 
 def crop_at_random(
     image: UInt8[np.ndarray, "h w c"],
@@ -66,7 +68,11 @@ def augment(
     )
     if image.ndim == 2:  # OpenCV drops a single channel
         image = image[..., None]
-    return recolour(image, config=config, rng=rng), _move_truth(truth, matrix, size=size)
+    truth = _move_truth(truth, matrix, size=size)
+    image = recolour(image, config=config, rng=rng)
+    if rng.random() < config.gap_probability:
+        image, truth = _tear(image, truth, rng=rng)
+    return image, truth
 
 
 def _move_truth(
@@ -125,3 +131,27 @@ def _draw_centre(
     if near is None:
         return float(rng.uniform(low, high))
     return float(np.clip(near + rng.uniform(-0.5, 0.5) * margin, low, high))
+
+
+def _tear(
+    image: UInt8[np.ndarray, "s s c"],
+    truth: UInt8[np.ndarray, "s s"] | Int32[np.ndarray, "s s"],
+    *,
+    rng: np.random.Generator,
+) -> tuple[UInt8[np.ndarray, "s s c"], UInt8[np.ndarray, "s s"] | Int32[np.ndarray, "s s"]]:
+    """Open white gaps in stained tissue, such as vessels, fat and tears; other images stay whole.
+
+    A white spot on darker tissue looks like a bright nucleus on a dark background.
+    """
+    if (image == image[..., :1]).all() or np.median(image) < _BRIGHT:
+        return image, truth
+    size = len(truth)
+    coarse = rng.standard_normal([int(rng.integers(3, 12))] * 2).astype(np.float32)
+    height = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+    gap = (height > np.quantile(height, rng.uniform(0.7, 0.97))).astype(np.uint8)
+    cover = cv2.GaussianBlur(gap.astype(np.float32), (0, 0), float(rng.uniform(0.5, 2)))[..., None]
+    white = rng.uniform(_BRIGHTEST - 25, _BRIGHTEST)
+    return (
+        np.rint(image * (1 - cover) + white * cover).astype(np.uint8),
+        np.where(gap > 0, 0, truth).astype(truth.dtype),
+    )

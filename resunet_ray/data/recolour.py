@@ -36,7 +36,7 @@ def recolour(
     level = (level - middle) * (1 + float(rng.uniform(-1, 1)) * config.contrast) + middle
     level += float(rng.uniform(-1, 1)) * config.brightness
     level = low + level * extent
-    if rng.random() < config.invert_probability:
+    if rng.random() < config.invert_probability and (image == image[..., :1]).all():
         level = 255 - level
     image = cv2.LUT(image, _to_bytes(level)).reshape(image.shape)
     if rng.random() < config.light_probability:

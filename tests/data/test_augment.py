@@ -63,7 +63,7 @@ def test_every_setting_changes_something() -> None:
     base = augment(image, mask, size=400, config=none, rng=np.random.default_rng(0))[0]
     for change in (
         {"flip": True}, {"rotation_probability": 1}, {"scale": 2}, {"brightness": 0.4},
-        {"contrast": 0.5}, {"gamma": 3}, {"invert_probability": 1}, {"hue_probability": 1},
+        {"contrast": 0.5}, {"gamma": 3}, {"hue_probability": 1},
         {"blur_probability": 1}, {"noise_probability": 1}, {"stain_probability": 1},
         {"grey_probability": 1}, {"light_probability": 1},
     ):  # fmt: skip
@@ -73,6 +73,37 @@ def test_every_setting_changes_something() -> None:
             for seed in range(3)
         ]
         assert any((view != base).any() for view in changed), change
+
+
+def test_only_a_grey_image_becomes_a_negative() -> None:
+    image, mask = sample()
+    negative = replace(STILL, invert_probability=1)
+    for coloured in (False, True):
+        shown = image // np.array([1, 2, 3], np.uint8) if coloured else image
+        plain, inverted = (
+            augment(shown, mask, size=64, config=config, rng=np.random.default_rng(0))[0]
+            for config in (STILL, negative)
+        )
+        np.testing.assert_array_equal(inverted, plain if coloured else 255 - plain)
+
+
+def test_gaps_are_white_and_hold_no_nuclei_and_only_stained_images_have_them() -> None:
+    stained = np.full((150, 210, 3), (150, 90, 160), np.uint8)
+    config = replace(STILL, gap_probability=1, scale=1, rotation_probability=0)
+    full = np.arange(1, 1 + 150 * 210, dtype=np.int32).reshape(150, 210)
+    for truth in (full, np.ones((150, 210), np.uint8)):
+        for seed in range(10):
+            rng = np.random.default_rng(seed)
+            view, moved = augment(stained, truth, size=96, config=config, rng=rng)
+            gap = moved == 0
+            assert 0.01 < gap.mean() < 0.35, seed
+            inner = cv2.erode(gap.astype(np.uint8), np.ones((13, 13), np.uint8)) > 0
+            assert (view[inner] >= 225).all(), seed
+            outer = cv2.erode((~gap).astype(np.uint8), np.ones((13, 13), np.uint8)) > 0
+            assert (view[outer] == (150, 90, 160)).all(), seed
+    for other in (stained // 3, stained[..., :1].repeat(3, axis=2)):
+        _, moved = augment(other, full, size=96, config=config, rng=np.random.default_rng(0))
+        assert (moved != 0).all(), "neither fluorescence nor a grey image"
 
 
 def test_only_a_grey_image_is_tinted_and_only_the_tint_colours_it() -> None:

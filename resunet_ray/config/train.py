@@ -54,7 +54,9 @@ class TrainConfig:
     model: ModelConfig = field(
         default_factory=lambda: ModelConfig(heads=("distance", "centre", "diameter"))
     )
-    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    preprocess: PreprocessConfig = field(
+        default_factory=lambda: PreprocessConfig(intensity="percentiles")
+    )
     augment: Annotated[Tuning[AugmentConfig], Heading.AUGMENTATION] = field(
         default_factory=AugmentConfig
     )
@@ -68,9 +70,9 @@ class TrainConfig:
     """0: every image once per epoch. 1: every pixel equally often, large images by many crops.
     Between: a compromise (exponent of the area). Default: 0.5, or 0 if images are resized and one
     crop shows all of an image."""
-    balance_modalities: Tuning[float] = 0.0
+    balance_modalities: Tuning[float | None] = None
     """0: every image once per epoch. 1: every modality equally often. Between: a compromise
-    (exponent of the inverse share)."""
+    (exponent of the inverse share). Default: 0.4 if the data set has modalities."""
     optimizer: Tuning[Literal["adam", "adamw"]] = "adamw"
     """adamw: Adam with decoupled weight decay (except of biases and normalisation)."""
     learning_rate: float = 2e-3
@@ -79,7 +81,7 @@ class TrainConfig:
     """Decoupled weight decay (adamw)."""
     batch_size: int = 8
     """Crops in one step, over all workers."""
-    epochs: Shared[int] = 36
+    epochs: Shared[int] = 44
     """Passes over the training split."""
     schedule: Tuning[Literal["constant", "cosine", "plateau"]] = "cosine"
     """cosine: linear warm-up, then half a cosine to 1% of the peak. plateau: times `plateau_factor`
@@ -202,7 +204,6 @@ def long_recipe(*, data: str, output: str) -> TrainConfig:
     return TrainConfig(
         data=data,
         output=output,
-        preprocess=PreprocessConfig(intensity="percentiles"),
         augment=AugmentConfig(
             scale=2.0,
             gap_probability=0.3,
@@ -239,6 +240,7 @@ def baseline_recipe(*, data: str, output: str) -> TrainConfig:
         model=ModelConfig(norm_momentum=0.01, norm_epsilon=1e-3),
         preprocess=PreprocessConfig(resize=256),
         augment=AugmentConfig(enabled=False),
+        balance_modalities=0.0,
         loss="bce",
         optimizer="adam",
         learning_rate=1e-4,

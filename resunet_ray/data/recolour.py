@@ -95,7 +95,7 @@ def _change_stains(
     The shares of each channel add up to 1, so that white stays white.
     """
     mix = np.eye(3) + rng.uniform(-most, most, (3, 3))
-    mixed = cv2.transform(image, mix / mix.sum(axis=1, keepdims=True))
+    mixed = np.asarray(cv2.transform(image, mix / mix.sum(axis=1, keepdims=True)))
     gammas = [_draw_factor(1 + most, rng) for _ in range(3)]
     curves = np.stack([(np.arange(256) / 255) ** gamma * 255 for gamma in gammas], axis=1)
     return np.asarray(cv2.LUT(mixed, _to_bytes(curves)[None]))
@@ -127,5 +127,6 @@ def _draw_factor(most: float, rng: np.random.Generator) -> float:
     return float(np.exp(rng.uniform(-1, 1) * np.log(most)))
 
 
-def _to_bytes(level: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(level), 0, 255).astype(np.uint8)
+def _to_bytes(level: np.ndarray) -> UInt8[np.ndarray, "..."]:
+    rounded: UInt8[np.ndarray, ...] = np.clip(np.rint(level), 0, 255).astype(np.uint8)
+    return rounded

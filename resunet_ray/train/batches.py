@@ -14,6 +14,7 @@ from resunet_ray.errors import InputError
 from resunet_ray.train.crops import Crop, stream_crops
 
 _FIRST_BUFFER = 64.0  # crops to wait for before the first is drawn
+_BALANCE = 0.4  # exponent of the inverse share of a modality, if none is given
 _BUFFER_GROWTH = 0.5  # crops that the buffer gains with each draw
 
 
@@ -35,12 +36,12 @@ def epoch_size(dataset: Dataset, config: TrainConfig) -> int:
 
 
 def require_modalities(dataset: Dataset, config: TrainConfig) -> None:
-    """Refuse to balance modalities if the data set has none.
+    """Refuse to balance modalities if that is asked for and the data set has none.
 
     Raises:
         InputError: it has none.
     """
-    if config.balance_modalities and not dataset.read_column(TRAIN, "modality").fillna("").any():
+    if config.balance_modalities and not _has_modalities(dataset):
         raise InputError(
             f"--balance-modalities {config.balance_modalities}: {dataset.uri} has no modalities. "
             "Prepare it with --metadata, a CSV with the columns `id` and `modality`"
@@ -62,12 +63,19 @@ def draw_weights(dataset: Dataset, config: TrainConfig) -> np.ndarray | None:
         area = height * dataset.read_column(TRAIN, "width").to_numpy()
         # One crop shows all of an image that is no larger than the crop.
         weights *= np.maximum(area, config.crop**2) ** exponent
-    if config.balance_modalities:
-        require_modalities(dataset, config)
+    require_modalities(dataset, config)
+    balance = config.balance_modalities
+    if balance is None:
+        balance = _BALANCE if _has_modalities(dataset) else 0.0
+    if balance:
         modality = dataset.read_column(TRAIN, "modality").fillna("")
         share = modality.map(modality.value_counts(normalize=True)).to_numpy(np.float64)
-        weights *= share**-config.balance_modalities
+        weights *= share**-balance
     return None if np.ptp(weights) == 0 else weights
+
+
+def _has_modalities(dataset: Dataset) -> bool:
+    return bool(dataset.read_column(TRAIN, "modality").fillna("").any())
 
 
 def stream_batches(

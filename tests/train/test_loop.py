@@ -182,7 +182,11 @@ def test_balancing_draws_rare_modalities_more_often(dataset_uri: str) -> None:
     assert weights is not None
     totals = [weights[modality == name].sum() for name in np.unique(modality)]
     assert totals == pytest.approx([totals[0]] * len(totals))
-    assert draw_weights(dataset, small_config()) is None, "images of one size are drawn equally"
+    none = small_config(balance_modalities=0.0)
+    assert draw_weights(dataset, none) is None, "images of one size are drawn equally"
+    half_way = draw_weights(dataset, small_config())
+    assert half_way is not None, "balanced by default"
+    np.testing.assert_allclose(half_way, weights**0.4)
 
 
 def test_large_images_are_drawn_more_often(generated: Path, tmp_path: Path, cluster: str) -> None:

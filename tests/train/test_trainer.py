@@ -17,7 +17,7 @@ import ray
 from support import RAYS_OWN, ROOT, SMALL, run_job
 
 from resunet_ray.bundle import load_bundle
-from resunet_ray.config import ModelConfig, TrainConfig
+from resunet_ray.config import ModelConfig, PreprocessConfig, TrainConfig
 from resunet_ray.errors import ConfigError, InputError, ResourceError
 from resunet_ray.train import trainer
 from resunet_ray.train.relay import show_training
@@ -256,8 +256,9 @@ def test_impossible_settings_are_refused_before_training_starts(
         train(config(str(tmp_path), tmp_path / "c"))
     with pytest.raises(InputError, match="holds no bundle.json"):
         train(config(dataset_uri, tmp_path / "d", init=str(tmp_path)))
+    other = {"model": ModelConfig(), "preprocess": PreprocessConfig(intensity="stored")}
     with pytest.raises(
         ConfigError,
         match=r"at the intensity scale 'percentiles', .*: give --preprocess.intensity percentiles",
     ):
-        train(config(dataset_uri, tmp_path / "e", init="nuclei", model=ModelConfig()))
+        train(config(dataset_uri, tmp_path / "e", init="nuclei", **other))

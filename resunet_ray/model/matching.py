@@ -42,9 +42,9 @@ class Overlaps(NamedTuple):
     area_found: Int64[np.ndarray, " f"]
     """Pixels of each found instance."""
 
-    def drop_small(self, min_area: int) -> "Overlaps":
-        """Return the overlaps without found instances of fewer than `min_area` pixels."""
-        kept = self.area_found >= min_area
+    def drop_small(self, least: int | Float64[np.ndarray, " f"]) -> "Overlaps":
+        """Return the overlaps without found instances of fewer pixels, for all or for each."""
+        kept = self.area_found >= least
         return Overlaps(self.shared[:, kept], self.area_true, self.area_found[kept])
 
     def iou(self) -> Float64[np.ndarray, "t f"]:

@@ -15,7 +15,7 @@ from resunet_ray.data.labelled import LabelledImage
 from resunet_ray.data.splits import VAL
 from resunet_ray.model.heads import Prediction
 from resunet_ray.model.inference import default_batch_size
-from resunet_ray.model.instances import find_instances
+from resunet_ray.model.instances import find_instances, least_areas, typical_areas
 from resunet_ray.model.matching import count_overlaps, score_instances
 from resunet_ray.scoring import score_split
 from resunet_ray.tasks import collect
@@ -84,6 +84,11 @@ def _score_candidates(
     quality = []
     start = replace(bundle.info.instances, min_area=0)
     for config in _methods(start, heads=bundle.info.model.heads):
-        overlaps = count_overlaps(labels, find_instances(prediction, config=config))
-        quality += [score_instances(overlaps.drop_small(area)).pq for area in MIN_AREAS]
+        found = find_instances(prediction, config=config)
+        overlaps = count_overlaps(labels, found)
+        typical = typical_areas(found, np.bincount(found.ravel(), minlength=1), prediction)[1:]
+        quality += [
+            score_instances(overlaps.drop_small(least_areas(typical, area))).pq
+            for area in MIN_AREAS
+        ]
     return quality

@@ -1,5 +1,7 @@
 """Touching nuclei are told apart by the distance to their border and the way to their centre."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -63,6 +65,24 @@ def test_a_component_without_marker_is_one_nucleus_and_a_small_one_is_dropped() 
     config = InstanceConfig(method="distance", min_area=5)
     found = find_instances(Prediction(maps, HEADS), config=config)
     assert np.bincount(found.ravel()).tolist() == [40 * 50 - 200, 200]
+
+
+@pytest.mark.parametrize("method", ["components", "watershed", "distance"])
+def test_a_small_instance_is_kept_where_nuclei_are_small(method: Any) -> None:
+    """Two equal discs: the network expects nuclei of 6 pixels at one, of 20 at the other."""
+    mask = (draw_discs((20, 20, 2), (60, 90, 2)) > 0).astype(np.float32)
+    area = int(mask.sum()) // 2
+    sizes = np.full(mask.shape, 20, np.float32)
+    sizes[:, :50] = 6
+    heads: tuple[Head, ...] = ("distance", "diameter")
+    prediction = Prediction(np.stack([mask, mask, sizes]), heads)
+    for min_area, expected in ((area, 2), (area + 1, 1), (200, 1)):
+        config = InstanceConfig(method=method, min_area=min_area)
+        found = find_instances(prediction, config=config)
+        assert found.max() == expected
+        assert found[20, 20] == 1
+    without = Prediction(prediction.maps[:2], ("distance",))
+    assert find_instances(without, config=config).max() == 0, "nothing says how large nuclei are"
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -120,13 +120,12 @@ def test_preprocess_scales_to_one_and_computes_luminance() -> None:
     assert float(preprocess(pixels, channels=1)[0, 0, 0, 0]) == pytest.approx(0.299)
 
 
-def test_components_are_numbered_and_small_ones_are_dropped() -> None:
+def test_nuclei_that_touch_only_at_a_corner_stay_separate() -> None:
     mask = np.zeros((8, 12), np.uint8)
     mask[0:2, 0:3] = 1
     mask[2:4, 3:5] = 1  # touches the first only at a corner
     mask[6, 8] = 1
-    assert label_components(mask, min_area=0).max() == 3
-    labels = label_components(mask, min_area=2)
-    assert sorted(np.bincount(labels.ravel())[1:].tolist()) == [4, 6]
+    labels = label_components(mask)
+    assert sorted(np.bincount(labels.ravel())[1:].tolist()) == [1, 4, 6]
     probability = np.array([[0.49, 0.5, 0.51]], np.float32)
     assert threshold_mask(probability, threshold=0.5).tolist() == [[0, 1, 1]]

@@ -161,8 +161,8 @@ class InstanceConfig:
     threshold: float = 0.5
     """Smallest probability of a nucleus pixel."""
     min_area: int = 0
-    """Smallest instance, pixels; smaller ones are dropped, unless the head `diameter` says that
-    nuclei are that small."""
+    """Smallest instance, pixels; smaller ones are dropped. Where the head `diameter` sees small or
+    large nuclei, smaller or larger ones."""
     method: Literal["components", "watershed", "distance"] = "components"
     """components: touching pixels are one instance. watershed: cut instances where they narrow.
     distance: grow instances from where the head `distance` is high."""

@@ -13,9 +13,11 @@ from resunet_ray.config import InstanceConfig
 from resunet_ray.config.model import Head
 from resunet_ray.model.heads import Prediction
 
-_TYPICAL_SHARE = 0.35
-"""An instance of this share of the area that the network expects is kept, however small. On images
-at half their size it raised the AP at IoU 0.5 from 0.64 to 0.71, and changed none at full size."""
+_TYPICAL_SHARE = 0.1, 0.35
+"""An instance with less than the first share of the area that the network expects is dropped, and
+one with more than the second is kept. The smallest area of all, chosen for nuclei of 20 pixels,
+decides in between. On validation images at their own size, half of it and five times as large, this
+changed the AP at IoU 0.5 from 0.829, 0.642 and 0.747 to 0.830, 0.709 and 0.814."""
 _STEPS = 64  # steps per pixel, to which a distance is rounded
 
 
@@ -72,8 +74,14 @@ def typical_areas(
 
 
 def least_areas(typical: Float64[np.ndarray, " n"], min_area: int) -> Float64[np.ndarray, " n"]:
-    """Return how many pixels an instance needs: fewer than `min_area` where nuclei are small."""
-    return np.minimum(min_area, _TYPICAL_SHARE * typical)
+    """Return how many pixels each instance needs, given its typical area.
+
+    That is `min_area`, but less where nuclei are small, and more where they are large.
+    """
+    low, high = (share * typical for share in _TYPICAL_SHARE)
+    least: Float64[np.ndarray, " n"]
+    least = np.where(np.isfinite(typical), np.clip(min_area, low, high), min_area)
+    return least
 
 
 def threshold_mask(

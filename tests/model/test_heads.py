@@ -68,20 +68,21 @@ def test_a_component_without_marker_is_one_nucleus_and_a_small_one_is_dropped() 
 
 
 @pytest.mark.parametrize("method", ["components", "watershed", "distance"])
-def test_a_small_instance_is_kept_where_nuclei_are_small(method: Any) -> None:
-    """Two equal discs: the network expects nuclei of 6 pixels at one, of 20 at the other."""
+def test_how_small_an_instance_may_be_depends_on_the_size_of_nuclei(method: Any) -> None:
+    """Two discs of 13 pixels; the network expects nuclei of 28 at one, of others at the other."""
     mask = (draw_discs((20, 20, 2), (60, 90, 2)) > 0).astype(np.float32)
     area = int(mask.sum()) // 2
-    sizes = np.full(mask.shape, 20, np.float32)
-    sizes[:, :50] = 6
     heads: tuple[Head, ...] = ("distance", "diameter")
-    prediction = Prediction(np.stack([mask, mask, sizes]), heads)
-    for min_area, expected in ((area, 2), (area + 1, 1), (200, 1)):
+    for diameter, min_area, expected in ((6.5, 200, 2), (9, area, 2), (9, area + 1, 1), (20, 0, 1)):
+        sizes = np.full(mask.shape, diameter, np.float32)
+        sizes[:, :50] = 6
+        prediction = Prediction(np.stack([mask, mask, sizes]), heads)
         config = InstanceConfig(method=method, min_area=min_area)
         found = find_instances(prediction, config=config)
-        assert found.max() == expected
+        assert found.max() == expected, (diameter, min_area)
         assert found[20, 20] == 1
     without = Prediction(prediction.maps[:2], ("distance",))
+    config = InstanceConfig(method=method, min_area=area + 1)
     assert find_instances(without, config=config).max() == 0, "nothing says how large nuclei are"
 
 

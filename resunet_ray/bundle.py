@@ -96,7 +96,7 @@ class Bundle:
         flips: bool = False,
         precision: str = "auto",
         ranges: Sequence[Range | None] | None = None,
-        diameter: Diameter = "auto",
+        diameters: Sequence[Diameter] | None = None,
     ) -> list[Prediction]:
         """Predict images of any sizes; see `inference.predict` for the other arguments.
 
@@ -106,8 +106,9 @@ class Bundle:
             flips: whether to average over the four mirror images.
             precision: fp32, bf16 or auto.
             ranges: intensity range of the whole image that each of `images` is a part of.
-            diameter: of the nuclei, pixels. Images with nuclei larger than the network knows are
-                predicted at a smaller scale. auto: as the head `diameter` says; none: never.
+            diameters: of each image's nuclei, pixels. Images with nuclei larger than the network
+                knows are predicted at a smaller scale. auto, the default: as the head `diameter`
+                says; none: never.
         """
 
         def run(
@@ -126,7 +127,8 @@ class Bundle:
                 ranges=levels,
             )
 
-        return predict_sized(run, images, ranges, diameter=diameter)
+        diameters = diameters or ["auto"] * len(images)
+        return predict_sized(run, images, ranges, diameters=diameters)
 
     def segment(self, image: UInt8[np.ndarray, "h w 3"], *, flips: bool = False) -> Segmentation:
         """Find the nuclei of one image.
@@ -154,7 +156,7 @@ class Bundle:
         """
         sample = decode_stored(storage.read_bytes(storage.join(self.uri, _SAMPLE)))
         expected = decode_stored(storage.read_bytes(storage.join(self.uri, _EXPECTED)))
-        (found,) = self.predict([sample], batch_size=1, precision="fp32", diameter="none")
+        (found,) = self.predict([sample], batch_size=1, precision="fp32", diameters=["none"])
         encoded = found.encode().astype(np.float32)
         difference = float(np.abs(encoded - expected).max()) / 255
         if difference > _TOLERANCE:
@@ -200,7 +202,7 @@ def save_bundle(
     network = build_network(info.model)
     network.load_state_dict(weights)
     draft = Bundle(uri, info, "", network.eval(), torch.device("cpu"))
-    (found,) = draft.predict([sample], batch_size=1, precision="fp32", diameter="none")
+    (found,) = draft.predict([sample], batch_size=1, precision="fp32", diameters=["none"])
     files = {
         _WEIGHTS: safetensors.torch.save(
             {name: tensor.contiguous() for name, tensor in weights.items()}

@@ -1,5 +1,7 @@
 """A wrong setting is refused, with its name and what was expected; a saved one is read back."""
 
+from typing import Any
+
 import pytest
 
 from resunet_ray.config import (
@@ -205,3 +207,14 @@ def test_the_long_recipe_sees_170_000_crops_of_553_images() -> None:
     assert config.epochs * steps * config.batch_size == pytest.approx(170_000, rel=0.01)
     assert config.warmup_epochs * steps == pytest.approx(300, rel=0.05)
     assert config.model.heads == TrainConfig(data="a", output="b").model.heads
+
+
+def test_a_diameter_is_in_pixels_or_in_microns() -> None:
+    def at(diameter: Any, mpp: float | None) -> Any:
+        return SegmentConfig(input=("a",), output="b", diameter=diameter).diameter_at(mpp)
+
+    assert [at("auto", 0.5), at("none", 0.5), at(90.0, 0.5)] == ["auto", "none", 90]
+    assert [at("12um", 0.5), at("7.5um", 0.25), at("12um", None)] == [24, 30, "auto"]
+    for wrong in (0.0, "12", "0um", "12mm", "um", "big"):
+        with pytest.raises(ConfigError, match=f"--diameter {wrong}: must be auto, none, a number"):
+            at(wrong, None)

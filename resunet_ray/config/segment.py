@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from resunet_ray.config.checks import ANY, NODE_FOLDER, TINY, require, require_range
 from resunet_ray.config.model import Diameter
@@ -44,9 +44,10 @@ class SegmentConfig:
     """Smallest probability of a nucleus pixel. Default: the bundle's."""
     flips: Decides[bool] = False
     """Average the probability over the image's four mirror images: four times the work."""
-    diameter: Annotated[Decides[Diameter], ADDED] = "auto"
-    """Diameter of the nuclei, pixels: images with large nuclei are seen smaller. auto: as the
-    bundle estimates it, if it can. none: never smaller. Slides go by their pixel size."""
+    diameter: Annotated[Decides[Diameter | str], ADDED] = "auto"
+    """Diameter of the nuclei, in pixels (90) or, where the pixel size is known, in microns (12um):
+    images with large nuclei are seen smaller. auto: as the bundle estimates it, slides as they are.
+    none: never smaller. A bundle and a slide that both know their pixel size go by that instead."""
     precision: Tuning[Decides[Literal["auto", "fp32", "bf16"]]] = "auto"
     """bf16: autocast. auto: bf16 if the processor computes in it, else fp32."""
     labels: Annotated[Decides[bool], Heading.INPUT] = False
@@ -110,12 +111,31 @@ class SegmentConfig:
         require_range(self, TINY, 1 - TINY, "threshold")
         require_range(self, TINY, ANY, "mpp")
         require(
-            isinstance(self.diameter, str) or self.diameter > 0,
-            f"--diameter {self.diameter}: must be more than 0 pixels, auto or none",
+            self.diameter in get_args(Literal["auto", "none"])
+            or (not isinstance(self.diameter, str) and self.diameter > 0)
+            or self._diameter_um is not None,
+            f"--diameter {self.diameter}: must be auto, none, a number of pixels (90) or of "
+            "microns (12um), more than 0",
         )
         require_range(self, 5, ANY, "lease_seconds")
         require_range(self, 256, 8192, "region")
         require_range(self, TINY, ANY, "cache_gib")
+
+    @property
+    def _diameter_um(self) -> float | None:
+        microns = re.fullmatch(r"(\d*\.?\d+)um", str(self.diameter))
+        return None if microns is None or not float(microns[1]) else float(microns[1])
+
+    def diameter_at(self, mpp: float | None) -> Diameter:
+        """Return the diameter of the nuclei of an image, pixels.
+
+        Args:
+            mpp: microns per pixel of the image. If it is unknown, a diameter in microns is `auto`.
+        """
+        if self._diameter_um is not None:
+            return "auto" if mpp is None else self._diameter_um / mpp
+        assert not isinstance(self.diameter, str) or self.diameter in ("auto", "none"), "checked"
+        return self.diameter  # type: ignore[return-value]
 
     @property
     def digest(self) -> str:

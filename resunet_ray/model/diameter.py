@@ -27,7 +27,7 @@ Run = Callable[[Images, Ranges], list[Prediction]]
 
 
 def predict_sized(
-    run: Run, images: Images, ranges: Ranges, *, diameter: Diameter
+    run: Run, images: Images, ranges: Ranges, *, diameters: Sequence[Diameter]
 ) -> list[Prediction]:
     """Predict images, smaller copies of those with large nuclei.
 
@@ -35,24 +35,29 @@ def predict_sized(
         run: the network.
         images: RGB images.
         ranges: the intensity range of each image.
-        diameter: of the nuclei, pixels; auto: as the network's head says; none: never smaller.
+        diameters: of each image's nuclei, pixels; auto: as the network's head says; none: never
+            smaller.
 
     Returns:
         Predictions at the images' own sizes, packed.
     """
-    known = ranges or [None] * len(images)
-    if isinstance(diameter, float) and diameter > LARGEST:
-        return [
-            _predict_copy(run, image, levels, scale=_AIM / diameter).resize(*image.shape[:2]).pack()
-            for image, levels in zip(images, known, strict=True)
-        ]
-    found = run(images, ranges)
-    if diameter != "auto":
-        return [one.pack() for one in found]
-    return [
-        _refine(run, image, levels, first).pack()
-        for image, levels, first in zip(images, known, found, strict=True)
-    ]
+    known = list(ranges or [None] * len(images))
+    scales = [choose_scale(diameter) for diameter in diameters]
+    whole = [index for index, scale in enumerate(scales) if scale == 1]
+    first = run([images[index] for index in whole], [known[index] for index in whole])
+    found = dict(zip(whole, first, strict=True))
+    for index, (image, levels) in enumerate(zip(images, known, strict=True)):
+        if index not in found:
+            copy = _predict_copy(run, image, levels, scale=scales[index])
+            found[index] = copy.resize(*image.shape[:2])
+        elif diameters[index] == "auto":
+            found[index] = _refine(run, image, levels, found[index])
+    return [found[index].pack() for index in range(len(images))]
+
+
+def choose_scale(diameter: Diameter) -> float:
+    """Return the scale at which to see an image whose nuclei have this diameter, pixels."""
+    return _AIM / diameter if isinstance(diameter, float) and diameter > LARGEST else 1.0
 
 
 def estimate_diameter(prediction: Prediction) -> float | None:

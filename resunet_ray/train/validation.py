@@ -104,7 +104,7 @@ def validate(
     tally = Tally()
     for sample in read_images(dataset, plan_once(dataset, VAL, rank=rank, workers=workers)):
         # As the bundle will be used.
-        (found,) = predict_sized(run, [sample.image], None, diameter="auto")
+        (found,) = predict_sized(run, [sample.image], None, diameters=["auto"])
         tally.add(_score_mask(sample, found.probability, loss=loss))
         if config.monitor in INSTANCE_SCORES:
             tally.add(_score_instances(sample, found))

@@ -50,7 +50,7 @@ def test_an_image_is_seen_at_a_scale_at_which_its_nuclei_are_known(
     disc: int, diameter: Diameter, runs: int
 ) -> None:
     seer = Seer()
-    (found,) = predict_sized(seer, [draw_disc(disc)], None, diameter=diameter)
+    (found,) = predict_sized(seer, [draw_disc(disc)], None, diameters=[diameter])
     assert len(seer.sizes) == runs
     smaller = disc > 60 and diameter != "none"
     assert (seer.sizes[-1] != (200, 240)) == smaller

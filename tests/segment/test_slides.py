@@ -165,6 +165,29 @@ def test_a_slide_is_read_at_the_scale_of_the_bundle(
     )
 
 
+def test_large_nuclei_of_a_slide_are_seen_smaller(
+    picture: np.ndarray, dark_bundle: str, tmp_path: Path
+) -> None:
+    """The bundle does not know its pixel size. That of the nuclei is 120 pixels, or 30 µm."""
+    bundle = load_bundle(dark_bundle)
+    timeless, sample = str(tmp_path / "bundle"), np.zeros((48, 40, 3), np.uint8)
+    info = replace(bundle.info, mpp=None, sha256={})
+    save_bundle(timeless, weights=bundle.network.state_dict(), info=info, sample=sample)
+    large = cv2.resize(picture[:100, :120], None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
+    write_pyramid(tmp_path / "known.tiff", large, mpp=0.25)
+    write_pyramid(tmp_path / "unknown.tiff", large)
+    for number, (slide, diameter, used, scale) in enumerate([
+        ("known", "auto", timeless, 1), ("known", 50.0, timeless, 1),
+        ("unknown", 120.0, timeless, 4), ("known", "30um", timeless, 4),
+        ("unknown", "30um", timeless, 1),  # without a pixel size, microns say nothing
+        ("known", 120.0, dark_bundle, 2),  # the pixel sizes of slide and bundle go first
+    ]):  # fmt: skip
+        output = tmp_path / str(number)
+        run(tmp_path / f"{slide}.tiff", output, used, diameter=diameter)
+        (found,) = read_output(str(output), "regions")["scale_to_level0"].unique()
+        assert found == pytest.approx(scale, rel=1e-3), (slide, diameter)
+
+
 def test_where_the_pixel_size_comes_from(
     picture: np.ndarray, dark_bundle: str, tmp_path: Path
 ) -> None:

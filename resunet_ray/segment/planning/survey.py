@@ -21,6 +21,7 @@ from resunet_ray.data.tiff import is_slide
 from resunet_ray.data.tissue import Tissue, find_tissue, read_view
 from resunet_ray.errors import ImageError, InputError, ResourceError, RunError
 from resunet_ray.intensity import measure_range
+from resunet_ray.model.diameter import choose_scale
 from resunet_ray.segment.planning.grid import SQUARE, Gate, Grid, squares_of
 from resunet_ray.segment.rows import ImageRef, Place, PlannedRegion
 from resunet_ray.storage import crashes
@@ -171,7 +172,7 @@ class Surveyor:
     def scale(self, mpp: float | None) -> float:
         """Return the side of a pixel that the network sees, in pixels of the slide."""
         if mpp is None or self.bundle_mpp is None:
-            return 1.0
+            return 1 / choose_scale(self.config.diameter_at(mpp))
         scale = self.bundle_mpp / mpp
         return 1.0 if abs(scale - 1) < _SAME_SCALE else scale
 

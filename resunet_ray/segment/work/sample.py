@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from resunet_ray import storage
+from resunet_ray.config import SegmentConfig
+from resunet_ray.config.model import Diameter
 from resunet_ray.data.archives import Entry
 from resunet_ray.data.images import decode_image, decode_labels, name_format
 from resunet_ray.data.slides import Slide
@@ -34,6 +36,10 @@ class Sample:
     failure: Failure | None = None
     read_seconds: float = 0.0
     model_seconds: float = 0.0
+
+    def diameter(self, config: SegmentConfig) -> Diameter:
+        """Return the diameter of nuclei, pixels; a tile was read at its slide's scale."""
+        return "none" if self.planned is None else config.diameter_at(self.planned.image.mpp)
 
 
 def group_samples(samples: Iterable[Sample], *, pixels: int) -> Iterator[list[Sample]]:

@@ -246,7 +246,7 @@ class Segmenter:
                 flips=self._spec.config.flips,
                 precision=self._spec.config.precision,
                 ranges=[sample.levels for sample in good],
-                diameter=self._spec.config.diameter if good[0].tile is None else "none",
+                diameters=[sample.diameter(self._spec.config) for sample in good],
             )
         except (RuntimeError, MemoryError) as error:
             if self._bundle.device.type == "cuda" and not isinstance(error, torch.OutOfMemoryError):

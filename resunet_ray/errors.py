@@ -3,7 +3,8 @@
     ResUNetRayError
     ├── ConfigError      a setting is wrong, contradictory, or would be ignored      exit 2
     ├── InputError       a file or a data set is missing or not what the job needs   exit 2
-    │   └── ImageError   one image cannot be decoded, or must not be                 row of rejects
+    │   ├── ImageError   one image cannot be decoded, or must not be                 row of rejects
+    │   └── UnclearError one file is missing or denied, perhaps only now             tried again
     ├── LeaseError       another run is writing to this output                       exit 0
     ├── ResourceError    the cluster or the storage cannot give what the job needs   exit 2
     └── RunError         the work failed after it had started                        exit 1
@@ -35,6 +36,10 @@ class InputError(ResUNetRayError):
 
 class ImageError(InputError):
     """One image cannot be decoded, or must not be."""
+
+
+class UnclearError(InputError):
+    """One file is missing or denied, for a reason that may pass: no verdict on the file."""
 
 
 class LeaseError(ResUNetRayError):

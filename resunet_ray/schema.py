@@ -95,6 +95,7 @@ _ERROR: list[tuple[str, pa.DataType]] = [
     ("error_stage", pa.string()),  # list, open, read, decode, mask, model, post or crash
     ("error_type", pa.string()),  # exception
     ("error_message", pa.string()),  # without credentials
+    ("error_kind", pa.string()),  # image: its own fault; unclear: missing or denied, tried again
 ]
 _SECONDS: list[tuple[str, pa.DataType]] = [
     ("read_seconds", pa.float64()),  # of threads: reading and decoding

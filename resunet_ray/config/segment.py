@@ -71,9 +71,13 @@ class SegmentConfig:
     tissue: Tuning[Decides[Literal["auto", "off"]]] = "auto"
     """auto: read only the regions of a slide that contain tissue. off: read all."""
     max_error_fraction: Annotated[Tuning[float], Heading.RUN] = 0.05
-    """The job exits with code 3 if more than this share of a run's images fails."""
+    """The job exits with code 3 if more than this share of a run's images fails, or of all listed
+    images has failed by now."""
     retry_failed: bool = False
-    """Try images again that failed before."""
+    """Try all images again that failed before."""
+    unclear_retries: Tuning[int] = 3
+    """How often to try images again that could not be read for a reason that may pass: in the next
+    run, a day later, three days later."""
     dry_run: bool = False
     """Only report what there is to do."""
     actors: Annotated[MayChange[int | None], Heading.COMPUTE] = None
@@ -105,7 +109,7 @@ class SegmentConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.input), "--input is empty: expected at least one location")
-        require_range(self, 0, ANY, "actors", "nodes_seconds")
+        require_range(self, 0, ANY, "actors", "nodes_seconds", "unclear_retries")
         require_range(self, 1, ANY, "cpus_per_actor", "readers", "batch_size", "max_pixels")
         require_range(self, 0, 1, "max_error_fraction")
         require_range(self, TINY, 1 - TINY, "threshold")

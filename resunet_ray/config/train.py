@@ -81,7 +81,7 @@ class TrainConfig:
     """Decoupled weight decay (adamw)."""
     batch_size: int = 8
     """Crops in one step, over all workers."""
-    epochs: Shared[int] = 44
+    epochs: Shared[int] = 36
     """Passes over the training split."""
     schedule: Tuning[Literal["constant", "cosine", "plateau"]] = "cosine"
     """cosine: linear warm-up, then half a cosine to 1% of the peak. plateau: times `plateau_factor`

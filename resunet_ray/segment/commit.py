@@ -27,9 +27,21 @@ from resunet_ray.tasks import run_tasks
 _READ = [name for name in REGIONS.names if name not in ("mask", "labels", "probability")]
 
 
+def chunks_done(output: str, run_id: str) -> set[int]:
+    """Return the numbers of the chunks whose files are there."""
+    folder = storage.join(output, layout.REGIONS, run_id)
+    if not storage.exists(folder):
+        return set()
+    return {
+        int(name.removesuffix(".parquet"))
+        for name, _ in storage.list_files(folder)
+        if name.endswith(".parquet")
+    }
+
+
 def commit_run(
     output: str, *, run_id: str, folder: str, plan: Plan, digests: dict[str, str]
-) -> Counter[str]:
+) -> tuple[Counter[str], int]:
     """Write images/ and instances/ of a run whose chunks are all there.
 
     Args:
@@ -40,7 +52,7 @@ def commit_run(
         digests: `bundle_digest` and `config_digest` of the run.
 
     Returns:
-        The number of images by status.
+        The number of images by status, and of the failed ones whose cause is unclear.
 
     Raises:
         RunError: regions are missing, or regions are there that were not planned.
@@ -49,10 +61,10 @@ def commit_run(
     parts = [range(start, end) for start, end in pairwise([*plan.parts, plan.chunks])]
 
     def commit_part(number: int) -> pa.Table:
-        statuses = _commit_chunks(
+        statuses, unclear = _commit_chunks(
             output, run_id=run_id, folder=folder, part=number, chunks=parts[number]
         )
-        return pa.table({"statuses": [json.dumps(statuses)]})
+        return pa.table({"statuses": [json.dumps(statuses)], "unclear": [unclear]})
 
     done = run_tasks(
         commit_part, count=len(parts), total=len(parts), what="files of images committed"
@@ -65,12 +77,12 @@ def commit_run(
             f"{plan.images} images were planned and {statuses.total()} committed: run the same "
             "command again"
         )
-    return statuses
+    return statuses, sum(done["unclear"].to_pylist())
 
 
 def _commit_chunks(
     output: str, *, run_id: str, folder: str, part: int, chunks: range
-) -> dict[str, int]:
+) -> tuple[dict[str, int], int]:
     """Commit some chunks, which hold whole images."""
     images: dict[str, ImageRegions] = {}
     nuclei = pa.BufferOutputStream()
@@ -86,7 +98,8 @@ def _commit_chunks(
     storage.write_bytes(layout.part_uri(output, layout.INSTANCES, run_id, part), nuclei.getvalue())
     # Last: its rows say that the images are done.
     storage.write_table(layout.part_uri(output, layout.IMAGES, run_id, part), rows)
-    return dict(Counter(rows["status"].to_pylist()))
+    unclear = rows["error_kind"].to_pylist().count("unclear")
+    return dict(Counter(rows["status"].to_pylist())), unclear
 
 
 def _read_regions(uri: str, *, planned: Sequence[PlannedRegion]) -> pa.Table:

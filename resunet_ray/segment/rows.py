@@ -11,9 +11,9 @@ from typing import Literal, Self
 
 import pyarrow as pa
 
-from resunet_ray import storage
 from resunet_ray.intensity import Range
 from resunet_ray.model.tiling import Box
+from resunet_ray.segment.failures import Failure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,22 +99,6 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure:
-    """What went wrong with an image or a region, and at which stage."""
-
-    error_stage: str
-    error_type: str
-    error_message: str
-
-    @classmethod
-    def of(cls, error: Exception, *, stage: str) -> Self:
-        """Describe an exception, without credentials."""
-        kind = type(error).__name__
-        message = storage.mask_credentials(str(error)) or kind
-        return cls(error_stage=stage, error_type=kind, error_message=message)
-
-
-@dataclass(frozen=True, kw_only=True)
 class PlannedRegion:
     """A region to segment. If it failed while it was planned, that is all that becomes of it."""
 
@@ -127,7 +111,8 @@ class PlannedRegion:
 
     def failed(self, error: Exception, *, stage: str) -> Self:
         """The same region with what went wrong."""
-        return replace(self, failure=Failure.of(error, stage=stage))
+        uri = None if stage == "list" else self.image.image_uri
+        return replace(self, failure=Failure.of(error, stage=stage, uri=uri))
 
 
 @dataclass(frozen=True, kw_only=True)

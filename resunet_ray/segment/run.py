@@ -22,7 +22,7 @@ from resunet_ray.config.roles import MAY_CHANGE, list_fields
 from resunet_ray.errors import InputError
 from resunet_ray.monitoring import count_images
 from resunet_ray.segment import layout
-from resunet_ray.segment.commit import commit_run
+from resunet_ray.segment.commit import chunks_done, commit_run
 from resunet_ray.segment.planning.ledger import read_ledger
 from resunet_ray.segment.planning.listing import Listing
 from resunet_ray.segment.planning.plan import Plan, count_plan, list_new, write_plan
@@ -45,6 +45,8 @@ class SegmentationResult:
     """None if there was nothing to do."""
     images: dict[str, int]
     """Number of images by status."""
+    unclear: int = 0
+    """Those of the failed that were missing or denied, and will be tried again."""
     regions: int = 0
     done_before: int = 0
     failed_before: int = 0
@@ -56,8 +58,10 @@ class SegmentationResult:
 
     @property
     def error_fraction(self) -> float:
-        """Share of the images that failed."""
-        return self.images.get("failed", 0) / max(1, sum(self.images.values()))
+        """Share of the run's images that failed, or of all that were listed if that is more."""
+        failed, images = self.images.get("failed", 0), sum(self.images.values())
+        listed = images + self.done_before + self.failed_before
+        return max(failed / max(1, images), (failed + self.failed_before) / max(1, listed))
 
 
 def segment(config: SegmentConfig) -> list[SegmentationResult]:
@@ -142,7 +146,12 @@ def _plan(
     The id returned is None if there is nothing to do.
     """
     start = time.perf_counter()
-    ledger = read_ledger(config.output, bundle_digest=digest, config_digest=config.digest)
+    ledger = read_ledger(
+        config.output,
+        bundle_digest=digest,
+        config_digest=config.digest,
+        retries=config.unclear_retries,
+    )
     listing = Listing(
         config.input,
         storage.Cache.of(config),
@@ -226,7 +235,7 @@ def _run_planned(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> 
     if own.actors != 0:
         connect()
     begun = time.perf_counter()
-    todo = sorted(set(range(plan.chunks)) - _chunks_done(config.output, run_id))
+    todo = sorted(set(range(plan.chunks)) - chunks_done(config.output, run_id))
     if len(todo) < plan.chunks:
         logger.info(
             "resuming run %s: %d of %d chunks are done",
@@ -250,7 +259,7 @@ def _run_planned(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> 
     segmented = time.perf_counter()
     if lease is not None:
         lease.check()
-    statuses = commit_run(
+    statuses, unclear = commit_run(
         config.output,
         run_id=run_id,
         folder=folder,
@@ -267,6 +276,7 @@ def _run_planned(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> 
     result = SegmentationResult(
         run_id=run_id,
         images=dict(statuses),
+        unclear=unclear,
         regions=plan.regions,
         done_before=plan.done,
         failed_before=plan.failed_before,
@@ -284,14 +294,3 @@ def _run_planned(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> 
     )
     count_images(spec.watched, statuses)
     return result
-
-
-def _chunks_done(output: str, run_id: str) -> set[int]:
-    folder = storage.join(output, layout.REGIONS, run_id)
-    if not storage.exists(folder):
-        return set()
-    return {
-        int(name.removesuffix(".parquet"))
-        for name, _ in storage.list_files(folder)
-        if name.endswith(".parquet")
-    }

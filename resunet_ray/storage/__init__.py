@@ -1,7 +1,6 @@
 """Storage behind a path or a URI: listing, reading, and writes that are all or nothing."""
 
 from resunet_ray.storage.files import (
-    absolute,
     attempt,
     check_writable,
     clear_parts,
@@ -9,17 +8,15 @@ from resunet_ray.storage.files import (
     delete_folder,
     exists,
     is_file,
-    join,
     list_files,
     list_folders,
-    mask_credentials,
-    open_filesystem,
-    parent,
     read_bytes,
+    require_folder,
     upload,
     write_bytes,
 )
 from resunet_ray.storage.lease import Lease, hold_lease
+from resunet_ray.storage.locations import absolute, join, mask_credentials, open_filesystem, parent
 from resunet_ray.storage.names import csv_cell, file_name
 from resunet_ray.storage.reader import Reader
 from resunet_ray.storage.space import cache_folder
@@ -53,6 +50,7 @@ __all__ = [
     "read_bytes",
     "read_metadata",
     "read_table",
+    "require_folder",
     "upload",
     "walk_files",
     "write_bytes",

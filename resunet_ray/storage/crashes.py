@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from resunet_ray.storage import files
+from resunet_ray.storage import files, locations
 
 SUSPECTED_AFTER = 2
 """Unfinished starts after which a chunk is suspected to hold an image that kills the process.
@@ -45,7 +45,7 @@ class Notes:
 
     def note_chunk(self, chunk: int) -> int:
         """Note the start of a chunk, and return how often the process has died on it before."""
-        return self._note(files.join(self.folder, _FOLDER, f"{chunk:06d}", "chunk"))
+        return self._note(locations.join(self.folder, _FOLDER, f"{chunk:06d}", "chunk"))
 
     @contextmanager
     def note_image(self, chunk: int, number: int) -> Iterator[int]:
@@ -57,7 +57,7 @@ class Notes:
             chunk: number of the chunk.
             number: number of the image within the chunk.
         """
-        place = files.join(self.folder, _FOLDER, f"{chunk:06d}", str(number))
+        place = locations.join(self.folder, _FOLDER, f"{chunk:06d}", str(number))
         yield self._note(place)
         files.delete_folder(place)
 
@@ -92,7 +92,9 @@ class Notes:
             for session, node, *_ in (name.split(".") for name in names)
             if session == self.session
         ]
-        files.write_bytes(files.join(place, f"{self.session}.{self.node}.{uuid.uuid4().hex}"), b"")
+        files.write_bytes(
+            locations.join(place, f"{self.session}.{self.node}.{uuid.uuid4().hex}"), b""
+        )
         return sum(not self.is_lost(node) for node in nodes)
 
 
@@ -103,4 +105,4 @@ def describe(name: str, deaths: int) -> str:
 
 def forget(folder: str) -> None:
     """Delete the notes of a finished run."""
-    files.delete_folder(files.join(folder, _FOLDER))
+    files.delete_folder(locations.join(folder, _FOLDER))

@@ -1,14 +1,8 @@
-"""Files behind a path or a URI, and writes that readers see whole or not at all.
+"""Files in any storage, and writes that readers see whole or not at all."""
 
-A location is a path on this machine or a URI that pyarrow knows (`s3://bucket/prefix`, `gs://…`,
-`file:///…`). Credentials come from the standard chain of the environment, never from the URI.
-`AWS_ENDPOINT_URL` is honoured.
-"""
-
-import errno
 import logging
 import os
-import re
+import random
 import shutil
 import time
 import uuid
@@ -16,10 +10,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import pyarrow as pa
 from pyarrow import fs
 
-from resunet_ray.errors import ConfigError, InputError, ResourceError
+from resunet_ray.errors import InputError, ResourceError
+from resunet_ray.storage.faults import explain, may_pass
+from resunet_ray.storage.locations import (
+    bucket_of,
+    join,
+    mask_credentials,
+    open_filesystem,
+    parent,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -27,74 +28,7 @@ Result = TypeVar("Result")
 
 _BUFFER_BYTES = 2**23
 _PAUSES = (1, 3, 10, 20, 40)  # seconds between attempts while a storage is unavailable
-_AWAY = re.compile(
-    "NETWORK_CONNECTION|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|INTERNAL_FAILURE|REQUEST_TIMEOUT"
-    "|UNKNOWN.*HTTP 5"
-)
-"""Matches pyarrow's errors about a store that may be back soon."""
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-_SECRET = re.compile(
-    r"([?&][^=&\s]*(?:key|secret|token|signature|credential|password|sig)[^=&\s]*=)[^&\s]+",
-    re.IGNORECASE,
-)
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_REMOTE = ("s3", "gs", "gcs")
-_SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://")
-
-
-def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    """Return the filesystem of a location, and the path of the location on it.
-
-    Raises:
-        ConfigError: the URI contains credentials, or its scheme is unknown.
-    """
-    if not _SCHEME.match(uri):
-        return fs.LocalFileSystem(), absolute(uri)
-    scheme, rest = uri.split("://", 1)
-    authority, _, path = rest.partition("/")
-    if "@" in uri and ":" in authority.partition("@")[0]:  # a secret may contain a slash
-        raise ConfigError(
-            f"the location {mask_credentials(uri)} contains credentials: provide them through the "
-            "standard chain (environment, profile or role), not in the URI"
-        )
-    if scheme == "file" and not authority:
-        return fs.LocalFileSystem(), f"/{path}"
-    # pyarrow's own parser would accept more than a bucket name here, for instance another host to
-    # send the credentials to.
-    if scheme not in _REMOTE or not _BUCKET.fullmatch(authority):
-        raise ConfigError(
-            f"the location {mask_credentials(uri)} is not valid: expected a path, s3://BUCKET/KEY, "
-            "gs://BUCKET/KEY or file:///PATH, where BUCKET is only the bucket's name"
-        )
-    try:
-        filesystem, root = fs.FileSystem.from_uri(f"{scheme}://{authority}/")
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ConfigError(f"the location {uri} is not valid: {error}") from None
-    return filesystem, "/".join(part for part in (root.rstrip("/"), path) if part)
-
-
-def mask_credentials(text: str) -> str:
-    """Return the text with `***` for the secrets in its URIs.
-
-    Hidden are whatever is between `://` and `@`, and keys, tokens and signatures in a query.
-    """
-    return _SECRET.sub(r"\1***", re.sub(r"://([^/@\s]*:[^@\s]*|[^/@\s]+)@", "://***@", text))
-
-
-def absolute(uri: str) -> str:
-    """Return the location in a form that does not depend on the working directory."""
-    return uri if _SCHEME.match(uri) else os.path.abspath(uri)  # noqa: PTH100 (keeps links)
-
-
-def join(uri: str, *parts: str) -> str:
-    """Return the location of something below another location."""
-    return "/".join((uri.rstrip("/"), *parts))
-
-
-def parent(uri: str) -> str:
-    """Return the location of the folder that contains something."""
-    return absolute(uri).rstrip("/").rsplit("/", 1)[0]
+_answered: set[str] = set()  # buckets that have let this process in
 
 
 def attempt(
@@ -110,41 +44,45 @@ def attempt(
         pauses: seconds before each repetition. If empty, the call is not repeated.
 
     Raises:
-        InputError: the location does not exist, or cannot be read or written.
+        InputError: the location does not exist (UnclearError), or cannot be read or written.
         ResourceError: the storage stayed unavailable, or is full.
     """
     filesystem, path = open_filesystem(uri)
-    for pause in pauses:
+    bucket = bucket_of(uri)
+    for number, pause in enumerate([*pauses, None]):
         try:
-            return _call(uri, lambda: call(filesystem, path))
-        except ResourceError as error:
-            if not _AWAY.search(str(error)):
-                raise
-            logger.warning("%s; trying again in %d s", error, pause)
-            time.sleep(pause)
-    return _call(uri, lambda: call(filesystem, path))
-
-
-def _call(uri: str, call: Callable[[], Result]) -> Result:
-    """Return the result of a call, turning OS errors into errors that name the location."""
-    try:
-        return call()
-    except FileNotFoundError:
-        raise InputError(f"{uri} does not exist") from None
-    except OSError as error:
-        reason = error.strerror or mask_credentials(str(error))
-        if error.errno in _FULL:
-            raise ResourceError(
-                f"{uri} cannot be written: {reason}. Free some space and run the same command again"
-            ) from None
-        if _AWAY.search(reason):
-            raise ResourceError(f"the storage of {uri} did not answer: {reason}") from None
-        raise InputError(f"{uri} cannot be read or written: {reason}") from None
+            result = call(filesystem, path)
+        except OSError as error:
+            text = error.strerror or mask_credentials(str(error))
+            found = explain(uri, error, text=text, answers=bucket in _answered)
+            if pause is None or not may_pass(found, attempt=number):
+                raise found from None
+            wait = pause * random.uniform(0.7, 1.3)  # noqa: S311 (so that processes spread)
+            logger.warning("%s; trying again in %.0f s", found, wait)
+            time.sleep(wait)
+        else:
+            _answered.add(bucket)
+            return result
+    raise AssertionError("the last attempt returns or raises")
 
 
 def exists(uri: str) -> bool:
     """Whether a file or a folder exists."""
     return bool(_file_type(uri) != fs.FileType.NotFound)
+
+
+def require_folder(uri: str) -> None:
+    """Check that the folder or prefix of a file that is missing or denied is still there.
+
+    Raises:
+        ResourceError: it is gone too, which says nothing about the file.
+    """
+    folder = parent(uri)
+    if not exists(folder):
+        raise ResourceError(
+            f"{folder} is gone: is its disk or share still mounted? Once it is back, run the same "
+            "command again"
+        )
 
 
 def is_file(uri: str) -> bool:

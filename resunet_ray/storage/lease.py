@@ -26,7 +26,7 @@ import botocore.exceptions
 from pyarrow import fs
 
 from resunet_ray.errors import ConfigError, LeaseError, RunError
-from resunet_ray.storage import files
+from resunet_ray.storage import files, locations
 from resunet_ray.storage.walk import s3_client, walk_files
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def hold_lease(output: str, *, seconds: float) -> Iterator[Lease]:
         LeaseError: another run holds the lease; the message says which.
         ConfigError: the storage has no write that fails if the object exists.
     """
-    folder = files.join(output, LEASES)
+    folder = locations.join(output, LEASES)
     _require_exclusive_writes(folder)
     lease = _acquire(folder, seconds=seconds)
     stop = threading.Event()
@@ -101,12 +101,12 @@ def _acquire(folder: str, *, seconds: float) -> Lease:
     newest = _newest(folder)
     if newest is not None and (state := _read_held(folder, newest)) is not None:
         raise LeaseError(
-            f"another run, {state['holder']}, is writing to {files.parent(folder)}, so this "
+            f"another run, {state['holder']}, is writing to {locations.parent(folder)}, so this "
             "run stops. If that run is dead, its lease expires "
             f"{state['seconds']:.0f} s after its last renewal"
         )
     number = 1 if newest is None else newest + 1
-    uri = files.join(folder, f"{number:06d}")
+    uri = locations.join(folder, f"{number:06d}")
     began = time.time()
     if not create_exclusively(uri, _content(holder, seconds=seconds)) or _newest(folder) != number:
         raise LeaseError(f"another run took the lease {uri} at the same moment, so this run stops")
@@ -118,7 +118,7 @@ def _acquire(folder: str, *, seconds: float) -> Lease:
         )
     for name, _ in files.list_files(folder):
         if name.isdigit() and int(name) < number:
-            files.delete_file(files.join(folder, name))
+            files.delete_file(locations.join(folder, name))
     return Lease(uri, holder, seconds, began)
 
 
@@ -130,7 +130,7 @@ def _newest(folder: str) -> int | None:
 
 def _read_held(folder: str, number: int) -> dict[str, Any] | None:
     """Return the content of a lease, or None if it was released, it expired or its holder died."""
-    uri = files.join(folder, f"{number:06d}")
+    uri = locations.join(folder, f"{number:06d}")
     state: dict[str, Any] = {"holder": "unknown", "released": False, "seconds": _UNREADABLE_SECONDS}
     with suppress(ValueError):  # not JSON: the write was interrupted
         state = json.loads(files.read_bytes(uri))
@@ -173,7 +173,7 @@ def _renew(lease: Lease, stop: threading.Event, *, folder: str, seconds: float) 
             logger.warning(
                 "the lease %s could not be renewed: %s",
                 lease.uri,
-                files.mask_credentials(str(error)),
+                locations.mask_credentials(str(error)),
             )
 
 
@@ -218,7 +218,7 @@ def _is_dead(process: list[str] | None) -> bool:
 
 
 def _require_exclusive_writes(folder: str) -> None:
-    filesystem, _ = files.open_filesystem(folder)
+    filesystem, _ = locations.open_filesystem(folder)
     if not isinstance(filesystem, (fs.LocalFileSystem, fs.S3FileSystem)):
         raise ConfigError(
             f"{folder}: this storage has no write that fails if the object exists, so it cannot "
@@ -228,7 +228,7 @@ def _require_exclusive_writes(folder: str) -> None:
 
 def create_exclusively(uri: str, content: bytes) -> bool:
     """Write a file unless it exists, and return whether it was written."""
-    filesystem, path = files.open_filesystem(uri)
+    filesystem, path = locations.open_filesystem(uri)
     if isinstance(filesystem, fs.LocalFileSystem):
         filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
         try:

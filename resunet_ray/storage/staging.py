@@ -31,7 +31,7 @@ from pyarrow import fs
 
 from resunet_ray.config import PrepareConfig, SegmentConfig
 from resunet_ray.errors import InputError, ResourceError
-from resunet_ray.storage import files
+from resunet_ray.storage import locations
 from resunet_ray.storage.reader import Reader
 from resunet_ray.storage.space import (
     FILES,
@@ -90,7 +90,7 @@ class Cache:
             InputError: it or a companion does not exist, or they are larger than the cache.
             ResourceError: the storage stayed unavailable, or the cache cannot be used.
         """
-        filesystem, path = files.open_filesystem(uri)
+        filesystem, path = locations.open_filesystem(uri)
         beside = [file for companion in companions for file in _list_companion(companion, of=uri)]
         if isinstance(filesystem, fs.LocalFileSystem):
             yield path
@@ -235,7 +235,7 @@ def _decoded(stream: IO[bytes]) -> Iterator[bytes]:
 def _below(uri: str) -> Iterator[_Wanted]:
     base = uri.rsplit("/", 1)[1]
     for file in walk_files(uri):
-        location = files.join(uri, file.path) if file.path else uri
+        location = locations.join(uri, file.path) if file.path else uri
         yield _Wanted(location, f"{base}/{file.path}".rstrip("/"), file.size, file.fingerprint)
 
 

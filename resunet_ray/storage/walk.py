@@ -13,8 +13,8 @@ import botocore.config
 import botocore.exceptions
 from pyarrow import fs
 
-from resunet_ray.errors import InputError, ResourceError
-from resunet_ray.storage.files import mask_credentials, open_filesystem
+from resunet_ray.errors import ResourceError, UnclearError
+from resunet_ray.storage.locations import mask_credentials, open_filesystem
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 # As many as Ray Data makes. With the pauses between them, a store may be unavailable for about a
@@ -47,7 +47,7 @@ def walk_files(uri: str) -> Iterator[FileStatus]:
     Files are streamed: memory does not grow with their number.
 
     Raises:
-        InputError: the location does not exist.
+        UnclearError: the location does not exist.
         ResourceError: the location cannot be listed.
     """
     filesystem, path = open_filesystem(uri)
@@ -61,7 +61,7 @@ def walk_files(uri: str) -> Iterator[FileStatus]:
 
 def _walk_local(root: Path, uri: str) -> Iterator[FileStatus]:
     if not root.exists():
-        raise InputError(f"{uri} does not exist: expected a file, or a folder with files")
+        raise UnclearError(f"{uri} does not exist: expected a file, or a folder with files")
     if root.is_file():
         found = root.stat()
         yield FileStatus("", found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
@@ -121,13 +121,13 @@ def _walk_s3(path: str, uri: str) -> Iterator[FileStatus]:
     except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
         raise ResourceError(f"{uri} cannot be listed: {mask_credentials(str(error))}") from None
     if empty:
-        raise InputError(f"{uri} does not exist: expected an object, or a prefix with objects")
+        raise UnclearError(f"{uri} does not exist: expected an object, or a prefix with objects")
 
 
 def _walk_any(filesystem: fs.FileSystem, path: str, uri: str) -> Iterator[FileStatus]:
     start = filesystem.get_file_info(path)
     if start.type == fs.FileType.NotFound:
-        raise InputError(f"{uri} does not exist: expected a file, or a folder with files")
+        raise UnclearError(f"{uri} does not exist: expected a file, or a folder with files")
     waiting = [start]
     while waiting:
         entry = waiting.pop()

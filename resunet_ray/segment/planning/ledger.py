@@ -1,7 +1,9 @@
 """The ledger: which images are done, read from the rows of images/, the only record of it."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +15,11 @@ from resunet_ray.tasks import map_ahead
 
 ID_BYTES = 16
 
-_COLUMNS = ["image_id", "bundle_digest", "config_digest", "status", "attempt"]
+_FAILURES = ["attempt", "error_kind", "finished_at"]
+_COLUMNS = ["image_id", "bundle_digest", "config_digest", "status", *_FAILURES]
+_PAUSES = (timedelta(0), timedelta(hours=20), timedelta(hours=68))
+"""How long after its last attempt an image is tried again: in the next run, the next night, and
+three nights later."""
 _THREADS = 8
 
 Ids = np.ndarray
@@ -28,10 +34,21 @@ class Ledger:
     """Sorted ids of the images that need no more work."""
     failed: dict[bytes, int]
     """Number of the last attempt of each image that failed, wholly or in part."""
+    due: set[bytes] = field(default_factory=set)
+    """Those of them that were missing or denied, and are to be tried again."""
 
 
-def read_ledger(output: str, *, bundle_digest: str, config_digest: str) -> Ledger:
-    """Read the ledger of one bundle and configuration; empty if nothing was written yet."""
+def read_ledger(
+    output: str, *, bundle_digest: str, config_digest: str, retries: int = len(_PAUSES)
+) -> Ledger:
+    """Read the ledger of one bundle and configuration; empty if nothing was written yet.
+
+    Args:
+        output: of all runs.
+        bundle_digest: of the bundle.
+        config_digest: of the configuration.
+        retries: how often images are tried again that were missing or denied.
+    """
     folder = storage.join(output, layout.IMAGES)
     if not storage.exists(folder):
         return Ledger(np.empty(0, f"S{ID_BYTES}"), {})
@@ -41,7 +58,15 @@ def read_ledger(output: str, *, bundle_digest: str, config_digest: str) -> Ledge
         if file.path.endswith(".parquet")
     ]
 
-    def read(uri: str) -> tuple[Ids, dict[bytes, int]]:
+    now = datetime.now(UTC)
+
+    def is_due(row: dict[str, Any]) -> bool:
+        attempt = row["attempt"]
+        pause = _PAUSES[min(attempt, len(_PAUSES)) - 1]
+        unclear = row.get("error_kind") == "unclear"
+        return unclear and attempt <= retries and now - row["finished_at"] >= pause
+
+    def read(uri: str) -> tuple[Ids, dict[bytes, int], set[bytes]]:
         table = storage.read_table(uri, columns=_COLUMNS)
         same = pc.and_(
             pc.equal(table["bundle_digest"], bundle_digest),
@@ -50,18 +75,24 @@ def read_ledger(output: str, *, bundle_digest: str, config_digest: str) -> Ledge
         table = table.filter(same)
         bad = pc.is_in(table["status"], value_set=pa.array(["failed", "partial"]))
         failed = table.filter(bad)
-        attempts = dict(
-            zip(parse_ids(failed["image_id"]).tolist(), failed["attempt"].to_pylist(), strict=True)
+        ids = parse_ids(failed["image_id"]).tolist()
+        rows = failed.select([name for name in _FAILURES if name in table.column_names])
+        known = dict(zip(ids, rows.to_pylist(), strict=True))
+        return (
+            parse_ids(table.filter(pc.invert(bad))["image_id"]),
+            {name: row["attempt"] for name, row in known.items()},
+            {name for name, row in known.items() if is_due(row)},
         )
-        return parse_ids(table.filter(pc.invert(bad))["image_id"]), attempts
 
     done = [np.empty(0, f"S{ID_BYTES}")]
     failed: dict[bytes, int] = {}
+    due: set[bytes] = set()
     with ThreadPoolExecutor(_THREADS) as pool:
-        for ids, attempts in map_ahead(pool, read, files, depth=2 * _THREADS):
+        for ids, attempts, again in map_ahead(pool, read, files, depth=2 * _THREADS):
             done.append(ids)
             failed |= attempts
-    return Ledger(np.sort(np.concatenate(done)), failed)
+            due |= again
+    return Ledger(np.sort(np.concatenate(done)), failed, due)
 
 
 def parse_ids(column: pa.ChunkedArray) -> Ids:

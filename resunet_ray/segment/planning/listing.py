@@ -20,7 +20,7 @@ from resunet_ray import storage
 from resunet_ray.data import slides
 from resunet_ray.data.archives import Entry, is_archive, list_entries
 from resunet_ray.data.images import SUFFIXES
-from resunet_ray.errors import ConfigError, InputError
+from resunet_ray.errors import ConfigError, InputError, UnclearError
 from resunet_ray.segment.planning.manifest import parse_mpp, read_manifest_rows, read_pixel_sizes
 from resunet_ray.tasks import map_ahead
 
@@ -253,7 +253,8 @@ def _read_manifest(uri: str, cache: storage.Cache) -> Iterator[tuple[str, Listed
             location = storage.mask_credentials(location)
             reason = storage.mask_credentials(str(error))
             message = f"{location} is listed in {uri} and cannot be used: {reason}"
-            found = ListedImage(location, "absent", member=member, error=InputError(message))
+            kind = UnclearError if isinstance(error, UnclearError | OSError) else InputError
+            found = ListedImage(location, "absent", member=member, error=kind(message))
         return location.rsplit("/", 1)[-1], found
 
     with ThreadPoolExecutor(_STAT_THREADS) as pool:

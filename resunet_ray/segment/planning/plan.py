@@ -69,7 +69,7 @@ def list_new(
         listing: the inputs' images.
         plan: counts what is listed and what is left out.
         ledger: what is done.
-        retry_failed: include the images that failed before.
+        retry_failed: include all images that failed before, not only those that are due.
     """
     seen = SeenIds()
     for batch in _batches(listing, _BATCH):
@@ -80,8 +80,9 @@ def list_new(
         plan.repeated += int((~first).sum())
         plan.done += int((first & done).sum())
         for number in np.flatnonzero(first & ~done):
-            attempts = ledger.failed.get(bytes(ids[number]), 0)
-            if attempts and not retry_failed:
+            name = bytes(ids[number])
+            attempts = ledger.failed.get(name, 0)
+            if attempts and not retry_failed and name not in ledger.due:
                 plan.failed_before += 1
                 continue
             if attempts:

@@ -19,7 +19,7 @@ from resunet_ray.config import SegmentConfig
 from resunet_ray.data.slides import SUFFIXES, TIFF_SUFFIXES, Slide, companions
 from resunet_ray.data.tiff import is_slide
 from resunet_ray.data.tissue import Tissue, find_tissue, read_view
-from resunet_ray.errors import ImageError, InputError, ResourceError, RunError
+from resunet_ray.errors import ImageError, InputError, RunError
 from resunet_ray.intensity import measure_range
 from resunet_ray.model.diameter import choose_scale
 from resunet_ray.segment.planning.grid import SQUARE, Gate, Grid, squares_of
@@ -59,11 +59,13 @@ class Surveyor:
         )
 
     def __call__(self, planned: PlannedRegion) -> list[PlannedRegion]:
-        """Return the regions of a file that may be a slide; a plain image is returned as it was."""
+        """Return the regions of a file that may be a slide; a plain image is returned as it was.
+
+        Raises:
+            ResourceError: the storage cannot be reached.
+        """
         try:
             return self._survey(planned)
-        except ResourceError:
-            raise  # the storage is away, which is not the slide's fault
         except Exception as error:  # noqa: BLE001 (libraries raise anything over a damaged header)
             failed = planned.failed(error, stage="open")
             assert failed.failure is not None

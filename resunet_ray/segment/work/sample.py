@@ -13,11 +13,12 @@ from resunet_ray.config.model import Diameter
 from resunet_ray.data.archives import Entry
 from resunet_ray.data.images import decode_image, decode_labels, name_format
 from resunet_ray.data.slides import Slide
-from resunet_ray.errors import ImageError, InputError, ResourceError
+from resunet_ray.errors import ImageError, InputError
 from resunet_ray.intensity import Range, measure_range
 from resunet_ray.model.heads import Prediction
 from resunet_ray.model.tiling import Box
-from resunet_ray.segment.rows import Failure, PlannedRegion
+from resunet_ray.segment.failures import Failure
+from resunet_ray.segment.rows import PlannedRegion
 
 
 @dataclass
@@ -96,10 +97,8 @@ def read_image(
             place = replace(place, level_low=low, level_high=high)
             sample.planned = replace(planned, place=place)
         sample.image = image
-    except ResourceError:
-        raise  # the storage is away, which is not the image's fault: the run ends here
     except Exception as error:  # noqa: BLE001 (decoders raise anything)
-        sample.failure = Failure.of(error, stage=stage)
+        sample.failure = Failure.of(error, stage=stage, uri=ref.image_uri)
     sample.read_seconds = time.perf_counter() - start
     return sample
 

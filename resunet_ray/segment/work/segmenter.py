@@ -35,9 +35,10 @@ from resunet_ray.model.tiling import Box
 from resunet_ray.records import to_table
 from resunet_ray.schema import REGIONS
 from resunet_ray.segment import layout
+from resunet_ray.segment.failures import Failure
 from resunet_ray.segment.planning.plan import read_chunk
 from resunet_ray.segment.planning.survey import stage_slide
-from resunet_ray.segment.rows import Failure, Findings, PlannedRegion, Region, Seconds
+from resunet_ray.segment.rows import Findings, PlannedRegion, Region, Seconds
 from resunet_ray.segment.work.region import describe_image
 from resunet_ray.segment.work.sample import Sample, group_samples, read_image, read_tile
 from resunet_ray.segment.work.slide_chunk import (
@@ -164,7 +165,7 @@ class Segmenter:
                 ready = chunk.gather(self._compute(tiles))
                 return list(map_ahead(self._post, describe, ready, depth=_POST_THREADS))
         except (InputError, MemoryError) as error:  # it was there when it was planned
-            failure = Failure.of(error, stage="open")
+            failure = Failure.of(error, stage="open", uri=image.image_uri)
             return [
                 Region.of(region, failure=failure, origin=self._spec.origin) for region in planned
             ]

@@ -9,8 +9,9 @@ from resunet_ray.data.slides import Slide
 from resunet_ray.intensity import Range
 from resunet_ray.model.heads import Prediction
 from resunet_ray.model.tiling import Box
+from resunet_ray.segment.failures import Failure
 from resunet_ray.segment.planning.grid import Gate, Grid
-from resunet_ray.segment.rows import Failure, Findings, PlannedRegion
+from resunet_ray.segment.rows import Findings, PlannedRegion
 from resunet_ray.segment.work.objects import MARGIN, find_objects
 from resunet_ray.segment.work.region import describe_region
 from resunet_ray.segment.work.sample import Sample

@@ -1,0 +1,98 @@
+"""A location: a path on this machine, or a URI that pyarrow knows.
+
+    s3://bucket/prefix   gs://…   file:///…
+
+Credentials come from the standard chain of the environment, never from the URI. `AWS_ENDPOINT_URL`
+is honoured.
+"""
+
+import os
+import re
+from functools import lru_cache
+
+import pyarrow as pa
+from pyarrow import fs
+
+from resunet_ray.errors import ConfigError
+
+_SECRET = re.compile(
+    r"([?&][^=&\s]*(?:key|secret|token|signature|credential|password|sig)[^=&\s]*=)[^&\s]+",
+    re.IGNORECASE,
+)
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_REMOTE = ("s3", "gs", "gcs")
+_DECIDES_CLIENT = (
+    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION"),
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+)
+"""Variables that a client reads when it is made."""
+_SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://")
+
+
+def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
+    """Return the filesystem of a location, and the path of the location on it.
+
+    Raises:
+        ConfigError: the URI contains credentials, or its scheme is unknown.
+    """
+    if not _SCHEME.match(uri):
+        return fs.LocalFileSystem(), absolute(uri)
+    scheme, rest = uri.split("://", 1)
+    authority, _, path = rest.partition("/")
+    if "@" in uri and ":" in authority.partition("@")[0]:  # a secret may contain a slash
+        raise ConfigError(
+            f"the location {mask_credentials(uri)} contains credentials: provide them through the "
+            "standard chain (environment, profile or role), not in the URI"
+        )
+    if scheme == "file" and not authority:
+        return fs.LocalFileSystem(), f"/{path}"
+    # pyarrow's own parser would accept more than a bucket name here, for instance another host to
+    # send the credentials to.
+    if scheme not in _REMOTE or not _BUCKET.fullmatch(authority):
+        raise ConfigError(
+            f"the location {mask_credentials(uri)} is not valid: expected a path, s3://BUCKET/KEY, "
+            "gs://BUCKET/KEY or file:///PATH, where BUCKET is only the bucket's name"
+        )
+    environment = tuple(os.environ.get(name) for name in _DECIDES_CLIENT)
+    try:
+        filesystem, root = _connect(f"{scheme}://{authority}/", environment)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ConfigError(f"the location {uri} is not valid: {error}") from None
+    return filesystem, "/".join(part for part in (root.rstrip("/"), path) if part)
+
+
+@lru_cache(maxsize=16)
+def _connect(bucket: str, _environment: tuple[str | None, ...]) -> tuple[fs.FileSystem, str]:
+    """Return this process's client of a bucket, which keeps connections and credentials.
+
+    A client for each operation would ask an instance's metadata service for credentials each time.
+    """
+    return fs.FileSystem.from_uri(bucket)  # type: ignore[no-any-return]
+
+
+def mask_credentials(text: str) -> str:
+    """Return the text with `***` for the secrets in its URIs.
+
+    Hidden are whatever is between `://` and `@`, and keys, tokens and signatures in a query.
+    """
+    return _SECRET.sub(r"\1***", re.sub(r"://([^/@\s]*:[^@\s]*|[^/@\s]+)@", "://***@", text))
+
+
+def bucket_of(uri: str) -> str:
+    """Return the bucket of a location, or an empty text for one on this machine."""
+    return uri.split("/")[2] if _SCHEME.match(uri) else ""
+
+
+def absolute(uri: str) -> str:
+    """Return the location in a form that does not depend on the working directory."""
+    return uri if _SCHEME.match(uri) else os.path.abspath(uri)  # noqa: PTH100 (keeps links)
+
+
+def join(uri: str, *parts: str) -> str:
+    """Return the location of something below another location."""
+    return "/".join((uri.rstrip("/"), *parts))
+
+
+def parent(uri: str) -> str:
+    """Return the location of the folder that contains something."""
+    return absolute(uri).rstrip("/").rsplit("/", 1)[0]

@@ -1,0 +1,106 @@
+"""A storage that fails as storages do: an HTTP server between a client and a real one."""
+
+import http.client
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+RESET = "reset"
+Answer = int | tuple[int, str] | str | None
+"""A status without a body, a status and an S3 error code, `RESET`, or None: ask the real one."""
+
+
+@dataclass
+class FaultyStore:
+    """What reached it."""
+
+    endpoint: str
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    """Method and path of each."""
+    connections: int = 0
+
+
+@contextmanager
+def faulty_store(
+    behind: str, decide: Callable[[str, str], Answer] = lambda *_: None
+) -> Iterator[FaultyStore]:
+    """Stand before a store on loopback.
+
+    Args:
+        behind: address of the real one.
+        decide: method and path of a request → how to answer it.
+    """
+    seen = FaultyStore("")
+    parts = {"seen": seen, "behind": behind, "decide": staticmethod(decide)}
+    with ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), parts)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        seen.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        yield seen
+        server.shutdown()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    seen: FaultyStore
+    behind: str
+    decide: Callable[[str, str], Answer]
+
+    def setup(self) -> None:
+        super().setup()
+        self.seen.connections += 1
+
+    def _answer(self) -> None:
+        body = self._read_body()
+        self.seen.requests.append((self.command, self.path))
+        answer = self.decide(self.command, self.path)
+        if answer is None:
+            self._ask(body)
+        elif isinstance(answer, str):
+            self.close_connection = True
+        else:
+            status, code = answer if isinstance(answer, tuple) else (answer, "")
+            text = f"<Error><Code>{code}</Code><Message>no</Message></Error>" if code else ""
+            content = b"" if self.command == "HEAD" else text.encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _answer  # noqa: N815 (its names)
+
+    def _read_body(self) -> bytes:
+        """Return the body as it was sent, with the sizes of its chunks if it has any."""
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""
+        while True:
+            line = self.rfile.readline()
+            size = int(line.split(b";")[0], 16)
+            body += line + self.rfile.read(size + 2)
+            if not size:
+                return body
+
+    def _ask(self, body: bytes) -> None:
+        """Relay the request and the answer. The signature covers the host that the client named."""
+        onward = http.client.HTTPConnection(self.behind.removeprefix("http://"), timeout=30)
+        onward.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            if name.lower() != "expect":
+                onward.putheader(name, value)
+        onward.endheaders(body)
+        reply = onward.getresponse()
+        content = reply.read()
+        self.send_response_only(reply.status)
+        for name, value in reply.getheaders():
+            if name.lower() not in ("transfer-encoding", "content-length", "connection"):
+                self.send_header(name, value)
+        length = reply.getheader("Content-Length") if self.command == "HEAD" else None
+        self.send_header("Content-Length", length or str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+        onward.close()
+
+    def log_message(self, *_: object) -> None:
+        """Keep quiet."""

@@ -57,7 +57,7 @@ class _Summary:
         default_factory=lambda: {name: [] for name in _MEASURES}
     )
     reasons: Counter[str] = field(default_factory=Counter)
-    failures: Counter[tuple[str, str]] = field(default_factory=Counter)
+    failures: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     failed: list[dict[str, Any]] = field(default_factory=list)
     suspects: pd.DataFrame = field(default_factory=pd.DataFrame)
     slides: list[dict[str, Any]] = field(default_factory=list)
@@ -69,7 +69,9 @@ class _Summary:
         for name, values in self.measures.items():
             values.append(done[name].dropna().to_numpy(np.float32))
         self.reasons.update(done["qc_reasons"].explode().dropna())
-        self.failures.update(zip(failed["error_stage"], failed["error_type"], strict=True))
+        # An earlier version wrote no kinds.
+        failures = failed.reindex(columns=["error_stage", "error_type", "error_kind"]).fillna("")
+        self.failures.update(failures.itertuples(index=False, name=None))
         self.failed += failed.head(_FAILURES - len(self.failed)).to_dict("records")
         self.slides += (
             images[images["is_slide"]].head(_SLIDES - len(self.slides)).to_dict("records")
@@ -119,8 +121,8 @@ def write_segmentation_report(output: str, *, run_id: str) -> str:
         reasons=dict(summary.reasons.most_common()),
         suspects=picture_images(summary.suspects, config, output, run_id),
         failures=[
-            {"stage": stage, "type": kind, "count": count}
-            for (stage, kind), count in summary.failures.most_common()
+            {"stage": stage, "type": name, "kind": kind, "count": count}
+            for (stage, name, kind), count in summary.failures.most_common()
         ],
         failed=summary.failed,
         slides=picture_slides(summary.slides, config, output, run_id),

@@ -16,7 +16,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.state import list_nodes
 from ray.util.state.exception import RayStateApiException
 
-from resunet_ray.errors import ResourceError
+from resunet_ray.errors import ConfigError, ResourceError
 from resunet_ray.progress import is_verbose
 
 logger = logging.getLogger(__name__)
@@ -32,10 +32,7 @@ _SOON_SECONDS = 3  # that Ray takes to hand out free CPUs
 _BUSY_SECONDS = 120
 _AUTOSCALER_SECONDS = 1800  # to find a machine, pull its image and start Ray
 _LEAST_LOCAL_CPUS = 3
-"""Least number of CPUs that a local Ray claims to have.
-
-The number only matters for scheduling: it makes room for two training workers beside Ray Data.
-"""
+"""CPUs that a local Ray claims at least, so that two training workers fit beside Ray Data."""
 
 _MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 MODEL_ENVIRONMENT = {"env_vars": _MALLOC}
@@ -61,6 +58,7 @@ def connect(*, dashboard: bool = False) -> None:
             run that was stopped from outside, which a sweep does all the time.
 
     Raises:
+        ConfigError: RAY_ADDRESS is not an address of a cluster.
         ResourceError: no cluster answers at RAY_ADDRESS.
     """
     if not ray.is_initialized():
@@ -95,6 +93,8 @@ def _start_or_join(*, dashboard: bool) -> None:
         if dashboard:
             logger.info("Ray's dashboard: http://%s", context.dashboard_url)
     else:
+        if address.startswith("http"):  # ConnectionError would say nothing of use
+            raise ConfigError(f"RAY_ADDRESS={address} is for `ray job submit`: unset it, or submit")
         try:
             context = ray.init(address=address, **shown, runtime_env=environment)
         except ConnectionError as error:

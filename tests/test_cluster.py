@@ -1,5 +1,6 @@
 """A local Ray minds its own business, whatever other Rays run on the machine."""
 
+import os
 import subprocess
 import sys
 from typing import Any
@@ -36,3 +37,13 @@ def test_another_ray_s_dashboard_is_not_asked_about_our_runs(cluster: str) -> No
         answer = ray.get(ray.remote(num_cpus=0)(ask_for_an_actor).remote(), timeout=60)
         other.communicate(b"\n")
     assert answer == "nobody answered"
+
+
+def test_the_address_for_submitting_jobs_is_no_cluster() -> None:
+    code = "from resunet_ray.cluster import connect; connect()"
+    environment = {**os.environ, "RAY_ADDRESS": "http://127.0.0.1:8265"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "ConfigError: RAY_ADDRESS=http://127.0.0.1:8265 is for `ray job submit`" in done.stderr

@@ -218,3 +218,12 @@ def test_a_diameter_is_in_pixels_or_in_microns() -> None:
     for wrong in (0.0, "12", "0um", "12mm", "um", "big"):
         with pytest.raises(ConfigError, match=f"--diameter {wrong}: must be auto, none, a number"):
             at(wrong, None)
+
+
+@pytest.mark.parametrize("name", ["run#1", "my run", "50%", "run?", "Zellkerne-größer"])
+def test_a_training_writes_to_no_location_that_ray_would_read_as_another(name: str) -> None:
+    """`s3://lab/run#1` and `s3://lab/run#2` would share their checkpoints."""
+    assert TrainConfig(data="a", output=f"/runs/{name}").output == f"/runs/{name}"
+    for output, run in ((f"s3://lab/{name}", "train"), ("s3://lab/x", name)):
+        with pytest.raises(ConfigError, match="Ray Train cannot write to an object store under"):
+            TrainConfig(data="a", output=output, name=run)

@@ -15,6 +15,8 @@ WEIGHTED_LOSSES = ("bce", "bce_dice", "focal")
 Metric = Literal["loss", "accuracy", "f1", "jaccard", "recall", "precision", "pq", "ap50"]
 
 _CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
+_NO_URL = re.compile(r"[^!-~]|[#?%]")
+"""What Ray Train, which takes a location for a URL, would cut off or encode."""
 
 
 def lower_is_better(metric: str) -> bool:
@@ -147,6 +149,13 @@ class TrainConfig:
         require(
             bool(self.name) and "/" not in self.name,
             f"--name {self.name!r}: must be the name of one folder, without /",
+        )
+        place = f"{self.output}/{self.name}"
+        odd = _NO_URL.search(place) if "://" in place else None
+        require(
+            odd is None,
+            f"--output and --name {place}: Ray Train cannot write to an object store under a name "
+            f"with {odd and odd[0]!r}: use ASCII without spaces, #, ? and %",
         )
         require(
             self.mlflow is None or not _CREDENTIALS.search(self.mlflow),

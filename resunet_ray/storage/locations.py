@@ -26,6 +26,8 @@ _DECIDES_CLIENT = (
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
 )
 """Variables that a client reads when it is made."""
+_PACKAGES = "/runtime_resources/working_dir_files/"
+"""Part of the working directory of a job submitted with `--working-dir`."""
 _SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://")
 
 
@@ -84,8 +86,20 @@ def bucket_of(uri: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """Return the location in a form that does not depend on the working directory."""
-    return uri if _SCHEME.match(uri) else os.path.abspath(uri)  # noqa: PTH100 (keeps links)
+    """Return the location in a form that does not depend on the working directory.
+
+    Raises:
+        ConfigError: it is relative to the folder of a submitted package, which Ray deletes.
+    """
+    if _SCHEME.match(uri):
+        return uri
+    folder = os.path.abspath(uri)  # noqa: PTH100 (keeps links)
+    if not os.path.isabs(uri) and _PACKAGES in folder:  # noqa: PTH117
+        raise ConfigError(
+            f"the location {uri} is relative to the package that was submitted, which Ray deletes "
+            "after the job: give an absolute path on shared storage, or a URI"
+        )
+    return folder
 
 
 def join(uri: str, *parts: str) -> str:

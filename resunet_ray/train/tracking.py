@@ -1,8 +1,9 @@
 """Records of a run: log lines, metrics, history.csv, TensorBoard events and, optionally, MLflow."""
 
 import logging
+import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from io import BytesIO
@@ -111,44 +112,89 @@ class Tracker:
         )
         rows = history[-new:]
         self._latest.update(rows[-1])
-        first, last = int(rows[0]["epoch"]), int(rows[-1]["epoch"])
-        with _write_events(self._uri, name=f"epoch-{last:06d}", purge_step=first) as writer:
-            for row in rows:
-                for name, value in row.items():
-                    if name != "epoch":
-                        writer.add_scalar(_tag(name), value, int(row["epoch"]))
+        self._write_events(rows)
         if self._mlflow is not None:
-            for row in rows:
-                self._mlflow.write(row)
+            self._mlflow.write(rows)
+
+    def _write_events(self, rows: Sequence[Mapping[str, float]]) -> None:
+        first, last = int(rows[0]["epoch"]), int(rows[-1]["epoch"])
+        try:
+            with _write_events(self._uri, name=f"epoch-{last:06d}", purge_step=first) as writer:
+                for row in rows:
+                    for name, value in row.items():
+                        if name != "epoch":
+                            writer.add_scalar(_tag(name), value, int(row["epoch"]))
+        except Exception as error:  # noqa: BLE001 (a diary must not stop the work)
+            logger.warning(
+                "TensorBoard lacks epochs %d to %d, which %s has: %s",
+                first,
+                last,
+                HISTORY_FILE,
+                storage.mask_credentials(str(error)),
+            )
 
 
 class _MLflow:
-    """The MLflow run of a training run, found by its name after a restart."""
+    """The MLflow run of a training run, found by its name after a restart.
+
+    A server that is away stops no training: epochs wait until it takes them.
+    """
 
     def __init__(self, config: TrainConfig) -> None:
-        mlflow = import_mlflow()
         assert config.mlflow is not None, "only created if a tracking URI is given"
-        self._client = mlflow.MlflowClient(tracking_uri=config.mlflow)
+        self._config, self._run_id = config, ""
+        self._client: Any = None
+        # MLflow's own repetitions would hold up each validation for minutes.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        self._waiting: list[Mapping[str, float]] = []
+
+    def close(self, status: str) -> None:
+        self._send(lambda: self._client.set_terminated(self._run_id, status=status))
+        if self._waiting:
+            missing = ", ".join(str(int(row["epoch"])) for row in self._waiting)
+            logger.warning("MLflow lacks the epochs %s, which %s has", missing, HISTORY_FILE)
+
+    def write(self, rows: Sequence[Mapping[str, float]]) -> None:
+        self._waiting += rows
+        self._send()
+
+    def _send(self, then: Callable[[], None] = lambda: None) -> None:
+        """Send the epochs that wait; warn if that fails."""
+        try:
+            self._find_run()
+            while self._waiting:
+                row = self._waiting[0]
+                for name, value in row.items():
+                    self._client.log_metric(self._run_id, name, value, step=int(row["epoch"]))
+                self._waiting.pop(0)
+            then()
+        except Exception as error:  # noqa: BLE001 (each of MLflow's stores has errors of its own)
+            logger.warning(
+                "MLflow takes no metrics now, so that %d epochs wait: %s",
+                len(self._waiting),
+                storage.mask_credentials(str(error)),
+            )
+
+    def _find_run(self) -> None:
+        """Find or begin the run, once."""
+        if self._run_id:
+            return
+        self._client = import_mlflow().MlflowClient(tracking_uri=self._config.mlflow)
         experiment = self._client.get_experiment_by_name("resunet_ray")
         number = (
             experiment.experiment_id
             if experiment
             else self._client.create_experiment("resunet_ray")
         )
-        name = run_folder(config).replace("'", "")
+        name = run_folder(self._config).replace("'", "")
         found = self._client.search_runs([number], filter_string=f"tags.mlflow.runName = '{name}'")
-        self._run = found[0] if found else self._client.create_run(number, run_name=name)
-        self._client.update_run(self._run.info.run_id, status="RUNNING")
+        run = found[0] if found else self._client.create_run(number, run_name=name)
+        self._client.update_run(run.info.run_id, status="RUNNING")
         if not found:
-            for key, value in asdict(config).items():
-                self._client.log_param(self._run.info.run_id, key, str(value)[:500])
-
-    def close(self, status: str) -> None:
-        self._client.set_terminated(self._run.info.run_id, status=status)
-
-    def write(self, row: Mapping[str, float]) -> None:
-        for name, value in row.items():
-            self._client.log_metric(self._run.info.run_id, name, value, step=int(row["epoch"]))
+            for key, value in asdict(self._config).items():
+                self._client.log_param(run.info.run_id, key, str(value)[:500])
+        self._run_id = run.info.run_id
 
 
 def import_mlflow() -> Any:

@@ -120,3 +120,17 @@ def test_secrets_in_a_query_are_not_repeated() -> None:
     )
     assert "very-secret" not in text
     assert "part=7" in text
+
+
+def test_a_relative_location_in_a_submitted_package_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray deletes the package after the job, and with it what was written there."""
+    package = tmp_path / "session/runtime_resources/working_dir_files/_ray_pkg_1"
+    package.mkdir(parents=True)
+    assert storage.absolute("runs/first").endswith("/runs/first")
+    monkeypatch.chdir(package)
+    with pytest.raises(ConfigError, match="the location runs/first is relative to the package"):
+        storage.absolute("runs/first")
+    assert storage.absolute("/data/runs") == "/data/runs"
+    assert storage.absolute("s3://lab/runs") == "s3://lab/runs"

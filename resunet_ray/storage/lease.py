@@ -4,9 +4,10 @@ A lease is a small object such as `leases/000042`. It is created only if no obje
 exists: by a conditional put in S3, by an exclusive create in a file system. The run that created
 the highest number holds the lease and rewrites the object while it works. If the object has not
 been rewritten for too long, or says that it was released, another run may create the next number,
-which again only one can do. Ages are differences of the store's own timestamps, so clocks that
-disagree do no harm. A run on the same machine as a dead holder sees that it is dead and takes over
-at once.
+which again only one can do. So does a holder that could not renew its lease in time, after a sleep
+for instance: if nobody took it, it goes on. Ages are differences of the store's own timestamps, so
+clocks that disagree do no harm. A run on the same machine as a dead holder sees that it is dead and
+takes over at once.
 """
 
 import json
@@ -18,14 +19,14 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import botocore.exceptions
 from pyarrow import fs
 
-from resunet_ray.errors import ConfigError, LeaseError, RunError
+from resunet_ray.errors import ConfigError, LeaseError, ResUNetRayError, RunError
 from resunet_ray.storage import files, locations
 from resunet_ray.storage.walk import s3_client, walk_files
 
@@ -48,6 +49,7 @@ class Lease:
     """When the lease was last written, by this machine's clock."""
     lost: str | None = None
     """The run that took the lease over, if one did."""
+    _alone: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def check(self) -> None:
         """Check that this process still holds the lease, so that nothing is written twice.
@@ -55,13 +57,41 @@ class Lease:
         Raises:
             RunError: another run took the lease over, or may have.
         """
-        late = time.time() - self.renewed > self.seconds
-        if self.lost is not None or late:
+        reason = ""
+        if self._late and self.lost is None:
+            try:
+                self.renew()
+            except (OSError, ResUNetRayError, botocore.exceptions.ClientError) as error:
+                reason = f" ({locations.mask_credentials(str(error))})"
+        if self.lost is not None or self._late:
             what = f"was taken over by {self.lost}" if self.lost else "may be taken over"
             raise RunError(
-                f"the lease {self.uri} {what}, because this run did not renew it in time. What was "
-                "committed is kept; run the same command again"
+                f"the lease {self.uri} {what}, because this run did not renew it in time{reason}. "
+                "What was committed is kept; run the same command again"
             )
+
+    def renew(self) -> None:
+        """Say that this process is alive; note it if another run has taken the lease over."""
+        folder, number = locations.parent(self.uri), int(self.uri.rsplit("/", 1)[1])
+        with self._alone:
+            newest, began = _newest(folder), time.time()
+            content = _content(self.holder, seconds=self.seconds)
+            if newest is not None and newest > number:
+                state = _read_held(folder, newest) or {"holder": "a run that has ended since"}
+                self.lost = state["holder"]
+            elif not self._late:
+                files.write_bytes(self.uri, content)
+                self.renewed = began
+            # Another run may be about to take the lease, and only one can create the next.
+            elif create_exclusively(uri := locations.join(folder, f"{number + 1:06d}"), content):
+                files.delete_file(self.uri)
+                self.uri, self.renewed = uri, began
+            else:
+                self.lost = "a run that came at the same moment"
+
+    @property
+    def _late(self) -> bool:
+        return time.time() - self.renewed > self.seconds
 
 
 @contextmanager
@@ -83,7 +113,6 @@ def hold_lease(output: str, *, seconds: float) -> Iterator[Lease]:
     thread = threading.Thread(
         target=_renew,
         args=(lease, stop),
-        kwargs={"folder": folder, "seconds": seconds},
         daemon=True,
     )
     thread.start()
@@ -157,18 +186,10 @@ def _age_seconds(uri: str) -> float:
         files.delete_file(probe)
 
 
-def _renew(lease: Lease, stop: threading.Event, *, folder: str, seconds: float) -> None:
-    while not stop.wait(seconds / 4):
+def _renew(lease: Lease, stop: threading.Event) -> None:
+    while lease.lost is None and not stop.wait(lease.seconds / 4):
         try:
-            newest = _newest(folder)
-            if newest is not None and newest > int(lease.uri.rsplit("/", 1)[1]):
-                lease.lost = (
-                    _read_held(folder, newest) or {"holder": "a run that has ended since"}
-                )["holder"]
-                return
-            began = time.time()
-            files.write_bytes(lease.uri, _content(lease.holder, seconds=seconds))
-            lease.renewed = began
+            lease.renew()
         except Exception as error:  # noqa: BLE001 (the store may come back; until then the lease ages)
             logger.warning(
                 "the lease %s could not be renewed: %s",

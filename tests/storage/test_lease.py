@@ -79,6 +79,28 @@ def test_a_live_lease_is_kept_and_a_dead_one_is_taken_over(place: str) -> None:
             lease.check()
 
 
+def test_a_lease_that_expired_is_held_on_to_if_nobody_took_it(place: str) -> None:
+    """As after a laptop's sleep. Whoever creates the next number holds the lease."""
+    with storage.hold_lease(place, seconds=600) as lease:
+        lease.renewed -= 1000
+        lease.check()
+        assert lease.uri.endswith("000002")
+        names = [name for name, _ in storage.list_files(storage.join(place, LEASES))]
+        assert names == ["000002"]
+        with (
+            pytest.raises(LeaseError, match=f"another run, {lease.holder}"),
+            storage.hold_lease(place, seconds=600),
+        ):
+            pass
+        create_exclusively(
+            storage.join(place, LEASES, "000003"),
+            b'{"holder": "thief", "released": false, "seconds": 600}',
+        )
+        lease.renewed -= 1000
+        with pytest.raises(RunError, match="was taken over by thief"):
+            lease.check()
+
+
 def test_a_run_on_the_machine_of_a_dead_holder_takes_over_at_once(place: str) -> None:
     code = (
         "from resunet_ray import storage\n"

@@ -78,6 +78,9 @@ class SegmentConfig:
     unclear_retries: Tuning[int] = 3
     """How often to try images again that could not be read for a reason that may pass: in the next
     run, a day later, three days later."""
+    max_unclear_fraction: Tuning[MayChange[float]] = 0.5
+    """If more than this share of the images that are read together, and at least eight of them, are
+    missing or denied, none of them is recorded as failed: the run ends, and can be resumed."""
     dry_run: bool = False
     """Only report what there is to do."""
     actors: Annotated[MayChange[int | None], Heading.COMPUTE] = None
@@ -111,7 +114,7 @@ class SegmentConfig:
         require(bool(self.input), "--input is empty: expected at least one location")
         require_range(self, 0, ANY, "actors", "nodes_seconds", "unclear_retries")
         require_range(self, 1, ANY, "cpus_per_actor", "readers", "batch_size", "max_pixels")
-        require_range(self, 0, 1, "max_error_fraction")
+        require_range(self, 0, 1, "max_error_fraction", "max_unclear_fraction")
         require_range(self, TINY, 1 - TINY, "threshold")
         require_range(self, TINY, ANY, "mpp")
         require(

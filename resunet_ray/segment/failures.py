@@ -4,14 +4,18 @@
 |---|---|
 | the image: it does not decode, is too large, kills the process | failed row, kind `image` |
 | one file is missing or denied; memory ran out | failed row, kind `unclear`, tried again later |
-| storage, network, credentials, a disk, a mount | no row: the run ends, and can be resumed |
+| most files of a chunk are missing or denied | no row: the run ends, and can be resumed |
+| storage, network, credentials, a disk, a mount | the same |
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, Self
 
 from resunet_ray import storage
 from resunet_ray.errors import ResourceError, UnclearError
+
+_SUSPICIOUS = 8  # images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,4 +55,24 @@ class Failure:
             error_type=name,
             error_message=storage.mask_credentials(str(error)) or name,
             error_kind="unclear" if unclear else "image",
+        )
+
+
+def require_few_unclear(failures: Collection[Failure | None], *, most: float) -> None:
+    """Refuse to record so many unclear failures at once: the cause lies beyond the images.
+
+    Args:
+        failures: of the images of a chunk; None for one that did not fail.
+        most: largest share of unclear ones, of at least `_SUSPICIOUS`.
+
+    Raises:
+        ResourceError: there are more.
+    """
+    unclear = [failure for failure in failures if failure and failure.error_kind == "unclear"]
+    if len(unclear) >= _SUSPICIOUS and len(unclear) > most * len(failures):
+        raise ResourceError(
+            f"{len(unclear)} of {len(failures)} images that were to be read together are missing "
+            f"or denied, so none is recorded as failed. The last: {unclear[-1].error_message}. "
+            "Once they can be read, run the same command again; --max-unclear-fraction 1 records "
+            "them"
         )

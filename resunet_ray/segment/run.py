@@ -88,6 +88,8 @@ def segment(config: SegmentConfig) -> list[SegmentationResult]:
             _run_planned(run_id, config=config, lease=held)
             for run_id in _clear_and_list_unfinished(config.output)
         ]
+        if results:  # what one of them has just tried waits for the next command
+            config = replace(config, unclear_retries=0)
         run_id, planned = _plan(config, info=info, digest=digest, run_id=_new_run_id(), lease=held)
         results.append(
             planned if run_id is None else _run_planned(run_id, config=config, lease=held)

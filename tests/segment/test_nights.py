@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ from resunet_ray.segment.run import SegmentationResult, segment
 from resunet_ray.segment.work.sample import Sample, read_image
 from resunet_ray.storage import files
 
-IMAGES_OF_A_NIGHT = 6
+IMAGES_OF_A_NIGHT = 10
 
 
 class Store:
@@ -75,13 +76,13 @@ def test_one_denied_image_is_tried_again_by_itself(
     config = configure(store, tmp_path / "out", bundle_uri)
     store.answers = {"3.png": [403]}
     first = run(config)
-    assert (first.images, first.unclear) == ({"ok": 5, "failed": 1}, 1)
+    assert (first.images, first.unclear) == ({"ok": 9, "failed": 1}, 1)
     (failed,) = rows(tmp_path / "out").query("status == 'failed'").itertuples()
     assert failed.image_uri.endswith("/3.png")
     assert (failed.error_kind, failed.error_stage) == ("unclear", "read")
     store.answers = {}
     second = run(config)
-    assert (second.images, second.done_before) == ({"ok": 1}, 5)
+    assert (second.images, second.done_before) == ({"ok": 1}, 9)
     assert rows(tmp_path / "out")["status"].tolist() == ["ok"] * IMAGES_OF_A_NIGHT
 
 
@@ -108,13 +109,30 @@ def test_credentials_that_expire_end_the_run_without_a_row(
 ) -> None:
     """The same command finishes it once they are renewed."""
     config = configure(store, tmp_path / "out", bundle_uri)
-    store.answers = {f"{number}.png": [(400, "ExpiredToken")] for number in (2, 3, 4, 5)}
+    store.answers = {f"{number}.png": [(400, "ExpiredToken")] for number in (6, 7, 8, 9)}
     with pytest.raises(ResourceError, match="refuses the credentials.*Renew them"):
         run(config)
     assert not (tmp_path / "out" / "images").exists()
     store.answers = {}
     finished, nothing = segment(config)
     assert (finished.images, nothing.images) == ({"ok": IMAGES_OF_A_NIGHT}, {})
+    assert rows(tmp_path / "out")["status"].tolist() == ["ok"] * IMAGES_OF_A_NIGHT
+
+
+def test_when_most_images_are_denied_none_of_them_is_to_blame(
+    store: Store, bundle_uri: str, tmp_path: Path
+) -> None:
+    """The store lets this process in, but to one of ten images only."""
+    config = configure(store, tmp_path / "out", bundle_uri)
+    store.answers = {f"{number}.png": [403] for number in range(1, IMAGES_OF_A_NIGHT)}
+    with pytest.raises(ResourceError, match="9 of 10 images that were to be read together are"):
+        run(config)
+    assert not (tmp_path / "out" / "images").exists()
+    finished, nothing = segment(replace(config, max_unclear_fraction=1))
+    assert (finished.images, finished.unclear) == ({"ok": 1, "failed": 9}, 9)
+    assert nothing.images == {}, "they are not tried twice by one command"
+    store.answers = {}
+    assert run(config).images == {"ok": 9}
     assert rows(tmp_path / "out")["status"].tolist() == ["ok"] * IMAGES_OF_A_NIGHT
 
 

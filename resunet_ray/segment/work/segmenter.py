@@ -35,7 +35,7 @@ from resunet_ray.model.tiling import Box
 from resunet_ray.records import to_table
 from resunet_ray.schema import REGIONS
 from resunet_ray.segment import layout
-from resunet_ray.segment.failures import Failure
+from resunet_ray.segment.failures import Failure, require_few_unclear
 from resunet_ray.segment.planning.plan import read_chunk
 from resunet_ray.segment.planning.survey import stage_slide
 from resunet_ray.segment.rows import Findings, PlannedRegion, Region, Seconds
@@ -118,11 +118,10 @@ class Segmenter:
                     self._segment_warily(region, chunk=chunk, number=number)
                     for number, region in enumerate(planned)
                 ]
-        storage.write_table(
-            layout.chunk_uri(self._spec.output, self._spec.run_id, chunk),
-            to_table(regions, REGIONS),
-            rows_per_group=64,
-        )
+        failures = {region.image.image_id: region.failure for region in regions}
+        require_few_unclear(failures.values(), most=self._spec.config.max_unclear_fraction)
+        uri = layout.chunk_uri(self._spec.output, self._spec.run_id, chunk)
+        storage.write_table(uri, to_table(regions, REGIONS), rows_per_group=64)
         return ChunkResult.of(regions, networks=self._networks, begun=begun, ended=time.time())
 
     def _segment(self, planned: list[PlannedRegion]) -> list[Region]:

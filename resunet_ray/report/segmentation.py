@@ -70,8 +70,8 @@ class _Summary:
             values.append(done[name].dropna().to_numpy(np.float32))
         self.reasons.update(done["qc_reasons"].explode().dropna())
         # An earlier version wrote no kinds.
-        failures = failed.reindex(columns=["error_stage", "error_type", "error_kind"]).fillna("")
-        self.failures.update(failures.itertuples(index=False, name=None))
+        failures = failed.reindex(columns=["error_stage", "error_type", "error_kind"])
+        self.failures.update(failures.astype(object).fillna("").itertuples(index=False, name=None))
         self.failed += failed.head(_FAILURES - len(self.failed)).to_dict("records")
         self.slides += (
             images[images["is_slide"]].head(_SLIDES - len(self.slides)).to_dict("records")

@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 LEASES = "leases"
 
+_RENEWING = threading.Lock()  # not a lease's own: a sweep's callback, which holds it, is pickled
 _PROC = Path("/proc")
 _UNREADABLE_SECONDS = 60.0  # how long to respect a lease whose content cannot be read
 
@@ -49,7 +50,6 @@ class Lease:
     """When the lease was last written, by this machine's clock."""
     lost: str | None = None
     """The run that took the lease over, if one did."""
-    _alone: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def check(self) -> None:
         """Check that this process still holds the lease, so that nothing is written twice.
@@ -73,7 +73,7 @@ class Lease:
     def renew(self) -> None:
         """Say that this process is alive; note it if another run has taken the lease over."""
         folder, number = locations.parent(self.uri), int(self.uri.rsplit("/", 1)[1])
-        with self._alone:
+        with _RENEWING:
             newest, began = _newest(folder), time.time()
             content = _content(self.holder, seconds=self.seconds)
             if newest is not None and newest > number:

@@ -3,11 +3,13 @@
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
+from queue import Queue
 from typing import Any, Self
 
 import pandas as pd
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 HISTORY_FILE = "history.csv"
 EVENTS_FOLDER = "tensorboard"
+_LAST_SECONDS = 60.0  # how long the end of a run waits for MLflow
 
 
 def run_folder(config: TrainConfig) -> str:
@@ -137,44 +140,57 @@ class Tracker:
 class _MLflow:
     """The MLflow run of a training run, found by its name after a restart.
 
-    A server that is away stops no training: epochs wait until it takes them.
+    A thread sends the epochs. If the server is away, they wait until it takes them, and training
+    goes on.
     """
 
     def __init__(self, config: TrainConfig) -> None:
         assert config.mlflow is not None, "only created if a tracking URI is given"
         self._config, self._run_id = config, ""
         self._client: Any = None
-        # MLflow's own repetitions would hold up each validation for minutes.
+        self._waiting: list[Mapping[str, float]] = []
+        self._orders: Queue[str] = Queue()
+        # MLflow itself would try for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        self._waiting: list[Mapping[str, float]] = []
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
 
     def close(self, status: str) -> None:
-        self._send(lambda: self._client.set_terminated(self._run_id, status=status))
+        """End the run, and name the epochs that MLflow did not take."""
+        self._orders.put(status)
+        self._thread.join(_LAST_SECONDS)
         if self._waiting:
             missing = ", ".join(str(int(row["epoch"])) for row in self._waiting)
             logger.warning("MLflow lacks the epochs %s, which %s has", missing, HISTORY_FILE)
 
     def write(self, rows: Sequence[Mapping[str, float]]) -> None:
         self._waiting += rows
-        self._send()
+        self._orders.put("")
 
-    def _send(self, then: Callable[[], None] = lambda: None) -> None:
-        """Send the epochs that wait; warn if that fails."""
-        try:
-            self._find_run()
-            while self._waiting:
-                row = self._waiting[0]
-                for name, value in row.items():
-                    self._client.log_metric(self._run_id, name, value, step=int(row["epoch"]))
-                self._waiting.pop(0)
-            then()
-        except Exception as error:  # noqa: BLE001 (each of MLflow's stores has errors of its own)
-            logger.warning(
-                "MLflow takes no metrics now, so that %d epochs wait: %s",
-                len(self._waiting),
-                storage.mask_credentials(str(error)),
-            )
+    def _work(self) -> None:
+        status = ""
+        while not status:
+            status = self._orders.get()
+            try:
+                self._send()
+                if status:
+                    self._client.set_terminated(self._run_id, status=status)
+            except Exception as error:  # noqa: BLE001 (each of MLflow's stores has its own errors)
+                logger.warning(
+                    "MLflow takes no metrics now, so that %d epochs wait: %s",
+                    len(self._waiting),
+                    storage.mask_credentials(str(error)),
+                )
+
+    def _send(self) -> None:
+        """Send the epochs that wait."""
+        self._find_run()
+        while self._waiting:
+            row = self._waiting[0]
+            for name, value in row.items():
+                self._client.log_metric(self._run_id, name, value, step=int(row["epoch"]))
+            self._waiting.pop(0)
 
     def _find_run(self) -> None:
         """Find or begin the run, once."""

@@ -72,9 +72,9 @@ class TrainConfig:
     """0: every image once per epoch. 1: every pixel equally often, large images by many crops.
     Between: a compromise (exponent of the area). Default: 0.5, or 0 if images are resized and one
     crop shows all of an image."""
-    balance_modalities: Tuning[float | None] = None
+    balance_modalities: Tuning[float | None] = 0.0
     """0: every image once per epoch. 1: every modality equally often. Between: a compromise
-    (exponent of the inverse share). Default: 0.4 if the data set has modalities."""
+    (exponent of the inverse share). None: 0.4 if the data set has modalities."""
     optimizer: Tuning[Literal["adam", "adamw"]] = "adamw"
     """adamw: Adam with decoupled weight decay (except of biases and normalisation)."""
     learning_rate: float = 2e-3
@@ -231,6 +231,7 @@ def long_recipe(*, data: str, output: str) -> TrainConfig:
             noise_probability=0.3,
             noise=0.07,
         ),
+        balance_modalities=None,
         batch_size=32,
         # 17 steps an epoch: 5,304 steps, 300 of them of warm-up.
         epochs=312,
@@ -249,7 +250,6 @@ def baseline_recipe(*, data: str, output: str) -> TrainConfig:
         model=ModelConfig(norm_momentum=0.01, norm_epsilon=1e-3),
         preprocess=PreprocessConfig(resize=256),
         augment=AugmentConfig(enabled=False),
-        balance_modalities=0.0,
         loss="bce",
         optimizer="adam",
         learning_rate=1e-4,

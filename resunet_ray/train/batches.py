@@ -14,7 +14,7 @@ from resunet_ray.errors import InputError
 from resunet_ray.train.crops import Crop, stream_crops
 
 _FIRST_BUFFER = 64.0  # crops to wait for before the first is drawn
-_BALANCE = 0.4  # exponent of the inverse share of a modality, if none is given
+_BALANCE = 0.4  # exponent of the inverse share of a modality, where it is None
 _BUFFER_GROWTH = 0.5  # crops that the buffer gains with each draw
 
 

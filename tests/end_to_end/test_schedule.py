@@ -93,7 +93,8 @@ def driver(nodes: Nodes) -> psutil.Process:
     (found,) = [
         process
         for process in psutil.process_iter()
-        if process.name() == "python"
+        if process.status() != psutil.STATUS_ZOMBIE  # of another program
+        and process.name() == "python"
         and process.cmdline()[1:2] == ["jobs/segment.py"]
         and str(nodes.folder) in process.cwd()
     ]

@@ -21,6 +21,7 @@ def test_mlflow_gets_later_what_it_could_not_take(
 ) -> None:
     """Its database lies in a folder in whose place there is a file at first."""
     monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 0)
+    monkeypatch.chdir(tmp_path)  # where MLflow makes a folder
     (tmp_path / "away").write_text("no folder")
     server = f"sqlite:///{tmp_path}/away/mlflow.db"
     config = TrainConfig(data="d", output=str(tmp_path / "out"), mlflow=server)

@@ -21,10 +21,16 @@ def measure_range(image: UInt8[np.ndarray, "h w c"]) -> Range:
 
     If there is hardly any contrast, a bright image stays bright, and a dark one dark.
     """
-    counts = np.bincount(image.ravel(), minlength=256).cumsum()
-    low, high = (float(np.searchsorted(counts, share / 100 * counts[-1])) for share in _PERCENTILES)
+    low, high = find_percentiles(image, _PERCENTILES)
     missing = max(0.0, max(_LEAST_EXTENT, _LEAST_CONTRAST * high) - (high - low))
     return low - missing * low / 255, high + missing * (1 - low / 255)
+
+
+def find_percentiles(image: UInt8[np.ndarray, "h w c"], shares: Range) -> Range:
+    """Return the levels at two percentiles, counted over all channels."""
+    counts = np.bincount(image.ravel(), minlength=256).cumsum()
+    low, high = (float(np.searchsorted(counts, share / 100 * counts[-1])) for share in shares)
+    return low, high
 
 
 def stretch(

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from resunet_ray.config import AugmentConfig
-from resunet_ray.data.recolour import recolour
+from resunet_ray.data.recolour import is_grey, recolour
 
 _BRIGHT, _BRIGHTEST = 100, 255  # levels: the median of a bright-field image is above the first
 
@@ -143,7 +143,7 @@ def _tear(
 
     A white spot on darker tissue looks like a bright nucleus on a dark background.
     """
-    if (image == image[..., :1]).all() or np.median(image) < _BRIGHT:
+    if is_grey(image) or np.median(image) < _BRIGHT:
         return image, truth
     size = len(truth)
     coarse = rng.standard_normal([int(rng.integers(3, 12))] * 2).astype(np.float32)

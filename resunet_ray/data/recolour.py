@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from resunet_ray.config import AugmentConfig
+from resunet_ray.intensity import find_percentiles
 
 # Percentiles that bound a crop's range of levels, so that a few hot pixels do not widen it.
 _RANGE = (0.1, 99.9)
@@ -26,8 +27,7 @@ def recolour(
     """
     if image.shape[2] == 3:
         image = _change_colours(image, config=config, rng=rng)
-    counts = np.bincount(image.ravel(), minlength=256).cumsum()
-    low, high = (float(np.searchsorted(counts, share / 100 * counts[-1])) for share in _RANGE)
+    low, high = find_percentiles(image, _RANGE)
     extent = max(high - low, 1.0)
     level = (np.arange(256) - low) / extent
     gamma = _draw_factor(config.gamma, rng)
@@ -36,7 +36,7 @@ def recolour(
     level = (level - middle) * (1 + float(rng.uniform(-1, 1)) * config.contrast) + middle
     level += float(rng.uniform(-1, 1)) * config.brightness
     level = low + level * extent
-    if rng.random() < config.invert_probability and (image == image[..., :1]).all():
+    if rng.random() < config.invert_probability and is_grey(image):
         level = 255 - level
     image = cv2.LUT(image, _to_bytes(level)).reshape(image.shape)
     if rng.random() < config.light_probability:
@@ -52,6 +52,11 @@ def recolour(
     return image
 
 
+def is_grey(image: UInt8[np.ndarray, "h w c"]) -> bool:
+    """Whether all channels of an image are equal."""
+    return bool((image == image[..., :1]).all())
+
+
 def _change_colours(
     image: UInt8[np.ndarray, "h w 3"], *, config: AugmentConfig, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"]:
@@ -64,7 +69,7 @@ def _change_colours(
             config.tint_probability,
         )
     )
-    if (image == image[..., :1]).all():
+    if is_grey(image):
         return _tint(image, rng=rng) if tint else image
     if hue and config.hue:
         image = _shift_hue(image, hue=config.hue, saturation=config.saturation, rng=rng)

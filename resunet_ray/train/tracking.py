@@ -115,11 +115,11 @@ class Tracker:
         )
         rows = history[-new:]
         self._latest.update(rows[-1])
-        self._write_events(rows)
+        self._add_events(rows)
         if self._mlflow is not None:
             self._mlflow.write(rows)
 
-    def _write_events(self, rows: Sequence[Mapping[str, float]]) -> None:
+    def _add_events(self, rows: Sequence[Mapping[str, float]]) -> None:
         first, last = int(rows[0]["epoch"]), int(rows[-1]["epoch"])
         try:
             with _write_events(self._uri, name=f"epoch-{last:06d}", purge_step=first) as writer:

@@ -160,7 +160,6 @@ def _train_epochs(
     """Train the given epochs, yielding each one's row of the history."""
     config, progress = session.config, session.progress
     steps = _count_steps(session)
-    torch.backends.cudnn.benchmark = True  # all crops have one shape
     start = time.perf_counter()
     # The tasks that read crops start with the first batch.
     stream = itertools.chain([next(stream)], stream)
@@ -208,7 +207,6 @@ def _set_learning_rate(session: Session, rate: float) -> None:
 
 
 def _validate(session: Session) -> dict[str, float]:
-    torch.backends.cudnn.benchmark = False  # images have many shapes
     network = session.ema or session.network.eval()
     if session.workers > 1:
         # Workers average gradients, but not normalisation statistics. Use those of rank 0, which

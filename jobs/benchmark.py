@@ -14,12 +14,17 @@ network: parameters, multiply-accumulates and images/s of the network with each 
     --model.bridge, and the latter over those of the default network; writes network.csv.
 tune: seconds of a sweep of one trial over those of the same training alone, both without the start
     of Ray.
+faults: segment an archive and a slide while drivers, actors and nodes are killed, the store freezes
+    or refuses requests, and disks are full. Counts rows that are lost, doubled, blamed on an image,
+    or other than those of an undisturbed run (exit code 1 if there are any), and compares seconds.
+    The store fails only where it has an AWS_ENDPOINT_URL and --output is in it.
 """
 
 from dataclasses import replace
 from typing import Any
 
 from benchmarks.config import BenchmarkConfig
+from benchmarks.faults import benchmark_faults
 from benchmarks.network import benchmark_network
 from benchmarks.segmentation import benchmark_scale, benchmark_segment, benchmark_slide
 from benchmarks.training import benchmark_memory, benchmark_train, benchmark_tune
@@ -36,6 +41,7 @@ _BENCHMARKS = {
     "scale": benchmark_scale,
     "network": benchmark_network,
     "tune": benchmark_tune,
+    "faults": benchmark_faults,
 }
 
 

@@ -16,7 +16,7 @@ class BenchmarkConfig:
 
     what: Annotated[
         tyro.conf.Positional[
-            Literal["train", "memory", "segment", "slide", "scale", "network", "tune"]
+            Literal["train", "memory", "segment", "slide", "scale", "network", "tune", "faults"]
         ],
         Heading.INPUT,
     ]
@@ -26,10 +26,17 @@ class BenchmarkConfig:
     data: str | None = None
     """A prepared data set (train, tune). Default: generated images."""
     bundle: str | None = None
-    """The bundle to segment with (segment, slide, scale)."""
+    """The bundle to segment with (segment, slide, scale, faults)."""
     images: int = 200
     """Images to generate; memory and segment also use ten times as many. A slide is as large as ten
-    times as many."""
+    times as many, for faults as large as all of them."""
+    faults: Annotated[int, Heading.INPUT] = 20
+    """How many things to break (faults)."""
+    seed: int = 0
+    """Which things break in which order (faults)."""
+    kill_nodes: bool = False
+    """Also kill nodes of the cluster that RAY_ADDRESS names, which must get new ones by itself
+    (faults). A cluster that starts with the benchmark loses nodes in any case."""
     epochs: Annotated[int, Heading.TRAINING] = 8
     """Epochs of the run through Ray (train, tune)."""
     workers: Annotated[int, Heading.COMPUTE] = 1

@@ -3,22 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import ray
-import tifffile
 
 from benchmarks.bare import SIDE, run_alone
 from benchmarks.config import BenchmarkConfig
+from benchmarks.drawn import write_copies, write_slide
 from benchmarks.memory import PeakMemory
 from benchmarks.scale import measure_scale
 from resunet_ray import storage
 from resunet_ray.cluster import MODEL_ENVIRONMENT, connect
 from resunet_ray.config import SegmentConfig
-from resunet_ray.data.synthetic import generate_image, write_images
 from resunet_ray.segment.run import segment
-
-_DISTINCT = 40  # generated images; the others are copies
 
 
 def benchmark_segment(config: BenchmarkConfig) -> dict[str, Any]:
@@ -32,7 +28,7 @@ def benchmark_segment(config: BenchmarkConfig) -> dict[str, Any]:
     for count in (config.images, 10 * config.images):
         folder = storage.join(config.output, f"images-{count}")
         output = storage.join(config.output, f"out-{count}")
-        _write_copies(folder, count=count)
+        write_copies(folder, count=count)
         with PeakMemory() as peak:
             connect()
             (done,) = segment(SegmentConfig(bundle=bundle, input=(folder,), output=output))
@@ -58,7 +54,7 @@ def benchmark_slide(config: BenchmarkConfig) -> dict[str, Any]:
     """Measure the bare network, the job on one slide, and the bare network again."""
     bundle = config.bundle_uri
     slide = storage.join(config.output, "slide", "slide.tiff")
-    _write_slide(Path(slide), side=SIDE * round((10 * config.images) ** 0.5))
+    write_slide(Path(slide), side=SIDE * round((10 * config.images) ** 0.5))
     bare = [_measure_bare_network(bundle)]
     output = storage.join(config.output, "out")
     with PeakMemory() as peak:
@@ -98,43 +94,3 @@ def benchmark_scale(config: BenchmarkConfig) -> dict[str, Any]:
 
 def _measure_bare_network(bundle: str) -> float:
     return run_alone("network", bundle, environment=MODEL_ENVIRONMENT["env_vars"])
-
-
-def _write_slide(path: Path, *, side: int) -> None:
-    """Write a pyramid of generated images side by side, of which `_DISTINCT` differ."""
-    path.parent.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    pieces = [
-        generate_image(SIDE, SIDE, modality="stained", num_nuclei=40, rng=rng)[0]
-        for _ in range(_DISTINCT)
-    ]
-    count = side // SIDE
-    rows = [
-        np.hstack([pieces[(row * count + column) % _DISTINCT] for column in range(count)])
-        for row in range(count)
-    ]
-    whole = np.vstack(rows)
-    with tifffile.TiffWriter(path) as writer:
-        for level in range(3):
-            writer.write(
-                whole,
-                tile=(SIDE, SIDE),
-                photometric="rgb",
-                compression="zlib",
-                subfiletype=int(level > 0),
-            )
-            whole = cv2.resize(whole, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-
-
-def _write_copies(folder: str, *, count: int) -> None:
-    """Write images of 256×256, of which `_DISTINCT` differ."""
-    write_images(folder, count=min(count, _DISTINCT), height=SIDE, width=SIDE, seed=0)
-    images = storage.join(folder, "images")
-    first = [
-        storage.read_bytes(storage.join(images, name)) for name, _ in storage.list_files(images)
-    ]
-    for number in range(_DISTINCT, count):
-        copy = storage.join(images, f"copy-{number:06d}.png")
-        storage.write_bytes(copy, first[number % _DISTINCT])
-    for name in ("masks", "instances"):
-        storage.delete_folder(storage.join(folder, name))

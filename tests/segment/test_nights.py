@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from faulty import Answer, faulty_store
+from benchmarks.faulty import Answer, faulty_store
 from support import read_output
 
 from resunet_ray import storage

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from faulty import RESET, Answer, faulty_store
+from benchmarks.faulty import RESET, Answer, faulty_store
 
 from resunet_ray import storage
 from resunet_ray.errors import InputError, ResourceError, UnclearError

@@ -3,7 +3,7 @@
 import http.client
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -24,19 +24,23 @@ class FaultyStore:
 
 @contextmanager
 def faulty_store(
-    behind: str, decide: Callable[[str, str], Answer] = lambda *_: None
+    behind: str,
+    decide: Callable[[str, str], Answer] = lambda *_: None,
+    *,
+    host: str = "127.0.0.1",
 ) -> Iterator[FaultyStore]:
-    """Stand before a store on loopback.
+    """Stand before a store.
 
     Args:
-        behind: address of the real one.
-        decide: method and path of a request → how to answer it.
+        behind: address of the real one, which must accept signatures for any host name.
+        decide: method and path of a request → how to answer it. It may take its time.
+        host: the address to listen on.
     """
     seen = FaultyStore("")
     parts = {"seen": seen, "behind": behind, "decide": staticmethod(decide)}
-    with ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), parts)) as server:
+    with ThreadingHTTPServer((host, 0), type("Handler", (_Handler,), parts)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        seen.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        seen.endpoint = f"http://{host}:{server.server_address[1]}"
         yield seen
         server.shutdown()
 
@@ -50,6 +54,11 @@ class _Handler(BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         self.seen.connections += 1
+
+    def handle(self) -> None:
+        """Answer until either side goes away."""
+        with suppress(ConnectionError):
+            super().handle()
 
     def _answer(self) -> None:
         body = self._read_body()
@@ -84,7 +93,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _ask(self, body: bytes) -> None:
         """Relay the request and the answer. The signature covers the host that the client named."""
-        onward = http.client.HTTPConnection(self.behind.removeprefix("http://"), timeout=30)
+        scheme, _, address = self.behind.partition("://")
+        kind = http.client.HTTPSConnection if scheme == "https" else http.client.HTTPConnection
+        onward = kind(address.rstrip("/"), timeout=30)
         onward.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():
             if name.lower() != "expect":

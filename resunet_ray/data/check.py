@@ -8,6 +8,7 @@ from jaxtyping import Int32, UInt8
 
 from resunet_ray.data import images
 from resunet_ray.data.archives import Entry
+from resunet_ray.data.labels import decode_labels, encode_labels
 from resunet_ray.data.metadata import Metadata
 from resunet_ray.data.sources import Source
 from resunet_ray.errors import InputError
@@ -102,7 +103,7 @@ def _read_pair(source: Source, *, max_pixels: int, known: Metadata, cache: Cache
         source_uri=source.name,
         image=content,
         mask=images.encode_png(mask * np.uint8(255), deflate=False),
-        labels=None if labels is None else images.encode_labels(labels, name=source.name),
+        labels=None if labels is None else encode_labels(labels, name=source.name),
         height=image.shape[0],
         width=image.shape[1],
         mpp=known.mpp,
@@ -123,7 +124,7 @@ def _read_truth(
 
     def read(entry: Entry) -> Int32[np.ndarray, "h w"]:
         try:
-            values = images.decode_labels(entry.read(cache), name=entry.name, max_pixels=max_pixels)
+            values = decode_labels(entry.read(cache), name=entry.name, max_pixels=max_pixels)
         except InputError as error:
             raise _RejectedError("unreadable_mask", str(error)) from None
         if values.shape != shape:

@@ -18,7 +18,9 @@ from resunet_ray import storage
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.archives import Entry
 from resunet_ray.data.images import decode_image, decode_stored, encode_png
+from resunet_ray.data.raster.planes import Selection
 from resunet_ray.data.slides import Slide
+from resunet_ray.data.stacks import read_from_stack
 from resunet_ray.data.tissue import read_view
 from resunet_ray.errors import InputError
 from resunet_ray.pictures import draw_beside
@@ -43,7 +45,7 @@ def picture_images(
     shown = []
     for row in rows.to_dict("records"):
         try:
-            image = _read_image(row, storage.Cache.of(config))
+            image = _read_image(row, config)
             picture = draw_beside(image, decode_stored(masks[row["image_id"]]), side=_SIDE)
         except InputError as error:  # deleted or changed since the run
             shown.append({**row, "picture": None, "message": str(error)})
@@ -103,7 +105,14 @@ def picture_slides(
         try:
             with (
                 stage_slide(_image(row), config=config) as path,
-                closing(Slide(path, name=row["image_uri"])) as slide,
+                closing(
+                    Slide(
+                        path,
+                        name=row["image_uri"],
+                        plane=_image(row).plane,
+                        selection=Selection.of(config),
+                    )
+                ) as slide,
             ):
                 pictures[row["image_id"]] = _SlidePicture(
                     slide.info.height, read_view(slide, side=_SLIDE_SIDE)
@@ -122,7 +131,12 @@ def picture_slides(
 
 def _image(row: dict[str, Any]) -> ImageRef:
     names = ("image_id", "image_uri", "source_bytes", "source_etag", "source_mtime")
-    return ImageRef(**{name: row[name] for name in names})
+    given: dict[str, Any] = {name: row[name] for name in names}
+    for name in ("member", "file_id"):
+        given[name] = row[name] if isinstance(row[name], str) else None
+    for name in ("member_offset", "scene", "t", "z"):
+        given[name] = None if pd.isna(row[name]) else int(row[name])
+    return ImageRef(**given)
 
 
 def _read_regions(output: str, run_id: str, wanted: set[str]) -> Iterator[dict[str, Any]]:
@@ -148,8 +162,18 @@ def list_tables(folder: str) -> list[str]:
     ]
 
 
-def _read_image(row: dict[str, Any], cache: storage.Cache) -> UInt8[np.ndarray, "h w 3"]:
-    member = row["member"] if isinstance(row["member"], str) else None
-    offset = None if pd.isna(row["member_offset"]) else int(row["member_offset"])
-    entry = Entry(row["image_uri"], member, offset, int(row["source_bytes"]))
-    return decode_image(entry.read(cache), name=entry.name)
+def _read_image(row: dict[str, Any], config: SegmentConfig) -> UInt8[np.ndarray, "h w 3"]:
+    image, selection = _image(row), Selection.of(config)
+    if image.file_id is not None:
+        return read_from_stack(
+            image.image_uri,
+            image.plane,
+            fingerprint=image.fingerprint,
+            selection=selection,
+            max_pixels=config.max_pixels,
+            stored=False,
+        )
+    size = int(image.source_bytes or 0)
+    entry = Entry(image.image_uri, image.member, image.member_offset, size)
+    content = entry.read(storage.Cache.of(config))
+    return decode_image(content, name=entry.name, selection=selection)

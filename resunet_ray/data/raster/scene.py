@@ -2,12 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from resunet_ray.errors import ImageError
+
 Window = tuple[int, int, int, int]
 """Top, left, height and width, in pixels of a level."""
+PixelSize = tuple[float, float]
+"""Height and width of a pixel, microns."""
+MPP_RANGE = (0.05, 20.0)
+"""Plausible microns per pixel of a microscope; a screen's 264.58 (96 dots per inch) is outside."""
+
+_SQUARE = 0.02  # by how much height and width of a pixel may differ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +34,8 @@ class Scene:
     """Points in time."""
     num_z: int = 1
     """Focal planes."""
-    mpp: tuple[float, float] | None = None
-    """Microns per pixel of the largest level: height and width of a pixel. None if unknown."""
+    mpp: PixelSize | None = None
+    """Of the largest level; None if unknown."""
     name: str | None = None
 
 
@@ -41,12 +49,19 @@ class Plane:
     t: int = 0
 
 
+FIRST = Plane()
+
+
+@runtime_checkable
 class Raster(Protocol):
     """An open file of images."""
 
-    scenes: Sequence[Scene]
     format: str
-    """As in the column `format`: png, jpeg, tiff, ome-tiff, ome-zarr, aperio …"""
+    """As in the column `format`: PNG, JPEG, tiff, ome-tiff, ome-zarr, aperio …"""
+
+    @property
+    def scenes(self) -> Sequence[Scene]:
+        """The images of the file."""
 
     def read(self, plane: Plane, level: int, window: Window) -> np.ndarray:
         """Read a window, which lies within the level.
@@ -62,3 +77,19 @@ class Raster(Protocol):
 
     def close(self) -> None:
         """Close the file."""
+
+
+def believe(pixel: PixelSize | None) -> float | None:
+    """Return microns per pixel, None if it is unknown or not that of a microscope.
+
+    Raises:
+        ImageError: a pixel is not square.
+    """
+    if pixel is None or not all(MPP_RANGE[0] <= side <= MPP_RANGE[1] for side in pixel):
+        return None
+    if abs(pixel[0] / pixel[1] - 1) > _SQUARE:
+        raise ImageError(
+            f"its pixels are {pixel[0]:g} microns high and {pixel[1]:g} wide: expected square "
+            "ones. Resample it, or pass --mpp if its metadata are wrong"
+        )
+    return sum(pixel) / 2

@@ -19,7 +19,7 @@ from typing import Any
 from resunet_ray import storage
 from resunet_ray.data import slides
 from resunet_ray.data.archives import Entry, is_archive, list_entries
-from resunet_ray.data.images import SUFFIXES
+from resunet_ray.data.raster.opening import SUFFIXES
 from resunet_ray.errors import ConfigError, InputError, UnclearError
 from resunet_ray.segment.planning.manifest import parse_mpp, read_manifest_rows, read_pixel_sizes
 from resunet_ray.tasks import map_ahead

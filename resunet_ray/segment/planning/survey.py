@@ -6,6 +6,8 @@ opened, becomes one row that says so.
 
 import io
 import logging
+import math
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,8 +18,11 @@ from jaxtyping import UInt8
 from resunet_ray import storage
 from resunet_ray.bundle import BundleInfo
 from resunet_ray.config import SegmentConfig
-from resunet_ray.data.slides import SUFFIXES, TIFF_SUFFIXES, Slide, companions
-from resunet_ray.data.tiff import is_slide
+from resunet_ray.data.raster.opening import TIFF_SUFFIXES, naming
+from resunet_ray.data.raster.planes import Selection, list_planes
+from resunet_ray.data.raster.scene import PixelSize, believe
+from resunet_ray.data.raster.tiff import TiffRaster
+from resunet_ray.data.slides import SUFFIXES, Slide, companions
 from resunet_ray.data.tissue import Tissue, find_tissue, read_view
 from resunet_ray.errors import ImageError, InputError, RunError
 from resunet_ray.intensity import measure_range
@@ -79,28 +84,66 @@ class Surveyor:
 
     def _survey(self, planned: PlannedRegion) -> list[PlannedRegion]:
         uri = planned.image.image_uri
-        if uri.lower().endswith(TIFF_SUFFIXES) and not self._tiff_is_slide(uri):
-            return [planned]
+        found = [(planned, True)]
+        if uri.lower().endswith(TIFF_SUFFIXES):
+            with io.BufferedReader(storage.Reader(uri)) as file, naming(uri, done="opened"):
+                found = list(self._list_planes(planned, TiffRaster(file)))
+        if not any(is_slide for _, is_slide in found):
+            return [plane for plane, _ in found]
         if self.resizes:
             raise ImageError(
                 f"{uri} is a slide, and the bundle was trained on whole images that were resized: "
                 "use a bundle that was trained on tiles"
             )
-        with (
-            stage_slide(planned.image, config=self.config) as path,
-            closing(Slide(path, name=uri)) as slide,
-        ):
+        with stage_slide(planned.image, config=self.config) as path:
+            return [
+                region
+                for plane, is_slide in found
+                for region in (self._open(plane, path) if is_slide else [plane])
+            ]
+
+    def _list_planes(
+        self, planned: PlannedRegion, raster: TiffRaster
+    ) -> Iterator[tuple[PlannedRegion, bool]]:
+        """Yield each plane to segment, and whether it is read in parts."""
+        selection = Selection.of(self.config)
+        scenes = selection.apply(raster).scenes
+        planes = list_planes(scenes, channel=selection.channel)
+        for plane in planes:
+            scene, image = scenes[plane.scene], planned.image
+            if len(scene.channels) > 1:
+                name = scene.channels[plane.channel] or str(plane.channel)
+                image = replace(image, channel=name)
+            if len(planes) > 1:
+                image = image.at(plane, scenes)
+            pixels = math.prod(scene.levels[0])
+            is_slide = len(scene.levels) > 1 or pixels > self.config.max_pixels
+            if not is_slide:
+                image = self._with_mpp(image, scene.mpp)
+            yield replace(planned, image=image), is_slide
+
+    def _open(self, planned: PlannedRegion, path: str) -> list[PlannedRegion]:
+        """Return the regions of a slide."""
+        with closing(
+            Slide(
+                path,
+                name=planned.image.image_uri,
+                plane=planned.image.plane,
+                selection=Selection.of(self.config),
+                stored=not self.stretches,
+            )
+        ) as slide:
             return self._plan(planned, slide)
 
-    def _tiff_is_slide(self, uri: str) -> bool:
-        with io.BufferedReader(storage.Reader(uri)) as file:
-            return is_slide(file, max_pixels=self.config.max_pixels)
+    def _with_mpp(self, image: ImageRef, pixel: PixelSize | None) -> ImageRef:
+        """Return the image with the pixel size that its file states, if nothing else says it."""
+        if image.mpp is not None or (mpp := believe(pixel)) is None:
+            return image
+        return replace(image, mpp=mpp, mpp_source="metadata")
 
     def _plan(self, planned: PlannedRegion, slide: Slide) -> list[PlannedRegion]:
         warnings = []
-        image = planned.image
-        if image.mpp is None and slide.info.mpp is not None:
-            image = replace(image, mpp=slide.info.mpp, mpp_source="metadata")
+        image = self._with_mpp(planned.image, slide.info.pixel)
         if image.mpp is None and slide.info.stated_mpp is not None:
             warnings.append("mpp_not_believed")
         opened = Place(
@@ -191,8 +234,9 @@ def may_be_slide(planned: PlannedRegion) -> bool:
 def stage_slide(image: ImageRef, *, config: SegmentConfig) -> AbstractContextManager[str]:
     """Make a slide a file on this node, for as long as the context lasts."""
     uri = image.image_uri
-    fingerprint = f"{image.source_etag}-{image.source_bytes}-{image.source_mtime}"
-    return storage.Cache.of(config).stage(uri, fingerprint=fingerprint, companions=companions(uri))
+    return storage.Cache.of(config).stage(
+        uri, fingerprint=image.fingerprint, companions=companions(uri)
+    )
 
 
 _NOTHING: dict[str, Any] = {"num_regions": 0, "height": 0, "width": 0}

@@ -11,8 +11,11 @@ from resunet_ray import storage
 from resunet_ray.config import SegmentConfig
 from resunet_ray.config.model import Diameter
 from resunet_ray.data.archives import Entry
-from resunet_ray.data.images import decode_image, decode_labels, name_format
+from resunet_ray.data.images import decode_image, name_format
+from resunet_ray.data.labels import decode_labels
+from resunet_ray.data.raster.planes import Selection
 from resunet_ray.data.slides import Slide
+from resunet_ray.data.stacks import read_from_stack
 from resunet_ray.errors import ImageError, InputError
 from resunet_ray.intensity import Range, measure_range
 from resunet_ray.model.heads import Prediction
@@ -59,7 +62,12 @@ def group_samples(samples: Iterable[Sample], *, pixels: int) -> Iterator[list[Sa
 
 
 def read_image(
-    planned: PlannedRegion, *, cache: storage.Cache, max_pixels: int, measure: bool
+    planned: PlannedRegion,
+    *,
+    cache: storage.Cache,
+    max_pixels: int,
+    measure: bool,
+    selection: Selection,
 ) -> Sample:
     """Read and decode one image; what goes wrong becomes its failure.
 
@@ -68,6 +76,7 @@ def read_image(
         cache: where compressed tars are expanded.
         max_pixels: an image of more is not decoded.
         measure: measure its range of intensities.
+        selection: which channel and focal planes.
 
     Raises:
         ResourceError: the storage cannot be reached.
@@ -79,16 +88,31 @@ def read_image(
     stage = "read"
     ref = planned.image
     try:
-        entry = Entry(ref.image_uri, ref.member, ref.member_offset, ref.source_bytes or 0)
-        content = entry.read(cache)
-        stage = "decode"
-        image = decode_image(content, name=entry.name, max_pixels=max_pixels)
-        place = replace(
-            planned.place,
-            format=name_format(content),
-            height=image.shape[0],
-            width=image.shape[1],
-        )
+        if ref.file_id is not None:
+            image, kind = (
+                read_from_stack(
+                    ref.image_uri,
+                    ref.plane,
+                    fingerprint=ref.fingerprint,
+                    selection=selection,
+                    max_pixels=max_pixels,
+                    stored=not measure,
+                ),
+                "TIFF",
+            )
+        else:
+            entry = Entry(ref.image_uri, ref.member, ref.member_offset, ref.source_bytes or 0)
+            content = entry.read(cache)
+            stage = "decode"
+            image = decode_image(
+                content,
+                name=entry.name,
+                max_pixels=max_pixels,
+                selection=selection,
+                stored=not measure,
+            )
+            kind = name_format(content)
+        place = replace(planned.place, format=kind, height=image.shape[0], width=image.shape[1])
         sample.planned = replace(planned, place=place)
         stage = "mask"
         sample.truth = _read_truth(ref.mask_uri, shape=image.shape[:2], cache=cache)

@@ -27,6 +27,7 @@ import torch
 
 from resunet_ray import monitoring, storage
 from resunet_ray.cluster import count_cores, is_lost, this_node
+from resunet_ray.data.raster.planes import Selection
 from resunet_ray.data.slides import Slide
 from resunet_ray.errors import InputError, RunError
 from resunet_ray.model.diameter import estimate_diameter
@@ -146,7 +147,15 @@ class Segmenter:
         try:
             with (
                 stage_slide(image, config=self._spec.config) as path,
-                closing(Slide(path, name=image.image_uri)) as slide,
+                closing(
+                    Slide(
+                        path,
+                        name=image.image_uri,
+                        plane=image.plane,
+                        selection=Selection.of(self._spec.config),
+                        stored=self._bundle.info.preprocess.intensity == "stored",
+                    )
+                ) as slide,
             ):
                 chunk = SlideChunk.of(
                     planned,
@@ -231,6 +240,7 @@ class Segmenter:
             cache=self._cache,
             max_pixels=self._spec.config.max_pixels,
             measure=self._bundle.info.preprocess.intensity == "percentiles",
+            selection=Selection.of(self._spec.config),
         )
 
     def _predict(self, group: list[Sample]) -> list[Sample]:

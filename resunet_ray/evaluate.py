@@ -64,10 +64,10 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         ResourceError: the cluster or the output storage lacks what the evaluation needs.
         RunError: some images were not scored, or the lease was lost.
     """
-    dataset = open_dataset(config.data, needs=(config.split,))
-    info, digest = read_bundle_info(config.bundle)
     output = storage.absolute(config.output)
     with storage.hold_output(config, output) as lease:
+        dataset = open_dataset(config.data, needs=(config.split,))
+        info, digest = read_bundle_info(config.bundle)
         scored = _score(config, dataset, output=output)
         lease.check()
         settings = {

@@ -7,7 +7,7 @@ been rewritten for too long, or says that it was released, another run may creat
 which again only one can do. So does a holder that could not renew its lease in time, after a sleep
 for instance: if nobody took it, it goes on. Ages are differences of the store's own timestamps, so
 clocks that disagree do no harm. A run on the same machine as a dead holder sees that it is dead and
-takes over at once.
+takes over at once. Elsewhere, it waits for the end of a lease whose renewal is overdue.
 """
 
 import json
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 LEASES = "leases"
 
 _RENEWING = threading.Lock()  # not a lease's own: a sweep's callback, which holds it, is pickled
+_PAUSE_SECONDS = 1.0
 _UNREADABLE_SECONDS = 60.0  # how long to respect a lease whose content cannot be read
 
 
@@ -170,12 +171,16 @@ def hold_lease(output: str, *, seconds: float) -> Iterator[Lease]:
 def _acquire(folder: str, *, seconds: float) -> Lease:
     holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
     newest = _newest(folder)
-    if newest is not None and (state := _read_held(folder, newest)) is not None:
-        raise LeaseError(
-            f"another run, {state['holder']}, is writing to {locations.parent(folder)}, so this "
-            "run stops. If that run is dead, its lease expires "
-            f"{state['seconds']:.0f} s after its last renewal"
-        )
+    while newest is not None and (state := _read_held(folder, newest)) is not None:
+        if state["age"] < state["seconds"] / 3:
+            raise LeaseError(
+                f"another run, {state['holder']}, is writing to {locations.parent(folder)}, so "
+                "this run stops. If that run is dead, its lease expires "
+                f"{state['seconds']:.0f} s after its last renewal"
+            )
+        # Its last renewal is overdue: its machine may be lost.
+        time.sleep(_PAUSE_SECONDS)
+        newest = _newest(folder)
     number = 1 if newest is None else newest + 1
     uri = locations.join(folder, f"{number:06d}")
     began = time.time()
@@ -205,13 +210,10 @@ def _read_held(folder: str, number: int) -> dict[str, Any] | None:
     state: dict[str, Any] = {"holder": "unknown", "released": False, "seconds": _UNREADABLE_SECONDS}
     with suppress(ValueError):  # not JSON: the write was interrupted
         state = json.loads(files.read_bytes(uri))
-    return (
-        None
-        if state["released"]
-        or is_dead(state.get("process"))
-        or _age_seconds(uri) > state["seconds"]
-        else state
-    )
+    if state["released"] or is_dead(state.get("process")):
+        return None
+    state["age"] = _age_seconds(uri)
+    return None if state["age"] > state["seconds"] else state
 
 
 def _age_seconds(uri: str) -> float:

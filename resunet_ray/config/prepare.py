@@ -11,11 +11,12 @@ from resunet_ray.config.checks import (
     require_default,
     require_range,
 )
+from resunet_ray.config.lease import LeaseConfig
 from resunet_ray.config.roles import Heading, Tuning
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareConfig:
+class PrepareConfig(LeaseConfig):
     """How to turn a folder or an archive of images and masks into Parquet shards."""
 
     input: Annotated[tuple[str, ...], Heading.INPUT]
@@ -56,6 +57,7 @@ class PrepareConfig:
     """Most images in one Parquet file; large images fill it with fewer."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.input), "--input is empty: expected at least one folder or archive")
         require(
             self.val_fraction > 0

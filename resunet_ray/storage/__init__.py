@@ -15,7 +15,7 @@ from resunet_ray.storage.files import (
     upload,
     write_bytes,
 )
-from resunet_ray.storage.lease import Lease, hold_lease
+from resunet_ray.storage.lease import NO_LEASE, Lease, hold_lease, hold_output
 from resunet_ray.storage.locations import absolute, join, mask_credentials, open_filesystem, parent
 from resunet_ray.storage.names import csv_cell, file_name
 from resunet_ray.storage.reader import Reader
@@ -25,6 +25,7 @@ from resunet_ray.storage.tables import read_metadata, read_table, write_table
 from resunet_ray.storage.walk import FileStatus, walk_files
 
 __all__ = [
+    "NO_LEASE",
     "Cache",
     "FileStatus",
     "Lease",
@@ -40,6 +41,7 @@ __all__ = [
     "exists",
     "file_name",
     "hold_lease",
+    "hold_output",
     "is_file",
     "join",
     "list_files",

@@ -50,7 +50,8 @@ class PrepareConfig(LeaseConfig):
     """Folder on each node's disk. Compressed tar files are expanded in a separate folder for each
     user below it."""
     cache_gib: Tuning[float] = 50.0
-    """Size limit of that folder, GiB; the least recently used files are removed first."""
+    """Size limit of that folder, GiB. Where it or the disk is full, the least recently used files
+    are removed first, and files in use are waited for."""
     rows_per_group: Annotated[Tuning[int], Heading.INPUT] = 16
     """Images in one Parquet row group, which one read task takes at a time."""
     rows_per_shard: Tuning[int] = 512

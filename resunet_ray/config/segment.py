@@ -102,7 +102,8 @@ class SegmentConfig(LeaseConfig):
     """Folder on each node's disk. Slides from object storage are staged, and compressed tar files
     expanded, in a separate folder for each user below it."""
     cache_gib: Tuning[MayChange[float]] = 50.0
-    """Size limit of that folder, GiB; the least recently used files are removed first."""
+    """Size limit of that folder, GiB. Where it or the disk is full, the least recently used files
+    are removed first, and files in use are waited for."""
     export: Annotated[tuple[ExportKind, ...], Heading.INPUT] = ()
     """Also write files for other programs under exports/ (see `jobs/export.py --help`)."""
 

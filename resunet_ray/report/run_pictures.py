@@ -18,13 +18,12 @@ from resunet_ray import storage
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.archives import Entry
 from resunet_ray.data.images import decode_image, decode_stored, encode_png
-from resunet_ray.data.slides import Slide
+from resunet_ray.data.slides import Slide, companions
 from resunet_ray.data.tissue import read_view
 from resunet_ray.errors import InputError
 from resunet_ray.pictures import draw_beside
 from resunet_ray.segment import layout
 from resunet_ray.segment.planning.survey import stage_slide
-from resunet_ray.segment.rows import ImageRef
 
 _SLIDE_SIDE = 900  # longer side of a slide's picture, pixels
 _SIDE = 360  # longer side of an image's picture, pixels
@@ -102,13 +101,13 @@ def picture_slides(
     for row in rows:
         try:
             with (
-                stage_slide(_image(row), config=config) as path,
+                stage_slide(row["image_uri"], _fingerprint(row), config=config) as path,
                 closing(Slide(path, name=row["image_uri"])) as slide,
             ):
                 pictures[row["image_id"]] = _SlidePicture(
                     slide.info.height, read_view(slide, side=_SLIDE_SIDE)
                 )
-        except InputError as error:  # deleted since the run, or it never opened
+        except InputError as error:  # deleted or replaced since the run, or it never opened
             messages[row["image_id"]] = row["error_message"] or str(error)
     if pictures:
         for region in _read_regions(output, run_id, set(pictures)):
@@ -120,9 +119,15 @@ def picture_slides(
     ]
 
 
-def _image(row: dict[str, Any]) -> ImageRef:
-    names = ("image_id", "image_uri", "source_bytes", "source_etag", "source_mtime")
-    return ImageRef(**{name: row[name] for name in names})
+def _fingerprint(row: dict[str, Any]) -> str | None:
+    """The fingerprint of an image's file, if images/ tells it."""
+    if companions(row["image_uri"]):
+        return None
+    if isinstance(row["source_etag"], str):
+        return str(row["source_etag"])
+    if isinstance(row["member"], str):  # its size is not the archive's
+        return None
+    return storage.FileStatus("", int(row["source_bytes"]), row["source_mtime"]).fingerprint
 
 
 def _read_regions(output: str, run_id: str, wanted: set[str]) -> Iterator[dict[str, Any]]:
@@ -151,5 +156,6 @@ def list_tables(folder: str) -> list[str]:
 def _read_image(row: dict[str, Any], cache: storage.Cache) -> UInt8[np.ndarray, "h w 3"]:
     member = row["member"] if isinstance(row["member"], str) else None
     offset = None if pd.isna(row["member_offset"]) else int(row["member_offset"])
-    entry = Entry(row["image_uri"], member, offset, int(row["source_bytes"]))
+    size = int(row["source_bytes"])
+    entry = Entry(row["image_uri"], member, offset, size, fingerprint=_fingerprint(row))
     return decode_image(entry.read(cache), name=entry.name)

@@ -43,7 +43,7 @@ class SegmentationResult:
     run_id: str | None
     """None if there was nothing to do."""
     images: dict[str, int]
-    """Number of images by status."""
+    """Number of images by status; `changed` are those that were replaced before they were read."""
     unclear: int = 0
     """Those of the failed that were missing or denied, and will be tried again."""
     regions: int = 0

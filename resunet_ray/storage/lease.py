@@ -29,8 +29,9 @@ from pyarrow import fs
 from resunet_ray.config.lease import LeaseConfig
 from resunet_ray.errors import ConfigError, InputError, LeaseError, ResUNetRayError, RunError
 from resunet_ray.storage import files, locations
+from resunet_ray.storage.clients import s3_client
 from resunet_ray.storage.processes import describe_process, is_dead
-from resunet_ray.storage.walk import s3_client, walk_files
+from resunet_ray.storage.walk import walk_files
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from resunet_ray.errors import ImageError, InputError, RunError
 from resunet_ray.intensity import measure_range
 from resunet_ray.model.diameter import choose_scale
 from resunet_ray.segment.planning.grid import SQUARE, Gate, Grid, squares_of
-from resunet_ray.segment.rows import ImageRef, Place, PlannedRegion
+from resunet_ray.segment.rows import Place, PlannedRegion
 from resunet_ray.storage import crashes
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Surveyor:
 
     def _survey(self, planned: PlannedRegion) -> list[PlannedRegion]:
         uri = planned.image.image_uri
-        if uri.lower().endswith(TIFF_SUFFIXES) and not self._tiff_is_slide(uri):
+        if uri.lower().endswith(TIFF_SUFFIXES) and not self._tiff_is_slide(planned):
             return [planned]
         if self.resizes:
             raise ImageError(
@@ -87,13 +87,14 @@ class Surveyor:
                 "use a bundle that was trained on tiles"
             )
         with (
-            stage_slide(planned.image, config=self.config) as path,
+            stage_slide(uri, planned.source_fingerprint, config=self.config) as path,
             closing(Slide(path, name=uri)) as slide,
         ):
             return self._plan(planned, slide)
 
-    def _tiff_is_slide(self, uri: str) -> bool:
-        with io.BufferedReader(storage.Reader(uri)) as file:
+    def _tiff_is_slide(self, planned: PlannedRegion) -> bool:
+        image = storage.Reader(planned.image.image_uri, fingerprint=planned.source_fingerprint)
+        with io.BufferedReader(image) as file:
             return is_slide(file, max_pixels=self.config.max_pixels)
 
     def _plan(self, planned: PlannedRegion, slide: Slide) -> list[PlannedRegion]:
@@ -188,11 +189,12 @@ def may_be_slide(planned: PlannedRegion) -> bool:
     )
 
 
-def stage_slide(image: ImageRef, *, config: SegmentConfig) -> AbstractContextManager[str]:
-    """Make a slide a file on this node, for as long as the context lasts."""
-    uri = image.image_uri
-    fingerprint = f"{image.source_etag}-{image.source_bytes}-{image.source_mtime}"
-    return storage.Cache.of(config).stage(uri, fingerprint=fingerprint, companions=companions(uri))
+def stage_slide(
+    uri: str, fingerprint: str | None, *, config: SegmentConfig
+) -> AbstractContextManager[str]:
+    """Make a slide, as it was listed, a file on this node, for as long as the context lasts."""
+    cache = storage.Cache.of(config)
+    return cache.stage(uri, fingerprint=fingerprint, companions=companions(uri))
 
 
 _NOTHING: dict[str, Any] = {"num_regions": 0, "height": 0, "width": 0}

@@ -79,7 +79,13 @@ def read_image(
     stage = "read"
     ref = planned.image
     try:
-        entry = Entry(ref.image_uri, ref.member, ref.member_offset, ref.source_bytes or 0)
+        entry = Entry(
+            ref.image_uri,
+            ref.member,
+            ref.member_offset,
+            ref.source_bytes or 0,
+            fingerprint=planned.source_fingerprint,
+        )
         content = entry.read(cache)
         stage = "decode"
         image = decode_image(content, name=entry.name, max_pixels=max_pixels)
@@ -91,7 +97,9 @@ def read_image(
         )
         sample.planned = replace(planned, place=place)
         stage = "mask"
-        sample.truth = _read_truth(ref.mask_uri, shape=image.shape[:2], cache=cache)
+        if ref.mask_uri is not None:
+            mask = Entry(ref.mask_uri, fingerprint=planned.mask_fingerprint)
+            sample.truth = _read_truth(mask, shape=image.shape[:2], cache=cache)
         if measure:
             low, high = sample.levels = measure_range(image)
             place = replace(place, level_low=low, level_high=high)
@@ -116,14 +124,12 @@ def read_tile(slide: Slide, tile: Box, *, scale: float, levels: Range | None) ->
 
 
 def _read_truth(
-    uri: str | None, *, shape: tuple[int, int], cache: storage.Cache
-) -> UInt8[np.ndarray, "h w"] | None:
-    if uri is None:
-        return None
-    values = decode_labels(Entry(uri).read(cache), name=uri)
+    mask: Entry, *, shape: tuple[int, int], cache: storage.Cache
+) -> UInt8[np.ndarray, "h w"]:
+    values = decode_labels(mask.read(cache), name=mask.uri)
     if values.shape != shape:
         raise InputError(
-            f"{uri} is {values.shape[0]} x {values.shape[1]}: expected {shape[0]} x {shape[1]}, "
-            "the size of its image"
+            f"{mask.uri} is {values.shape[0]} x {values.shape[1]}: "
+            f"expected {shape[0]} x {shape[1]}, the size of its image"
         )
     return (values > 0).astype(np.uint8)

@@ -111,7 +111,7 @@ def _sweep(output: str) -> str:
             save_trial(output, trials[-1])
             study.end(trials[-1])
             free_at = sorted([*free_at, finished])
-    conclude(config, space, trials)
+    conclude(config, space, trials, lease=storage.NO_LEASE)
     return write_sweep_report(output)
 
 

@@ -10,16 +10,12 @@ from typing import Any
 from resunet_ray.archive import export_archive, segment_archive
 from resunet_ray.command_line import read_config, run_job
 from resunet_ray.config import ExportConfig, GiveUpConfig, SegmentConfig
-from resunet_ray.errors import LeaseError
 from resunet_ray.segment.give_up import give_up
 
 
 def _work() -> dict[str, Any]:
     config = read_config(SegmentConfig, description=__doc__ or "", saved="run.json")
-    try:
-        done = segment_archive(config)
-    except LeaseError as error:
-        return {"status": "leased", "message": str(error)}
+    done = segment_archive(config)
     line = {"status": done.status, **vars(done.result), "finished_runs": done.finished_runs}
     line |= {} if done.report is None else {"report": done.report}
     return line | ({"exit_code": 3} if done.status == "too many errors" else {})

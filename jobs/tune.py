@@ -8,7 +8,6 @@ from typing import Any
 
 from resunet_ray.command_line import read_config, run_job
 from resunet_ray.config import RECIPES, SweepConfig
-from resunet_ray.errors import LeaseError
 from resunet_ray.report.sweep import write_sweep_report
 from resunet_ray.sweep.tuner import sweep
 
@@ -25,10 +24,7 @@ def _work() -> dict[str, Any]:
         required=("data", "output"),
         saved="sweep.json",
     )
-    try:
-        result = sweep(config)
-    except LeaseError as error:
-        return {"status": "leased", "message": str(error)}
+    result = sweep(config)
     return {**vars(result), "report": write_sweep_report(config.training.output)}
 
 

@@ -17,6 +17,7 @@ from ray.util.state import list_nodes
 from ray.util.state.exception import RayStateApiException
 
 from resunet_ray.errors import ConfigError, ResourceError
+from resunet_ray.local_ray import prepare_quiet_worker, prepare_worker, require_short_sockets
 from resunet_ray.progress import is_verbose
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,6 @@ _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _FORWARD = "RAY_LOG_TO_DRIVER"  # Ray's own variable: whether the driver shows the workers' output
 _REMARKS = ("ray._private.authentication", "ray.data._internal.progress", "ray.data.exceptions")
 """Ray loggers that add nothing: local tokens, disabled progress bars, repeated exceptions."""
-_NOWHERE = "http://127.0.0.1:1"  # nothing listens on this port
 _DASHBOARD_SECONDS = 20
 _SOON_SECONDS = 3  # that Ray takes to hand out free CPUs
 _BUSY_SECONDS = 120
@@ -58,7 +58,7 @@ def connect(*, dashboard: bool = False) -> None:
             run that was stopped from outside, which a sweep does all the time.
 
     Raises:
-        ConfigError: RAY_ADDRESS is not an address of a cluster.
+        ConfigError: RAY_ADDRESS is not an address of a cluster, or TMPDIR is too long.
         ResourceError: no cluster answers at RAY_ADDRESS.
     """
     if not ray.is_initialized():
@@ -82,7 +82,8 @@ def _start_or_join(*, dashboard: bool) -> None:
     if address == "local":
         # Saves one process: this machine is not a spot node.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        prepare = _prepare_worker if dashboard else _prepare_quiet_worker
+        require_short_sockets(dashboard=dashboard)
+        prepare = prepare_worker if dashboard else prepare_quiet_worker
         context = ray.init(
             address="local",
             num_cpus=max(_LEAST_LOCAL_CPUS, count_cores()),
@@ -113,29 +114,6 @@ def log_folder() -> str | None:
 def disconnect() -> None:
     """Leave the cluster, or stop the local Ray, if there is one."""
     ray.shutdown()
-
-
-def _prepare_worker() -> None:
-    """Point Ray Train's cleaner at this Ray.
-
-    With several Rays on one machine, it would not know which one to ask about its run.
-    """
-    os.environ.pop("RAY_API_SERVER_ADDRESS", None)
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-
-
-def _prepare_quiet_worker() -> None:
-    """Keep Ray Train's cleaner away from other Rays' dashboards if this Ray has none.
-
-    The cleaner would ask for a dashboard at this Ray's address, where another Ray's may be
-    answering by now. That one does not know the run, so the cleaner would take the run for dead and
-    stop its workers. The cleaner has no purpose in a cluster that ends with its driver, and without
-    an answer it only logs a complaint twice a second.
-    """
-    os.environ["RAY_API_SERVER_ADDRESS"] = _NOWHERE
-    logging.getLogger(
-        "ray.train.v2._internal.execution.controller.placement_group_cleaner"
-    ).setLevel(logging.CRITICAL)
 
 
 def wait_for_resources(

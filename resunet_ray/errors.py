@@ -4,7 +4,8 @@
     ├── ConfigError      a setting is wrong, contradictory, or would be ignored      exit 2
     ├── InputError       a file or a data set is missing or not what the job needs   exit 2
     │   ├── ImageError   one image cannot be decoded, or must not be                 row of rejects
-    │   └── UnclearError one file is missing or denied, perhaps only now             tried again
+    │   ├── UnclearError one file is missing or denied, perhaps only now             tried again
+    │   └── ChangedError one file is no longer the one that was listed               listed anew
     ├── LeaseError       another run is writing to this output                       exit 0
     ├── ResourceError    the cluster or the storage cannot give what the job needs   exit 2
     └── RunError         the work failed after it had started                        exit 1
@@ -40,6 +41,10 @@ class ImageError(InputError):
 
 class UnclearError(InputError):
     """One file is missing or denied, for a reason that may pass: no verdict on the file."""
+
+
+class ChangedError(InputError):
+    """One file is no longer the one that was listed: no verdict on what was listed."""
 
 
 class LeaseError(ResUNetRayError):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow as pa
 from resunet_ray import bundles, storage
 from resunet_ray.bundle import Bundle, read_bundle_info
 from resunet_ray.config import EvaluateConfig, PreprocessConfig
-from resunet_ray.data.dataset import open_dataset
+from resunet_ray.data.dataset import Dataset, open_dataset
 from resunet_ray.data.images import encode_png
 from resunet_ray.data.labelled import LabelledImage
 from resunet_ray.errors import RunError
@@ -59,13 +60,32 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
 
     Raises:
         InputError: the bundle, the data or the split is missing.
+        LeaseError: another run is writing to the output.
         ResourceError: the cluster or the output storage lacks what the evaluation needs.
-        RunError: some images were not scored.
+        RunError: some images were not scored, or the lease was lost.
     """
-    dataset = open_dataset(config.data, needs=(config.split,))
-    info, digest = read_bundle_info(config.bundle)
-    storage.check_writable(config.output)
     output = storage.absolute(config.output)
+    with storage.hold_output(config, output) as lease:
+        dataset = open_dataset(config.data, needs=(config.split,))
+        info, digest = read_bundle_info(config.bundle)
+        scored = _score(config, dataset, output=output)
+        lease.check()
+        settings = {
+            "bundle": config.bundle,
+            "bundle_digest": digest,
+            "data": dataset.uri,
+            "data_digest": dataset.digest,
+            "split": config.split,
+            "protocol": config.protocol,
+            "flips": config.flips,
+            "threshold": 0.5 if config.protocol == "baseline" else info.instances.threshold,
+            "min_area": None if config.protocol == "baseline" else info.instances.min_area,
+        }
+        return _write(scored, output=output, settings=settings, config=config)
+
+
+def _score(config: EvaluateConfig, dataset: Dataset, *, output: str) -> pa.Table:
+    """Return the row of SCORES and OUTCOMES of each image, by name."""
     rows = score_split(
         dataset,
         config.split,
@@ -75,31 +95,25 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     )
     total = dataset.splits[config.split]
     scored = collect(rows, total=total, what="images scored").cast(_ROWS).sort_by("image_id")
+    if len(scored) != total:
+        raise RunError(
+            f"{len(scored)} images were scored, but split {config.split} has {total}: run it again"
+        )
+    return scored
+
+
+def _write(
+    scored: pa.Table, *, output: str, settings: dict[str, Any], config: EvaluateConfig
+) -> EvaluationResult:
     scores = scored.select(SCORES.names).cast(SCORES)
     table = scores.to_pandas()
-    if len(table) != total:
-        raise RunError(
-            f"{len(table)} images were scored, but split {config.split} has {total}: run it again"
-        )
     result = summarise(table)
     storage.write_table(storage.join(output, SCORES_FILE), scores)
     if result.instance is not None:
         outcomes = scored.select(OUTCOMES.names).cast(OUTCOMES)
         storage.write_table(storage.join(output, OUTCOMES_FILE), outcomes)
     storage.write_bytes(storage.join(output, "score.csv"), _score_csv(table).encode())
-    summary = {
-        "bundle": config.bundle,
-        "bundle_digest": digest,
-        "data": dataset.uri,
-        "data_digest": dataset.digest,
-        "split": config.split,
-        "protocol": config.protocol,
-        "flips": config.flips,
-        "threshold": 0.5 if config.protocol == "baseline" else info.instances.threshold,
-        "min_area": None if config.protocol == "baseline" else info.instances.min_area,
-        **vars(result),
-        "config": asdict(config),
-    }
+    summary = {**settings, **vars(result), "config": asdict(config)}
     storage.write_bytes(storage.join(output, SUMMARY_FILE), json.dumps(summary, indent=2).encode())
     return result
 

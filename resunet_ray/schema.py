@@ -132,7 +132,17 @@ _PLACE: list[tuple[str, pa.DataType]] = [
     ("warnings", _TEXTS),  # mpp_not_believed, mpp_missing, no_tissue, view_unreadable, fluorescence
 ]
 
-PLAN = _versioned([*_SOURCE, *_PLACE, ("tissue", pa.binary()), ("attempt", pa.int32()), *_ERROR])
+PLAN = _versioned(
+    [
+        *_SOURCE,
+        *_PLACE,
+        ("tissue", pa.binary()),
+        ("attempt", pa.int32()),
+        ("source_fingerprint", pa.string()),
+        ("mask_fingerprint", pa.string()),
+        *_ERROR,
+    ]
+)
 """One row per region to segment. A row group is a chunk: what one task takes.
 
 The error columns hold what went wrong while planning.

@@ -2,10 +2,11 @@
 
 import http.client
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 
 RESET = "reset"
 Answer = int | tuple[int, str] | str | None
@@ -26,6 +27,7 @@ class FaultyStore:
 def faulty_store(
     behind: str,
     decide: Callable[[str, str], Answer] = lambda *_: None,
+    headers: Mapping[str, str] = MappingProxyType({}),
     *,
     host: str = "127.0.0.1",
 ) -> Iterator[FaultyStore]:
@@ -33,11 +35,13 @@ def faulty_store(
 
     Args:
         behind: address of the real one, which must accept signatures for any host name.
-        decide: method and path of a request → how to answer it. It may take its time.
+        decide: method and path of a request → how to answer it. Before it answers, it may do
+            whatever shall happen between the client's requests.
+        headers: values of headers, in lower case, that take the place of those of the real answers.
         host: the address to listen on.
     """
     seen = FaultyStore("")
-    parts = {"seen": seen, "behind": behind, "decide": staticmethod(decide)}
+    parts = {"seen": seen, "behind": behind, "decide": staticmethod(decide), "replaced": headers}
     with ThreadingHTTPServer((host, 0), type("Handler", (_Handler,), parts)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         seen.endpoint = f"http://{host}:{server.server_address[1]}"
@@ -50,6 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
     seen: FaultyStore
     behind: str
     decide: Callable[[str, str], Answer]
+    replaced: Mapping[str, str]
 
     def setup(self) -> None:
         super().setup()
@@ -106,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response_only(reply.status)
         for name, value in reply.getheaders():
             if name.lower() not in ("transfer-encoding", "content-length", "connection"):
-                self.send_header(name, value)
+                self.send_header(name, self.replaced.get(name.lower(), value))
         length = reply.getheader("Content-Length") if self.command == "HEAD" else None
         self.send_header("Content-Length", length or str(len(content)))
         self.end_headers()

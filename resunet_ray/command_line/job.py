@@ -14,7 +14,7 @@ from resunet_ray import errors, storage
 from resunet_ray.cluster import disconnect, log_folder
 from resunet_ray.command_line.arguments import VERBOSE
 from resunet_ray.command_line.streams import JobOutput, hide_native_lines
-from resunet_ray.errors import ResUNetRayError
+from resunet_ray.errors import LeaseError, ResUNetRayError
 from resunet_ray.progress import LogHandler, is_verbose, set_verbose
 
 _BAD_USAGE = 2  # the exit code of tyro and argparse
@@ -25,8 +25,8 @@ _RAY_ADVICE = "\nFailed to apply UDF transform"  # what Ray Data appends to our 
 def run_job(name: str, work: Callable[[], dict[str, Any]]) -> None:
     """Run a job, print its JSON line and exit.
 
-    The exit code is 0 if the job is done, 1 if it failed, 2 for bad usage, configuration, input or
-    resources.
+    The exit code is 0 if the job is done or another run is doing it, 1 if it failed, 2 for bad
+    usage, configuration, input or resources.
 
     Args:
         name: of the job.
@@ -71,6 +71,8 @@ def _describe_error(error: Exception) -> tuple[int, dict[str, Any]]:
     """Describe an error: its exit code and JSON line."""
     if own := _find_own(error):
         kind, message = own
+        if kind is LeaseError:
+            return kind.exit_code, {"status": "leased", "message": message}
         return kind.exit_code, _failure(kind.__name__, message)
     lines = _clean(str(error)).strip().splitlines()
     return 1, _failure(type(error).__name__, lines[-1] if lines else "")

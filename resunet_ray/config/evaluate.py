@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from resunet_ray.config.checks import ANY, require_range
+from resunet_ray.config.lease import LeaseConfig
 from resunet_ray.config.roles import Heading, Tuning
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(LeaseConfig):
     """How to score a bundle against labelled images."""
 
     bundle: Annotated[str, Heading.INPUT] = "nuclei"
@@ -31,4 +32,5 @@ class EvaluateConfig:
     there is one."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_range(self, 1, ANY, "actors")

@@ -108,6 +108,14 @@ def _describe_values(hint: Any, *, repeated: bool = False) -> str:
 
 def _read_texts(kind: type[Any]) -> dict[str, str]:
     """Read the text below each field of a configuration, on one line."""
+    texts: dict[str, str] = {}
+    for part in reversed(kind.__mro__):
+        if dataclasses.is_dataclass(part):
+            texts |= _read_own_texts(part)
+    return texts
+
+
+def _read_own_texts(kind: type[Any]) -> dict[str, str]:
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(body, ast.ClassDef), "a configuration is a class"
     texts = {}

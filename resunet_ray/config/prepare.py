@@ -11,11 +11,12 @@ from resunet_ray.config.checks import (
     require_default,
     require_range,
 )
+from resunet_ray.config.lease import LeaseConfig
 from resunet_ray.config.roles import Heading, Tuning
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareConfig:
+class PrepareConfig(LeaseConfig):
     """How to turn a folder or an archive of images and masks into Parquet shards."""
 
     input: Annotated[tuple[str, ...], Heading.INPUT]
@@ -49,13 +50,15 @@ class PrepareConfig:
     """Folder on each node's disk. Compressed tar files are expanded in a separate folder for each
     user below it."""
     cache_gib: Tuning[float] = 50.0
-    """Size limit of that folder, GiB; the least recently used files are removed first."""
+    """Size limit of that folder, GiB. Where it or the disk is full, the least recently used files
+    are removed first, and files in use are waited for."""
     rows_per_group: Annotated[Tuning[int], Heading.INPUT] = 16
     """Images in one Parquet row group, which one read task takes at a time."""
     rows_per_shard: Tuning[int] = 512
     """Most images in one Parquet file; large images fill it with fewer."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.input), "--input is empty: expected at least one folder or archive")
         require(
             self.val_fraction > 0

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Literal, get_args
 
 from resunet_ray.config.checks import ANY, NODE_FOLDER, TINY, require, require_range
+from resunet_ray.config.lease import LeaseConfig
 from resunet_ray.config.model import Diameter
 from resunet_ray.config.roles import (
     ADDED,
@@ -24,7 +25,7 @@ ExportKind = Literal["png", "geojson", "ome-zarr", "ome-tiff"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentConfig:
+class SegmentConfig(LeaseConfig):
     """One run over an archive.
 
     The same command again segments only what is new, and first finishes what was interrupted.
@@ -107,16 +108,13 @@ class SegmentConfig:
     """Folder on each node's disk. Slides from object storage are staged, and compressed tar files
     expanded, in a separate folder for each user below it."""
     cache_gib: Tuning[MayChange[float]] = 50.0
-    """Size limit of that folder, GiB; the least recently used files are removed first."""
-    lease: Annotated[Tuning[bool], Heading.LEASE] = True
-    """Off: nothing stops two runs from writing to one output at the same time (for storage without
-    conditional writes)."""
-    lease_seconds: Tuning[float] = 60.0
-    """Another run may take over after this long without a sign of life."""
+    """Size limit of that folder, GiB. Where it or the disk is full, the least recently used files
+    are removed first, and files in use are waited for."""
     export: Annotated[tuple[ExportKind, ...], Heading.INPUT] = ()
     """Also write files for other programs under exports/ (see `jobs/export.py --help`)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.input), "--input is empty: expected at least one location")
         require_range(self, 0, ANY, "actors", "nodes_seconds", "unclear_retries")
         require_range(self, 1, ANY, "cpus_per_actor", "readers", "batch_size", "max_pixels")
@@ -130,7 +128,6 @@ class SegmentConfig:
             f"--diameter {self.diameter}: must be auto, none, a number of pixels (90) or of "
             "microns (12um), more than 0",
         )
-        require_range(self, 5, ANY, "lease_seconds")
         require_range(self, 256, 8192, "region")
         require(
             not isinstance(self.z, int) or self.z >= 0,
@@ -169,25 +166,20 @@ class SegmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GiveUpConfig:
+class GiveUpConfig(LeaseConfig):
     """Give a run up: remove everything that it wrote, so that its images are new again."""
 
     output: Annotated[str, Heading.INPUT]
     """The output of `jobs/segment.py`."""
     run: str
     """The run: the name of a folder in OUTPUT/runs/."""
-    lease: Annotated[Tuning[bool], Heading.LEASE] = True
-    """Off: nothing stops another run from writing to the output at the same time (for storage
-    without conditional writes)."""
-    lease_seconds: Tuning[float] = 60.0
-    """A run counts as dead after this long without a sign of life."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             re.fullmatch(r"[\w.-]+", self.run) is not None,
             f"--run {self.run!r}: must be the name of a folder in OUTPUT/runs/",
         )
-        require_range(self, TINY, ANY, "lease_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from resunet_ray.config.checks import ANY, TINY, require, require_default, require_range
+from resunet_ray.config.lease import LeaseConfig
 from resunet_ray.config.model import AugmentConfig, ModelConfig, PreprocessConfig
 from resunet_ray.config.roles import Heading, MayChange, Shared, Tuning
 
@@ -25,7 +26,7 @@ def lower_is_better(metric: str) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(LeaseConfig):
     """One training run.
 
     The defaults are the default recipe; `--recipe baseline` starts from the baseline's, and
@@ -132,6 +133,7 @@ class TrainConfig:
     """MLflow tracking URI to log to (needs the extra `mlflow`)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         low = self.min_workers
         require_range(self, 1, ANY, "workers", "epochs", "batch_size", "cpus_per_worker", "threads")
         require(

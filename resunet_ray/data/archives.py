@@ -14,7 +14,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -68,6 +68,8 @@ class Entry:
     size: int = 0
     crc: int | None = None
     """CRC-32 of the content, if the archive has one (zip)."""
+    fingerprint: str | None = None
+    """Of the file as it was listed, or of the archive; None: whatever is there."""
 
     @property
     def name(self) -> str:
@@ -81,7 +83,8 @@ class Entry:
             cache: where a compressed tar is expanded.
 
         Raises:
-            InputError: the file is gone, larger than `MAX_BYTES`, or damaged.
+            InputError: the file is gone, larger than `MAX_BYTES`, damaged, or has
+                changed since it was listed (ChangedError).
             ResourceError: the storage does not answer, or the cache cannot be used.
         """
         if self.size > MAX_BYTES:
@@ -90,12 +93,15 @@ class Entry:
             )
         try:
             if self.member is None:
-                return storage.read_bytes(self.uri, max_bytes=MAX_BYTES)
+                return storage.read_listed(
+                    self.uri, fingerprint=self.fingerprint, max_bytes=MAX_BYTES
+                )
             decode = _find_decoder(self.uri)
+            archive = self.fingerprint or storage.look_up(self.uri).fingerprint
             content = (
-                _open_archive(self.uri).read(self)
+                _open_archive(self.uri, archive).read(self)
                 if decode is None
-                else self._read_expanded(decode, cache)
+                else self._read_expanded(decode, cache, archive)
             )
         except BROKEN as error:
             raise InputError(f"{self.name} cannot be read: {error}") from None
@@ -105,7 +111,7 @@ class Entry:
             )
         return content
 
-    def _read_expanded(self, decode: _Decoder, cache: storage.Cache) -> bytes:
+    def _read_expanded(self, decode: _Decoder, cache: storage.Cache, archive: str) -> bytes:
         assert self.offset is not None, f"{self.name} was listed without its offset"
         if self.offset + self.size > cache.max_bytes:
             raise ResourceError(
@@ -113,7 +119,7 @@ class Entry:
                 "that the staging cache holds: increase --cache-gib"
             )
         with (
-            cache.expand(self.uri, fingerprint=_fingerprint(self.uri), decode=decode) as path,
+            cache.expand(self.uri, fingerprint=archive, decode=decode) as path,
             Path(path).open("rb") as file,
         ):
             file.seek(self.offset)
@@ -123,8 +129,8 @@ class Entry:
 class _Archive:
     """An open zip or uncompressed tar; a zip's directory is read once."""
 
-    def __init__(self, uri: str) -> None:
-        self._file = storage.Reader(uri)
+    def __init__(self, uri: str, fingerprint: str) -> None:
+        self._file = storage.Reader(uri, fingerprint=fingerprint)
         self._lock = threading.Lock()
         self._zip = zipfile.ZipFile(_buffered(self._file)) if uri.lower().endswith(".zip") else None
         self._zipped = (
@@ -143,14 +149,8 @@ class _Archive:
 
 
 @functools.lru_cache(maxsize=4)
-def _open_archive(uri: str) -> _Archive:
-    return _Archive(uri)
-
-
-@functools.lru_cache(maxsize=64)
-def _fingerprint(uri: str) -> str:
-    (file,) = storage.walk_files(uri)
-    return file.fingerprint
+def _open_archive(uri: str, fingerprint: str) -> _Archive:
+    return _Archive(uri, fingerprint)
 
 
 def _find_decoder(uri: str) -> _Decoder | None:
@@ -164,16 +164,19 @@ def is_archive(uri: str) -> bool:
     return uri.lower().endswith((".zip", ".tar", *_DECODERS))
 
 
-def list_entries(uri: str, *, max_bytes: int) -> Iterator[tuple[str, Entry]]:
+def list_entries(
+    uri: str, *, max_bytes: int, fingerprint: str | None = None
+) -> Iterator[tuple[str, Entry]]:
     """Yield every file below a folder or inside a zip or tar, with its path relative to it.
 
     Args:
         uri: the folder or archive.
         max_bytes: maximum expanded size of a compressed tar: what the staging cache holds.
+        fingerprint: of the archive, if it was listed before.
 
     Raises:
         InputError: the location does not exist, or is a file that is neither zip nor tar, is
-            damaged, or is too large.
+            damaged, is too large, or has changed since it was listed (ChangedError).
     """
     uri = storage.absolute(uri)
     if not storage.exists(uri):
@@ -181,19 +184,23 @@ def list_entries(uri: str, *, max_bytes: int) -> Iterator[tuple[str, Entry]]:
             f"{uri} does not exist: expected a folder, a zip or a tar of images and masks"
         )
     if not storage.is_file(uri):
-        yield from (
-            (path, Entry(storage.join(uri, path), size=size))
-            for path, size in storage.list_files(uri)
-        )
+        for found in sorted(storage.walk_files(uri), key=lambda found: found.path):
+            where = storage.join(uri, found.path)
+            if found.error is None:
+                yield found.path, Entry(where, size=found.size, fingerprint=found.fingerprint)
+            elif not isinstance(found.error, FileNotFoundError):  # not a broken link
+                raise InputError(f"{where} cannot be read: {found.error}")
         return
     if not is_archive(uri):
         raise InputError(
             f"{uri} is not a .zip or .tar (.gz, .bz2, .xz): expected one of these or a folder"
         )
+    fingerprint = fingerprint or storage.look_up(uri).fingerprint
     try:
-        with _buffered(storage.Reader(uri)) as file:
+        with _buffered(storage.Reader(uri, fingerprint=fingerprint)) as file:
             for entry in _members(uri, file, max_bytes=max_bytes):
-                yield str(entry.member).removeprefix("./"), entry
+                listed = replace(entry, fingerprint=fingerprint)
+                yield str(entry.member).removeprefix("./"), listed
     except BROKEN as error:
         raise InputError(f"{uri} cannot be read as an archive: {error}") from None
 

@@ -11,7 +11,7 @@ from resunet_ray.data.archives import Entry
 from resunet_ray.data.labels import decode_labels, encode_labels
 from resunet_ray.data.metadata import Metadata
 from resunet_ray.data.sources import Source
-from resunet_ray.errors import InputError
+from resunet_ray.errors import ChangedError, InputError
 from resunet_ray.storage import Cache, crashes
 
 
@@ -69,6 +69,8 @@ def check_source(
         return _read_pair(source, max_pixels=max_pixels, known=known, cache=cache)
     except _RejectedError as rejection:
         return _reject(source, rejection.reason, str(rejection))
+    except ChangedError as error:
+        return _reject(source, "changed", f"{error}: run the same command again")
 
 
 def blame_source(source: Source, deaths: int) -> Reject:
@@ -93,6 +95,8 @@ def _read_pair(source: Source, *, max_pixels: int, known: Metadata, cache: Cache
     try:
         content = source.image.read(cache)
         image = images.decode_image(content, name=source.image.name, max_pixels=max_pixels)
+    except ChangedError:
+        raise
     except InputError as error:
         raise _RejectedError("unreadable", str(error)) from None
     mask, labels = _read_truth(source, shape=image.shape[:2], max_pixels=max_pixels, cache=cache)
@@ -125,6 +129,8 @@ def _read_truth(
     def read(entry: Entry) -> Int32[np.ndarray, "h w"]:
         try:
             values = decode_labels(entry.read(cache), name=entry.name, max_pixels=max_pixels)
+        except ChangedError:
+            raise
         except InputError as error:
             raise _RejectedError("unreadable_mask", str(error)) from None
         if values.shape != shape:

@@ -13,12 +13,10 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from pydantic import TypeAdapter, ValidationError
 
 from resunet_ray import storage
 from resunet_ray.cluster import connect, is_lost, this_node
@@ -59,16 +57,26 @@ class PreparationResult:
     reasons: dict[str, int]
 
 
-def prepare(config: PrepareConfig) -> PreparationResult:
+def prepare(config: PrepareConfig, *, lease: storage.Lease | None = None) -> PreparationResult:
     """Write the data set. Ray starts only after the input has been listed and the split drawn.
+
+    Args:
+        config: of the data set.
+        lease: held by the caller, over a place around the output; None: one is taken.
 
     Raises:
         InputError: an input is missing, the output already holds a data set, or more images are
             rejected than allowed.
+        LeaseError: another run is writing to the output.
+        RunError: the lease was lost.
     """
     # Absolute, because tasks run in other working directories.
     config = replace(config, output=storage.absolute(config.output).rstrip("/"))
-    storage.check_writable(config.output)
+    with storage.hold_output(config, config.output, held=lease) as held:
+        return _prepare(config, held)
+
+
+def _prepare(config: PrepareConfig, lease: storage.Lease) -> PreparationResult:
     _require_free(config.output)
     sources = list_sources(config.input, max_bytes=storage.Cache.of(config).max_bytes)
     metadata = read_metadata(config.metadata, group_column=config.group_column)
@@ -83,6 +91,7 @@ def prepare(config: PrepareConfig) -> PreparationResult:
     checked = _check_all(sources, config=config, metadata=metadata, staging=staging)
     checked = _reject_duplicates(checked)
     rejects = checked[checked["reason"].notna()]
+    lease.check()
     storage.write_table(
         storage.join(config.output, "rejects.parquet"),
         pa.Table.from_pylist(rejects[REJECTS.names].to_dict("records"), schema=REJECTS),
@@ -95,6 +104,7 @@ def prepare(config: PrepareConfig) -> PreparationResult:
         str(split): int(count)
         for split, count in accepted["split"].value_counts().sort_index().items()
     }
+    lease.check()
     _commit(accepted, shards=shards, counts=counts, config=config)
     storage.delete_folder(staging)
     return PreparationResult(len(accepted), len(rejects), counts, dict(Counter(rejects["reason"])))
@@ -187,7 +197,7 @@ def _split(
     if config.split == "file":
         assert config.split_file is not None, "checked by PrepareConfig"
         return splits.split_from_lists(
-            image_ids, lists=_read_split_file(config.split_file), source=config.split_file
+            image_ids, lists=splits.read_lists(config.split_file), source=config.split_file
         )
     groups = None
     if config.group_column is not None:
@@ -204,27 +214,6 @@ def _split(
         seed=config.seed,
         groups=groups,
     )
-
-
-def _read_split_file(uri: str) -> dict[str, list[str]]:
-    try:
-        content = TypeAdapter(dict[str, Any]).validate_json(storage.read_bytes(uri))
-        named = {
-            name: content[name]
-            for name in (splits.TRAIN, splits.VAL, splits.TEST)
-            if name in content
-        }
-        lists = TypeAdapter(dict[str, list[str]]).validate_python(named)
-    except ValidationError as error:
-        raise InputError(
-            f"{uri} is not a JSON object of lists of image ids: {error.errors()[0]['msg']}"
-        ) from None
-    if splits.TRAIN not in lists or splits.VAL not in lists:
-        raise InputError(
-            f"{uri} has the keys {', '.join(content) or '(none)'}: "
-            "expected `train` and `val` (and optionally `test`), each a list of image ids"
-        )
-    return lists
 
 
 def _write_shards(

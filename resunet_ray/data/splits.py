@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
+from resunet_ray import storage
 from resunet_ray.errors import InputError
 
 TRAIN, VAL, TEST = "train", "val", "test"
@@ -87,3 +90,25 @@ def _hold_out(names: list[str], *, fraction: float, seed: int) -> tuple[list[str
 
 def _by_id(splits: Mapping[str, Sequence[str]]) -> dict[str, str]:
     return {image_id: split for split, members in splits.items() for image_id in members}
+
+
+def read_lists(uri: str) -> dict[str, list[str]]:
+    """Read the image ids of each split from a JSON file.
+
+    Raises:
+        InputError: it is not a JSON object of lists, or has no list for training or validation.
+    """
+    try:
+        content = TypeAdapter(dict[str, Any]).validate_json(storage.read_bytes(uri))
+        named = {name: content[name] for name in (TRAIN, VAL, TEST) if name in content}
+        lists = TypeAdapter(dict[str, list[str]]).validate_python(named)
+    except ValidationError as error:
+        raise InputError(
+            f"{uri} is not a JSON object of lists of image ids: {error.errors()[0]['msg']}"
+        ) from None
+    if TRAIN not in lists or VAL not in lists:
+        raise InputError(
+            f"{uri} has the keys {', '.join(content) or '(none)'}: "
+            "expected `train` and `val` (and optionally `test`), each a list of image ids"
+        )
+    return lists

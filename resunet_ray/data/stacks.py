@@ -21,7 +21,7 @@ def read_from_stack(
     uri: str,
     plane: Plane,
     *,
-    fingerprint: str,
+    fingerprint: str | None,
     selection: Selection,
     max_pixels: int,
     stored: bool,
@@ -31,13 +31,14 @@ def read_from_stack(
     Args:
         uri: the file.
         plane: which one; its channel does not count.
-        fingerprint: changes whenever the file does.
+        fingerprint: of the file that was listed; another is not read.
         selection: which channel and focal plane.
         max_pixels: larger planes are refused.
         stored: how counts become grey levels (see `images.range_of`).
 
     Raises:
         ImageError: the file is damaged.
+        ChangedError: it was replaced.
     """
     with naming(uri, done="read"):
         raster, lock = _open(uri, fingerprint, selection, max_pixels)
@@ -48,7 +49,7 @@ def read_from_stack(
 
 @functools.lru_cache(maxsize=_OPEN)
 def _open(
-    uri: str, _fingerprint: str, selection: Selection, max_pixels: int
+    uri: str, fingerprint: str | None, selection: Selection, max_pixels: int
 ) -> tuple[Raster, threading.Lock]:
-    file = io.BufferedReader(storage.Reader(uri))
+    file = io.BufferedReader(storage.Reader(uri, fingerprint=fingerprint))
     return selection.apply(open_image(file, max_pixels=max_pixels)), threading.Lock()

@@ -14,7 +14,7 @@ from resunet_ray.errors import ResUNetRayError
 _SMALL, _LARGE = 64, 2**22  # bytes
 _LEASE_SECONDS = 60.0
 _ONE_WRITER = "a write that fails if the file exists (If-None-Match)"
-_NO_LEASE = "Pass --no-lease to jobs/segment.py, and let one run at a time write to an output"
+_NO_LEASE = "Pass --no-lease to the jobs, and let one run at a time write to an output"
 _EXPECTED = (
     "a location to write, read and delete in, within {storage_seconds:g} s for a small file and "
     "at {storage_mib_per_second:g} MiB/s or more; " + _ONE_WRITER

@@ -19,14 +19,14 @@ from resunet_ray.config import SegmentConfig
 from resunet_ray.data.archives import Entry
 from resunet_ray.data.images import decode_image, decode_stored, encode_png
 from resunet_ray.data.raster.planes import Selection
-from resunet_ray.data.slides import Slide
+from resunet_ray.data.raster.scene import Plane
+from resunet_ray.data.slides import Slide, companions
 from resunet_ray.data.stacks import read_from_stack
 from resunet_ray.data.tissue import read_view
 from resunet_ray.errors import InputError
 from resunet_ray.pictures import draw_beside
 from resunet_ray.segment import layout
 from resunet_ray.segment.planning.survey import stage_slide
-from resunet_ray.segment.rows import ImageRef
 
 _SLIDE_SIDE = 900  # longer side of a slide's picture, pixels
 _SIDE = 360  # longer side of an image's picture, pixels
@@ -104,12 +104,12 @@ def picture_slides(
     for row in rows:
         try:
             with (
-                stage_slide(_image(row), config=config) as path,
+                stage_slide(row["image_uri"], _fingerprint(row), config=config) as path,
                 closing(
                     Slide(
                         path,
                         name=row["image_uri"],
-                        plane=_image(row).plane,
+                        plane=_plane(row),
                         selection=Selection.of(config),
                     )
                 ) as slide,
@@ -117,7 +117,7 @@ def picture_slides(
                 pictures[row["image_id"]] = _SlidePicture(
                     slide.info.height, read_view(slide, side=_SLIDE_SIDE)
                 )
-        except InputError as error:  # deleted since the run, or it never opened
+        except InputError as error:  # deleted or replaced since the run, or it never opened
             messages[row["image_id"]] = row["error_message"] or str(error)
     if pictures:
         for region in _read_regions(output, run_id, set(pictures)):
@@ -129,14 +129,22 @@ def picture_slides(
     ]
 
 
-def _image(row: dict[str, Any]) -> ImageRef:
-    names = ("image_id", "image_uri", "source_bytes", "source_etag", "source_mtime")
-    given: dict[str, Any] = {name: row[name] for name in names}
-    for name in ("member", "file_id"):
-        given[name] = row[name] if isinstance(row[name], str) else None
-    for name in ("member_offset", "scene", "t", "z"):
-        given[name] = None if pd.isna(row[name]) else int(row[name])
-    return ImageRef(**given)
+def _fingerprint(row: dict[str, Any]) -> str | None:
+    """The fingerprint of an image's file, if images/ tells it."""
+    if companions(row["image_uri"]):
+        return None
+    if isinstance(row["source_etag"], str):
+        return str(row["source_etag"])
+    if isinstance(row["member"], str) and not isinstance(
+        row["file_id"], str
+    ):  # its size is not the archive's
+        return None
+    return storage.FileStatus("", int(row["source_bytes"]), row["source_mtime"]).fingerprint
+
+
+def _plane(row: dict[str, Any]) -> Plane:
+    numbers = {name: 0 if pd.isna(row[name]) else int(row[name]) for name in ("scene", "t", "z")}
+    return Plane(**numbers)
 
 
 def _read_regions(output: str, run_id: str, wanted: set[str]) -> Iterator[dict[str, Any]]:
@@ -163,17 +171,19 @@ def list_tables(folder: str) -> list[str]:
 
 
 def _read_image(row: dict[str, Any], config: SegmentConfig) -> UInt8[np.ndarray, "h w 3"]:
-    image, selection = _image(row), Selection.of(config)
-    if image.file_id is not None:
+    uri, selection = row["image_uri"], Selection.of(config)
+    if isinstance(row["file_id"], str):
         return read_from_stack(
-            image.image_uri,
-            image.plane,
-            fingerprint=image.fingerprint,
+            uri,
+            _plane(row),
+            fingerprint=_fingerprint(row),
             selection=selection,
             max_pixels=config.max_pixels,
             stored=False,
         )
-    size = int(image.source_bytes or 0)
-    entry = Entry(image.image_uri, image.member, image.member_offset, size)
+    member = row["member"] if isinstance(row["member"], str) else None
+    offset = None if pd.isna(row["member_offset"]) else int(row["member_offset"])
+    size = int(row["source_bytes"])
+    entry = Entry(uri, member, offset, size, fingerprint=_fingerprint(row))
     content = entry.read(storage.Cache.of(config))
     return decode_image(content, name=entry.name, selection=selection)

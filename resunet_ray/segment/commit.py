@@ -1,7 +1,7 @@
 """The commit: regions/ become images/ and instances/, and every planned region is accounted for.
 
 Each part of the plan is one task whose files have names of their own, so an interrupted commit is
-simply repeated.
+simply repeated. An image that changed after it was listed gets no row: a later run lists it anew.
 """
 
 import json
@@ -22,6 +22,7 @@ from resunet_ray.segment.nuclei import INSTANCES_SCHEMA, flatten_instances
 from resunet_ray.segment.planning.plan import Plan, read_chunk
 from resunet_ray.segment.rows import PlannedRegion
 from resunet_ray.segment.summary import ImageRegions, gather_regions
+from resunet_ray.segment.work.chunk_file import read_changed, withdraw_changed
 from resunet_ray.tasks import run_tasks
 
 _READ = [name for name in REGIONS.names if name not in ("mask", "labels", "probability")]
@@ -52,7 +53,8 @@ def commit_run(
         digests: `bundle_digest` and `config_digest` of the run.
 
     Returns:
-        The number of images by status, and of the failed ones whose cause is unclear.
+        The number of images by status, `changed` being those without a row, and of the failed ones
+        whose cause is unclear.
 
     Raises:
         RunError: regions are missing, or regions are there that were not planned.
@@ -85,29 +87,42 @@ def _commit_chunks(
 ) -> tuple[dict[str, int], int]:
     """Commit some chunks, which hold whole images."""
     images: dict[str, ImageRegions] = {}
+    changed: set[str] = set()
     nuclei = pa.BufferOutputStream()
     with pq.ParquetWriter(nuclei, INSTANCES_SCHEMA, compression="zstd") as writer:
         for chunk in chunks:
             table = _read_regions(
                 layout.chunk_uri(output, run_id, chunk), planned=read_chunk(folder, chunk)
             )
+            changed |= read_changed(table)
             instances = flatten_instances(table)
             writer.write_table(instances)
             gather_regions(images, table, instances)
+    if torn := changed & images.keys():  # slides that changed between two of their chunks
+        for chunk in chunks:
+            withdraw_changed(layout.chunk_uri(output, run_id, chunk), torn)
+        return _commit_chunks(output, run_id=run_id, folder=folder, part=part, chunks=chunks)
     rows = to_table([image.sum_up() for image in images.values()], IMAGES)
     storage.write_bytes(layout.part_uri(output, layout.INSTANCES, run_id, part), nuclei.getvalue())
     # Last: its rows say that the images are done.
     storage.write_table(layout.part_uri(output, layout.IMAGES, run_id, part), rows)
     unclear = rows["error_kind"].to_pylist().count("unclear")
-    return dict(Counter(rows["status"].to_pylist())), unclear
+    gone = {"changed": len(changed)} if changed else {}
+    return {**Counter(rows["status"].to_pylist()), **gone}, unclear
 
 
 def _read_regions(uri: str, *, planned: Sequence[PlannedRegion]) -> pa.Table:
     table = storage.read_table(uri, columns=_READ)
+    changed = read_changed(table)
     found = zip(table["image_id"].to_pylist(), table["region_index"].to_pylist(), strict=True)
-    if sorted(found) != sorted((it.image.image_id, it.place.region_index) for it in planned):
+    expected = [
+        (it.image.image_id, it.place.region_index)
+        for it in planned
+        if it.image.image_id not in changed
+    ]
+    if sorted(found) != sorted(expected):
         raise RunError(
-            f"{uri} holds {len(table)} regions, which are not the {len(planned)} that were "
+            f"{uri} holds {len(table)} regions, which are not the {len(expected)} that were "
             "planned: delete it, and run the same command again"
         )
     return table

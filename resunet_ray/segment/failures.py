@@ -4,6 +4,7 @@
 |---|---|
 | the image: it does not decode, is too large, kills the process | failed row, kind `image` |
 | one file is missing or denied; memory ran out | failed row, kind `unclear`, tried again later |
+| the file is no longer the one that was listed | no row: the next run lists it anew |
 | most files of a chunk are missing or denied | no row: the run ends, and can be resumed |
 | storage, network, credentials, a disk, a mount | the same |
 """
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from resunet_ray import storage
-from resunet_ray.errors import ResourceError, UnclearError
+from resunet_ray.errors import ChangedError, ResourceError, UnclearError
 
 _SUSPICIOUS = 8  # images
 
@@ -25,8 +26,8 @@ class Failure:
     error_stage: str
     error_type: str
     error_message: str
-    error_kind: Literal["image", "unclear"] | None
-    """None in rows that an earlier version wrote."""
+    error_kind: Literal["image", "unclear", "changed"] | None
+    """None in rows that an earlier version wrote; no row has the kind `changed`."""
 
     @classmethod
     def of(cls, error: Exception, *, stage: str, uri: str | None = None) -> Self:
@@ -49,12 +50,13 @@ class Failure:
         )
         if isinstance(error, UnclearError) and uri is not None:
             storage.require_folder(uri)
+        changed = isinstance(error, ChangedError)
         name = type(error).__name__
         return cls(
             error_stage=stage,
             error_type=name,
             error_message=storage.mask_credentials(str(error)) or name,
-            error_kind="unclear" if unclear else "image",
+            error_kind="changed" if changed else "unclear" if unclear else "image",
         )
 
 

@@ -1,12 +1,9 @@
 """Giving a run up: everything that it wrote is deleted."""
 
-from dataclasses import replace
-
 from resunet_ray import storage
 from resunet_ray.config import GiveUpConfig
 from resunet_ray.errors import InputError
 from resunet_ray.segment import layout
-from resunet_ray.segment.run import hold_lease
 
 
 def give_up(config: GiveUpConfig) -> None:
@@ -23,7 +20,7 @@ def give_up(config: GiveUpConfig) -> None:
         raise InputError(
             f"{output} has no run {config.run}: expected the name of a folder in {layout.RUNS}/"
         )
-    with hold_lease(replace(config, output=output)):
+    with storage.hold_output(config, output):
         kinds = [
             storage.join(layout.EXPORTS, kind)
             for kind in storage.list_folders(storage.join(output, layout.EXPORTS))

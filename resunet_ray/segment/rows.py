@@ -41,11 +41,6 @@ class ImageRef:
     channel: str | None = None
 
     @property
-    def fingerprint(self) -> str:
-        """Changes whenever the file does."""
-        return f"{self.source_etag}-{self.source_bytes}-{self.source_mtime}"
-
-    @property
     def plane(self) -> Plane:
         """Which plane of its file; the channel does not count."""
         return Plane(scene=self.scene or 0, t=self.t or 0, z=self.z or 0)
@@ -140,6 +135,10 @@ class PlannedRegion:
     tissue: bytes | None = None
     """Where there is tissue in and around it (see `Gate`); None: everywhere."""
     attempt: int = 1
+    source_fingerprint: str | None = None
+    """Of the file as it was listed; None in plans of 0.1.0, whose images are not compared."""
+    mask_fingerprint: str | None = None
+    """Of the true mask."""
     failure: Failure | None = None
 
     def failed(self, error: Exception, *, stage: str) -> Self:
@@ -207,7 +206,8 @@ class Origin:
     code_version: str
 
 
-RegionStatus = Literal["ok", "failed", "empty"]
+RegionStatus = Literal["ok", "failed", "empty", "changed"]
+"""Rows are never `changed`: what a region of this status shows is no longer there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,11 +235,14 @@ class Region:
         origin: Origin,
     ) -> Self:
         """Build a region from findings, a failure, or neither if there was nothing to read."""
+        status: RegionStatus = "failed" if failure else "ok" if findings else "empty"
+        if failure is not None and failure.error_kind == "changed":
+            status = "changed"
         return cls(
             region_id=f"{planned.image.image_id}-{planned.place.region_index}",
             image=planned.image,
             place=planned.place,
-            status="failed" if failure else "ok" if findings else "empty",
+            status=status,
             findings=findings,
             failure=failure,
             attempt=planned.attempt,

@@ -9,7 +9,6 @@ import logging
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from resunet_ray import bundles, storage
 from resunet_ray.bundle import BundleInfo, read_bundle_info, versions
 from resunet_ray.cluster import connect
-from resunet_ray.config import GiveUpConfig, SegmentConfig, load_config
+from resunet_ray.config import SegmentConfig, load_config
 from resunet_ray.config.roles import MAY_CHANGE, list_fields
 from resunet_ray.errors import InputError
 from resunet_ray.monitoring import count_images
@@ -44,7 +43,7 @@ class SegmentationResult:
     run_id: str | None
     """None if there was nothing to do."""
     images: dict[str, int]
-    """Number of images by status."""
+    """Number of images by status; `changed` are those that were replaced before they were read."""
     unclear: int = 0
     """Those of the failed that were missing or denied, and will be tried again."""
     regions: int = 0
@@ -80,10 +79,8 @@ def segment(config: SegmentConfig) -> list[SegmentationResult]:
     config = _resolve(config)
     info, digest = read_bundle_info(config.bundle)
     if config.dry_run:
-        return [_plan(config, info=info, digest=digest, run_id=None, lease=None)[1]]
-    storage.check_writable(config.output)
-    lease = hold_lease(config)
-    with lease as held:
+        return [_plan(config, info=info, digest=digest, run_id=None, lease=storage.NO_LEASE)[1]]
+    with storage.hold_output(config, config.output) as held:
         results = [
             _run_planned(run_id, config=config, lease=held)
             for run_id in _clear_and_list_unfinished(config.output)
@@ -95,13 +92,6 @@ def segment(config: SegmentConfig) -> list[SegmentationResult]:
             planned if run_id is None else _run_planned(run_id, config=config, lease=held)
         )
     return results
-
-
-def hold_lease(config: SegmentConfig | GiveUpConfig) -> Any:
-    """Return the lease of the output as a context; it does nothing if leases are switched off."""
-    if not config.lease:
-        return nullcontext(None)
-    return storage.hold_lease(config.output, seconds=config.lease_seconds)
 
 
 def _resolve(config: SegmentConfig) -> SegmentConfig:
@@ -141,7 +131,7 @@ def _clear_and_list_unfinished(output: str) -> list[str]:
 
 
 def _plan(
-    config: SegmentConfig, *, info: BundleInfo, digest: str, run_id: str | None, lease: Lease | None
+    config: SegmentConfig, *, info: BundleInfo, digest: str, run_id: str | None, lease: Lease
 ) -> tuple[str | None, SegmentationResult]:
     """Write the plan of a new run; without an id, only count it.
 
@@ -194,8 +184,7 @@ def _plan(
         else " (--retry-failed tries them again)",
         plan.repeated,
     )
-    if lease is not None:
-        lease.check()
+    lease.check()
     if folder is not None and plan.regions:
         _write_record(
             folder,
@@ -215,7 +204,7 @@ def _write_record(folder: str, record: dict[str, Any]) -> None:
     )
 
 
-def _run_planned(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> SegmentationResult:
+def _run_planned(run_id: str, *, config: SegmentConfig, lease: Lease) -> SegmentationResult:
     """Segment what a planned run still lacks, commit it, and record the result."""
     folder = layout.run_folder(config.output, run_id)
     record = json.loads(storage.read_bytes(storage.join(folder, layout.RUN_FILE)))
@@ -261,8 +250,7 @@ def _run_planned(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> 
     unit = "images" if plan.images == plan.regions else "regions"
     sums = segment_chunks(spec, unit=unit, lease=lease)
     segmented = time.perf_counter()
-    if lease is not None:
-        lease.check()
+    lease.check()
     statuses, unclear = commit_run(
         config.output,
         run_id=run_id,
@@ -270,8 +258,7 @@ def _run_planned(run_id: str, *, config: SegmentConfig, lease: Lease | None) -> 
         plan=plan,
         digests={"bundle_digest": digest, "config_digest": own.digest},
     )
-    if lease is not None:
-        lease.check()
+    lease.check()
     seconds = {
         "segment": segmented - begun,
         "commit": time.perf_counter() - segmented,

@@ -38,7 +38,7 @@ def gather_regions(images: dict[str, "ImageRegions"], table: pa.Table, instances
         [instances[name].to_numpy() for name in ("centroid_y", "centroid_x")], axis=1
     )
     regions = from_table(Region, table.drop_columns(["instances"]))
-    for region, start, end in zip(regions, [0, *ends[:-1]], ends, strict=True):
+    for region, start, end in zip(regions, [0, *ends][:-1], ends, strict=True):
         image = images.setdefault(region.image.image_id, ImageRegions())
         image.regions.append(region)
         image.areas.append(areas[start:end])

@@ -15,16 +15,17 @@ from resunet_ray.storage.files import (
     upload,
     write_bytes,
 )
-from resunet_ray.storage.lease import Lease, hold_lease
+from resunet_ray.storage.lease import NO_LEASE, Lease, hold_lease, hold_output
 from resunet_ray.storage.locations import absolute, join, mask_credentials, open_filesystem, parent
 from resunet_ray.storage.names import csv_cell, file_name
-from resunet_ray.storage.reader import Reader
+from resunet_ray.storage.reader import Reader, read_listed
 from resunet_ray.storage.space import cache_folder
 from resunet_ray.storage.staging import Cache
 from resunet_ray.storage.tables import read_metadata, read_table, write_table
-from resunet_ray.storage.walk import FileStatus, walk_files
+from resunet_ray.storage.walk import FileStatus, join_fingerprints, look_up, walk_files
 
 __all__ = [
+    "NO_LEASE",
     "Cache",
     "FileStatus",
     "Lease",
@@ -40,14 +41,18 @@ __all__ = [
     "exists",
     "file_name",
     "hold_lease",
+    "hold_output",
     "is_file",
     "join",
+    "join_fingerprints",
     "list_files",
     "list_folders",
+    "look_up",
     "mask_credentials",
     "open_filesystem",
     "parent",
     "read_bytes",
+    "read_listed",
     "read_metadata",
     "read_table",
     "require_folder",

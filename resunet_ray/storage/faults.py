@@ -1,6 +1,6 @@
 """What an error of a storage means: the storage is away, it refuses this account, or one file.
 
-Only here are errors of filesystems told apart. pyarrow reports those of object stores as text.
+Only here are errors of filesystems told apart. Those of object stores are reported as text.
 """
 
 import errno
@@ -17,11 +17,12 @@ _AWAY = (
 )
 _AWAY_TEXT = re.compile(
     "NETWORK_CONNECTION|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|INTERNAL_FAILURE|REQUEST_TIMEOUT"
-    r"|HTTP (?:status )?(?:408|429|5\d\d)"
+    r"|RequestTimeout|HTTP (?:status )?(?:408|429|5\d\d)"
 )
 _REFUSED_TEXT = re.compile(
     "Expired|EXPIRED|TokenRefreshRequired|InvalidToken|INVALID_CLIENT_TOKEN_ID|INVALID_SIGNATURE"
     "|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|UNRECOGNIZED_CLIENT|TimeTooSkewed|TIME_TOO_SKEWED"
+    "|InvalidAccessKeyId|SignatureDoesNotMatch|UnrecognizedClient"
     # The answer to a HEAD request has no body that would say why.
     "|MISSING_AUTHENTICATION_TOKEN|HTTP (?:status )?400"
 )

@@ -117,23 +117,18 @@ def list_folders(uri: str) -> list[str]:
     return sorted(entry.base_name for entry in found if entry.type == fs.FileType.Directory)
 
 
-def read_bytes(
-    uri: str, *, pauses: Sequence[float] = _PAUSES, max_bytes: int | None = None
-) -> bytes:
+def read_bytes(uri: str, *, pauses: Sequence[float] = _PAUSES) -> bytes:
     """Return the whole content of a file; `pauses` as in `attempt`.
 
     Raises:
-        InputError: it does not exist, or is larger than `max_bytes`.
+        InputError: it does not exist.
     """
 
     def read(store: fs.FileSystem, path: str) -> bytes:
         with store.open_input_stream(path, compression=None) as stream:
-            return bytes(stream.read() if max_bytes is None else stream.read(max_bytes + 1))
+            return bytes(stream.read())
 
-    content = attempt(uri, read, pauses=pauses)
-    if max_bytes is not None and len(content) > max_bytes:
-        raise InputError(f"{uri} has more than {max_bytes} bytes, the limit for one image")
-    return content
+    return attempt(uri, read, pauses=pauses)
 
 
 def write_bytes(uri: str, content: bytes, *, pauses: Sequence[float] = _PAUSES) -> None:

@@ -7,41 +7,44 @@ been rewritten for too long, or says that it was released, another run may creat
 which again only one can do. So does a holder that could not renew its lease in time, after a sleep
 for instance: if nobody took it, it goes on. Ages are differences of the store's own timestamps, so
 clocks that disagree do no harm. A run on the same machine as a dead holder sees that it is dead and
-takes over at once.
+takes over at once. Elsewhere, it waits for the end of a lease whose renewal is overdue.
 """
 
 import json
 import logging
+import math
 import os
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import botocore.exceptions
 from pyarrow import fs
 
-from resunet_ray.errors import ConfigError, LeaseError, ResUNetRayError, RunError
+from resunet_ray.config.lease import LeaseConfig
+from resunet_ray.errors import ConfigError, InputError, LeaseError, ResUNetRayError, RunError
 from resunet_ray.storage import files, locations
-from resunet_ray.storage.walk import s3_client, walk_files
+from resunet_ray.storage.clients import s3_client
+from resunet_ray.storage.processes import describe_process, is_dead
+from resunet_ray.storage.walk import walk_files
 
 logger = logging.getLogger(__name__)
 
 LEASES = "leases"
 
 _RENEWING = threading.Lock()  # not a lease's own: a sweep's callback, which holds it, is pickled
-_PROC = Path("/proc")
+_PAUSE_SECONDS = 1.0
 _UNREADABLE_SECONDS = 60.0  # how long to respect a lease whose content cannot be read
 
 
 @dataclass
 class Lease:
-    """A lease held by this process."""
+    """A lease held by this process, or a copy of it in another one, which only looks."""
 
     uri: str
     holder: str
@@ -50,14 +53,21 @@ class Lease:
     """When the lease was last written, by this machine's clock."""
     lost: str | None = None
     """The run that took the lease over, if one did."""
+    copied: bool = False
+    """Whether this is a copy. It leaves renewing to the process that holds the lease."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"copied": True, "seconds": math.inf}
 
     def check(self) -> None:
-        """Check that this process still holds the lease, so that nothing is written twice.
+        """Check that this run still holds the lease, so that nothing is written twice.
 
         Raises:
             RunError: another run took the lease over, or may have.
         """
         reason = ""
+        if self.copied and self.uri:
+            self._look()
         if self._late and self.lost is None:
             try:
                 self.renew()
@@ -89,9 +99,43 @@ class Lease:
             else:
                 self.lost = "a run that came at the same moment"
 
+    def _look(self) -> None:
+        """Note it if the newest lease in the storage is another run's."""
+        folder = locations.parent(self.uri)
+        newest = _newest(folder)
+        with suppress(ValueError, InputError):  # it is being written, or the holder just renamed it
+            state = json.loads(files.read_bytes(locations.join(folder, f"{newest or 0:06d}")))
+            if state["holder"] != self.holder:
+                self.lost = state["holder"]
+
     @property
     def _late(self) -> bool:
         return time.time() - self.renewed > self.seconds
+
+
+NO_LEASE = Lease(uri="", holder="", seconds=math.inf, renewed=0.0)
+"""What a job has whose leases are switched off: nobody takes it over."""
+
+
+def hold_output(
+    config: LeaseConfig, output: str, *, held: Lease | None = None
+) -> AbstractContextManager[Lease]:
+    """Check that an output can be written to, and hold its lease as a job's configuration says.
+
+    Args:
+        config: of the job.
+        output: the location that only one run may write to.
+        held: a lease of the caller that covers the output, which then needs none of its own.
+
+    Raises:
+        ConfigError: the storage cannot keep two runs apart, and leases are on.
+        LeaseError: another run holds the lease; the message says which.
+        ResourceError: the output cannot be written to.
+    """
+    files.check_writable(output)
+    if held is not None or not config.lease:
+        return nullcontext(held or NO_LEASE)
+    return hold_lease(output, seconds=config.lease_seconds)
 
 
 @contextmanager
@@ -128,12 +172,16 @@ def hold_lease(output: str, *, seconds: float) -> Iterator[Lease]:
 def _acquire(folder: str, *, seconds: float) -> Lease:
     holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
     newest = _newest(folder)
-    if newest is not None and (state := _read_held(folder, newest)) is not None:
-        raise LeaseError(
-            f"another run, {state['holder']}, is writing to {locations.parent(folder)}, so this "
-            "run stops. If that run is dead, its lease expires "
-            f"{state['seconds']:.0f} s after its last renewal"
-        )
+    while newest is not None and (state := _read_held(folder, newest)) is not None:
+        if state["age"] < state["seconds"] / 3:
+            raise LeaseError(
+                f"another run, {state['holder']}, is writing to {locations.parent(folder)}, so "
+                "this run stops. If that run is dead, its lease expires "
+                f"{state['seconds']:.0f} s after its last renewal"
+            )
+        # Its last renewal is overdue: its machine may be lost.
+        time.sleep(_PAUSE_SECONDS)
+        newest = _newest(folder)
     number = 1 if newest is None else newest + 1
     uri = locations.join(folder, f"{number:06d}")
     began = time.time()
@@ -163,13 +211,10 @@ def _read_held(folder: str, number: int) -> dict[str, Any] | None:
     state: dict[str, Any] = {"holder": "unknown", "released": False, "seconds": _UNREADABLE_SECONDS}
     with suppress(ValueError):  # not JSON: the write was interrupted
         state = json.loads(files.read_bytes(uri))
-    return (
-        None
-        if state["released"]
-        or _is_dead(state.get("process"))
-        or _age_seconds(uri) > state["seconds"]
-        else state
-    )
+    if state["released"] or is_dead(state.get("process")):
+        return None
+    state["age"] = _age_seconds(uri)
+    return None if state["age"] > state["seconds"] else state
 
 
 def _age_seconds(uri: str) -> float:
@@ -201,41 +246,11 @@ def _renew(lease: Lease, stop: threading.Event) -> None:
 def _content(holder: str, *, seconds: float, released: bool = False) -> bytes:
     state = {
         "holder": holder,
-        "process": _describe_process(os.getpid()),
+        "process": describe_process(os.getpid()),
         "released": released,
         "seconds": seconds,
     }
     return json.dumps({**state, "written": time.time()}).encode()
-
-
-def _describe_process(pid: int) -> list[str] | None:
-    """Identify a process uniquely: machine boot, PID namespace, PID and start time.
-
-    Returns None if the system does not tell. Only Linux does, and not always for another user's
-    process.
-    """
-    try:
-        boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
-        namespace = str((_PROC / "self/ns/pid").readlink())
-        fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    # proc(5): state is field 3, starttime is field 22.
-    return [boot, namespace, str(pid), "ended" if fields[0] == "Z" else fields[19]]
-
-
-def _is_dead(process: list[str] | None) -> bool:
-    """Whether the holder ran on this machine, in the same container if any, and has ended."""
-    own = _describe_process(os.getpid())
-    if process is None or own is None or process[:2] != own[:2]:
-        return False
-    try:
-        os.kill(int(process[2]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return _describe_process(int(process[2])) not in (None, process)
 
 
 def _require_exclusive_writes(folder: str) -> None:

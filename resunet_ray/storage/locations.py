@@ -55,12 +55,16 @@ def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
             f"the location {mask_credentials(uri)} is not valid: expected a path, s3://BUCKET/KEY, "
             "gs://BUCKET/KEY or file:///PATH, where BUCKET is only the bucket's name"
         )
-    environment = tuple(os.environ.get(name) for name in _DECIDES_CLIENT)
     try:
-        filesystem, root = _connect(f"{scheme}://{authority}/", environment)
+        filesystem, root = _connect(f"{scheme}://{authority}/", client_environment())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ConfigError(f"the location {uri} is not valid: {error}") from None
     return filesystem, "/".join(part for part in (root.rstrip("/"), path) if part)
+
+
+def client_environment() -> tuple[str | None, ...]:
+    """Return what a client depends on: it is kept as long as this stays the same."""
+    return tuple(os.environ.get(name) for name in _DECIDES_CLIENT)
 
 
 @lru_cache(maxsize=16)

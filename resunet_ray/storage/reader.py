@@ -1,18 +1,31 @@
 """A file in any storage as a Python file object, for libraries that read at many offsets."""
 
+import functools
 import io
 import os
 
+from resunet_ray.errors import ChangedError, InputError, ResourceError
+from resunet_ray.storage.contents import open_content
 from resunet_ray.storage.files import attempt
+from resunet_ray.storage.walk import look_up
 
 
 class Reader(io.RawIOBase):
-    """A file opened for reading. Reads wait while its storage is unavailable (see `attempt`)."""
+    """One content of a file, opened for reading.
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._file = attempt(uri, lambda filesystem, path: filesystem.open_input_file(path))
-        self._size = attempt(uri, lambda *_: self._file.size())
+    Reads wait while its storage is unavailable (see `attempt`). They end with a ChangedError where
+    the file is no longer the one that was listed or, without a fingerprint, first read.
+    """
+
+    def __init__(self, uri: str, *, fingerprint: str | None = None) -> None:
+        """Open a file.
+
+        Args:
+            uri: its location.
+            fingerprint: as `walk_files` listed it.
+        """
+        self._uri, self._fingerprint = uri, fingerprint
+        self._file = attempt(uri, open_content)
         self._position = 0
 
     def readable(self) -> bool:
@@ -29,14 +42,36 @@ class Reader(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Move to an offset in bytes, and return the new offset from the start."""
-        self._position = (
-            offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        )
+        if whence != os.SEEK_SET:
+            offset += self._position if whence == os.SEEK_CUR else self._size
+        self._position = offset
         return self._position
 
+    @functools.cached_property
+    def _size(self) -> int:
+        return attempt(self._uri, lambda *_: self._file.size())
+
     def read_at(self, size: int, offset: int) -> bytes:
-        """Return up to `size` bytes from `offset`, fewer at the end of the file. Thread-safe."""
-        return attempt(self._uri, lambda *_: bytes(self._file.read_at(size, offset)))
+        """Return up to `size` bytes from `offset`, fewer at the end of the file. Thread-safe.
+
+        Raises:
+            ChangedError: the file has changed.
+        """
+        content, found = attempt(self._uri, lambda *_: self._file.read_at(size, offset))
+        if self._fingerprint is None:
+            self._fingerprint = found
+        if found != self._fingerprint:
+            raise self._changed(found)
+        return content
+
+    def _changed(self, found: str) -> Exception:
+        now = look_up(self._uri)
+        if now.etag is not None and now.etag == self._fingerprint:
+            return ResourceError(
+                f"{self._uri} is listed with the etag {self._fingerprint} and read with the etag "
+                f"{found}: a store whose listings and reads disagree cannot be used"
+            )
+        return ChangedError(f"{self._uri} has changed since it was listed")
 
     def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
         """Fill a buffer from the current offset, advance, and return the number of bytes read."""
@@ -50,3 +85,22 @@ class Reader(io.RawIOBase):
         if not self.closed:
             self._file.close()
         super().close()
+
+
+def read_listed(uri: str, *, fingerprint: str | None, max_bytes: int) -> bytes:
+    """Return the whole content of a file as it was listed.
+
+    Args:
+        uri: the file.
+        fingerprint: as `walk_files` listed it; None: whatever is there.
+        max_bytes: the largest size.
+
+    Raises:
+        ChangedError: it has changed since.
+        InputError: it does not exist, or is larger.
+    """
+    with Reader(uri, fingerprint=fingerprint) as file:
+        content = file.read_at(max_bytes + 1, 0)
+    if len(content) > max_bytes:
+        raise InputError(f"{uri} has more than {max_bytes} bytes, the limit for one image")
+    return content

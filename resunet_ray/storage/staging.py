@@ -1,6 +1,7 @@
 """The staging cache: remote files copied whole to this node's disk, for libraries that need that.
 
-    FOLDER/resunet_ray-UID/   one user's private cache; nothing else in FOLDER is touched
+    FOLDER/resunet_ray-UID/   one user's private cache; nothing else in FOLDER is touched (where it
+                              cannot be used, see `space.open_cache`)
         CACHEDIR.TAG          marks the folder as a cache
         space.lock            held while making room
         NAME/files/           one staged file with its companions, or the content of a compressed
@@ -9,12 +10,14 @@
         NAME.lock             held shared to read the entry, exclusively to create or remove it
 
 If several processes want the same file, it is downloaded once. An entry appears complete, by one
-rename. When the cache is full, the least recently used entries are removed. A file that is still
+rename, and holds exactly the content that was listed. When the cache or its disk is full, the
+least recently used entries are removed, and entries in use are waited for. A file that is still
 being downloaded counts with its full size.
 """
 
 import hashlib
 import io
+import itertools
 import lzma
 import os
 import shutil
@@ -22,7 +25,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO, cast
@@ -30,12 +33,14 @@ from typing import IO, BinaryIO, cast
 from pyarrow import fs
 
 from resunet_ray.config import PrepareConfig, SegmentConfig
-from resunet_ray.errors import InputError, ResourceError
+from resunet_ray.errors import ChangedError, InputError, ResourceError
 from resunet_ray.storage import locations
 from resunet_ray.storage.reader import Reader
 from resunet_ray.storage.space import (
     FILES,
+    FULL,
     PART,
+    evict_unused,
     is_whole,
     lock,
     making_room,
@@ -43,7 +48,7 @@ from resunet_ray.storage.space import (
     reserve,
     write_record,
 )
-from resunet_ray.storage.walk import walk_files
+from resunet_ray.storage.walk import FileStatus, join_fingerprints, look_up, walk_files
 
 _BUFFER_BYTES = 2**23
 _EXPANDED = "expanded"  # name of the one file that holds decompressed content
@@ -76,33 +81,42 @@ class Cache:
         return cls(config.cache, int(config.cache_gib * 2**30))
 
     @contextmanager
-    def stage(self, uri: str, *, fingerprint: str, companions: Sequence[str] = ()) -> Iterator[str]:
+    def stage(
+        self, uri: str, *, fingerprint: str | None = None, companions: Sequence[str] = ()
+    ) -> Iterator[str]:
         """Yield the path of a file on this machine, valid while the context lasts.
 
-        A local file is used where it is.
+        A local file is used where it is. If it has changed, the context says so at its end.
 
         Args:
             uri: the file.
-            fingerprint: changes whenever the content of the file changes.
+            fingerprint: of the file together with its companions, as they were listed (see
+                `join_fingerprints`); None: whatever is there.
             companions: folders or files that belong next to it.
 
         Raises:
+            ChangedError: it or a companion is no longer the one that was listed.
             InputError: it or a companion does not exist, or they are larger than the cache.
             ResourceError: the storage stayed unavailable, or the cache cannot be used.
         """
         filesystem, path = locations.open_filesystem(uri)
-        beside = [file for companion in companions for file in _list_companion(companion, of=uri)]
+        expected = fingerprint or _list_as(None, uri, companions)[0]
         if isinstance(filesystem, fs.LocalFileSystem):
-            yield path
+            _list_as(expected, uri, companions)
+            try:
+                yield path
+            except Exception as error:
+                if not isinstance(error, ResourceError):
+                    _list_as(expected, uri, companions)
+                raise
+            _list_as(expected, uri, companions)
             return
-        known = f"{uri}\0{fingerprint}" + "".join(
-            f"\0{file.name}\0{file.fingerprint}" for file in beside
-        )
 
         def bring(part: Path) -> None:
-            _bring([*_below(uri), *beside], part=part, max_bytes=self.max_bytes)
+            _, wanted = _list_as(expected, uri, companions)
+            _bring(wanted, part=part, max_bytes=self.max_bytes)
 
-        with self._hold(uri, known, bring) as held:
+        with self._hold(uri, f"{uri}\0{expected}", bring) as held:
             yield str(held / uri.rsplit("/", 1)[1])
 
     @contextmanager
@@ -115,16 +129,18 @@ class Cache:
 
         Args:
             uri: the file.
-            fingerprint: changes whenever the content of the file changes.
+            fingerprint: as it was listed.
             decode: compressed stream → decompressed stream.
 
         Raises:
+            ChangedError: it has changed since.
             InputError: it does not exist.
             ResourceError: the storage stayed unavailable, or the cache cannot be used.
         """
 
         def bring(part: Path) -> None:
-            _expand(uri, decode, part=part, max_bytes=self.max_bytes)
+            with Reader(uri, fingerprint=fingerprint) as source:
+                _expand(source, decode, part=part, max_bytes=self.max_bytes)
 
         with self._hold(uri, f"{uri}\0{fingerprint}\0expanded {self.max_bytes}", bring) as held:
             yield str(held / _EXPANDED)
@@ -144,20 +160,23 @@ class Cache:
             with lock(place, shared=True):
                 if is_whole(place):
                     # Explicit times, because the kernel's own lag by some milliseconds.
-                    os.utime(place, ns=(time.time_ns(), time.time_ns()))
+                    with suppress(OSError):  # of the disk; the entry is there all the same
+                        os.utime(place, ns=(time.time_ns(), time.time_ns()))
                     yield place / FILES
                     return
             with lock(place, shared=False):
                 if is_whole(place):
                     continue
                 shutil.rmtree(place, ignore_errors=True)
-                part = place.with_name(f"{place.name}.{uuid.uuid4().hex}{PART}")
                 try:
-                    bring(part)
-                    # Without the lock, a process that makes room might see neither the part nor
-                    # the finished entry.
-                    with making_room(place.parent):
-                        part.rename(place)
+                    try:
+                        _create(place, bring)
+                    except OSError as error:
+                        if error.errno not in FULL:
+                            raise
+                        # Other programs write to the disk as well.
+                        evict_unused(place.parent)
+                        _create(place, bring)
                 except OSError as error:
                     if error.errno is None:  # not an error of the disk
                         raise
@@ -165,8 +184,19 @@ class Cache:
                         f"{uri} cannot be staged in {place.parent}: {error}. Free some space "
                         "there, or give --cache a folder on another disk"
                     ) from None
-                finally:
-                    shutil.rmtree(part, ignore_errors=True)
+
+
+def _create(place: Path, bring: Callable[[Path], None]) -> None:
+    """Create an entry, whole or not at all."""
+    part = place.with_name(f"{place.name}.{uuid.uuid4().hex}{PART}")
+    try:
+        bring(part)
+        # Without the lock, a process that makes room might see neither the part nor the finished
+        # entry.
+        with making_room(place.parent):
+            part.rename(place)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _bring(wanted: Sequence[_Wanted], *, part: Path, max_bytes: int) -> None:
@@ -185,12 +215,12 @@ def _bring(wanted: Sequence[_Wanted], *, part: Path, max_bytes: int) -> None:
     for file in wanted:
         target = part / FILES / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        with Reader(file.uri) as source, target.open("wb") as sink:
+        with Reader(file.uri, fingerprint=file.fingerprint) as source, target.open("wb") as sink:
             shutil.copyfileobj(source, sink, _BUFFER_BYTES)
 
 
 def _expand(
-    uri: str, decode: Callable[[BinaryIO], IO[bytes]], *, part: Path, max_bytes: int
+    source: Reader, decode: Callable[[BinaryIO], IO[bytes]], *, part: Path, max_bytes: int
 ) -> None:
     """Create an entry from the decompressed content of a file.
 
@@ -201,10 +231,9 @@ def _expand(
     with lock(part.parent / "expand", shared=False):
         reserve(part, {_EXPANDED: 0}, max_bytes=max_bytes)
         (part / FILES).mkdir()
-        with Reader(uri) as source, (part / FILES / _EXPANDED).open("wb") as sink:
-            for piece in _decoded(
-                decode(cast("BinaryIO", io.BufferedReader(source, _BUFFER_BYTES)))
-            ):
+        with (part / FILES / _EXPANDED).open("wb") as sink:
+            buffered = cast("BinaryIO", io.BufferedReader(source, _BUFFER_BYTES))
+            for piece in _decoded(decode(buffered)):
                 kept = piece[: max_bytes - size]
                 if size + len(kept) > reserved:
                     reserved = min(size + len(kept) + _STEP, max_bytes)
@@ -232,16 +261,33 @@ def _decoded(stream: IO[bytes]) -> Iterator[bytes]:
         yield piece
 
 
-def _below(uri: str) -> Iterator[_Wanted]:
-    base = uri.rsplit("/", 1)[1]
-    for file in walk_files(uri):
-        location = locations.join(uri, file.path) if file.path else uri
-        yield _Wanted(location, f"{base}/{file.path}".rstrip("/"), file.size, file.fingerprint)
+def _list_as(
+    expected: str | None, uri: str, companions: Sequence[str]
+) -> tuple[str, list[_Wanted]]:
+    """List a file and its companions, and return their fingerprint as well.
+
+    Raises:
+        ChangedError: the fingerprint is not the expected one.
+        InputError: the file or a companion does not exist.
+    """
+    beside = {companion: _list_companion(companion, of=uri) for companion in companions}
+    own = look_up(uri)
+    found = join_fingerprints(own.fingerprint, itertools.chain.from_iterable(beside.values()))
+    if expected not in (None, found):
+        raise ChangedError(f"{uri} has changed since it was listed")
+    files = {uri: [own], **beside}
+    return found, [_wanted(place, file) for place, below in files.items() for file in below]
 
 
-def _list_companion(uri: str, *, of: str) -> list[_Wanted]:
+def _wanted(uri: str, file: FileStatus) -> _Wanted:
+    location = locations.join(uri, file.path) if file.path else uri
+    name = f"{uri.rsplit('/', 1)[1]}/{file.path}".rstrip("/")
+    return _Wanted(location, name, file.size, file.fingerprint)
+
+
+def _list_companion(uri: str, *, of: str) -> list[FileStatus]:
     try:
-        return list(_below(uri))
+        return list(walk_files(uri))
     except InputError as error:
         raise InputError(
             f"{of} is incomplete: {error}. It belongs to the slide: put it next to the file"

@@ -1,25 +1,20 @@
 """Listings of any length, with a fingerprint that tells whether a file has changed."""
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-import boto3
-import botocore.config
 import botocore.exceptions
 from pyarrow import fs
 
 from resunet_ray.errors import ResourceError, UnclearError
+from resunet_ray.storage.clients import s3_client
 from resunet_ray.storage.locations import mask_credentials, open_filesystem
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
-# As many as Ray Data makes. With the pauses between them, a store may be unavailable for about a
-# minute.
-_S3_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
@@ -39,6 +34,28 @@ class FileStatus:
     def fingerprint(self) -> str:
         """Changes whenever the content changes: the etag, or size and time of the last change."""
         return self.etag or f"{self.size}-{self.mtime.timestamp():.6f}"
+
+    @classmethod
+    def of(cls, found: os.stat_result, path: str = "") -> "FileStatus":
+        """Return the status of a file on this machine."""
+        return cls(path, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
+
+
+def look_up(uri: str) -> FileStatus:
+    """Return the status of one file.
+
+    Raises:
+        UnclearError: it does not exist.
+        ResourceError: it cannot be listed.
+    """
+    return next(walk_files(uri))
+
+
+def join_fingerprints(first: str, beside: Iterable[FileStatus]) -> str:
+    """Return the fingerprint of a file together with all that belongs to it, if anything does."""
+    parts = sorted(f"{part.path} {part.fingerprint}" for part in beside)
+    together = hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{first} {together}" if parts else first
 
 
 def walk_files(uri: str) -> Iterator[FileStatus]:
@@ -63,8 +80,7 @@ def _walk_local(root: Path, uri: str) -> Iterator[FileStatus]:
     if not root.exists():
         raise UnclearError(f"{uri} does not exist: expected a file, or a folder with files")
     if root.is_file():
-        found = root.stat()
-        yield FileStatus("", found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
+        yield FileStatus.of(root.stat())
         return
     folders, seen = [""], set()
     while folders:
@@ -94,7 +110,7 @@ def _stat_local(entry: os.DirEntry[str], path: str) -> FileStatus | None:
         found = entry.stat()
     except OSError as error:  # a broken link, or deleted meanwhile
         return FileStatus(path, 0, _EPOCH, error=error)
-    return FileStatus(path, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
+    return FileStatus.of(found, path)
 
 
 def _walk_s3(path: str, uri: str) -> Iterator[FileStatus]:
@@ -137,14 +153,3 @@ def _walk_any(filesystem: fs.FileSystem, path: str, uri: str) -> Iterator[FileSt
             yield FileStatus(
                 entry.path[len(path.rstrip("/")) + 1 :], entry.size, entry.mtime or _EPOCH
             )
-
-
-def s3_client() -> Any:
-    """Return a client for what pyarrow lacks: listings with etags, and conditional writes."""
-    return _s3_client(os.environ.get("AWS_ENDPOINT_URL"))
-
-
-@lru_cache(maxsize=4)
-def _s3_client(_endpoint: str | None) -> Any:
-    retries = {"max_attempts": _S3_ATTEMPTS, "mode": "standard"}
-    return boto3.client("s3", config=botocore.config.Config(retries=retries))

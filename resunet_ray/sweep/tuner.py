@@ -32,17 +32,17 @@ from resunet_ray.sweep.trials import (
     trial_name,
 )
 from resunet_ray.sweep.winner import SweepResult, conclude
+from resunet_ray.train.checkpoint import discard_damaged_snapshot
 from resunet_ray.train.requirements import (
     check_init_and_mlflow,
     require_instances,
     wait_for_workers,
 )
 from resunet_ray.train.saved_settings import write_settings_once
-from resunet_ray.train.trainer import discard_damaged_snapshot, prepare_if_folder, resolve, train
+from resunet_ray.train.trainer import prepare_if_folder, resolve, train
 
 SWEEP_FILE = "sweep.json"
 
-_LEASE_SECONDS = 60.0
 _DRIVER_BYTES = 700 * 2**20
 """Memory of the process of a trial that waits for its training run; measured: 0.53 GiB."""
 
@@ -61,8 +61,7 @@ def sweep(config: SweepConfig) -> SweepResult:
     config = replace(config, training=resolve(config.training))
     training = config.training
     space = parse_space(config.space, training)
-    storage.check_writable(training.output)
-    with storage.hold_lease(training.output, seconds=_LEASE_SECONDS) as lease:
+    with storage.hold_output(training, training.output) as lease:
         trials = _list_trials(config)
         left = count_left(trials, most=count_trials(config, space))
         at_once = replace(config, concurrent=max(1, min(config.concurrent, left)))
@@ -79,7 +78,8 @@ def sweep(config: SweepConfig) -> SweepResult:
                     "only with it can Ray Train free the resources of a stopped trial "
                     "(or give --scheduler none)"
                 )
-        data = prepare_if_folder(training.data, own=storage.join(training.output, "data"))
+        own = storage.join(training.output, "data")
+        data = prepare_if_folder(training.data, own=own, lease=lease)
         dataset = open_dataset(data, needs=(TRAIN, VAL))
         require_instances(dataset, training)
         write_settings_once(
@@ -100,7 +100,8 @@ def sweep(config: SweepConfig) -> SweepResult:
             replace(at_once, training=replace(training, data=data)), space, trials, lease
         )
         lease.check()
-        return conclude(replace(config, training=replace(training, data=data)), space, trials)
+        config = replace(config, training=replace(training, data=data))
+        return conclude(config, space, trials, lease=lease)
 
 
 def _threads(config: SweepConfig) -> int | None:
@@ -119,7 +120,7 @@ def _run_trials(
     with Study(config, space, trials) as study:
         state = RunningSweep(config, space, study, trials, lease)
         if state.left:
-            _tune(config, state)
+            _tune(config, state, lease)
             state.require_progress()
         return state.trials
 
@@ -173,7 +174,7 @@ class _Recorder(tune.Callback):  # type: ignore[misc]
         self._sweep.end(trial.config[NUMBER], error=lines[-1])
 
 
-def _tune(config: SweepConfig, state: RunningSweep) -> None:
+def _tune(config: SweepConfig, state: RunningSweep, lease: storage.Lease) -> None:
     # Each training run writes its own curves. Tune's analysis would warn that its logs are missing.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
@@ -182,7 +183,7 @@ def _tune(config: SweepConfig, state: RunningSweep) -> None:
     # Tune's own table would go to standard output, which belongs to the job's JSON line.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     trainable = tune.with_parameters(
-        _run_trial, training=replace(config.training, threads=_threads(config))
+        _run_trial, training=replace(config.training, threads=_threads(config)), lease=lease
     )
     tuner = tune.Tuner(
         # The trial only waits for its training run, which takes the CPUs. Tune refuses a trial
@@ -209,19 +210,21 @@ def _tune(config: SweepConfig, state: RunningSweep) -> None:
         tuner.fit()
 
 
-def _run_trial(given: dict[str, Any], *, training: TrainConfig) -> None:
-    """Run one trial, in its own process.
+def _run_trial(given: dict[str, Any], *, training: TrainConfig, lease: storage.Lease) -> None:
+    """Run one trial, in its own process, under the sweep's lease.
 
     An error that would only happen again is saved instead of raised, since Tune would retry it.
     """
     folder = trial_folder(training.output, given[NUMBER])
+    lease.check()
     save_error(folder, None)
     connect()
     try:
         config = trial_config(training, number=given[NUMBER], parameters=given["parameters"])
-        discard_damaged_snapshot(config)
-        train(config, callbacks=[TuneReportCallback()])
+        discard_damaged_snapshot(folder)
+        train(config, callbacks=[TuneReportCallback()], lease=lease)
     except ResUNetRayError as error:
+        lease.check()  # if it was lost, the trial is another sweep's
         save_error(folder, str(error))
 
 

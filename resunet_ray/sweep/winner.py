@@ -36,8 +36,16 @@ class SweepResult:
     per seed if the winner was trained again, else None."""
 
 
-def conclude(config: SweepConfig, space: Space, trials: Sequence[Trial]) -> SweepResult:
+def conclude(
+    config: SweepConfig, space: Space, trials: Sequence[Trial], *, lease: storage.Lease
+) -> SweepResult:
     """Write trials.parquet, trials.csv and summary.json, and the winner's bundle.
+
+    Args:
+        config: of the sweep.
+        space: that was searched.
+        trials: all of the sweep.
+        lease: of the sweep's output.
 
     Raises:
         RunError: no trial trained to its last epoch, or the winner's final training failed.
@@ -73,7 +81,10 @@ def conclude(config: SweepConfig, space: Space, trials: Sequence[Trial]) -> Swee
         "epoch": int(winner["epoch"]),
         "score": float(winner["score"]),
     }
-    source, best["final_scores"] = _train_finally(config, trial, bundle=str(winner["bundle"]))
+    source, best["final_scores"] = _train_finally(
+        config, trial, bundle=str(winner["bundle"]), lease=lease
+    )
+    lease.check()
     bundle = storage.join(output, "bundle")
     _save_bundle(
         bundle,
@@ -89,7 +100,7 @@ def _save_summary(output: str, summary: dict[str, Any]) -> None:
 
 
 def _train_finally(
-    config: SweepConfig, trial: Trial, *, bundle: str
+    config: SweepConfig, trial: Trial, *, bundle: str, lease: storage.Lease
 ) -> tuple[str, list[float] | None]:
     """Train the winner again if the configuration says so.
 
@@ -115,7 +126,8 @@ def _train_finally(
                 name=name,
                 seed=seed,
                 epochs=epochs,
-            )
+            ),
+            lease=lease,
         )
         scores[trained.bundle] = trained.best[monitor]
     choose = min if lower_is_better(monitor) else max

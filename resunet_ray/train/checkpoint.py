@@ -4,6 +4,7 @@ Tensors are stored as safetensors, everything else as JSON; nothing is pickled.
 """
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from resunet_ray import storage
+from resunet_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+_SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
 _TENSORS, _STATE = "{}.safetensors", "state.json"
 
 
@@ -84,6 +91,37 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     """Return the weights that were validated: the moving average if the run keeps one."""
     name = "ema" if (folder / _TENSORS.format("ema")).exists() else "network"
     return _load(folder, name)
+
+
+def require_snapshot(folder: str) -> None:
+    """Check that Ray Train's list of a run's checkpoints is readable.
+
+    Ray Train fails on a list that it was killed while writing.
+
+    Args:
+        folder: location of the run.
+
+    Raises:
+        InputError: the list is damaged.
+    """
+    uri = storage.join(folder, _SNAPSHOT_FILE)
+    try:
+        if storage.exists(uri):
+            json.loads(storage.read_bytes(uri))
+    except ValueError as error:
+        raise InputError(
+            f"{uri}, Ray Train's list of this run's checkpoints, is damaged ({error}): delete it "
+            "to start this run from the beginning"
+        ) from None
+
+
+def discard_damaged_snapshot(folder: str) -> None:
+    """Delete Ray Train's list of checkpoints if it is damaged, and warn: for unattended runs."""
+    try:
+        require_snapshot(folder)
+    except InputError as error:
+        logger.warning("%s. Deleting it", error)
+        storage.delete_file(storage.join(folder, _SNAPSHOT_FILE))
 
 
 def _load(folder: Path, name: str) -> dict[str, Tensor]:

@@ -38,12 +38,14 @@ _LEAST_COSINE = 0.01  # learning rate at the end of the cosine, as a fraction of
 
 
 def train_worker(settings: dict[str, object]) -> None:
-    """Run one Ray Train worker; `settings` holds `config`, `dataset` and `board`."""
-    config, dataset = settings["config"], settings["dataset"]
+    """Run one Ray Train worker; `settings` holds `config`, `dataset`, `board` and `lease`."""
+    config, dataset, lease = settings["config"], settings["dataset"], settings["lease"]
     assert isinstance(config, TrainConfig), "train() passes it"
     assert isinstance(dataset, Dataset), "train() passes it"
+    assert isinstance(lease, storage.Lease), "train() passes it"
+    lease.check()
     with Reporter(settings["board"], rank=ray.train.get_context().get_world_rank()) as reporter:
-        _train(_begin(config, dataset), reporter)
+        _train(_begin(config, dataset), reporter, lease)
 
 
 def _begin(config: TrainConfig, dataset: Dataset) -> Session:
@@ -62,7 +64,7 @@ def _begin(config: TrainConfig, dataset: Dataset) -> Session:
         )
 
 
-def _train(session: Session, reporter: Reporter) -> None:
+def _train(session: Session, reporter: Reporter, lease: storage.Lease) -> None:
     """Train to the last epoch, or to an error that every worker meets at the same step."""
     config = session.config
     first = session.rank == 0
@@ -86,6 +88,7 @@ def _train(session: Session, reporter: Reporter) -> None:
                 # Every worker meets it. Raised further, it would make Ray Train retry the run,
                 # only to fail again.
                 if tracker is not None:
+                    lease.check()
                     storage.write_bytes(
                         storage.join(run_folder(config), FAILURE_FILE), str(error).encode()
                     )
@@ -96,6 +99,7 @@ def _train(session: Session, reporter: Reporter) -> None:
             _note_scores(session, scores, rows)
             reporter.note(validating=False, score=scores[config.monitor])
             if tracker is not None:
+                lease.check()
                 tracker.write(session.progress.history or [], new=len(rows))
             _report(session, scores)
 

@@ -1,6 +1,5 @@
 """One training run, from the first checks to the bundle; the same command resumes a run."""
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -36,13 +35,13 @@ from resunet_ray.data.dataset import DATASET_FILE, Dataset, open_dataset, plan_o
 from resunet_ray.data.labelled import read_images
 from resunet_ray.data.prepare import prepare
 from resunet_ray.data.splits import TRAIN, VAL
-from resunet_ray.errors import InputError, RunError
+from resunet_ray.errors import RunError
 from resunet_ray.model.instances import choose_method
 from resunet_ray.model.metrics import SCORE_NAMES
 from resunet_ray.progress import is_verbose
 from resunet_ray.train.batches import epoch_size, require_modalities
 from resunet_ray.train.calibration import choose_instances
-from resunet_ray.train.checkpoint import load_weights
+from resunet_ray.train.checkpoint import load_weights, require_snapshot
 from resunet_ray.train.loop import FAILURE_FILE, train_worker
 from resunet_ray.train.relay import FailureTeller, cause, show_training
 from resunet_ray.train.requirements import (
@@ -58,7 +57,6 @@ from resunet_ray.train.tracking import HISTORY_FILE, read_history, run_folder
 logger = logging.getLogger(__name__)
 
 _CONFIG_FILE = "train.json"
-_SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
 _SAMPLE_SIDE = 96  # pixels: small, and more than the context of one tile
 
 
@@ -72,7 +70,12 @@ class TrainingResult:
     images_per_second: float
 
 
-def train(config: TrainConfig, *, callbacks: Sequence[UserCallback] = ()) -> TrainingResult:
+def train(
+    config: TrainConfig,
+    *,
+    callbacks: Sequence[UserCallback] = (),
+    lease: storage.Lease | None = None,
+) -> TrainingResult:
     """Train, and write `bundle/` into the run's folder; do nothing if it already exists.
 
     Settings and data are checked before Ray starts.
@@ -80,16 +83,25 @@ def train(config: TrainConfig, *, callbacks: Sequence[UserCallback] = ()) -> Tra
     Args:
         config: configuration of the run.
         callbacks: Ray Train callbacks, called after each validation.
+        lease: held by the caller, over a place around the run's folder; None: one is taken.
 
     Raises:
         ConfigError: the output holds a run with other settings.
         InputError: the data or the bundle to start from is missing or unsuitable.
+        LeaseError: another process is training this run.
         ResourceError: the cluster or the storage lacks what the run needs.
-        RunError: training failed and retries did not help.
+        RunError: training failed and retries did not help, or the lease was lost.
     """
     config = resolve(config)
-    storage.check_writable(config.output)
-    prepared = prepare_if_folder(config.data, own=storage.join(run_folder(config), "data"))
+    with storage.hold_output(config, run_folder(config), held=lease) as held:
+        return _train(config, callbacks, held)
+
+
+def _train(
+    config: TrainConfig, callbacks: Sequence[UserCallback], lease: storage.Lease
+) -> TrainingResult:
+    own = storage.join(run_folder(config), "data")
+    prepared = prepare_if_folder(config.data, own=own, lease=lease)
     dataset = open_dataset(prepared, needs=(TRAIN, VAL))
     require_modalities(dataset, config)
     require_instances(dataset, config)
@@ -109,9 +121,10 @@ def train(config: TrainConfig, *, callbacks: Sequence[UserCallback] = ()) -> Tra
     if finished:
         logger.info("%s already exists: nothing to do", bundle_uri)
         return _summary(config, bundle_uri)
-    _require_snapshot(config)
+    require_snapshot(run_folder(config))
     config = leave_out_heads(dataset, config)
-    checkpoint, scores = _fit(config, dataset, callbacks)
+    checkpoint, scores = _fit(config, dataset, callbacks, lease)
+    lease.check()
     _save_bundle(bundle_uri, config=config, dataset=dataset, checkpoint=checkpoint, scores=scores)
     return _summary(config, bundle_uri)
 
@@ -126,11 +139,11 @@ def resolve(config: TrainConfig) -> TrainConfig:
     )
 
 
-def prepare_if_folder(data: str, *, own: str) -> str:
+def prepare_if_folder(data: str, *, own: str, lease: storage.Lease) -> str:
     """Return the location of a prepared data set.
 
     This is `data` itself, unless `data` is a plain folder of images and masks: then it is prepared
-    at `own`, with the defaults of `prepare`.
+    at `own`, with the defaults of `prepare`, under a lease that the caller holds.
     """
     if storage.exists(storage.join(data, DATASET_FILE)) or not storage.exists(
         storage.join(data, "images")
@@ -138,40 +151,15 @@ def prepare_if_folder(data: str, *, own: str) -> str:
         return data
     if not storage.exists(storage.join(own, DATASET_FILE)):
         logger.info("%s is a folder of images: preparing it in %s", data, own)
-        prepare(PrepareConfig(input=(data,), output=own))
+        prepare(PrepareConfig(input=(data,), output=own), lease=lease)
     return own
 
 
-def _require_snapshot(config: TrainConfig) -> None:
-    """Check that Ray Train's list of checkpoints is readable.
-
-    Ray Train fails on a list that it was killed while writing.
-
-    Raises:
-        InputError: the list is damaged.
-    """
-    uri = storage.join(run_folder(config), _SNAPSHOT_FILE)
-    try:
-        if storage.exists(uri):
-            json.loads(storage.read_bytes(uri))
-    except ValueError as error:
-        raise InputError(
-            f"{uri}, Ray Train's list of this run's checkpoints, is damaged ({error}): delete it "
-            "to start this run from the beginning"
-        ) from None
-
-
-def discard_damaged_snapshot(config: TrainConfig) -> None:
-    """Delete Ray Train's list of checkpoints if it is damaged, and warn: for unattended runs."""
-    try:
-        _require_snapshot(config)
-    except InputError as error:
-        logger.warning("%s. Deleting it", error)
-        storage.delete_file(storage.join(run_folder(config), _SNAPSHOT_FILE))
-
-
 def _fit(
-    config: TrainConfig, dataset: Dataset, callbacks: Sequence[UserCallback]
+    config: TrainConfig,
+    dataset: Dataset,
+    callbacks: Sequence[UserCallback],
+    lease: storage.Lease,
 ) -> tuple[ray.train.Checkpoint, dict[str, float]]:
     # Ray Train reads these from the driver's environment when it starts the run.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.start_timeout_seconds)
@@ -182,7 +170,8 @@ def _fit(
     storage.delete_file(failure)
     with show_training(config, images=config.epochs * epoch_size(dataset, config)) as board:
         tellers = [FailureTeller(board)] if board is not None else []
-        trainer = _build_trainer(config, dataset, callbacks=[*callbacks, *tellers], board=board)
+        settings = {"config": config, "dataset": dataset, "board": board, "lease": lease}
+        trainer = _build_trainer(config, settings, callbacks=[*callbacks, *tellers])
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
@@ -201,7 +190,7 @@ def _fit(
 
 
 def _build_trainer(
-    config: TrainConfig, dataset: Dataset, *, callbacks: list[UserCallback], board: Any
+    config: TrainConfig, settings: dict[str, Any], *, callbacks: list[UserCallback]
 ) -> TorchTrainer:
     gpu = uses_gpu(config)
     workers: int | tuple[int, int] = config.workers
@@ -209,7 +198,7 @@ def _build_trainer(
         workers = (config.min_workers, config.workers)
     return TorchTrainer(
         train_worker,
-        train_loop_config={"config": config, "dataset": dataset, "board": board},
+        train_loop_config=settings,
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=gpu,

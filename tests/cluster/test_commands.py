@@ -165,7 +165,10 @@ def test_ray_accepts_the_commands_that_start_the_nodes() -> None:
     with pytest.raises(Exception, match="No such option"):
         parse_ray(shlex.split("ray start --head --dashbord-host=0.0.0.0"))
     (container,) = list_pods(find("CronJob", among="nightly"))[0]["containers"]
-    parse_ray([*container["command"], *container["args"]])
+    python, script, *flags = container["command"]
+    assert (python, script) == ("python", "cluster/submit.py")
+    assert (ROOT / script).exists()
+    parse_ray(["ray", "job", "submit", *flags, *container["args"]])
 
 
 def test_the_page_uses_exactly_the_policies_that_exist() -> None:

@@ -14,7 +14,7 @@ import pytest
 from resunet_ray import storage
 from resunet_ray.data.archives import Entry, list_entries
 from resunet_ray.errors import InputError, ResourceError
-from resunet_ray.storage import Cache, staging
+from resunet_ray.storage import Cache, Reader, staging
 
 SIZE = 50_000
 
@@ -49,12 +49,12 @@ def test_members_are_read_from_one_expansion(
     contents = write_tar(tmp_path / f"x{suffix}", members=12, mode=mode)
     cache = Cache(str(tmp_path / "cache"), 2**20)
     found = entries(tmp_path / f"x{suffix}", cache)
-    expanded: list[str] = []
+    expanded: list[Path] = []
     original = staging._expand
 
-    def expand(uri: str, *arguments: Any, **named: Any) -> None:
-        expanded.append(uri)
-        original(uri, *arguments, **named)
+    def expand(source: Reader, *arguments: Any, part: Path, **named: Any) -> None:
+        expanded.append(part)
+        original(source, *arguments, part=part, **named)
 
     monkeypatch.setattr(staging, "_expand", expand)
     read: dict[str, bytes] = {}
@@ -69,7 +69,7 @@ def test_members_are_read_from_one_expansion(
     for thread in threads:
         thread.join()
     assert read == contents
-    assert expanded == [str(tmp_path / f"x{suffix}")]
+    assert len(expanded) == 1
     assert 12 * SIZE < held(cache) <= cache.max_bytes
 
 

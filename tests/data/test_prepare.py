@@ -22,11 +22,13 @@ from resunet_ray.data.dataset import open_dataset, plan_once
 from resunet_ray.data.images import decode_stored, encode_png
 from resunet_ray.data.labelled import read_images
 from resunet_ray.data.labels import encode_labels
+from resunet_ray.data.metadata import Metadata
 from resunet_ray.data.prepare import prepare
-from resunet_ray.data.sources import Source
+from resunet_ray.data.sources import Source, list_sources
 from resunet_ray.data.splits import split_as_baseline
 from resunet_ray.errors import ConfigError, InputError
 from resunet_ray.schema import DATASET
+from resunet_ray.storage import Cache
 
 
 def read_all(uri: str) -> pd.DataFrame:
@@ -256,3 +258,28 @@ def test_the_digest_covers_everything_that_training_learns_from(
     found.append(digest("mask", metadata=plain))
     assert len(set(found)) == 5
     assert digest("again", metadata=plain) == found[-1]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_pair_of_which_a_file_was_replaced_after_it_was_listed_is_no_pair(
+    tmp_path: Path, generated: Path, packed: bool
+) -> None:
+    """Its image might belong to the old content and its mask to the new."""
+    folder = tmp_path / "in"
+    for kind in ("images", "masks"):
+        shutil.copytree(generated / kind, folder / kind)
+    names = sorted(path.name for path in (folder / "images").iterdir())
+    uri = shutil.make_archive(str(folder), "tar", folder) if packed else str(folder)
+    sources = list_sources([uri], max_bytes=2**30)
+    shutil.copyfile(folder / "masks" / names[1], folder / "masks" / names[0])
+    if packed:
+        shutil.make_archive(str(folder), "tar", folder)
+    cache = Cache(str(tmp_path / "cache"), 2**30)
+    checked = [
+        check_source(source, max_pixels=10**6, known=Metadata(), cache=cache) for source in sources
+    ]
+    rejects = [found for found in checked if isinstance(found, Reject)]
+    assert {reject.reason for reject in rejects} == {"changed"}
+    expected = names if packed else names[:1]
+    assert [f"{reject.image_id}.png" for reject in rejects] == expected
+    assert "has changed since it was listed: run the same command again" in rejects[0].message

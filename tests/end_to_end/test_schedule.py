@@ -2,18 +2,22 @@
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from configparser import ConfigParser
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 from nodes import BIN, Nodes
+from ray.job_submission import JobStatus
 from support import ROOT, read_output
 
 from resunet_ray import storage
@@ -138,6 +142,95 @@ def test_overlapping_nightly_runs_segment_each_image_once(
     assert sorted(Path(uri).stem for uri in rows["image_uri"]) == sorted(map(str, range(18)))
     assert set(rows["status"]) == {"ok"}
     assert rows.groupby("run_id").size().tolist() == [12, 6]
+
+
+@pytest.mark.campaign
+def test_only_a_job_that_succeeded_is_a_success(nodes: Nodes) -> None:
+    """Ray's own exit code is 0 for a job that was stopped, and ends with the log."""
+    nodes.restore()
+    names = ("stopped", "broken", "ended")
+    sleep = "import time; time.sleep({})"
+    stopped, broken, ended = (
+        start(nodes, name, sleep.format(seconds))
+        for name, seconds in zip(names, (600, 60, 600), strict=True)
+    )
+    nodes.wait_until(
+        lambda: list_statuses(nodes) == dict.fromkeys(names, "RUNNING"), what="the jobs"
+    )
+    nodes.wait_until(lambda: "logs" in list_children(broken), what="the log")
+    nodes.run("ray", "job", "stop", "stopped")
+    psutil.Process(broken.pid).children()[0].kill()
+    ended.terminate()
+    assert read_end(stopped) == (1, "submit: the job stopped ended as STOPPED")
+    assert list_statuses(nodes)["broken"] == "RUNNING"
+    assert read_end(ended) == (1, "submit: the job ended ended as STOPPED")
+    assert read_end(broken) == (0, "submit: the job broken is RUNNING: waiting for its end")
+    failed, done = start(nodes, "failed", "raise SystemExit(3)"), start(nodes, "done", "print(1)")
+    assert read_end(failed) == (1, "submit: the job failed ended as FAILED")
+    assert read_end(done)[0] == 0
+    assert read_end(start(nodes, "done", "print(1)"))[0] != 0, "the name is taken"
+
+
+def start(nodes: Nodes, job: str, code: str) -> subprocess.Popen[str]:
+    """Start `cluster/submit.py` with a job that runs some code."""
+    command = [sys.executable, "cluster/submit.py", "--submission-id", job, "--", "python", "-c"]
+    return subprocess.Popen(
+        [*command, code],
+        cwd=nodes.clone,
+        env=nodes.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def read_end(submitting: subprocess.Popen[str]) -> tuple[int, str]:
+    """Return the exit code, and the last line that is not Ray's."""
+    _, said = submitting.communicate(timeout=120)
+    own = [line for line in said.splitlines() if line.startswith("submit: ")]
+    return submitting.returncode, own[-1] if own else ""
+
+
+def list_statuses(nodes: Nodes) -> dict[str, str]:
+    """Return the status of each job that `start` has submitted."""
+    jobs = {str(job["submission_id"]): str(job["status"]) for job in nodes.ask("jobs")}
+    return {name: jobs[name] for name in ("stopped", "broken", "ended") if name in jobs}
+
+
+def list_children(process: subprocess.Popen[str]) -> list[str]:
+    """Return all words of the command lines of a process's children."""
+    with suppress(psutil.NoSuchProcess):
+        return [word for one in psutil.Process(process.pid).children() for word in one.cmdline()]
+    return []
+
+
+def test_the_end_of_a_job_is_waited_for_even_if_the_cluster_is_away_for_a_while() -> None:
+    wait_for_end = runpy.run_path(str(ROOT / "cluster" / "submit.py"))["wait_for_end"]
+
+    def end(*answers: JobStatus | Exception) -> JobStatus | None:
+        left = list(answers)
+
+        def ask() -> JobStatus:
+            answer = left.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        ended: JobStatus | None = wait_for_end(ask, job="job", ask_seconds=0, away_seconds=0.05)
+        assert not left
+        return ended
+
+    away = ConnectionError("nobody answers")
+    running, stopped = JobStatus.RUNNING, JobStatus.STOPPED
+    assert end(JobStatus.PENDING, running, away, running, stopped) == stopped
+    assert end(away, JobStatus.SUCCEEDED) == JobStatus.SUCCEEDED
+    assert end(running, RuntimeError("Job job does not exist")) is None
+
+    def be_away() -> JobStatus:
+        raise away
+
+    gone = wait_for_end(be_away, job="job", ask_seconds=0.01, away_seconds=0.05)
+    assert gone is None
 
 
 def test_a_missing_setting_is_named() -> None:

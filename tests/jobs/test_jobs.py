@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support import RAYS_OWN, ROOT, call_job, run_job
 
+from resunet_ray import storage
 from resunet_ray.command_line import read_config
 from resunet_ray.config import (
     ModelConfig,
@@ -50,6 +51,28 @@ def test_help_shows_everyday_flags_by_group_and_help_all_every_flag() -> None:
     arguments = ["--input", "a", "--output", "b", "--lease-seconds", "9"]
     config = read_config(SegmentConfig, description="", arguments=arguments)
     assert config.lease_seconds == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "place"),
+    [
+        ("prepare", ["--input", "MISSING"], ""),
+        ("train", ["--data", "MISSING"], "train"),
+        ("tune", ["--data", "MISSING"], ""),
+        ("evaluate", ["--data", "MISSING"], ""),
+        ("segment", ["--input", "MISSING"], ""),
+    ],
+)
+def test_a_second_job_over_the_same_output_names_the_first_and_writes_nothing(
+    name: str, flags: list[str], place: str, tmp_path: Path
+) -> None:
+    held = str(tmp_path / place)
+    flags += ["--output", str(tmp_path)]
+    with storage.hold_lease(held, seconds=30) as lease:
+        code, line, shown = call_job(name, *flags)
+    assert (code, line["status"]) == (0, "leased"), shown
+    assert lease.holder in line["message"]
+    assert [file for file, _ in storage.list_files(held)] == ["leases/000001"]
 
 
 def test_help_shows_the_defaults_of_the_recipe() -> None:

@@ -1,5 +1,6 @@
 """At most one writer per output, on disk and in object storage, even if runs race or die."""
 
+import pickle
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from resunet_ray import storage
+from resunet_ray.config.lease import LeaseConfig
 from resunet_ray.errors import LeaseError, RunError
 from resunet_ray.storage.lease import LEASES, create_exclusively
 
@@ -57,6 +59,7 @@ def test_a_live_lease_is_kept_and_a_dead_one_is_taken_over(place: str) -> None:
         with pytest.raises(LeaseError), storage.hold_lease(place, seconds=3):
             pass
         lease.check()
+    started = time.time()
     create_exclusively(
         storage.join(place, LEASES, "000002"),
         b'{"holder": "dead", "released": false, "seconds": 3}',
@@ -66,8 +69,9 @@ def test_a_live_lease_is_kept_and_a_dead_one_is_taken_over(place: str) -> None:
         storage.hold_lease(place, seconds=3),
     ):
         pass
-    time.sleep(4.5)
+    time.sleep(1.5)  # its renewal is overdue: the next run waits for the end of the lease
     with storage.hold_lease(place, seconds=3) as lease:
+        assert time.time() - started > 3
         create_exclusively(
             storage.join(place, LEASES, "000004"),
             b'{"holder": "thief", "released": false, "seconds": 3}',
@@ -116,3 +120,32 @@ def test_a_run_on_the_machine_of_a_dead_holder_takes_over_at_once(place: str) ->
         holder.kill()
     with storage.hold_lease(place, seconds=600) as lease:
         assert lease.uri.endswith("000002")
+
+
+def test_a_copy_in_another_process_notices_that_the_lease_was_taken_over(place: str) -> None:
+    """It does not renew the lease, which is the holder's to do."""
+    with storage.hold_lease(place, seconds=600) as lease:
+        copy = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(lease))))
+        lease.renewed -= 1000
+        lease.check()
+        copy.renewed -= 1000
+        copy.check()
+        assert [name for name, _ in storage.list_files(storage.join(place, LEASES))] == ["000002"]
+        create_exclusively(storage.join(place, LEASES, "000003"), b'{"hol')
+        copy.check()  # the new lease is being written: its holder shows next time
+        storage.write_bytes(
+            storage.join(place, LEASES, "000003"),
+            b'{"holder": "thief", "released": true, "seconds": 600}',
+        )
+        with pytest.raises(RunError, match="was taken over by thief"):
+            copy.check()
+
+
+def test_without_leases_or_under_the_caller_s_none_is_taken(tmp_path: Path) -> None:
+    with storage.hold_output(LeaseConfig(), str(tmp_path)) as lease:
+        with storage.hold_output(LeaseConfig(lease=False), str(tmp_path)) as none:
+            pickle.loads(pickle.dumps(none)).check()
+            none.check()
+        with storage.hold_output(LeaseConfig(), str(tmp_path / "part"), held=lease) as same:
+            assert same is lease
+    assert [name for name, _ in storage.list_files(str(tmp_path))] == [f"{LEASES}/000001"]

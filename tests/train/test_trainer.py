@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,8 @@ from support import RAYS_OWN, ROOT, SMALL, run_job
 
 from resunet_ray.bundle import load_bundle
 from resunet_ray.config import ModelConfig, PreprocessConfig, TrainConfig
-from resunet_ray.errors import ConfigError, InputError, ResourceError
+from resunet_ray.errors import ConfigError, InputError, ResourceError, RunError
+from resunet_ray.storage.lease import LEASES, create_exclusively
 from resunet_ray.train import trainer
 from resunet_ray.train.relay import show_training
 from resunet_ray.train.trainer import TrainingResult, train
@@ -228,6 +230,48 @@ def test_training_ends_the_same_when_its_log_is_lost(
     assert done.best == trained.best
     columns = ["epoch", "learning_rate", "train_loss", "val_loss", "val_f1"]
     pd.testing.assert_frame_equal(history(str(tmp_path))[columns], history(chosen.output)[columns])
+
+
+@pytest.mark.campaign
+def test_workers_whose_lease_was_taken_over_stop_writing(dataset_uri: str, tmp_path: Path) -> None:
+    """It is taken over after the first validation, when a second attempt is still allowed."""
+    chosen = config(dataset_uri, tmp_path, max_failures=1)
+    folder = tmp_path / "train"
+
+    def take_over() -> None:
+        while not (folder / "history.csv").exists():
+            time.sleep(0.05)
+        content = b'{"holder": "thief", "released": false, "seconds": 60}'
+        assert create_exclusively(str(folder / LEASES / "000002"), content)
+
+    with ThreadPoolExecutor() as pool:
+        taken = pool.submit(take_over)
+        with pytest.raises(RunError, match="was taken over by thief"):
+            train(chosen)
+    taken.result()
+    assert history(chosen.output)["epoch"].max() < EPOCHS
+    assert not (folder / "bundle").exists()
+
+
+@pytest.mark.campaign
+def test_of_two_trainings_started_together_one_trains_as_if_alone(
+    run: tuple[TrainConfig, TrainingResult], s3: str
+) -> None:
+    chosen, trained = run
+    flags = ["--config", f"{chosen.output}/train/train.json", "--mlflow", "None"]
+    flags += ["--output", f"{s3}/together"]
+    with ThreadPoolExecutor() as pool:
+        ends = [pool.submit(run_job, "train", *flags) for _ in range(2)]
+        (code, line, shown), (other_code, other, other_shown) = sorted(
+            (end.result() for end in ends), key=lambda end: str(end[1]["status"])
+        )
+    assert (code, line["status"]) == (0, "done"), shown
+    assert (other_code, other["status"]) == (0, "leased"), other_shown
+    assert "is writing to" in other["message"] or "at the same moment" in other["message"]
+    assert line["epochs"] == EPOCHS
+    bundles = [load_bundle(uri).info for uri in (trained.bundle, line["bundle"])]
+    assert bundles[0].sha256 == bundles[1].sha256
+    assert bundles[0].scores == bundles[1].scores
 
 
 def test_a_damaged_list_of_checkpoints_is_reported(

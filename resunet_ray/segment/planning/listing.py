@@ -48,6 +48,8 @@ class ListedImage:
     mpp: float | None = None
     mpp_source: str | None = None
     error: Exception | None = None
+    source_fingerprint: str | None = None
+    """Of the file that holds it, with all that belongs to that."""
 
     @property
     def image_id(self) -> bytes:
@@ -144,23 +146,24 @@ def _found(uri: str, file: storage.FileStatus) -> ListedImage:
         shown = uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         error = InputError(f"{shown}: the name is not valid UTF-8: rename the file")
         return ListedImage(shown, file.fingerprint, size=file.size, mtime=file.mtime, error=error)
+    fingerprint = _fingerprint(uri, file)
     return ListedImage(
-        uri, _fingerprint(uri, file), size=file.size, etag=file.etag, mtime=file.mtime
+        uri,
+        fingerprint,
+        size=file.size,
+        etag=file.etag,
+        mtime=file.mtime,
+        source_fingerprint=fingerprint,
     )
 
 
 def _fingerprint(uri: str, file: storage.FileStatus) -> str:
     """Fingerprint a file and all that belongs to it: some slides keep their pixels in a folder."""
     try:
-        parts = sorted(
-            f"{part.path} {part.fingerprint}"
-            for beside in slides.companions(uri)
-            for part in storage.walk_files(beside)
-        )
+        parts = [part for beside in slides.companions(uri) for part in storage.walk_files(beside)]
     except InputError:  # opening the slide will say what is missing
         parts = []
-    together = hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
-    return f"{file.fingerprint} {together}" if parts else file.fingerprint
+    return storage.join_fingerprints(file.fingerprint, parts)
 
 
 def _list_archive(
@@ -171,7 +174,8 @@ def _list_archive(
         yield uri, base
         return
     try:
-        for path, entry in list_entries(uri, max_bytes=cache.max_bytes):
+        entries = list_entries(uri, max_bytes=cache.max_bytes, fingerprint=file.fingerprint)
+        for path, entry in entries:
             if _is_hidden(path):
                 continue
             if path.lower().endswith(SUFFIXES):

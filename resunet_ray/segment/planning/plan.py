@@ -169,7 +169,12 @@ def _plan_image(image: ListedImage, image_id: bytes, *, attempt: int) -> Planned
         mpp=image.mpp,
         mpp_source=image.mpp_source,
     )
-    planned = PlannedRegion(image=ref, attempt=attempt)
+    planned = PlannedRegion(
+        image=ref,
+        attempt=attempt,
+        source_fingerprint=image.source_fingerprint,
+        mask_fingerprint=image.mask_fingerprint,
+    )
     return planned if image.error is None else planned.failed(image.error, stage="list")
 
 

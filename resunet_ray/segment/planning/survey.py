@@ -28,7 +28,7 @@ from resunet_ray.errors import ImageError, InputError, RunError
 from resunet_ray.intensity import measure_range
 from resunet_ray.model.diameter import choose_scale
 from resunet_ray.segment.planning.grid import SQUARE, Gate, Grid, squares_of
-from resunet_ray.segment.rows import ImageRef, Place, PlannedRegion
+from resunet_ray.segment.rows import Place, PlannedRegion
 from resunet_ray.storage import crashes
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,8 @@ class Surveyor:
         uri = planned.image.image_uri
         found = [(planned, True)]
         if uri.lower().endswith(TIFF_SUFFIXES):
-            with io.BufferedReader(storage.Reader(uri)) as file, naming(uri, done="opened"):
+            image = storage.Reader(uri, fingerprint=planned.source_fingerprint)
+            with io.BufferedReader(image) as file, naming(uri, done="opened"):
                 found = list(self._list_planes(planned, TiffRaster(file)))
         if not any(is_slide for _, is_slide in found):
             return [plane for plane, _ in found]
@@ -95,7 +96,7 @@ class Surveyor:
                 f"{uri} is a slide, and the bundle was trained on whole images that were resized: "
                 "use a bundle that was trained on tiles"
             )
-        with stage_slide(planned.image, config=self.config) as path:
+        with stage_slide(uri, planned.source_fingerprint, config=self.config) as path:
             return [
                 region
                 for plane, is_slide in found
@@ -231,12 +232,12 @@ def may_be_slide(planned: PlannedRegion) -> bool:
     )
 
 
-def stage_slide(image: ImageRef, *, config: SegmentConfig) -> AbstractContextManager[str]:
-    """Make a slide a file on this node, for as long as the context lasts."""
-    uri = image.image_uri
-    return storage.Cache.of(config).stage(
-        uri, fingerprint=image.fingerprint, companions=companions(uri)
-    )
+def stage_slide(
+    uri: str, fingerprint: str | None, *, config: SegmentConfig
+) -> AbstractContextManager[str]:
+    """Make a slide, as it was listed, a file on this node, for as long as the context lasts."""
+    cache = storage.Cache.of(config)
+    return cache.stage(uri, fingerprint=fingerprint, companions=companions(uri))
 
 
 _NOTHING: dict[str, Any] = {"num_regions": 0, "height": 0, "width": 0}

@@ -34,7 +34,7 @@ def uses_gpu(config: SegmentConfig) -> bool:
     return torch.cuda.is_available() if config.actors == 0 else count_gpus() > 0
 
 
-def segment_chunks(spec: RunSpec, *, unit: str, lease: Lease | None) -> ChunkSums:
+def segment_chunks(spec: RunSpec, *, unit: str, lease: Lease) -> ChunkSums:
     """Segment the chunks of a run and show the progress.
 
     This happens on the cluster, or with `--actors 0` in this process.
@@ -62,8 +62,7 @@ def segment_chunks(spec: RunSpec, *, unit: str, lease: Lease | None) -> ChunkSum
             before = sums.regions
             _note(result, spec=spec, sums=sums)
             line.advance(sums.regions - before, note=f"{sums.failed} failed", begun=sums.begun)
-            if lease is not None:
-                lease.check()
+            lease.check()
     return sums
 
 

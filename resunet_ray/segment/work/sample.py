@@ -93,7 +93,7 @@ def read_image(
                 read_from_stack(
                     ref.image_uri,
                     ref.plane,
-                    fingerprint=ref.fingerprint,
+                    fingerprint=planned.source_fingerprint,
                     selection=selection,
                     max_pixels=max_pixels,
                     stored=not measure,
@@ -101,7 +101,13 @@ def read_image(
                 "TIFF",
             )
         else:
-            entry = Entry(ref.image_uri, ref.member, ref.member_offset, ref.source_bytes or 0)
+            entry = Entry(
+                ref.image_uri,
+                ref.member,
+                ref.member_offset,
+                ref.source_bytes or 0,
+                fingerprint=planned.source_fingerprint,
+            )
             content = entry.read(cache)
             stage = "decode"
             image = decode_image(
@@ -115,7 +121,9 @@ def read_image(
         place = replace(planned.place, format=kind, height=image.shape[0], width=image.shape[1])
         sample.planned = replace(planned, place=place)
         stage = "mask"
-        sample.truth = _read_truth(ref.mask_uri, shape=image.shape[:2], cache=cache)
+        if ref.mask_uri is not None:
+            mask = Entry(ref.mask_uri, fingerprint=planned.mask_fingerprint)
+            sample.truth = _read_truth(mask, shape=image.shape[:2], cache=cache)
         if measure:
             low, high = sample.levels = measure_range(image)
             place = replace(place, level_low=low, level_high=high)
@@ -140,14 +148,12 @@ def read_tile(slide: Slide, tile: Box, *, scale: float, levels: Range | None) ->
 
 
 def _read_truth(
-    uri: str | None, *, shape: tuple[int, int], cache: storage.Cache
-) -> UInt8[np.ndarray, "h w"] | None:
-    if uri is None:
-        return None
-    values = decode_labels(Entry(uri).read(cache), name=uri)
+    mask: Entry, *, shape: tuple[int, int], cache: storage.Cache
+) -> UInt8[np.ndarray, "h w"]:
+    values = decode_labels(mask.read(cache), name=mask.uri)
     if values.shape != shape:
         raise InputError(
-            f"{uri} is {values.shape[0]} x {values.shape[1]}: expected {shape[0]} x {shape[1]}, "
-            "the size of its image"
+            f"{mask.uri} is {values.shape[0]} x {values.shape[1]}: "
+            f"expected {shape[0]} x {shape[1]}, the size of its image"
         )
     return (values > 0).astype(np.uint8)

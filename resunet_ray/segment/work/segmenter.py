@@ -33,13 +33,12 @@ from resunet_ray.errors import InputError, RunError
 from resunet_ray.model.diameter import estimate_diameter
 from resunet_ray.model.inference import default_batch_size
 from resunet_ray.model.tiling import Box
-from resunet_ray.records import to_table
-from resunet_ray.schema import REGIONS
 from resunet_ray.segment import layout
 from resunet_ray.segment.failures import Failure, require_few_unclear
 from resunet_ray.segment.planning.plan import read_chunk
 from resunet_ray.segment.planning.survey import stage_slide
 from resunet_ray.segment.rows import Findings, PlannedRegion, Region, Seconds
+from resunet_ray.segment.work.chunk_file import write_regions
 from resunet_ray.segment.work.region import describe_image
 from resunet_ray.segment.work.sample import Sample, group_samples, read_image, read_tile
 from resunet_ray.segment.work.slide_chunk import (
@@ -121,8 +120,7 @@ class Segmenter:
                 ]
         failures = {region.image.image_id: region.failure for region in regions}
         require_few_unclear(failures.values(), most=self._spec.config.max_unclear_fraction)
-        uri = layout.chunk_uri(self._spec.output, self._spec.run_id, chunk)
-        storage.write_table(uri, to_table(regions, REGIONS), rows_per_group=64)
+        write_regions(layout.chunk_uri(self._spec.output, self._spec.run_id, chunk), regions)
         return ChunkResult.of(regions, networks=self._networks, begun=begun, ended=time.time())
 
     def _segment(self, planned: list[PlannedRegion]) -> list[Region]:
@@ -143,10 +141,10 @@ class Segmenter:
 
     def _segment_slide(self, planned: list[PlannedRegion]) -> list[Region]:
         """Segment regions of one slide."""
-        image = planned[0].image
+        image, fingerprint = planned[0].image, planned[0].source_fingerprint
         try:
             with (
-                stage_slide(image, config=self._spec.config) as path,
+                stage_slide(image.image_uri, fingerprint, config=self._spec.config) as path,
                 closing(
                     Slide(
                         path,

@@ -1,0 +1,122 @@
+"""An open file whose every read says which content it came from, by its fingerprint."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+import botocore.exceptions
+from pyarrow import fs
+
+from resunet_ray.storage.clients import s3_client
+from resunet_ray.storage.walk import FileStatus
+
+_NOT_FOUND, _NO_RANGE = 404, 416  # HTTP statuses; the second of a read that begins at the end
+
+
+class Content(Protocol):
+    """An open file."""
+
+    def read_at(self, size: int, offset: int) -> tuple[bytes, str]:
+        """Return up to `size` bytes, and the fingerprint of what they are part of. Thread-safe."""
+
+    def size(self) -> int:
+        """Return its size in bytes."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+def open_content(filesystem: fs.FileSystem, path: str) -> Content:
+    """Open a file. All errors of it are OSErrors, as those of pyarrow are."""
+    if isinstance(filesystem, fs.LocalFileSystem):
+        return _LocalFile(path)
+    if isinstance(filesystem, fs.S3FileSystem):
+        return _Object(path)
+    return _OtherFile(filesystem, path)
+
+
+class _LocalFile:
+    """The descriptor stays with the content that was opened, whatever takes its name."""
+
+    def __init__(self, path: str) -> None:
+        self._file = Path(path).open("rb", buffering=0)  # noqa: SIM115 (`close` closes it)
+
+    def read_at(self, size: int, offset: int) -> tuple[bytes, str]:
+        number, pieces = self._file.fileno(), []
+        left = min(size, self.size() - offset)
+        while left > 0 and (piece := os.pread(number, left, offset)):
+            pieces.append(piece)
+            left, offset = left - len(piece), offset + len(piece)
+        return b"".join(pieces), FileStatus.of(os.fstat(number)).fingerprint
+
+    def size(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Object:
+    """An answer of S3 has the etag of the object that its bytes come from."""
+
+    def __init__(self, path: str) -> None:
+        bucket, _, key = path.partition("/")
+        self._place = {"Bucket": bucket, "Key": key}
+
+    def read_at(self, size: int, offset: int) -> tuple[bytes, str]:
+        wanted = f"bytes={offset}-{offset + max(size, 1) - 1}"
+        with _as_os_errors():
+            try:
+                answer = s3_client(attempts=1).get_object(**self._place, Range=wanted)
+                return answer["Body"].read()[:size], answer["ETag"].strip('"')
+            except botocore.exceptions.ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] != _NO_RANGE:
+                    raise
+            return b"", s3_client(attempts=1).head_object(**self._place)["ETag"].strip('"')
+
+    def size(self) -> int:
+        with _as_os_errors():
+            return int(s3_client(attempts=1).head_object(**self._place)["ContentLength"])
+
+    def close(self) -> None:
+        pass
+
+
+class _OtherFile:
+    """The store says only by name what is there, so it is asked after each read."""
+
+    def __init__(self, filesystem: fs.FileSystem, path: str) -> None:
+        self._filesystem, self._path = filesystem, path
+        self._file = filesystem.open_input_file(path)
+
+    def read_at(self, size: int, offset: int) -> tuple[bytes, str]:
+        content = bytes(self._file.read_at(size, offset))
+        found = self._filesystem.get_file_info(self._path)
+        mtime = found.mtime or datetime.fromtimestamp(0, UTC)
+        return content, FileStatus("", found.size or 0, mtime).fingerprint
+
+    def size(self) -> int:
+        return int(self._file.size())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@contextmanager
+def _as_os_errors() -> Iterator[None]:
+    """Turn boto3's errors into the OSErrors that pyarrow would raise."""
+    try:
+        yield
+    except botocore.exceptions.ClientError as error:
+        status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+        if status == _NOT_FOUND:
+            raise FileNotFoundError(errno.ENOENT, str(error)) from None
+        raise OSError(f"AWS Error (HTTP status {status}): {error}") from None
+    except botocore.exceptions.NoCredentialsError as error:
+        raise OSError(f"AWS Error MISSING_AUTHENTICATION_TOKEN: {error}") from None
+    except botocore.exceptions.BotoCoreError as error:
+        raise OSError(f"AWS Error NETWORK_CONNECTION: {error}") from None

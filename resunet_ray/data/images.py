@@ -2,10 +2,11 @@
 
 import io
 import struct
+from collections.abc import Callable
 
 import cv2
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from resunet_ray.errors import ImageError
@@ -34,7 +35,7 @@ _BROKEN = (
     cv2.error,
 )
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "I;16B", "I;16L"}
-_ORIENTATION_TAG = 0x0112  # EXIF 2.32, 4.6.4
+ORIENTATION_TAG = 0x0112  # EXIF 2.32, 4.6.4
 _BITS_PER_SAMPLE_TAG = 258  # TIFF 6.0, section 8
 
 
@@ -56,7 +57,7 @@ def decode_image(
         ImageError: the bytes are not an image of a known format, end early, or can be read in
             more than one way: several pages, transparency, CMYK, floating point.
     """
-    array = _decode(content, name=name, max_pixels=max_pixels)
+    array = decode_with(_pixels, content, name=name, max_pixels=max_pixels)
     if array.ndim == 3 and array.shape[2] in (2, 4):
         if (array[..., -1] != np.iinfo(array.dtype).max).any():
             raise ImageError(
@@ -67,25 +68,6 @@ def decode_image(
     if array.ndim == 2:
         array = array[..., None]
     return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
-
-
-def decode_labels(
-    content: bytes, *, name: str, max_pixels: int = MAX_PIXELS
-) -> Int32[np.ndarray, "h w"]:
-    """Decode a one-channel image to its stored values: a mask, or instance numbers.
-
-    Three equal colour channels count as one; for a palette the values are its indices.
-
-    Raises:
-        ImageError: for the reasons of `decode_image`, or if the channels differ.
-    """
-    array = _decode(content, name=name, max_pixels=max_pixels, expand_palette=False)
-    if array.ndim == 3:
-        array = array[..., :3] if array.shape[2] in (3, 4) else array[..., :1]
-        if (array != array[..., :1]).any():
-            raise ImageError(f"{name} is a colour image: expected one channel, 0 for background")
-        array = array[..., 0]
-    return array.astype(np.int32)
 
 
 def encode_png(array: np.ndarray, *, deflate: bool = True) -> bytes:
@@ -102,17 +84,6 @@ def encode_png(array: np.ndarray, *, deflate: bool = True) -> bytes:
     done, buffer = cv2.imencode(".png", array, [] if deflate else plain)
     assert done, f"OpenCV could not encode {array.dtype} {array.shape} as PNG"
     return buffer.tobytes()
-
-
-def encode_labels(labels: Int32[np.ndarray, "h w"], *, name: str) -> bytes:
-    """Encode a label image as 16-bit PNG, not deflated because Parquet compresses it.
-
-    Raises:
-        ImageError: it has more than 65,535 instances.
-    """
-    if labels.max(initial=0) > np.iinfo(np.uint16).max:
-        raise ImageError(f"{name} has {labels.max()} instances: expected at most 65535")
-    return encode_png(labels.astype(np.uint16), deflate=False)
 
 
 def decode_stored(content: bytes) -> np.ndarray:
@@ -133,34 +104,48 @@ def is_stored_form(content: bytes) -> bool:
         return (
             image.format == "JPEG"
             and image.mode == "RGB"
-            and image.getexif().get(_ORIENTATION_TAG, 1) == 1
+            and image.getexif().get(ORIENTATION_TAG, 1) == 1
         )
 
 
-def _decode(
-    content: bytes, *, name: str, max_pixels: int, expand_palette: bool = True
+def decode_with(
+    read: Callable[[Image.Image, bytes], np.ndarray], content: bytes, *, name: str, max_pixels: int
 ) -> np.ndarray:
+    """Open an image, check its header, read its pixels with `read`, and turn them upright.
+
+    Raises:
+        ImageError: the bytes are not one image of a known format, or `read` fails.
+    """
     if not content:
         raise ImageError(f"{name} is empty: 0 bytes")
     Image.MAX_IMAGE_PIXELS = None  # `_check_header` applies our own limit
     try:
         with Image.open(io.BytesIO(content), formats=tuple(FORMATS)) as image:
             _check_header(image, name=name, max_pixels=max_pixels)
-            array = _pixels(image, content, expand_palette=expand_palette)
-            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+            array = read(image, content)
+            orientation = image.getexif().get(ORIENTATION_TAG, 1)
     except UnidentifiedImageError:
         raise ImageError(
             f"{name} is not an image: expected {', '.join(FORMATS)}, found bytes {content[:8]!r}"
         ) from None
     except _BROKEN as error:  # raised by Pillow's decoders on damaged bytes
         raise ImageError(f"{name} is damaged: {error}") from None
-    return _orient(array, orientation)
+    return orient(array, orientation)
+
+
+def check_size(height: int, width: int, *, name: str, max_pixels: int) -> None:
+    """Refuse an image whose header claims too many pixels.
+
+    Raises:
+        ImageError: it does.
+    """
+    if width * height > max_pixels:
+        raise ImageError(f"{name} claims {height} x {width} pixels: expected at most {max_pixels}")
 
 
 def _check_header(image: Image.Image, *, name: str, max_pixels: int) -> None:
     width, height = image.size
-    if width * height > max_pixels:
-        raise ImageError(f"{name} claims {height} x {width} pixels: expected at most {max_pixels}")
+    check_size(height, width, name=name, max_pixels=max_pixels)
     pages = getattr(image, "n_frames", 1)
     if pages != 1:
         raise ImageError(
@@ -173,7 +158,7 @@ def _check_header(image: Image.Image, *, name: str, max_pixels: int) -> None:
         )
 
 
-def _pixels(image: Image.Image, content: bytes, *, expand_palette: bool) -> np.ndarray:
+def _pixels(image: Image.Image, content: bytes) -> np.ndarray:
     image.load()  # raises if the file ends early; OpenCV would fill the rest with grey
     # Pillow would cut 16-bit colour to 8 bit.
     if image.mode in ("RGB", "RGBA") and _bits(image, content) == 16:
@@ -182,7 +167,7 @@ def _pixels(image: Image.Image, content: bytes, *, expand_palette: bool) -> np.n
         if deep is None:
             raise ValueError("its 16-bit colour cannot be decoded")
         return deep[..., [2, 1, 0, 3][: deep.shape[2]]]
-    if expand_palette and (image.mode in ("P", "PA") or "transparency" in image.info):
+    if image.mode in ("P", "PA") or "transparency" in image.info:
         return np.asarray(image.convert("RGBA"))
     if image.mode == "1":
         return np.asarray(image.convert("L"))
@@ -191,12 +176,13 @@ def _pixels(image: Image.Image, content: bytes, *, expand_palette: bool) -> np.n
 
 def _bits(image: Image.Image, content: bytes) -> int:
     if image.format == "PNG":
-        return _png_bit_depth(content)
+        return png_bit_depth(content)
     tags = getattr(image, "tag_v2", None)
     return max(tags.get(_BITS_PER_SAMPLE_TAG, (8,))) if tags is not None else 8
 
 
-def _png_bit_depth(content: bytes) -> int:
+def png_bit_depth(content: bytes) -> int:
+    """Return the bits of each value of a PNG."""
     return content[24]  # signature 8, chunk length 4, "IHDR" 4, width 4, height 4 (PNG 3, 11.2.1)
 
 
@@ -217,8 +203,8 @@ def to_uint8(array: np.ndarray, *, largest: int | None = None) -> np.ndarray:
     return grey
 
 
-def _orient(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn the array upright; orientations 5 to 8 also swap height and width."""
+def orient(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn an array upright by its EXIF orientation; 5 to 8 also swap height and width."""
     if orientation in (5, 6, 7, 8):
         array = array.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):

@@ -41,7 +41,7 @@ def is_slide(file: IO[bytes], *, max_pixels: int) -> bool:
     """
     try:
         with tifffile.TiffFile(file) as tiff:
-            if _breaks_off(tiff):
+            if breaks_off(tiff):
                 return True
             first = tiff.series[0]
             is_plane = first.axes.startswith("YX")
@@ -72,14 +72,14 @@ class TiffReader:
             ImageError: it is incomplete, or is not a single plane of grey or RGB with 8 or 16 bit.
         """
         self._file = _open_file(path)
-        if _breaks_off(self._file):
+        if breaks_off(self._file):
             raise ImageError(
                 "its last pages are missing: it was cut short or damaged. Copy it again"
             )
         series = self._file.series[0]
         _check_kind(self._file)
         for page in (page for level in series.levels for page in level.pages):
-            _check_page(page, file_bytes=self._file.filehandle.size)
+            check_page(page, file_bytes=self._file.filehandle.size)
         self._channels_first = _axes(series).startswith("C")
         self._levels = _open_levels(self._file, path)
         rows = 1 if self._channels_first else 0
@@ -115,7 +115,7 @@ def _open_file(path: str) -> tifffile.TiffFile:
         raise ImageError("it ends within its header: it was cut short. Copy it again") from None
 
 
-def _breaks_off(file: tifffile.TiffFile) -> bool:
+def breaks_off(file: tifffile.TiffFile) -> bool:
     """Whether pages are missing: smaller copies of the first, or one after tifffile's last."""
     if not len(file.pages):
         return True
@@ -169,8 +169,12 @@ def _check_kind(file: tifffile.TiffFile) -> None:
         )
 
 
-def _check_page(page: Any, *, file_bytes: int) -> None:
-    """Refuse a page that lacks pixels, or whose tiles or strips are too large for memory."""
+def check_page(page: Any, *, file_bytes: int) -> None:
+    """Refuse a page that lacks pixels, or whose tiles or strips are too large for memory.
+
+    Raises:
+        ImageError: it does, or they are.
+    """
     if page is None:
         raise ImageError(
             "some of its planes are missing or in other files: expected one file with all planes"

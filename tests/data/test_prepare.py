@@ -19,8 +19,9 @@ from support import read_picture
 from resunet_ray.config import PrepareConfig
 from resunet_ray.data.check import CheckedImage, Reject, check_source
 from resunet_ray.data.dataset import open_dataset, plan_once
-from resunet_ray.data.images import decode_stored, encode_labels, encode_png
+from resunet_ray.data.images import decode_stored, encode_png
 from resunet_ray.data.labelled import read_images
+from resunet_ray.data.labels import encode_labels
 from resunet_ray.data.prepare import prepare
 from resunet_ray.data.sources import Source
 from resunet_ray.data.splits import split_as_baseline

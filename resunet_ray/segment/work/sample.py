@@ -11,7 +11,8 @@ from resunet_ray import storage
 from resunet_ray.config import SegmentConfig
 from resunet_ray.config.model import Diameter
 from resunet_ray.data.archives import Entry
-from resunet_ray.data.images import decode_image, decode_labels, name_format
+from resunet_ray.data.images import decode_image, name_format
+from resunet_ray.data.labels import decode_mask
 from resunet_ray.data.slides import Slide
 from resunet_ray.errors import ImageError, InputError
 from resunet_ray.intensity import Range, measure_range
@@ -91,7 +92,9 @@ def read_image(
         )
         sample.planned = replace(planned, place=place)
         stage = "mask"
-        sample.truth = _read_truth(ref.mask_uri, shape=image.shape[:2], cache=cache)
+        sample.truth = _read_truth(
+            ref.mask_uri, shape=image.shape[:2], cache=cache, max_pixels=max_pixels
+        )
         if measure:
             low, high = sample.levels = measure_range(image)
             place = replace(place, level_low=low, level_high=high)
@@ -116,14 +119,14 @@ def read_tile(slide: Slide, tile: Box, *, scale: float, levels: Range | None) ->
 
 
 def _read_truth(
-    uri: str | None, *, shape: tuple[int, int], cache: storage.Cache
+    uri: str | None, *, shape: tuple[int, int], cache: storage.Cache, max_pixels: int
 ) -> UInt8[np.ndarray, "h w"] | None:
     if uri is None:
         return None
-    values = decode_labels(Entry(uri).read(cache), name=uri)
-    if values.shape != shape:
+    mask = decode_mask(Entry(uri).read(cache), name=uri, max_pixels=max_pixels)
+    if mask.shape != shape:
         raise InputError(
-            f"{uri} is {values.shape[0]} x {values.shape[1]}: expected {shape[0]} x {shape[1]}, "
+            f"{uri} is {mask.shape[0]} x {mask.shape[1]}: expected {shape[0]} x {shape[1]}, "
             "the size of its image"
         )
-    return (values > 0).astype(np.uint8)
+    return mask

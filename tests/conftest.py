@@ -17,6 +17,7 @@ install_import_hook(
             "data.dataset",
             "data.images",
             "data.labelled",
+            "data.labels",
             "data.targets",
             "model",
             "pictures",

@@ -1,61 +1,92 @@
-"""Labels."""
+"""Bytes to masks and labels, and back: whole numbers, whatever form a program stores them in."""
 
-import io
-import struct
-
-import cv2
 import numpy as np
-from jaxtyping import Int32
-from PIL import Image, UnidentifiedImageError
+from jaxtyping import Int32, Integer, UInt8
+from skimage.measure import label as number_pieces
 
-from resunet_ray.data.images import encode_png
+from resunet_ray.data.images import MAX_PIXELS, encode_png
+from resunet_ray.data.raster.pillow import FORMATS
+from resunet_ray.data.values import ADVICE, read_values
 from resunet_ray.errors import ImageError
 
-MAX_PIXELS = 2**28
-FORMATS: dict[str, tuple[tuple[str, ...], tuple[bytes, ...]]] = {
-    "PNG": ((".png",), (b"\x89PNG",)),
-    "JPEG": ((".jpg", ".jpeg"), (b"\xff\xd8\xff",)),
-    "TIFF": ((".tif", ".tiff"), (b"II", b"MM")),
-    "BMP": ((".bmp",), (b"BM",)),
-    "WEBP": ((".webp",), (b"RIFF",)),
-    "JPEG2000": ((".jp2", ".j2k"), (b"\x00\x00\x00\x0cjP", b"\xff\x4f\xff\x51")),
-}
-"""Suffixes and first bytes of each format, by Pillow's name for it."""
-SUFFIXES = tuple(suffix for suffixes, _ in FORMATS.values() for suffix in suffixes)
-
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    struct.error,
-    cv2.error,
-)
-_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "I;16B", "I;16L"}
-_ORIENTATION_TAG = 0x0112  # EXIF 2.32, 4.6.4
-_BITS_PER_SAMPLE_TAG = 258  # TIFF 6.0, section 8
+_LARGEST_STORED = int(np.iinfo(np.uint16).max)
+_LARGEST_EXACT = 2**53  # up to here, float64 holds every whole number
 
 
 def decode_labels(
     content: bytes, *, name: str, max_pixels: int = MAX_PIXELS
 ) -> Int32[np.ndarray, "h w"]:
-    """Decode a one-channel image to its stored values: a mask, or instance numbers.
+    """Decode an image of instances: the number of each pixel's nucleus, 0 for background.
 
-    Three equal colour channels count as one; for a palette the values are its indices.
+    Numbers are kept up to 65,535. If any is larger, all are replaced by 1, 2, 3, … in their order.
+    In an RGB image, each colour but black is an instance, numbered likewise.
+
+    Args:
+        content: the file's bytes.
+        name: the file's name in errors.
+        max_pixels: a header that claims more is refused before any pixel is allocated.
 
     Raises:
-        ImageError: for the reasons of `decode_image`, or if the channels differ.
+        ImageError: for the reasons of `decode_values`; the file is a JPEG, whose compression
+            changes numbers; it has more than 65,535 instances; or a colour occurs in several
+            places, so that it may stand for several nuclei.
     """
-    array = _decode(content, name=name, max_pixels=max_pixels, expand_palette=False)
-    if array.ndim == 3:
-        array = array[..., :3] if array.shape[2] in (3, 4) else array[..., :1]
-        if (array != array[..., :1]).any():
-            raise ImageError(f"{name} is a colour image: expected one channel, 0 for background")
-        array = array[..., 0]
-    return array.astype(np.int32)
+    if content.startswith(FORMATS["JPEG"][1]):
+        raise ImageError(
+            f"{name} is a JPEG, whose compression changes numbers: expected instance numbers. "
+            "Save them as PNG or TIFF"
+        )
+    stored = read_values(content, name=name, max_pixels=max_pixels)
+    values = _flatten(stored, name=name)
+    if stored.ndim == 3:
+        _check_colours(values, name=name)
+    if stored.ndim == 3 or values.max(initial=0) > _LARGEST_STORED:
+        return _renumber(values, name=name)
+    return values.astype(np.int32)
+
+
+def decode_mask(
+    content: bytes, *, name: str, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "h w"]:
+    """Decode a mask to 0 and 1.
+
+    Raises:
+        ImageError: for the reasons of `decode_values` and `to_mask`.
+    """
+    return to_mask(decode_values(content, name=name, max_pixels=max_pixels), name=name)
+
+
+def decode_values(
+    content: bytes, *, name: str, max_pixels: int = MAX_PIXELS
+) -> Integer[np.ndarray, "h w"]:
+    """Decode a mask or label image to its stored values, turned upright like its image.
+
+    Integers of any size and whole floating-point numbers count, three equal colour channels as
+    one. Colours become numbers, black 0. Values of a palette are its indices, unless it is grey.
+
+    Raises:
+        ImageError: the bytes are not an image of a known format, are damaged or end early, or what
+            they store is not one whole number from 0 for each pixel: several pages or channels,
+            negative numbers or fractions, a mask in the transparency, a colour image without black.
+    """
+    return _flatten(read_values(content, name=name, max_pixels=max_pixels), name=name)
+
+
+def to_mask(values: Integer[np.ndarray, "h w"], *, name: str) -> UInt8[np.ndarray, "h w"]:
+    """Turn 0 and one other value into 0 and 1.
+
+    Raises:
+        ImageError: there are other values. Any threshold would be a guess: after JPEG or smoothing
+            the values change gradually, and values between may mean a border, or pixels to ignore.
+    """
+    levels = np.unique(values)
+    if len(levels) > 2 or (len(levels) == 2 and levels[0] != 0):
+        raise ImageError(
+            f"{name} has {len(levels)} distinct values from {levels[0]} to {levels[-1]}: expected "
+            "0 and one other value. If JPEG or smoothing has softened it, threshold it and save it "
+            "as PNG. Put instance numbers in instances/"
+        )
+    return (values > 0).astype(np.uint8)
 
 
 def encode_labels(labels: Int32[np.ndarray, "h w"], *, name: str) -> bytes:
@@ -64,80 +95,51 @@ def encode_labels(labels: Int32[np.ndarray, "h w"], *, name: str) -> bytes:
     Raises:
         ImageError: it has more than 65,535 instances.
     """
-    if labels.max(initial=0) > np.iinfo(np.uint16).max:
-        raise ImageError(f"{name} has {labels.max()} instances: expected at most 65535")
+    if labels.max(initial=0) > _LARGEST_STORED:
+        raise ImageError(f"{name} has {labels.max()} instances: expected at most {_LARGEST_STORED}")
     return encode_png(labels.astype(np.uint16), deflate=False)
 
 
-def _decode(
-    content: bytes, *, name: str, max_pixels: int, expand_palette: bool = True
-) -> np.ndarray:
-    if not content:
-        raise ImageError(f"{name} is empty: 0 bytes")
-    Image.MAX_IMAGE_PIXELS = None  # `_check_header` applies our own limit
-    try:
-        with Image.open(io.BytesIO(content), formats=tuple(FORMATS)) as image:
-            _check_header(image, name=name, max_pixels=max_pixels)
-            array = _pixels(image, content, expand_palette=expand_palette)
-            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except UnidentifiedImageError:
-        raise ImageError(
-            f"{name} is not an image: expected {', '.join(FORMATS)}, found bytes {content[:8]!r}"
-        ) from None
-    except _BROKEN as error:  # raised by Pillow's decoders on damaged bytes
-        raise ImageError(f"{name} is damaged: {error}") from None
-    return _orient(array, orientation)
+def _renumber(values: Integer[np.ndarray, "h w"], *, name: str) -> Int32[np.ndarray, "h w"]:
+    levels, places = np.unique(values, return_inverse=True)
+    first = int(levels[0] != 0)
+    if (count := len(levels) - 1 + first) > _LARGEST_STORED:
+        raise ImageError(f"{name} has {count} instances: expected at most {_LARGEST_STORED}")
+    return (places.reshape(values.shape) + first).astype(np.int32)
 
 
-def _check_header(image: Image.Image, *, name: str, max_pixels: int) -> None:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageError(f"{name} claims {height} x {width} pixels: expected at most {max_pixels}")
-    pages = getattr(image, "n_frames", 1)
-    if pages != 1:
+def _check_colours(values: Integer[np.ndarray, "h w"], *, name: str) -> None:
+    colours = len(np.unique(values)) - 1
+    pieces = int(number_pieces(values.astype(np.int64), connectivity=2).max())
+    if pieces != colours:
         raise ImageError(
-            f"{name} has {pages} pages: expected one. Save the page you need as a separate file"
-        )
-    if image.mode not in _MODES:
-        raise ImageError(
-            f"{name} has colour mode {image.mode}: "
-            "expected grey, RGB, RGBA or a palette, 8 or 16 bit"
+            f"{name} is a colour image whose {colours} colours cover {pieces} separate areas: "
+            f"expected another colour for each nucleus. {ADVICE}"
         )
 
 
-def _pixels(image: Image.Image, content: bytes, *, expand_palette: bool) -> np.ndarray:
-    image.load()  # raises if the file ends early; OpenCV would fill the rest with grey
-    # Pillow would cut 16-bit colour to 8 bit.
-    if image.mode in ("RGB", "RGBA") and _bits(image, content) == 16:
-        # BGR, ignoring the EXIF orientation.
-        deep = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-        if deep is None:
-            raise ValueError("its 16-bit colour cannot be decoded")
-        return deep[..., [2, 1, 0, 3][: deep.shape[2]]]
-    if expand_palette and (image.mode in ("P", "PA") or "transparency" in image.info):
-        return np.asarray(image.convert("RGBA"))
-    if image.mode == "1":
-        return np.asarray(image.convert("L"))
-    return np.asarray(image)
-
-
-def _bits(image: Image.Image, content: bytes) -> int:
-    if image.format == "PNG":
-        return _png_bit_depth(content)
-    tags = getattr(image, "tag_v2", None)
-    return max(tags.get(_BITS_PER_SAMPLE_TAG, (8,))) if tags is not None else 8
-
-
-def _png_bit_depth(content: bytes) -> int:
-    return content[24]  # signature 8, chunk length 4, "IHDR" 4, width 4, height 4 (PNG 3, 11.2.1)
-
-
-def _orient(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn the array upright; orientations 5 to 8 also swap height and width."""
-    if orientation in (5, 6, 7, 8):
-        array = array.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        array = array[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        array = array[::-1]
-    return array
+def _flatten(stored: np.ndarray, *, name: str) -> Integer[np.ndarray, "h w"]:
+    """Return whole numbers from 0; a colour becomes one."""
+    if stored.ndim == 3:
+        bits = 8 * stored.dtype.itemsize
+        red, green, blue = np.moveaxis(stored.astype(np.uint64), -1, 0)
+        stored = (red << (2 * bits)) | (green << bits) | blue
+        if stored.all():
+            raise ImageError(
+                f"{name} is a colour image without black: expected black background. {ADVICE}"
+            )
+    if stored.dtype.kind == "b":
+        return stored.astype(np.uint8)
+    if stored.dtype.kind == "f":
+        is_whole = bool((np.rint(stored) == stored).all())  # NaN is not
+        if not is_whole or float(abs(stored).max(initial=0)) > _LARGEST_EXACT:
+            raise ImageError(
+                f"{name} has values from {stored.min():g} to {stored.max():g} that are not whole: "
+                f"expected whole numbers up to 2^53. {ADVICE}"
+            )
+        stored = stored.astype(np.int64)
+    if stored.dtype.kind not in "iu":
+        raise ImageError(f"{name} has values of type {stored.dtype}: expected numbers. {ADVICE}")
+    if (least := stored.min(initial=0)) < 0:
+        raise ImageError(f"{name} has the value {least}: expected none below 0. {ADVICE}")
+    return stored

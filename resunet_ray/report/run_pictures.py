@@ -135,9 +135,8 @@ def _fingerprint(row: dict[str, Any]) -> str | None:
         return None
     if isinstance(row["source_etag"], str):
         return str(row["source_etag"])
-    if isinstance(row["member"], str) and not isinstance(
-        row["file_id"], str
-    ):  # its size is not the archive's
+    is_plane = isinstance(row["file_id"], str)
+    if isinstance(row["member"], str) and not is_plane:  # its size is not the archive's
         return None
     return storage.FileStatus("", int(row["source_bytes"]), row["source_mtime"]).fingerprint
 

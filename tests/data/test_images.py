@@ -17,7 +17,6 @@ from resunet_ray.data.images import (
     encode_png,
     is_stored_form,
 )
-from resunet_ray.data.labels import decode_labels, encode_labels
 from resunet_ray.errors import ImageError
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -146,19 +145,6 @@ def test_a_bomb_is_refused_by_its_header() -> None:
         decode_image(bomb(50_000), name="bomb")
     with pytest.raises(ImageError, match="claims 9000 x 9000 pixels: expected at most 1000"):
         decode_image(bomb(9_000), name="bomb", max_pixels=1000)
-
-
-def test_labels_keep_their_numbers() -> None:
-    labels = np.arange(35, dtype=np.int32).reshape(5, 7) * 1000
-    np.testing.assert_array_equal(decode_labels(encode_labels(labels, name="a"), name="a"), labels)
-    palette = Image.fromarray((labels // 1000).astype(np.uint8), mode=None).convert("P")
-    buffer = io.BytesIO()
-    palette.save(buffer, format="PNG")
-    assert decode_labels(buffer.getvalue(), name="a").max() == 34
-    with pytest.raises(ImageError, match="colour image"):
-        decode_labels(save(RGB, format="PNG"), name="a")
-    with pytest.raises(ImageError, match="65536 instances"):
-        encode_labels(np.full((2, 3), 65536, np.int32), name="a")
 
 
 def test_images_stored_unchanged_decode_the_same_without_checks() -> None:

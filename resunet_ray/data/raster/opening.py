@@ -83,11 +83,15 @@ def naming(name: str, *, done: str) -> Iterator[None]:
     try:
         yield
     except ImageError as error:
+        if str(error).startswith(name):
+            raise
         raise ImageError(f"{name} cannot be {done}: {error}") from None
     except (MemoryError, ResUNetRayError):  # the storage's errors say nothing of the image
         raise
     except UnidentifiedImageError:
-        raise ImageError(f"{name} cannot be {done}: its header is damaged") from None
+        raise ImageError(
+            f"{name} cannot be {done}: it is not an image, or its header is damaged"
+        ) from None
     except Exception as error:  # noqa: BLE001 (over damaged bytes libraries raise anything)
         raise ImageError(
             f"{name} cannot be {done}: it is damaged: {str(error) or type(error).__name__}"

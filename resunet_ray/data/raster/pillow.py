@@ -20,7 +20,6 @@ FORMATS: dict[str, tuple[tuple[str, ...], tuple[bytes, ...]]] = {
 }
 """Suffixes and first bytes of each format, by Pillow's name for it."""
 
-_OPENED = (*FORMATS, "MPO")  # a JPEG with further pictures after the main one
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "I;16B", "I;16L"}
 ORIENTATION_TAG = 0x0112  # EXIF 2.32, 4.6.4
 _TEXT_BYTES = 2**26  # of a colour profile or a comment of a PNG, which Pillow expands
@@ -42,15 +41,13 @@ class PillowRaster:
             ImageError: it claims more pixels, or may be read in more than one way: several pages,
                 transparency, CMYK.
         """
-        Image.MAX_IMAGE_PIXELS = None  # `max_pixels` applies
         self._content = file.read()
-        self._image = Image.open(io.BytesIO(self._content), formats=_OPENED)
-        _check_header(self._image, max_pixels=max_pixels)
+        self._image = open_checked(self._content, max_pixels=max_pixels)
         self.format = str(self._image.format)
-        self._orientation = _read_orientation(self._image)
+        self._orientation = read_orientation(self._image)
         self._values: np.ndarray | None = None
         width, height = self._image.size
-        self._deep = self._image.mode in ("RGB", "RGBA") and _is_deep(self._content)
+        self._deep = self._image.mode in ("RGB", "RGBA") and is_deep(self._content)
         self.scenes = [
             Scene(
                 levels=[turned_size((height, width), self._orientation)],
@@ -85,6 +82,18 @@ class PillowRaster:
         return np.asarray(image.convert("L") if image.mode == "1" else image)
 
 
+def open_checked(content: bytes, *, max_pixels: int) -> Image.Image:
+    """Open an image and check its header.
+
+    Raises:
+        ImageError: for the reasons of `PillowRaster`.
+    """
+    Image.MAX_IMAGE_PIXELS = None  # `max_pixels` applies
+    image = Image.open(io.BytesIO(content), formats=tuple(FORMATS))
+    _check_header(image, max_pixels=max_pixels)
+    return image
+
+
 def _drop_opaque(array: np.ndarray) -> np.ndarray:
     """Return the array without its alpha channel, if it has one, which must be opaque."""
     if array.ndim == 2:
@@ -101,7 +110,7 @@ def _check_header(image: Image.Image, *, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(f"it claims {height} x {width} pixels: expected at most {max_pixels}")
     pages = getattr(image, "n_frames", 1)
-    if pages != 1 and image.format != "MPO":
+    if pages != 1 and image.format != "MPO":  # a JPEG with further pictures after the main one
         raise ImageError(
             f"it has {pages} pages: expected one. Save the page you need as a separate file"
         )
@@ -111,14 +120,15 @@ def _check_header(image: Image.Image, *, max_pixels: int) -> None:
         )
 
 
-def _read_orientation(image: Image.Image) -> int:
+def read_orientation(image: Image.Image) -> int:
+    """Return how an image is to be turned: 1 to 8."""
     try:
         return int(image.getexif().get(ORIENTATION_TAG, 1))
     except Exception:  # noqa: BLE001 (damaged EXIF does not touch the pixels)
         return 1
 
 
-def _is_deep(content: bytes) -> bool:
+def is_deep(content: bytes) -> bool:
     """Whether it is a PNG with 16 bits a sample."""
     # Signature 8, chunk length 4, "IHDR" 4, width 4, height 4, bit depth 1 (PNG 3, 11.2.1).
     return content.startswith(b"\x89PNG") and content[24] == 16

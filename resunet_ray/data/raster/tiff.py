@@ -78,7 +78,7 @@ class _Series:
         self._rgb = _check_kind(file, self._found, lengths=self._lengths)
         self._has_alpha = "S" in self._lengths and _has_alpha(self._page)
         for page in (self._found.pages[0], self._found.pages[-1]):
-            _check_page(page, file_bytes=file.filehandle.size)
+            check_page(page, file_bytes=file.filehandle.size)
         axis = "S" if "S" in self._lengths else "C"
         count = 1 if self._rgb else self._lengths.get(axis, 1) - self._has_alpha
         pixel = read_mpp(file, scene=number)
@@ -110,7 +110,7 @@ class _Series:
         if self._rgb:
             index[samples] = slice(0, 3)
         for page in self._find_pages(index, level):
-            _check_page(page, file_bytes=self._file.filehandle.size)
+            check_page(page, file_bytes=self._file.filehandle.size)
         index |= {"Y": slice(top, top + height), "X": slice(left, left + width)}
         if self._has_alpha:
             alpha = self._pick(level, index | {samples: self._lengths[samples] - 1})
@@ -300,8 +300,12 @@ def _full(page: tifffile.TiffPage) -> int:
     return int(2**page.bitspersample - 1)
 
 
-def _check_page(page: Any, *, file_bytes: int) -> None:
-    """Refuse a page that lacks pixels, or whose tiles or strips are too large for memory."""
+def check_page(page: Any, *, file_bytes: int) -> None:
+    """Refuse a page that lacks pixels, or whose tiles or strips are too large for memory.
+
+    Raises:
+        ImageError: it does, or they are.
+    """
     if page is None:
         raise ImageError(
             "some of its planes are missing or in other files: expected one file with all planes"

@@ -28,7 +28,7 @@ from resunet_ray.errors import ImageError, InputError, RunError
 from resunet_ray.intensity import measure_range
 from resunet_ray.model.diameter import choose_scale
 from resunet_ray.segment.planning.grid import SQUARE, Gate, Grid, squares_of
-from resunet_ray.segment.rows import Place, PlannedRegion
+from resunet_ray.segment.rows import ImageRef, Place, PlannedRegion
 from resunet_ray.storage import crashes
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from resunet_ray.config import SegmentConfig
 from resunet_ray.config.model import Diameter
 from resunet_ray.data.archives import Entry
 from resunet_ray.data.images import decode_image, name_format
-from resunet_ray.data.labels import decode_labels
+from resunet_ray.data.labels import decode_mask
 from resunet_ray.data.raster.planes import Selection
 from resunet_ray.data.slides import Slide
 from resunet_ray.data.stacks import read_from_stack
@@ -123,7 +123,9 @@ def read_image(
         stage = "mask"
         if ref.mask_uri is not None:
             mask = Entry(ref.mask_uri, fingerprint=planned.mask_fingerprint)
-            sample.truth = _read_truth(mask, shape=image.shape[:2], cache=cache)
+            sample.truth = _read_truth(
+                mask, shape=image.shape[:2], cache=cache, max_pixels=max_pixels
+            )
         if measure:
             low, high = sample.levels = measure_range(image)
             place = replace(place, level_low=low, level_high=high)
@@ -148,12 +150,12 @@ def read_tile(slide: Slide, tile: Box, *, scale: float, levels: Range | None) ->
 
 
 def _read_truth(
-    mask: Entry, *, shape: tuple[int, int], cache: storage.Cache
+    mask: Entry, *, shape: tuple[int, int], cache: storage.Cache, max_pixels: int
 ) -> UInt8[np.ndarray, "h w"]:
-    values = decode_labels(mask.read(cache), name=mask.uri)
-    if values.shape != shape:
+    truth = decode_mask(mask.read(cache), name=mask.uri, max_pixels=max_pixels)
+    if truth.shape != shape:
         raise InputError(
-            f"{mask.uri} is {values.shape[0]} x {values.shape[1]}: "
+            f"{mask.uri} is {truth.shape[0]} x {truth.shape[1]}: "
             f"expected {shape[0]} x {shape[1]}, the size of its image"
         )
-    return (values > 0).astype(np.uint8)
+    return truth

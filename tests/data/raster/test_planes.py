@@ -100,7 +100,7 @@ def test_a_hyperstack_s_planes_are_told_apart(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("count", [2, 4, 5])
 def test_channels_last_are_channels(count: int) -> None:
     array = number((HEIGHT, WIDTH, count), "uint8")
-    written = [
+    written: list[dict[str, Any]] = [
         {"photometric": "minisblack", "planarconfig": "contig", "metadata": None},
         {"photometric": "rgb" if count > 3 else "minisblack", "planarconfig": "contig"},
     ]
@@ -150,7 +150,7 @@ def test_tiles_that_a_scanner_left_out_are_glass(tmp_path: Path) -> None:
     tifffile.imwrite(
         path, image, tile=(32, 32), photometric="rgb", compression="zlib", metadata=None
     )
-    with tifffile.TiffFile(path, mode="r+b") as file:
+    with tifffile.TiffFile(path, mode="r+") as file:
         page = file.pages.first
         for name, values in (
             ("TileOffsets", page.dataoffsets),

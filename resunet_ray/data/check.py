@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from resunet_ray.data import images
+from resunet_ray.data import annotations, images
 from resunet_ray.data.archives import Entry
 from resunet_ray.data.metadata import Metadata
 from resunet_ray.data.sources import Source
@@ -79,28 +79,31 @@ def _reject(source: Source, reason: str, message: str) -> Reject:
     return Reject(image_id=source.image_id, source_uri=source.name, reason=reason, message=message)
 
 
+LEFT_OUT = ("not_labelled", "partly_labelled")
+"""Reasons that a layout expects: images with these are no failures."""
 _UNREAD = {
     "duplicate_id": "another image of the input has the same name, and only one of them is used",
-    "no_mask": "no file with the same name in masks/, labels/ or instances/ next to images/",
-    "no_image": "no file with the same name in images/",
-    "ambiguous_name": "several files in one folder have this name and differ only in their suffix",
+    "no_mask": "no file with the same name in masks/, labels/ or instances/ next to images/, or "
+    "wherever --layout says",
+    "no_image": "no file with the same name in images/, or wherever --layout says",
+    "not_labelled": "it has no labels, as most images of this layout",
+    "ambiguous_name": "several files have this name and differ only in their suffix or folder",
 }
 
 
 def _read_pair(source: Source, *, max_pixels: int, known: Metadata, cache: Cache) -> CheckedImage:
     assert source.image is not None, f"{source.name} was listed without an image"
     try:
-        content = source.image.read(cache)
-        image = images.decode_image(content, name=source.image.name, max_pixels=max_pixels)
+        content, image = annotations.read_image(
+            source.image, element=source.element, cache=cache, max_pixels=max_pixels
+        )
     except InputError as error:
         raise _RejectedError("unreadable", str(error)) from None
     mask, labels = _read_truth(source, shape=image.shape[:2], max_pixels=max_pixels, cache=cache)
-    if not images.is_stored_form(content):
-        content = images.encode_png(image, deflate=False)
     return CheckedImage(
         image_id=source.image_id,
         source_uri=source.name,
-        image=content,
+        image=content or images.encode_png(image, deflate=False),
         mask=images.encode_png(mask * np.uint8(255), deflate=False),
         labels=None if labels is None else images.encode_labels(labels, name=source.name),
         height=image.shape[0],
@@ -123,7 +126,14 @@ def _read_truth(
 
     def read(entry: Entry) -> Int32[np.ndarray, "h w"]:
         try:
-            values = images.decode_labels(entry.read(cache), name=entry.name, max_pixels=max_pixels)
+            values = annotations.read_labels(
+                entry,
+                shape=shape,
+                element=source.element,
+                cache=cache,
+                max_pixels=max_pixels,
+                areas=entry is source.areas,
+            )
         except InputError as error:
             raise _RejectedError("unreadable_mask", str(error)) from None
         if values.shape != shape:
@@ -139,7 +149,10 @@ def _read_truth(
         for number, entry in enumerate(source.masks, start=1):
             labels[(_to_mask(read(entry), name=entry.name) == 1) & (labels == 0)] = number
         return (labels > 0).astype(np.uint8), labels
-    known = read(source.labels) if source.labels else None
+    numbered = source.labels or source.areas
+    known = read(numbered) if numbered else None
+    if source.markers is not None and known is not None:
+        _require_covered(read(source.markers), known, name=source.name)
     if not source.masks:
         assert known is not None, f"{source.name} was listed without truth"
         return (known > 0).astype(np.uint8), known
@@ -150,6 +163,18 @@ def _read_truth(
             f"{source.name}: mask and instances disagree on {differing} pixels: expected none",
         )
     return mask, known
+
+
+def _require_covered(
+    markers: Int32[np.ndarray, "h w"], labels: Int32[np.ndarray, "h w"], *, name: str
+) -> None:
+    marked = np.unique(markers[markers > 0])
+    covered = np.unique(markers[(markers > 0) & (labels > 0)])
+    if len(covered) < len(marked):
+        raise _RejectedError(
+            "partly_labelled",
+            f"{name}: {len(covered)} of {len(marked)} marked nuclei have a label: expected all",
+        )
 
 
 def _to_mask(values: Int32[np.ndarray, "h w"], *, name: str) -> UInt8[np.ndarray, "h w"]:

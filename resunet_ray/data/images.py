@@ -70,11 +70,17 @@ def decode_image(
 
 
 def decode_labels(
-    content: bytes, *, name: str, max_pixels: int = MAX_PIXELS
+    content: bytes, *, name: str, max_pixels: int = MAX_PIXELS, first_channel: bool = False
 ) -> Int32[np.ndarray, "h w"]:
     """Decode a one-channel image to its stored values: a mask, or instance numbers.
 
     Three equal colour channels count as one; for a palette the values are its indices.
+
+    Args:
+        content: the file's bytes.
+        name: the image's name in errors.
+        max_pixels: a header that claims more is refused before any pixel is allocated.
+        first_channel: take the first channel of several, whether or not they are equal.
 
     Raises:
         ImageError: for the reasons of `decode_image`, or if the channels differ.
@@ -82,7 +88,7 @@ def decode_labels(
     array = _decode(content, name=name, max_pixels=max_pixels, expand_palette=False)
     if array.ndim == 3:
         array = array[..., :3] if array.shape[2] in (3, 4) else array[..., :1]
-        if (array != array[..., :1]).any():
+        if not first_channel and (array != array[..., :1]).any():
             raise ImageError(f"{name} is a colour image: expected one channel, 0 for background")
         array = array[..., 0]
     return array.astype(np.int32)

@@ -50,39 +50,50 @@ def read_image(
 
 def read_labels(
     entry: Entry,
+    decode: Callable[..., Int32[np.ndarray, "h w"]],
     *,
     shape: tuple[int, int],
     element: int | None,
     cache: Cache,
     max_pixels: int,
-    areas: bool = False,
 ) -> Int32[np.ndarray, "h w"]:
     """Read a mask or numbered nuclei.
 
     Args:
         entry: the file. Its suffix says what it is.
+        decode: what decodes a picture, given its bytes, `name` and `max_pixels`.
         shape: height and width of the image, on which polygons are drawn.
         element: number of the element, if the file is a stack.
         cache: where compressed tars are expanded.
         max_pixels: a larger picture or array is refused before it is decoded.
-        areas: each area of equal values, connected also by corners, becomes a nucleus. Of a picture
-            with several channels, the first counts.
 
     Raises:
         InputError: it cannot be read.
     """
     if arrays.is_array(entry):
         array = arrays.read_array(entry, element=element, cache=cache, max_pixels=max_pixels)
-        values = arrays.to_labels(array, name=entry.name)
-    elif draw := _POLYGONS.get(PurePosixPath(entry.name).suffix.lower()):
-        values = draw_polygons(draw(entry.read(cache), entry.name), shape=shape, name=entry.name)
-    elif PurePosixPath(entry.name).suffix.lower() == ".mat":
-        values = decode_mat(entry.read(cache), name=entry.name, max_pixels=max_pixels)
-    else:
-        values = images.decode_labels(
-            entry.read(cache), name=entry.name, max_pixels=max_pixels, first_channel=areas
-        )
-    return label(values, background=0, connectivity=2).astype(np.int32) if areas else values
+        return arrays.to_labels(array, name=entry.name)
+    content, suffix = entry.read(cache), PurePosixPath(entry.name).suffix.lower()
+    if suffix == ".mat":
+        return decode_mat(content, name=entry.name, max_pixels=max_pixels)
+    if suffix in _POLYGONS:
+        return draw_polygons(_POLYGONS[suffix](content, entry.name), shape=shape, name=entry.name)
+    return decode(content, name=entry.name, max_pixels=max_pixels)
+
+
+def decode_first_channel(content: bytes, *, name: str, max_pixels: int) -> Int32[np.ndarray, "h w"]:
+    """Decode the first channel of a picture whose colours tell areas apart.
+
+    Raises:
+        ImageError: it cannot be decoded.
+    """
+    return images.decode_labels(content, name=name, max_pixels=max_pixels, first_channel=True)
+
+
+def number_areas(values: Int32[np.ndarray, "h w"]) -> Int32[np.ndarray, "h w"]:
+    """Return a number for each area of equal values but 0, connected also by corners."""
+    numbered: Int32[np.ndarray, "h w"] = label(values, background=0, connectivity=2)
+    return numbered.astype(np.int32)
 
 
 def decode_mat(content: bytes, *, name: str, max_pixels: int) -> Int32[np.ndarray, "h w"]:

@@ -56,11 +56,10 @@ def read_array(entry: Entry, *, element: int | None, cache: Cache, max_pixels: i
     """
     header = _read_header(entry, cache=cache)
     shape = header.shape if element is None else header.shape[1:]
-    if header.dtype.kind not in "biuf" or len(shape) not in (2, 3):
+    if len(shape) not in (2, 3):
         raise ImageError(
-            f"{entry.name} is an array of {header.dtype} with shape {header.shape}: expected "
-            "numbers, height x width, and for a stack before these the number of images, which "
-            "is the same for images and labels"
+            f"{entry.name} has shape {header.shape}: expected height x width, and for a stack "
+            "before these the number of images, which is the same for images and labels"
         )
     size = prod(shape) * header.dtype.itemsize
     if shape[0] * shape[1] > max_pixels or size > MAX_BYTES:
@@ -135,6 +134,14 @@ def _read_header(entry: Entry, *, cache: Cache) -> _Header:
         shape, by_column, dtype = read(file)
     except (ValueError, KeyError, EOFError) as error:
         raise ImageError(f"{entry.name} is not a .npy file: {error}") from None
+    if dtype.kind not in "biuf":
+        raise ImageError(f"{entry.name} is an array of {dtype}: expected numbers")
+    claimed = file.tell() + prod(shape) * dtype.itemsize
+    if any(side < 1 for side in shape) or claimed > entry.size:
+        raise ImageError(
+            f"{entry.name} has {entry.size} bytes: its shape {shape} of {dtype} takes {claimed}. "
+            "It ends early, or has no pixels"
+        )
     return _Header(shape, by_column, dtype, file.tell())
 
 

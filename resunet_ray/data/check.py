@@ -1,6 +1,7 @@
 """One labelled image, read and checked: its row of the data set, or the reason it has none."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,15 +125,17 @@ def _read_truth(
 ) -> tuple[UInt8[np.ndarray, "h w"], Int32[np.ndarray, "h w"] | None]:
     """Return the mask, 0 or 1, and the instances if they are known."""
 
-    def read(entry: Entry) -> Int32[np.ndarray, "h w"]:
+    def read(
+        entry: Entry, decode: Callable[..., Int32[np.ndarray, "h w"]] = images.decode_labels
+    ) -> Int32[np.ndarray, "h w"]:
         try:
             values = annotations.read_labels(
                 entry,
+                decode,
                 shape=shape,
                 element=source.element,
                 cache=cache,
                 max_pixels=max_pixels,
-                areas=entry is source.areas,
             )
         except InputError as error:
             raise _RejectedError("unreadable_mask", str(error)) from None
@@ -149,8 +152,9 @@ def _read_truth(
         for number, entry in enumerate(source.masks, start=1):
             labels[(_to_mask(read(entry), name=entry.name) == 1) & (labels == 0)] = number
         return (labels > 0).astype(np.uint8), labels
-    numbered = source.labels or source.areas
-    known = read(numbered) if numbered else None
+    known = read(source.labels) if source.labels else None
+    if source.areas is not None:
+        known = annotations.number_areas(read(source.areas, annotations.decode_first_channel))
     if source.markers is not None and known is not None:
         _require_covered(read(source.markers), known, name=source.name)
     if not source.masks:

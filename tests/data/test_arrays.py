@@ -24,6 +24,14 @@ def npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def claim(*shape: int) -> bytes:
+    """Return the header of an array whose values are missing."""
+    buffer = io.BytesIO()
+    header = {"shape": shape, "fortran_order": False, "descr": "|u1"}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    return buffer.getvalue()
+
+
 def listed(folder: Path, *, packed: bool = False, **files: bytes) -> list[Source]:
     """Write images and labels under one name, each with the suffix that it begins with."""
     cache = Cache(str(folder / "cache"), 2**30)
@@ -97,13 +105,16 @@ def test_an_array_without_a_further_dimension_is_one_image(tmp_path: Path) -> No
         (npy(IMAGES[:5]), npy(LABELS), "unreadable", "the same for images and labels"),
         (npy(IMAGES[0]), npy(LABELS), "unreadable_mask", "needs a stack of as many images"),
         (encode_png(IMAGES[0]), npy(LABELS), "unreadable_mask", "needs a stack of as many"),
-        (npy(IMAGES), encode_png(LABELS[0].astype(np.uint8)), "unreadable", "an array of uint8"),
+        (npy(IMAGES), encode_png(LABELS[0].astype(np.uint8)), "unreadable", "the number of images"),
         (npy(IMAGES), npy(LABELS.copy("F")), "unreadable_mask", "in column order"),
         (npy(IMAGES), npy(LABELS + 0.5), "unreadable_mask", "expected whole numbers"),
         (npy(IMAGES), npy(LABELS - 9), "unreadable_mask", "has values from -9"),
         (npy(IMAGES.repeat(2, axis=3)), npy(LABELS), "unreadable", "has 6 channels"),
         (npy(IMAGES[0]), npy(LABELS[0].astype(object)), "unreadable_mask", "array of object"),
         (npy(IMAGES[0]), npy(LABELS[0])[:-8], "unreadable_mask", "ends early"),
+        (claim(10**12, 6, 9, 3), claim(10**12, 6, 9), "unreadable", "its shape (1000000000000, "),
+        (claim(0, 6, 9, 3), claim(0, 6, 9), "unreadable", "has no pixels"),
+        (claim(-1, -9), claim(-1, -9), "unreadable", "has no pixels"),
         (npy(IMAGES[0]), b"", "unreadable_mask", "is not a .npy file"),
         (
             npy(np.zeros((40, 30))),

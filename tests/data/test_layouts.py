@@ -1,6 +1,7 @@
 """Data sets are read as their publishers offer them, and any layout that patterns describe."""
 
 import io
+import shlex
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 import scipy.io
 import tifffile
+from support import ROOT
 
+from resunet_ray.command_line import read_config
 from resunet_ray.config.flags import list_flags
 from resunet_ray.config.layouts import PRESETS, parse_layout
 from resunet_ray.config.prepare import PrepareConfig
@@ -265,6 +268,17 @@ def test_an_input_that_a_layout_does_not_fit_is_named(tmp_path: Path) -> None:
         InputError, match=r"pairs none of 1 images .*a\.tif.* names in braces are a"
     ):
         read(uris, "stardist", folder=tmp_path)
+
+
+def test_the_layouts_that_the_guide_shows_are_understood() -> None:
+    guide = (ROOT / "docs" / "guide.md").read_text().replace("\\\n", "")
+    lines = [
+        shlex.split(line) for line in guide.splitlines() if "--layout" in line and ".venv" in line
+    ]
+    assert len(lines) == 2
+    for line in lines:
+        config = read_config(PrepareConfig, description="", arguments=line[2:])
+        assert parse_layout(config.layout).patterns.keys() > {"images"}
 
 
 @pytest.mark.parametrize(

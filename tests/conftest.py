@@ -13,6 +13,8 @@ install_import_hook(
         f"resunet_ray.{name}"
         for name in (
             "bundle",
+            "data.annotations",
+            "data.arrays",
             "data.augment",
             "data.dataset",
             "data.images",

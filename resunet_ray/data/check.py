@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int32, Integer, UInt8
 
-from resunet_ray.data import images
+from resunet_ray.data import annotations, images
 from resunet_ray.data.archives import Entry
 from resunet_ray.data.labels import decode_labels, decode_values, encode_labels, to_mask
 from resunet_ray.data.metadata import Metadata
@@ -95,26 +95,29 @@ def _reject(source: Source, reason: str, message: str) -> Reject:
     return Reject(image_id=source.image_id, source_uri=source.name, reason=reason, message=message)
 
 
+LEFT_OUT = ("not_labelled", "partly_labelled")
+"""Reasons that a layout expects: images with these are no failures."""
 _UNREAD = {
     "duplicate_id": "another image of the input has the same name, and only one of them is used",
-    "no_mask": "no file with the same name in masks/, labels/ or instances/ next to images/",
-    "no_image": "no file with the same name in images/",
-    "ambiguous_name": "several files in one folder have this name and differ only in their suffix",
+    "no_mask": "no file with the same name in masks/, labels/ or instances/ next to images/, or "
+    "wherever --layout says",
+    "no_image": "no file with the same name in images/, or wherever --layout says",
+    "not_labelled": "it has no labels, as most images of this layout",
+    "ambiguous_name": "several files have this name and differ only in their suffix or folder",
 }
 
 
 def _read_pair(source: Source, *, max_pixels: int, known: Metadata, cache: Cache) -> CheckedImage:
     assert source.image is not None, f"{source.name} was listed without an image"
     with _rejecting("unreadable"):
-        content = source.image.read(cache)
-        image = images.decode_image(content, name=source.image.name, max_pixels=max_pixels)
+        content, image = annotations.read_image(
+            source.image, element=source.element, cache=cache, max_pixels=max_pixels
+        )
     mask, labels = _read_truth(source, shape=image.shape[:2], max_pixels=max_pixels, cache=cache)
-    if not images.is_stored_form(content):
-        content = images.encode_png(image, deflate=False)
     return CheckedImage(
         image_id=source.image_id,
         source_uri=source.name,
-        image=content,
+        image=content or images.encode_png(image, deflate=False),
         mask=images.encode_png(mask * np.uint8(255), deflate=False),
         labels=None if labels is None else encode_labels(labels, name=source.name),
         height=image.shape[0],
@@ -139,7 +142,14 @@ def _read_truth(
         entry: Entry, decode: Callable[..., Integer[np.ndarray, "h w"]]
     ) -> Integer[np.ndarray, "h w"]:
         with _rejecting("unreadable_mask"):
-            values = decode(entry.read(cache), name=entry.name, max_pixels=max_pixels)
+            values = annotations.read_labels(
+                entry,
+                decode,
+                shape=shape,
+                element=source.element,
+                cache=cache,
+                max_pixels=max_pixels,
+            )
         if values.shape != shape:
             raise _RejectedError(
                 "size_differs",
@@ -159,6 +169,10 @@ def _read_truth(
             labels[(read_mask(entry) == 1) & (labels == 0)] = number
         return (labels > 0).astype(np.uint8), labels
     known = read(source.labels, decode_labels) if source.labels else None
+    if source.areas is not None:
+        known = annotations.number_areas(read(source.areas, annotations.decode_first_channel))
+    if source.markers is not None and known is not None:
+        _require_covered(read(source.markers, decode_labels), known, name=source.name)
     if not source.masks:
         assert known is not None, f"{source.name} was listed without truth"
         return (known > 0).astype(np.uint8), known
@@ -169,3 +183,15 @@ def _read_truth(
             f"{source.name}: mask and instances disagree on {differing} pixels: expected none",
         )
     return mask, known
+
+
+def _require_covered(
+    markers: Integer[np.ndarray, "h w"], labels: Integer[np.ndarray, "h w"], *, name: str
+) -> None:
+    marked = np.unique(markers[markers > 0])
+    covered = np.unique(markers[(markers > 0) & (labels > 0)])
+    if len(covered) < len(marked):
+        raise _RejectedError(
+            "partly_labelled",
+            f"{name}: {len(covered)} of {len(marked)} marked nuclei have a label: expected all",
+        )

@@ -109,6 +109,8 @@ def is_stored_form(content: bytes) -> bool:
 
     A lossless copy of it would be many times larger.
     """
+    if not content.startswith(b"\xff\xd8\xff"):
+        return False
     with Image.open(io.BytesIO(content)) as image:
         return (
             image.format == "JPEG"

@@ -1,11 +1,15 @@
 """A storage that fails as storages do: an HTTP server between a client and a real one."""
 
 import http.client
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 RESET = "reset"
 Answer = int | tuple[int, str] | str | None
@@ -24,19 +28,30 @@ class FaultyStore:
 
 @contextmanager
 def faulty_store(
-    behind: str, decide: Callable[[str, str], Answer] = lambda *_: None
+    behind: str,
+    decide: Callable[[str, str], Answer] = lambda *_: None,
+    *,
+    ahead: timedelta = timedelta(0),
+    certificate: Path | None = None,
 ) -> Iterator[FaultyStore]:
-    """Stand before a store on loopback.
+    """Stand before a store on loopback, also as the proxy before it.
 
     Args:
         behind: address of the real one.
         decide: method and path of a request → how to answer it.
+        ahead: how far its clock is ahead.
+        certificate: file with its certificate and key, if it talks HTTPS.
     """
     seen = FaultyStore("")
-    parts = {"seen": seen, "behind": behind, "decide": staticmethod(decide)}
+    parts = {"seen": seen, "behind": behind, "decide": staticmethod(decide), "ahead": ahead}
     with ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), parts)) as server:
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        seen.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        scheme = "http" if certificate is None else "https"
+        seen.endpoint = f"{scheme}://127.0.0.1:{server.server_address[1]}"
         yield seen
         server.shutdown()
 
@@ -46,6 +61,7 @@ class _Handler(BaseHTTPRequestHandler):
     seen: FaultyStore
     behind: str
     decide: Callable[[str, str], Answer]
+    ahead: timedelta
 
     def setup(self) -> None:
         super().setup()
@@ -94,8 +110,10 @@ class _Handler(BaseHTTPRequestHandler):
         content = reply.read()
         self.send_response_only(reply.status)
         for name, value in reply.getheaders():
-            if name.lower() not in ("transfer-encoding", "content-length", "connection"):
+            if name.lower() not in ("transfer-encoding", "content-length", "connection", "date"):
                 self.send_header(name, value)
+        now = datetime.now(UTC) + self.ahead
+        self.send_header("Date", format_datetime(now, usegmt=True))
         length = reply.getheader("Content-Length") if self.command == "HEAD" else None
         self.send_header("Content-Length", length or str(len(content)))
         self.end_headers()

@@ -3,6 +3,8 @@
 import io
 import os
 
+from pyarrow import NativeFile, fs
+
 from resunet_ray.storage.files import attempt
 
 
@@ -11,9 +13,16 @@ class Reader(io.RawIOBase):
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
-        self._file = attempt(uri, lambda filesystem, path: filesystem.open_input_file(path))
-        self._size = attempt(uri, lambda *_: self._file.size())
+        self._opened: tuple[fs.FileSystem, NativeFile] | None = None
+        self._size = attempt(uri, lambda *place: self._open(*place).size())
         self._position = 0
+
+    def _open(self, filesystem: fs.FileSystem, path: str) -> NativeFile:
+        """Return the open file; open it again once its credentials were renewed."""
+        opened = self._opened
+        if opened is None or opened[0] is not filesystem:
+            self._opened = opened = filesystem, filesystem.open_input_file(path)
+        return opened[1]
 
     def readable(self) -> bool:
         """Return True."""
@@ -36,7 +45,7 @@ class Reader(io.RawIOBase):
 
     def read_at(self, size: int, offset: int) -> bytes:
         """Return up to `size` bytes from `offset`, fewer at the end of the file. Thread-safe."""
-        return attempt(self._uri, lambda *_: bytes(self._file.read_at(size, offset)))
+        return attempt(self._uri, lambda *place: bytes(self._open(*place).read_at(size, offset)))
 
     def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
         """Fill a buffer from the current offset, advance, and return the number of bytes read."""
@@ -47,6 +56,6 @@ class Reader(io.RawIOBase):
 
     def close(self) -> None:
         """Close the file."""
-        if not self.closed:
-            self._file.close()
+        if not self.closed and self._opened is not None:
+            self._opened[1].close()
         super().close()

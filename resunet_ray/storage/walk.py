@@ -4,22 +4,16 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-import boto3
-import botocore.config
-import botocore.exceptions
 from pyarrow import fs
 
 from resunet_ray.errors import ResourceError, UnclearError
-from resunet_ray.storage.locations import mask_credentials, open_filesystem
+from resunet_ray.storage.clients import S3_ERRORS, connect
+from resunet_ray.storage.faults import mask_credentials
+from resunet_ray.storage.locations import open_filesystem
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
-# As many as Ray Data makes. With the pauses between them, a store may be unavailable for about a
-# minute.
-_S3_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
@@ -104,8 +98,8 @@ def _walk_s3(path: str, uri: str) -> Iterator[FileStatus]:
     try:
         # S3 matches prefixes: `a/b` also finds `a/bc`, which is neither `a/b` nor below it.
         for page in (
-            s3_client()
-            .get_paginator("list_objects_v2")
+            connect(bucket)
+            .s3.get_paginator("list_objects_v2")
             .paginate(Bucket=bucket, Prefix=key.rstrip("/"))
         ):
             for item in page.get("Contents", ()):
@@ -118,7 +112,7 @@ def _walk_s3(path: str, uri: str) -> Iterator[FileStatus]:
                         item["LastModified"],
                         etag=item["ETag"].strip('"'),
                     )
-    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+    except S3_ERRORS as error:
         raise ResourceError(f"{uri} cannot be listed: {mask_credentials(str(error))}") from None
     if empty:
         raise UnclearError(f"{uri} does not exist: expected an object, or a prefix with objects")
@@ -137,14 +131,3 @@ def _walk_any(filesystem: fs.FileSystem, path: str, uri: str) -> Iterator[FileSt
             yield FileStatus(
                 entry.path[len(path.rstrip("/")) + 1 :], entry.size, entry.mtime or _EPOCH
             )
-
-
-def s3_client() -> Any:
-    """Return a client for what pyarrow lacks: listings with etags, and conditional writes."""
-    return _s3_client(os.environ.get("AWS_ENDPOINT_URL"))
-
-
-@lru_cache(maxsize=4)
-def _s3_client(_endpoint: str | None) -> Any:
-    retries = {"max_attempts": _S3_ATTEMPTS, "mode": "standard"}
-    return boto3.client("s3", config=botocore.config.Config(retries=retries))

@@ -55,8 +55,8 @@ _INVALID = (
     *(exceptions.PartialCredentialsError, exceptions.InvalidIMDSEndpointError, ValueError),
 )
 _AWAY = (
-    *(exceptions.HTTPClientError, exceptions.MetadataRetrievalError),
-    exceptions.CredentialRetrievalError,
+    *(exceptions.ConnectionError, exceptions.HTTPClientError),
+    *(exceptions.MetadataRetrievalError, exceptions.CredentialRetrievalError),
 )
 _BUSY = (429, 500, 502, 503, 504)
 _PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0)  # seconds between requests to a busy metadata service
@@ -91,11 +91,19 @@ class Clients:
         self._keys: Any = None
         self._filesystem: fs.S3FileSystem | None = None
 
+    def read_keys(self) -> Any:
+        """Return the credentials that are valid now, fetched again if the last ones run out.
+
+        Raises:
+            ResourceError: they cannot be fetched.
+        """
+        with _explained(self._bucket):
+            return self.credentials and self.credentials.get_frozen_credentials()
+
     @property
     def filesystem(self) -> fs.S3FileSystem:
         """The client of pyarrow, another one once the credentials were renewed."""
-        with _explained(self._bucket):
-            keys = self.credentials and self.credentials.get_frozen_credentials()
+        keys = self.read_keys()
         with _building:
             if self._filesystem is None or keys != self._keys:
                 names = ("access_key", "secret_key", "session_token")
@@ -187,6 +195,8 @@ def _describe(client: Any) -> dict[str, Any]:
 
 def _open_session() -> botocore.session.Session:
     session = botocore.session.Session()
+    if (region := os.environ.get("AWS_REGION")) and "AWS_DEFAULT_REGION" not in os.environ:
+        session.set_config_variable("region", region)  # as other tools of AWS have it
     role = session.get_component("credential_provider").get_provider("iam-role")
     role._role_fetcher._session = _Patient(role._role_fetcher._session)
     return session

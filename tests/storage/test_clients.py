@@ -3,36 +3,20 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from faulty import faulty_store
-from machine import MetadataService, metadata_service
+from machine import MetadataService
 
 from resunet_ray import storage
 from resunet_ray.errors import ConfigError, ResourceError
 from resunet_ray.storage import clients, files
 from resunet_ray.storage.lease import create_exclusively
 
-KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 AUTHORITIES = ("AWS_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
-
-
-@pytest.fixture
-def machine(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[MetadataService]:
-    """A machine whose role is the only source of the keys."""
-    with metadata_service(*(os.environ[name] for name in KEYS)) as service:
-        for name in KEYS:
-            monkeypatch.delenv(name)
-        monkeypatch.setenv("HOME", "/nonexistent")  # its profiles do not count
-        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", service.endpoint)
-        monkeypatch.setattr(files, "time", SimpleNamespace(sleep=lambda _: None))
-        monkeypatch.setattr(clients, "time", SimpleNamespace(sleep=lambda _: None))
-        yield service
 
 
 def use_both(folder: str) -> None:
@@ -203,6 +187,18 @@ def test_buckets_are_addressed_as_botocore_does(
     found = clients._describe(client)
     assert (found["endpoint_override"], found["force_virtual_addressing"]) == expected
     assert found["region"] == "us-west-2"
+
+
+@pytest.mark.parametrize("variable", ["AWS_REGION", "AWS_DEFAULT_REGION"])
+def test_both_clients_sign_for_the_same_region(
+    s3: str, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    monkeypatch.setenv(variable, "eu-west-1")
+    found = clients.connect("lab")
+    assert found.settings["region"] == found.s3.meta.region_name == "eu-west-1"
+    assert found.filesystem.region == "eu-west-1"
+    use_both(f"{s3}/region/{variable}")
 
 
 def test_a_profile_that_is_missing_is_a_mistake_of_the_user(

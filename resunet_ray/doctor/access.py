@@ -14,8 +14,8 @@ from resunet_ray.doctor.check import NOT_REACHED, Surroundings, Verdict, check, 
 from resunet_ray.storage.clients import Clients, connect
 
 _GROUP = "access to storage"
-_ANSWER_SECONDS = 5.0
-_BOTH_SECONDS = 8.0
+_ANSWER_SECONDS = 3.0
+_BOTH_SECONDS = 6.0
 _SKEW_SECONDS = 900.0
 """S3 refuses a signature that is older or newer: AWS's RequestTimeTooSkewed."""
 _DOUBTFUL_SECONDS = 300.0

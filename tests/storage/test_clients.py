@@ -201,9 +201,13 @@ def test_both_clients_sign_for_the_same_region(
     use_both(f"{s3}/region/{variable}")
 
 
-def test_a_profile_that_is_missing_is_a_mistake_of_the_user(
-    s3: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("AWS_PROFILE", "nobody"), ("AWS_ENDPOINT_URL", "no-url"), ("HTTP_PROXY", "socks5://no")],
+)
+def test_a_setting_that_is_not_valid_is_a_mistake_of_the_user(
+    s3: str, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
-    monkeypatch.setenv("AWS_PROFILE", "nobody")
-    with pytest.raises(ConfigError, match="nobody"):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match="the settings for s3://lab are not valid"):
         storage.exists(f"{s3}/x")

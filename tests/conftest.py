@@ -40,6 +40,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -48,6 +49,7 @@ import pytest
 import ray
 import torch
 from botocore.exceptions import ClientError
+from machine import MetadataService, metadata_service
 from nodes import Nodes
 from pipeline import Pipeline, submit_pipeline
 from support import REAL_DATA
@@ -58,6 +60,7 @@ from resunet_ray.cluster import connect
 from resunet_ray.config import InstanceConfig, ModelConfig, PrepareConfig, PreprocessConfig
 from resunet_ray.data.prepare import prepare
 from resunet_ray.data.synthetic import generate_image, write_images
+from resunet_ray.storage import clients, files
 
 S3_KEY, S3_SECRET = "tester", "only-on-loopback"
 
@@ -189,6 +192,19 @@ def s3(s3_server: subprocess.Popen[bytes]) -> str:
             return "s3://lab"
         time.sleep(1)
     pytest.fail("weed did not create a bucket within 30 s")
+
+
+@pytest.fixture
+def machine(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[MetadataService]:
+    """A machine whose role is the only source of the keys. Nobody waits."""
+    with metadata_service(S3_KEY, S3_SECRET) as service:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("HOME", "/nonexistent")  # its profiles do not count
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", service.endpoint)
+        for module in (files, clients):
+            monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda _: None))
+        yield service
 
 
 @pytest.fixture(scope="session")

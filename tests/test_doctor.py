@@ -260,7 +260,7 @@ def test_it_says_so_when_nothing_is_wrong(head: Head, s3: str, bundle_uri: str) 
     assert done.returncode == 0, done.stdout + done.stderr
     checks = read_checks(done.stdout)
     assert {check["status"] for check in checks.values()} == {"ok"}, done.stdout
-    assert len(checks) == 22
+    assert len(checks) == 25
     left = boto3.client("s3").list_objects_v2(Bucket="lab", Prefix="healthy/").get("Contents", [])
     assert [item["Key"] for item in left if not item["Key"].endswith("/")] == [], (
         "what it wrote is removed"
@@ -555,6 +555,7 @@ def test_a_local_ray_without_a_token_and_with_little_room() -> None:
         "token", "warning", found="RAY_AUTH_MODE is disabled", fix="ray get-auth-token --generate"
     )
     said.expect("disk", "warning", found=" free", fix="--temp-dir")
+    said.expect("slide cache", "warning", found="has room for", fix="a smaller --cache-gib")
     said.expect("memory", "failed", found=" free", fix="give the node more memory")
     assert said.checks["dashboard"]["found"] == "a local Ray has none, and needs none"
 

@@ -1,11 +1,15 @@
 """A storage that fails as storages do: an HTTP server between a client and a real one."""
 
 import http.client
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import MappingProxyType
 
 RESET = "reset"
@@ -30,8 +34,10 @@ def faulty_store(
     headers: Mapping[str, str] = MappingProxyType({}),
     *,
     host: str = "127.0.0.1",
+    ahead: timedelta = timedelta(0),
+    certificate: Path | None = None,
 ) -> Iterator[FaultyStore]:
-    """Stand before a store.
+    """Stand before a store, also as the proxy before it.
 
     Args:
         behind: address of the real one, which must accept signatures for any host name.
@@ -39,12 +45,20 @@ def faulty_store(
             whatever shall happen between the client's requests.
         headers: values of headers, in lower case, that take the place of those of the real answers.
         host: the address to listen on.
+        ahead: how far its clock is ahead.
+        certificate: file with its certificate and key, if it talks HTTPS.
     """
     seen = FaultyStore("")
     parts = {"seen": seen, "behind": behind, "decide": staticmethod(decide), "replaced": headers}
+    parts["ahead"] = ahead
     with ThreadingHTTPServer((host, 0), type("Handler", (_Handler,), parts)) as server:
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        seen.endpoint = f"http://{host}:{server.server_address[1]}"
+        scheme = "http" if certificate is None else "https"
+        seen.endpoint = f"{scheme}://{host}:{server.server_address[1]}"
         yield seen
         server.shutdown()
 
@@ -55,6 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
     behind: str
     decide: Callable[[str, str], Answer]
     replaced: Mapping[str, str]
+    ahead: timedelta
 
     def setup(self) -> None:
         super().setup()
@@ -110,8 +125,10 @@ class _Handler(BaseHTTPRequestHandler):
         content = reply.read()
         self.send_response_only(reply.status)
         for name, value in reply.getheaders():
-            if name.lower() not in ("transfer-encoding", "content-length", "connection"):
+            if name.lower() not in ("transfer-encoding", "content-length", "connection", "date"):
                 self.send_header(name, self.replaced.get(name.lower(), value))
+        now = datetime.now(UTC) + self.ahead
+        self.send_header("Date", format_datetime(now, usegmt=True))
         length = reply.getheader("Content-Length") if self.command == "HEAD" else None
         self.send_header("Content-Length", length or str(len(content)))
         self.end_headers()

@@ -1,5 +1,6 @@
 """What a check is and what it says, and how its verdicts on all nodes become one."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -11,6 +12,17 @@ from resunet_ray.errors import ResUNetRayError
 
 Status = Literal["not asked", "ok", "warning", "failed"]
 
+_FIXES = {
+    "metadata service .* is busy": "Run the same command again. If it stays busy, start fewer "
+    "processes per machine at once, or give them credentials in another way: web identity (EKS), "
+    "or AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN",
+    "Expired|TokenRefreshRequired|InvalidToken": "The credentials have expired. Renew them (`aws "
+    "sso login`, or a new AWS_SESSION_TOKEN), here and on every node; nodes read variables only "
+    "when they start. A profile or a role renews itself, so that long runs go on",
+    "TimeTooSkewed|TIME_TOO_SKEWED": "Set the clock of this machine, and of every node, by a time "
+    "server (`timedatectl set-ntp true`): it is too far from the store's for signatures",
+}
+"""By a pattern of what was said."""
 _MOST_NODES = 4  # named in one finding: the page is one page
 _MOST_CHARACTERS = 600
 
@@ -89,7 +101,8 @@ class Check:
         shown = [f"{name}: {found[name]}" for name in rarest[:_MOST_NODES]]
         if len(found) > _MOST_NODES:
             shown.append(f"and {count(len(found) - _MOST_NODES, 'more node')}")
-        return Verdict("failed" if self.alike else worst, "; ".join(shown))
+        fix = next((item.fix for item in verdicts.values() if item.status == worst), "")
+        return Verdict("failed" if self.alike else worst, "; ".join(shown), fix)
 
 
 CHECKS: dict[str, Check] = {}
@@ -118,10 +131,15 @@ def run_checks(
         try:
             verdicts[name] = judge(place)
         except Exception as error:  # noqa: BLE001 (whatever goes wrong is what was found)
-            verdicts[name] = Verdict("failed", describe(error))
+            verdicts[name] = Verdict("failed", describe(error), find_fix(error))
             if len(verdicts) == 1:
                 return dict.fromkeys(judges, NOT_REACHED) | verdicts
     return verdicts
+
+
+def find_fix(error: BaseException) -> str:
+    """Return how to fix what a store or a metadata service said, or an empty text."""
+    return next((fix for said, fix in _FIXES.items() if re.search(said, str(error))), "")
 
 
 def rate(found: str, *, wrong: bool = False, doubtful: bool = False) -> Verdict:

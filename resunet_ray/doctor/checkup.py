@@ -15,10 +15,10 @@ from contextlib import suppress
 from typing import IO
 
 from resunet_ray.config import DoctorConfig, save_config
-from resunet_ray.doctor import cluster, machine, store  # noqa: F401 (they declare the checks)
+from resunet_ray.doctor import access, cluster, machine, store  # noqa: F401 (they declare the checks)
 from resunet_ray.doctor.check import CHECKS, NOT_REACHED, Check, Finding, Verdict
 
-ALONE = ("storage", "bundle")
+ALONE = ("access to storage", "storage", "bundle")
 """Groups that need no cluster."""
 
 _FAREWELL_SECONDS = 4.0  # for the removal of probes, and for Ray's shutdown, which may hang
@@ -31,7 +31,7 @@ _OUTSIDE = (
 )
 _GROUPS = (
     *("ray", "dashboard", "nodes", "clocks", "machine", "gpus", "room"),
-    *("storage", "node storage", "shared storage", "bundle", "node bundle"),
+    *("access to storage", "storage", "node storage", "shared storage", "bundle", "node bundle"),
 )
 """In the order of the page."""
 

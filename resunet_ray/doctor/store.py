@@ -5,8 +5,6 @@ import time
 from collections.abc import Collection, Mapping
 from functools import cache
 
-import botocore.exceptions
-
 from resunet_ray import bundles, storage
 from resunet_ray.doctor.check import Surroundings, Verdict, check, describe, rate
 from resunet_ray.errors import ResUNetRayError
@@ -64,11 +62,11 @@ def _probe(folder: str, name: str) -> tuple[float, float, str]:
             raise OSError(f"{file}: what was read differs from what was written")
         seconds.append(time.perf_counter() - begun)
     storage.delete_file(file)
-    mixed, broken = "", (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError)
+    mixed = ""
     try:
         with storage.hold_lease(folder, seconds=_LEASE_SECONDS):
             pass
-    except (ResUNetRayError, *broken) as error:
+    except ResUNetRayError as error:
         mixed = describe(error)
     return seconds[1], _LARGE / 2**20 / seconds[2], mixed
 

@@ -1,5 +1,6 @@
 """Storage behind a path or a URI: listing, reading, and writes that are all or nothing."""
 
+from resunet_ray.storage.faults import mask_credentials
 from resunet_ray.storage.files import (
     attempt,
     check_writable,
@@ -16,7 +17,7 @@ from resunet_ray.storage.files import (
     write_bytes,
 )
 from resunet_ray.storage.lease import NO_LEASE, Lease, hold_lease, hold_output
-from resunet_ray.storage.locations import absolute, join, mask_credentials, open_filesystem, parent
+from resunet_ray.storage.locations import absolute, join, open_filesystem, parent
 from resunet_ray.storage.names import csv_cell, file_name
 from resunet_ray.storage.reader import Reader, read_listed
 from resunet_ray.storage.space import cache_folder

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import botocore.exceptions
 from pyarrow import fs
 
-from resunet_ray.storage.clients import s3_client
+from resunet_ray.storage.clients import connect
 from resunet_ray.storage.walk import FileStatus
 
 _NOT_FOUND, _NO_RANGE = 404, 416  # HTTP statuses; the second of a read that begins at the end
@@ -67,20 +67,24 @@ class _Object:
         bucket, _, key = path.partition("/")
         self._place = {"Bucket": bucket, "Key": key}
 
+    @property
+    def _client(self) -> Any:
+        return connect(self._place["Bucket"]).content  # another one once credentials were renewed
+
     def read_at(self, size: int, offset: int) -> tuple[bytes, str]:
         wanted = f"bytes={offset}-{offset + max(size, 1) - 1}"
         with _as_os_errors():
             try:
-                answer = s3_client(attempts=1).get_object(**self._place, Range=wanted)
+                answer = self._client.get_object(**self._place, Range=wanted)
                 return answer["Body"].read()[:size], answer["ETag"].strip('"')
             except botocore.exceptions.ClientError as error:
                 if error.response["ResponseMetadata"]["HTTPStatusCode"] != _NO_RANGE:
                     raise
-            return b"", s3_client(attempts=1).head_object(**self._place)["ETag"].strip('"')
+            return b"", self._client.head_object(**self._place)["ETag"].strip('"')
 
     def size(self) -> int:
         with _as_os_errors():
-            return int(s3_client(attempts=1).head_object(**self._place)["ContentLength"])
+            return int(self._client.head_object(**self._place)["ContentLength"])
 
     def close(self) -> None:
         pass

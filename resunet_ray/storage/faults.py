@@ -29,6 +29,12 @@ _REFUSED_TEXT = re.compile(
 _DENIED_TEXT = re.compile(r"ACCESS_DENIED|HTTP (?:status )?40[13]")
 
 
+_SECRET = re.compile(
+    r"([?&][^=&\s]*(?:key|secret|token|signature|credential|password|sig)[^=&\s]*=)[^&\s]+",
+    re.IGNORECASE,
+)
+
+
 class AwayError(ResourceError):
     """A storage does not answer; it may be back soon."""
 
@@ -43,6 +49,14 @@ class DeniedError(UnclearError):
 
 _ATTEMPTS = ((AwayError, sys.maxsize), (RefusedError, 4), (DeniedError, 3))
 """How often to try what ends in one of these errors."""
+
+
+def mask_credentials(text: str) -> str:
+    """Return the text with `***` for the secrets in its URIs.
+
+    Hidden are whatever is between `://` and `@`, and keys, tokens and signatures in a query.
+    """
+    return _SECRET.sub(r"\1***", re.sub(r"://([^/@\s]*:[^@\s]*|[^/@\s]+)@", "://***@", text))
 
 
 def may_pass(error: Exception, *, attempt: int) -> bool:

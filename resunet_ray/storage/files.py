@@ -13,14 +13,9 @@ from typing import TypeVar
 from pyarrow import fs
 
 from resunet_ray.errors import InputError, ResourceError
-from resunet_ray.storage.faults import explain, may_pass
-from resunet_ray.storage.locations import (
-    bucket_of,
-    join,
-    mask_credentials,
-    open_filesystem,
-    parent,
-)
+from resunet_ray.storage.clients import forget
+from resunet_ray.storage.faults import AwayError, RefusedError, explain, mask_credentials, may_pass
+from resunet_ray.storage.locations import bucket_of, join, open_filesystem, parent
 
 logger = logging.getLogger(__name__)
 
@@ -40,29 +35,35 @@ def attempt(
 
     Args:
         uri: the location.
-        call: takes the filesystem and the path of the location. It must be safe to repeat.
+        call: takes the filesystem, another one once credentials were renewed, and the path of the
+            location. It must be safe to repeat.
         pauses: seconds before each repetition. If empty, the call is not repeated.
 
     Raises:
         InputError: the location does not exist (UnclearError), or cannot be read or written.
         ResourceError: the storage stayed unavailable, or is full.
     """
-    filesystem, path = open_filesystem(uri)
-    bucket = bucket_of(uri)
+    bucket, filesystem = bucket_of(uri), None
     for number, pause in enumerate([*pauses, None]):
+        found: Exception
         try:
+            filesystem, path = open_filesystem(uri)
             result = call(filesystem, path)
         except OSError as error:
             text = error.strerror or mask_credentials(str(error))
             found = explain(uri, error, text=text, answers=bucket in _answered)
-            if pause is None or not may_pass(found, attempt=number):
-                raise found from None
-            wait = pause * random.uniform(0.7, 1.3)  # noqa: S311 (so that processes spread)
-            logger.warning("%s; trying again in %.0f s", found, wait)
-            time.sleep(wait)
+        except (AwayError, RefusedError) as error:  # of the credentials
+            found = error
         else:
             _answered.add(bucket)
             return result
+        if pause is None or not may_pass(found, attempt=number):
+            raise found from None
+        if isinstance(found, RefusedError):
+            forget(filesystem)
+        wait = pause * random.uniform(0.7, 1.3)  # noqa: S311 (so that processes spread)
+        logger.warning("%s; trying again in %.0f s", found, wait)
+        time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
 
 

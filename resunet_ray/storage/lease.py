@@ -23,13 +23,20 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from typing import Any
 
-import botocore.exceptions
 from pyarrow import fs
 
 from resunet_ray.config.lease import LeaseConfig
-from resunet_ray.errors import ConfigError, InputError, LeaseError, ResUNetRayError, RunError
+from resunet_ray.errors import (
+    ConfigError,
+    InputError,
+    LeaseError,
+    ResourceError,
+    ResUNetRayError,
+    RunError,
+)
 from resunet_ray.storage import files, locations
-from resunet_ray.storage.clients import s3_client
+from resunet_ray.storage.clients import S3_ERRORS, connect
+from resunet_ray.storage.faults import mask_credentials
 from resunet_ray.storage.processes import describe_process, is_dead
 from resunet_ray.storage.walk import walk_files
 
@@ -71,8 +78,8 @@ class Lease:
         if self._late and self.lost is None:
             try:
                 self.renew()
-            except (OSError, ResUNetRayError, botocore.exceptions.ClientError) as error:
-                reason = f" ({locations.mask_credentials(str(error))})"
+            except (OSError, ResUNetRayError) as error:
+                reason = f" ({mask_credentials(str(error))})"
         if self.lost is not None or self._late:
             what = f"was taken over by {self.lost}" if self.lost else "may be taken over"
             raise RunError(
@@ -239,7 +246,7 @@ def _renew(lease: Lease, stop: threading.Event) -> None:
             logger.warning(
                 "the lease %s could not be renewed: %s",
                 lease.uri,
-                locations.mask_credentials(str(error)),
+                mask_credentials(str(error)),
             )
 
 
@@ -263,7 +270,11 @@ def _require_exclusive_writes(folder: str) -> None:
 
 
 def create_exclusively(uri: str, content: bytes) -> bool:
-    """Write a file unless it exists, and return whether it was written."""
+    """Write a file unless it exists, and return whether it was written.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
     filesystem, path = locations.open_filesystem(uri)
     if isinstance(filesystem, fs.LocalFileSystem):
         filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
@@ -276,11 +287,13 @@ def create_exclusively(uri: str, content: bytes) -> bool:
         return True
     bucket, _, key = path.partition("/")
     try:
-        s3_client().put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
-    except botocore.exceptions.ClientError as error:
+        connect(bucket).s3.put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
+    except S3_ERRORS as error:
+        answer = getattr(error, "response", {}).get("ResponseMetadata", {})
         # 412: the object exists. 409: another conditional write of it is in progress.
-        if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (409, 412):
-            raise
+        if answer.get("HTTPStatusCode") not in (409, 412):
+            text = mask_credentials(str(error))
+            raise ResourceError(f"{uri} cannot be written: {text}") from None
         # The object may be ours, if the answer to a first attempt was lost.
         return files.read_bytes(uri) == content
     return True

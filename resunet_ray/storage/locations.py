@@ -2,8 +2,7 @@
 
     s3://bucket/prefix   gs://…   file:///…
 
-Credentials come from the standard chain of the environment, never from the URI. `AWS_ENDPOINT_URL`
-is honoured.
+Credentials come from the standard chain of the environment, never from the URI (see `clients`).
 """
 
 import os
@@ -14,18 +13,11 @@ import pyarrow as pa
 from pyarrow import fs
 
 from resunet_ray.errors import ConfigError
+from resunet_ray.storage.clients import connect
+from resunet_ray.storage.faults import mask_credentials
 
-_SECRET = re.compile(
-    r"([?&][^=&\s]*(?:key|secret|token|signature|credential|password|sig)[^=&\s]*=)[^&\s]+",
-    re.IGNORECASE,
-)
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _REMOTE = ("s3", "gs", "gcs")
-_DECIDES_CLIENT = (
-    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION"),
-    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
-)
-"""Variables that a client reads when it is made."""
 _PACKAGES = "/runtime_resources/working_dir_files/"
 """Part of the working directory of a job submitted with `--working-dir`."""
 _SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://")
@@ -36,9 +28,10 @@ def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
 
     Raises:
         ConfigError: the URI contains credentials, or its scheme is unknown.
+        ResourceError: the credentials of the environment cannot be fetched.
     """
     if not _SCHEME.match(uri):
-        return fs.LocalFileSystem(), absolute(uri)
+        return _connect("file:///")[0], absolute(uri)
     scheme, rest = uri.split("://", 1)
     authority, _, path = rest.partition("/")
     if "@" in uri and ":" in authority.partition("@")[0]:  # a secret may contain a slash
@@ -47,7 +40,7 @@ def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
             "standard chain (environment, profile or role), not in the URI"
         )
     if scheme == "file" and not authority:
-        return fs.LocalFileSystem(), f"/{path}"
+        return _connect("file:///")[0], f"/{path}"
     # pyarrow's own parser would accept more than a bucket name here, for instance another host to
     # send the credentials to.
     if scheme not in _REMOTE or not _BUCKET.fullmatch(authority):
@@ -55,8 +48,10 @@ def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
             f"the location {mask_credentials(uri)} is not valid: expected a path, s3://BUCKET/KEY, "
             "gs://BUCKET/KEY or file:///PATH, where BUCKET is only the bucket's name"
         )
+    if scheme == "s3":
+        return connect(authority).filesystem, "/".join(part for part in (authority, path) if part)
     try:
-        filesystem, root = _connect(f"{scheme}://{authority}/", client_environment())
+        filesystem, root = _connect(f"{scheme}://{authority}/")
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ConfigError(f"the location {uri} is not valid: {error}") from None
     return filesystem, "/".join(part for part in (root.rstrip("/"), path) if part)
@@ -68,20 +63,9 @@ def client_environment() -> tuple[str | None, ...]:
 
 
 @lru_cache(maxsize=16)
-def _connect(bucket: str, _environment: tuple[str | None, ...]) -> tuple[fs.FileSystem, str]:
-    """Return this process's client of a bucket, which keeps connections and credentials.
-
-    A client for each operation would ask an instance's metadata service for credentials each time.
-    """
+def _connect(bucket: str) -> tuple[fs.FileSystem, str]:
+    """Return this process's filesystem of a bucket, or of this machine."""
     return fs.FileSystem.from_uri(bucket)  # type: ignore[no-any-return]
-
-
-def mask_credentials(text: str) -> str:
-    """Return the text with `***` for the secrets in its URIs.
-
-    Hidden are whatever is between `://` and `@`, and keys, tokens and signatures in a query.
-    """
-    return _SECRET.sub(r"\1***", re.sub(r"://([^/@\s]*:[^@\s]*|[^/@\s]+)@", "://***@", text))
 
 
 def bucket_of(uri: str) -> str:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import botocore.exceptions
 from pyarrow import fs
 
 from resunet_ray.errors import ResourceError, UnclearError
-from resunet_ray.storage.clients import s3_client
-from resunet_ray.storage.locations import mask_credentials, open_filesystem
+from resunet_ray.storage.clients import S3_ERRORS, connect
+from resunet_ray.storage.faults import mask_credentials
+from resunet_ray.storage.locations import open_filesystem
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -120,8 +120,8 @@ def _walk_s3(path: str, uri: str) -> Iterator[FileStatus]:
     try:
         # S3 matches prefixes: `a/b` also finds `a/bc`, which is neither `a/b` nor below it.
         for page in (
-            s3_client()
-            .get_paginator("list_objects_v2")
+            connect(bucket)
+            .s3.get_paginator("list_objects_v2")
             .paginate(Bucket=bucket, Prefix=key.rstrip("/"))
         ):
             for item in page.get("Contents", ()):
@@ -134,7 +134,7 @@ def _walk_s3(path: str, uri: str) -> Iterator[FileStatus]:
                         item["LastModified"],
                         etag=item["ETag"].strip('"'),
                     )
-    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+    except S3_ERRORS as error:
         raise ResourceError(f"{uri} cannot be listed: {mask_credentials(str(error))}") from None
     if empty:
         raise UnclearError(f"{uri} does not exist: expected an object, or a prefix with objects")

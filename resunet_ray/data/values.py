@@ -14,7 +14,7 @@ from PIL import Image
 
 from resunet_ray.data.raster.opening import TIFF_STARTS, naming
 from resunet_ray.data.raster.pillow import ORIENTATION_TAG, is_deep, open_checked, read_orientation
-from resunet_ray.data.raster.tiff import breaks_off, check_page
+from resunet_ray.data.raster.tiff_checks import breaks_off, check_page
 from resunet_ray.data.raster.turning import turn
 from resunet_ray.errors import ImageError
 

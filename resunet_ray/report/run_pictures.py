@@ -21,7 +21,7 @@ from resunet_ray.data.images import decode_image, decode_stored, encode_png
 from resunet_ray.data.raster.planes import Selection
 from resunet_ray.data.raster.scene import Plane
 from resunet_ray.data.slides import Slide, companions
-from resunet_ray.data.stacks import read_from_stack
+from resunet_ray.data.stacks import ZARR_SUFFIX, is_stack, read_from_stack
 from resunet_ray.data.tissue import read_view
 from resunet_ray.errors import InputError
 from resunet_ray.pictures import draw_beside
@@ -131,19 +131,19 @@ def picture_slides(
 
 def _fingerprint(row: dict[str, Any]) -> str | None:
     """The fingerprint of an image's file, if images/ tells it."""
-    if companions(row["image_uri"]):
+    if companions(row["image_uri"]) or row["image_uri"].lower().endswith(ZARR_SUFFIX):
         return None
     if isinstance(row["source_etag"], str):
         return str(row["source_etag"])
-    is_plane = isinstance(row["file_id"], str)
+    is_plane = isinstance(row.get("file_id"), str)
     if isinstance(row["member"], str) and not is_plane:  # its size is not the archive's
         return None
     return storage.FileStatus("", int(row["source_bytes"]), row["source_mtime"]).fingerprint
 
 
 def _plane(row: dict[str, Any]) -> Plane:
-    numbers = {name: 0 if pd.isna(row[name]) else int(row[name]) for name in ("scene", "t", "z")}
-    return Plane(**numbers)
+    known = (name for name in ("scene", "t", "z") if not pd.isna(row.get(name)))
+    return Plane(**{name: int(row[name]) for name in known})
 
 
 def _read_regions(output: str, run_id: str, wanted: set[str]) -> Iterator[dict[str, Any]]:
@@ -171,13 +171,13 @@ def list_tables(folder: str) -> list[str]:
 
 def _read_image(row: dict[str, Any], config: SegmentConfig) -> UInt8[np.ndarray, "h w 3"]:
     uri, selection = row["image_uri"], Selection.of(config)
-    if isinstance(row["file_id"], str):
+    if isinstance(row.get("file_id"), str) or is_stack(uri):
         return read_from_stack(
             uri,
             _plane(row),
             fingerprint=_fingerprint(row),
+            cache=storage.Cache.of(config),
             selection=selection,
-            max_pixels=config.max_pixels,
             stored=False,
         )
     member = row["member"] if isinstance(row["member"], str) else None

@@ -4,7 +4,6 @@
 `resunet_ray.records` reads and writes them; schema.py says what each column means.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -12,8 +11,7 @@ from typing import Literal, Self
 
 import pyarrow as pa
 
-from resunet_ray.data.raster.planes import name_plane
-from resunet_ray.data.raster.scene import Plane, Scene
+from resunet_ray.data.raster.scene import Plane
 from resunet_ray.intensity import Range
 from resunet_ray.model.tiling import Box
 from resunet_ray.segment.failures import Failure
@@ -44,20 +42,6 @@ class ImageRef:
     def plane(self) -> Plane:
         """Which plane of its file; the channel does not count."""
         return Plane(scene=self.scene or 0, t=self.t or 0, z=self.z or 0)
-
-    def at(self, plane: Plane, scenes: Sequence[Scene]) -> Self:
-        """Return a plane of the file as an image of its own."""
-        name = name_plane(plane, scenes)
-        key = f"{self.image_id}\0{name}".encode()
-        return replace(
-            self,
-            image_id=hashlib.blake2b(key, digest_size=16).hexdigest(),
-            file_id=self.image_id,
-            member=name,
-            scene=plane.scene,
-            t=plane.t,
-            z=plane.z,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

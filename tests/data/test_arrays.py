@@ -76,7 +76,7 @@ def test_each_element_of_a_stack_is_an_image(tmp_path: Path, packed: bool) -> No
     [
         (IMAGES.astype(np.float64), IMAGES),
         (IMAGES[..., 0], np.repeat(IMAGES[..., :1], 3, axis=3)),
-        (IMAGES[..., :1].astype(np.uint16) * 257, np.repeat(IMAGES[..., :1], 3, axis=3)),
+        (IMAGES.astype(np.uint16) * 257, IMAGES),
     ],
 )
 def test_grey_16_bit_and_whole_floating_point_images_are_read(

@@ -10,7 +10,7 @@ from PIL import UnidentifiedImageError
 from resunet_ray.data.raster import pillow
 from resunet_ray.data.raster.openslide import OpenSlideRaster
 from resunet_ray.data.raster.pillow import PillowRaster
-from resunet_ray.data.raster.scene import Plane, Raster
+from resunet_ray.data.raster.scene import Plane, Raster, Scene
 from resunet_ray.data.raster.tiff import TiffRaster
 from resunet_ray.errors import ImageError, ResUNetRayError
 
@@ -45,10 +45,19 @@ def open_image(file: IO[bytes], *, max_pixels: int) -> Raster:
         known = ", ".join((*pillow.FORMATS, "TIFF"))
         raise ImageError(f"it is not an image: expected {known}, found bytes {start!r}")
     for scene in raster.scenes:
-        height, width = scene.levels[0]
-        if height * width > max_pixels:
-            raise ImageError(f"it claims {height} x {width} pixels: expected at most {max_pixels}")
+        require_pixels(scene, most=max_pixels)
     return raster
+
+
+def require_pixels(scene: Scene, *, most: int) -> None:
+    """Refuse a scene whose planes are larger than fits into memory.
+
+    Raises:
+        ImageError: they are.
+    """
+    height, width = scene.levels[0]
+    if height * width > most:
+        raise ImageError(f"it claims {height} x {width} pixels: expected at most {most}")
 
 
 def open_slide(path: str) -> Raster:

@@ -7,7 +7,7 @@ import openslide
 from PIL import Image
 
 from resunet_ray.data.raster.scene import Plane, Scene, Window
-from resunet_ray.data.raster.tiff import check_tables
+from resunet_ray.data.raster.tiff_checks import check_tables
 
 _CACHE_BYTES = 2**27  # for decoded tiles of all slides that a process has open
 

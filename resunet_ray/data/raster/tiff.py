@@ -15,18 +15,21 @@ import tifffile
 import zarr
 
 from resunet_ray.data.raster.scene import Plane, Scene, Window
-from resunet_ray.data.raster.tiff_metadata import is_fluorescence, name_channels, read_mpp
+from resunet_ray.data.raster.tiff_checks import (
+    MINISWHITE,
+    PALETTE,
+    RGB,
+    YCBCR,
+    breaks_off,
+    check_kind,
+    check_page,
+)
+from resunet_ray.data.raster.tiff_metadata import name_channels, read_mpp
 from resunet_ray.data.raster.turning import turn, turned_size, turned_window
 from resunet_ray.errors import ImageError
 
-_LARGEST_PIECE = 2**28  # pixels of a tile or strip, which is decoded whole
-# Photometric interpretations (TIFF 6.0, sections 3 to 6 and 21).
-_MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
-# Compressions whose decoder turns YCbCr into RGB (TIFF 6.0, section 22, and its Technical Note 2).
-_JPEG = 6, 7
 _ALPHA = 1, 2  # of ExtraSamples: associated, unassociated
 _ORIENTATION = 274
-_STORED = "uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64"
 _SPATIAL = "YX"
 _LOOKED_AT = 2**26  # pixels of an image whose last sample is looked at
 _MOST_CHANNELS = 5  # as the last axis of an array whose axes have no names
@@ -75,8 +78,8 @@ class _Series:
         self._axes = _name_axes(self._found)
         self._lengths = dict(zip(self._axes, self._found.shape, strict=True))
         self._arrays: dict[int, Any] = {}
-        self._rgb = _check_kind(file, self._found, lengths=self._lengths)
         self._has_alpha = "S" in self._lengths and _has_alpha(self._page)
+        self._rgb = check_kind(file, self._found, lengths=self._lengths, alpha=self._has_alpha)
         for page in (self._found.pages[0], self._found.pages[-1]):
             check_page(page, file_bytes=file.filehandle.size)
         axis = "S" if "S" in self._lengths else "C"
@@ -126,14 +129,14 @@ class _Series:
         return values.transpose([kept.index(axis) for axis in (*_SPATIAL, *"SC") if axis in kept])
 
     def _show(self, values: np.ndarray) -> np.ndarray:
-        if self._page.photometric == _MINISWHITE:
+        if self._page.photometric == MINISWHITE:
             return np.asarray(_full(self._page) - values).astype(values.dtype)
         return values if self._colours is None else self._colours[values]
 
     @property
     def _colours(self) -> np.ndarray | None:
         """The palette as (n, 3) uint8, None if there is none or it only tints the values."""
-        if self._page.photometric != _PALETTE:
+        if self._page.photometric != PALETTE:
             return None
         colours = np.asarray(self._page.colormap).T >> 8
         steps = np.diff(colours.astype(int), axis=0)
@@ -165,7 +168,7 @@ class _Series:
                 self._arrays[level] = _Contiguous(self._file, found, self._axes)
             else:
                 # What a scanner leaves out is empty glass, or dark.
-                fill = 255 if self._page.photometric in (_RGB, _YCBCR) else 0
+                fill = 255 if self._page.photometric in (RGB, YCBCR) else 0
                 fill = np.iinfo(found.dtype).max if fill and found.dtype.kind == "u" else fill
                 store = self._found.aszarr(level=level, fillvalue=fill)
                 # tifffile marks a store as writable whose values could be changed in place.
@@ -207,27 +210,6 @@ class _Contiguous:
         return whole[(*[slice(None)] * (len(kept) + 1), *inner)]
 
 
-def breaks_off(file: tifffile.TiffFile) -> bool:
-    """Whether pages are missing: smaller copies of the first, or one after tifffile's last."""
-    if not len(file.pages):
-        return True
-    if any(offset >= file.filehandle.size for offset in file.pages.first.subifds or ()):
-        return True
-    file.filehandle.seek(file.pages.next_page_offset or 0)
-    return bool(file.filehandle.read(file.tiff.offsetsize) != bytes(file.tiff.offsetsize))
-
-
-def check_tables(path: str) -> None:
-    """Refuse a TIFF that claims more tiles than it gives the offsets of.
-
-    Raises:
-        ImageError: it does.
-    """
-    with tifffile.TiffFile(path) as file:
-        for page in file.pages:
-            _check_table(page)
-
-
 def _open(file: str | IO[bytes]) -> tifffile.TiffFile:
     try:
         return tifffile.TiffFile(file)
@@ -260,27 +242,6 @@ def _name_axes(series: tifffile.TiffPageSeries) -> str:
     return "".join(axes)
 
 
-def _check_kind(
-    file: tifffile.TiffFile, series: tifffile.TiffPageSeries, *, lengths: dict[str, int]
-) -> bool:
-    """Refuse what may be read in more than one way; return whether the pixels are RGB."""
-    if not {"Y", "X"} <= set(lengths) or len(lengths) != len(series.shape):
-        raise ImageError(f"its axes are {series.axes}: expected rows and columns once")
-    if np.dtype(series.dtype).name not in _STORED:
-        raise ImageError(f"its values are {series.dtype}: expected one of {', '.join(_STORED)}")
-    page = series.keyframe
-    if page.photometric == _MINISWHITE and np.dtype(series.dtype).kind != "u":
-        raise ImageError(f"its values are {series.dtype} with 0 for white: expected 0 for black")
-    if page.photometric in (_MINISWHITE, _MINISBLACK, _PALETTE):
-        separate = file.is_ome and lengths.get("C", 1) == 3 and "S" not in lengths
-        return separate and page.photometric == _MINISBLACK and not is_fluorescence(file)
-    if page.photometric != _RGB and not (page.photometric == _YCBCR and page.compression in _JPEG):
-        colours = getattr(page.photometric, "name", page.photometric)
-        raise ImageError(f"its colours are stored as {colours}: expected RGB, grey or a palette")
-    samples = lengths.get("S", lengths.get("C", 1)) - _has_alpha(page)
-    return samples == 3 and (lengths.get("C", 1) == 1 or "S" not in lengths)
-
-
 def _has_alpha(page: tifffile.TiffPage) -> bool:
     """Whether the last of the samples of a pixel is its opacity.
 
@@ -289,7 +250,7 @@ def _has_alpha(page: tifffile.TiffPage) -> bool:
     extra = tuple(page.extrasamples or ())
     if len(extra) > 1 or page.samplesperpixel not in (2, 4):
         return False
-    if not extra and page.photometric == _RGB and page.imagewidth * page.imagelength <= _LOOKED_AT:
+    if not extra and page.photometric == RGB and page.imagewidth * page.imagelength <= _LOOKED_AT:
         last = page.asarray()[..., -1] if page.axes.endswith("S") else page.asarray()[-1]
         return bool((last == _full(page)).all())
     return bool(extra) and extra[0] in _ALPHA
@@ -298,41 +259,3 @@ def _has_alpha(page: tifffile.TiffPage) -> bool:
 def _full(page: tifffile.TiffPage) -> int:
     """Return the largest value that the pixels could have."""
     return int(2**page.bitspersample - 1)
-
-
-def check_page(page: Any, *, file_bytes: int) -> None:
-    """Refuse a page that lacks pixels, or whose tiles or strips are too large for memory.
-
-    Raises:
-        ImageError: it does, or they are.
-    """
-    if page is None:
-        raise ImageError(
-            "some of its planes are missing or in other files: expected one file with all planes"
-        )
-    _check_table(page)
-    end = max(
-        offset + size for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True)
-    )
-    end = max(end, page.dataoffsets[0] + page.keyframe.nbytes) if page.is_contiguous else end
-    if end > file_bytes:
-        raise ImageError(
-            f"its pixels extend to byte {end} but it ends at {file_bytes}: "
-            "it was cut short. Copy it again"
-        )
-    keyframe = page.keyframe
-    if math.prod(keyframe.chunks[:2]) > _LARGEST_PIECE and not page.is_contiguous:
-        raise ImageError(
-            f"its pixels are compressed in pieces of {keyframe.chunks}: "
-            "expected smaller ones. Save it tiled"
-        )
-
-
-def _check_table(page: Any) -> None:
-    wanted, found = math.prod(page.keyframe.chunked), len(page.dataoffsets)
-    if found < wanted:
-        shape = " x ".join(map(str, page.keyframe.shape))
-        raise ImageError(
-            f"it claims {shape} in {wanted} tiles or strips but lists {found}: "
-            "its header is damaged"
-        )

@@ -15,7 +15,7 @@ from resunet_ray.data.images import decode_image, name_format
 from resunet_ray.data.labels import decode_mask
 from resunet_ray.data.raster.planes import Selection
 from resunet_ray.data.slides import Slide
-from resunet_ray.data.stacks import read_from_stack
+from resunet_ray.data.stacks import is_stack, read_from_stack
 from resunet_ray.errors import ImageError, InputError
 from resunet_ray.intensity import Range, measure_range
 from resunet_ray.model.heads import Prediction
@@ -88,18 +88,16 @@ def read_image(
     stage = "read"
     ref = planned.image
     try:
-        if ref.file_id is not None:
-            image, kind = (
-                read_from_stack(
-                    ref.image_uri,
-                    ref.plane,
-                    fingerprint=planned.source_fingerprint,
-                    selection=selection,
-                    max_pixels=max_pixels,
-                    stored=not measure,
-                ),
-                "TIFF",
+        if ref.file_id is not None or is_stack(ref.image_uri):
+            image = read_from_stack(
+                ref.image_uri,
+                ref.plane,
+                fingerprint=planned.source_fingerprint,
+                cache=cache,
+                selection=selection,
+                stored=not measure,
             )
+            kind = ref.image_uri[ref.image_uri.rfind(".") + 1 :].upper()
         else:
             entry = Entry(
                 ref.image_uri,

@@ -9,12 +9,12 @@ from typing import Any
 import liffile
 import numpy as np
 import pytest
+from lif_files import draw_lif
 
 from resunet_ray.data.raster.lif import LifRaster
 from resunet_ray.data.raster.scene import Plane
 from resunet_ray.errors import ImageError
 
-_DIMENSIONS = {"x": 1, "y": 2, "z": 3, "t": 4, "m": 10, "l": 5}
 _SIZES = {"x": 23, "y": 17, "z": 3, "t": 2, "c": 2, "m": 3, "l": 2, "s": 3}
 
 
@@ -23,71 +23,11 @@ def _values(axes: str, dtype: Any = np.uint16) -> np.ndarray:
     return np.arange(1, math.prod(shape) + 1).reshape(shape).astype(dtype)
 
 
-def _element(
-    name: str, values: np.ndarray, axes: str, *, dyes: tuple[str, ...], tags: tuple[int, ...]
-) -> str:
-    channel_axis = next((axis for axis in "cs" if axis in axes), None)
-    count = values.shape[axes.index(channel_axis)] if channel_axis else 1
-    step = values.strides[axes.index(channel_axis)] if channel_axis else 0
-    channels = "".join(
-        f'<ChannelDescription DataType="{int(values.dtype.kind == "f")}" '
-        f'ChannelTag="{tags[number] if tags else 0}" Resolution="{8 * values.itemsize}" '
-        'NameOfMeasuredQuantity="" Min="0" Max="1" Unit="" LUTName="Green" IsLUTInverted="0" '
-        f'BytesInc="{number * step}" BitInc="0">'
-        + (
-            f"<ChannelProperty><Key>DyeName</Key><Value>{dyes[number]}</Value></ChannelProperty>"
-            if dyes
-            else ""
-        )
-        + "</ChannelDescription>"
-        for number in range(count)
-    )
-    dimensions = "".join(
-        f'<DimensionDescription DimID="{_DIMENSIONS[axis]}" NumberOfElements="{size}" Origin="0" '
-        f'Length="{(size - 1) * (0.5e-6 if axis == "y" else 0.25e-6)}" Unit="m" '
-        f'BytesInc="{stride}" BitInc="0"/>'
-        for axis, size, stride in zip(axes, values.shape, values.strides, strict=True)
-        if axis in _DIMENSIONS
-    )
-    return (
-        f'<Element Name="{name}"><Data><Image><ImageDescription><Channels>{channels}</Channels>'
-        f"<Dimensions>{dimensions}</Dimensions></ImageDescription></Image></Data>"
-        f'<Memory Size="{values.nbytes}" MemoryBlockID="Block_{name}"/></Element>'
-    )
-
-
-def _draw(
-    path: Path,
-    images: dict[str, tuple[np.ndarray, str]],
-    *,
-    dyes: tuple[str, ...] = (),
-    tags: tuple[int, ...] = (),
-) -> str:
-    """Write a LIF of version 2 with values in C order under the axes that are named."""
-    elements = "".join(
-        _element(name, values, axes, dyes=dyes, tags=tags)
-        for name, (values, axes) in images.items()
-    )
-    xml = (
-        '<LMSDataContainerHeader Version="2"><Element Name="file"><Children>'
-        f"{elements}</Children></Element></LMSDataContainerHeader>"
-    )
-    content = struct.pack("<IIBI", 0x70, 2 * len(xml) + 5, 0x2A, len(xml))
-    content += xml.encode("utf-16-le")
-    for name, (values, _) in images.items():
-        block = f"Block_{name}"
-        content += struct.pack("<IIBQ", 0x70, 2 * len(block) + 14, 0x2A, values.nbytes)
-        content += struct.pack("<BI", 0x2A, len(block)) + block.encode("utf-16-le")
-        content += values.tobytes()
-    path.write_bytes(content)
-    return str(path)
-
-
 @pytest.mark.parametrize("axes", ["yx", "cyx", "zyx", "tzcyx", "ctzyx", "xy"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_every_plane_is_that_of_its_axes(axes: str, dtype: Any, tmp_path: Path) -> None:
     values = _values(axes, dtype)
-    path = _draw(tmp_path / "a.lif", {"one": (values, axes)})
+    path = draw_lif(tmp_path / "a.lif", {"one": (values, axes)})
     raster = LifRaster(path)
     (scene,) = raster.scenes
     assert (scene.levels, scene.dtype, scene.name) == ([(17, 23)], dtype, "one")
@@ -120,7 +60,7 @@ def test_tagged_colours_are_red_green_and_blue(
     tags: tuple[int, ...], order: list[int], axes: str, tmp_path: Path
 ) -> None:
     values = _values(axes, np.uint8)
-    path = _draw(tmp_path / "a.lif", {"one": (values, axes)}, tags=tags)
+    path = draw_lif(tmp_path / "a.lif", {"one": (values, axes)}, tags=tags)
     (scene,) = (raster := LifRaster(path)).scenes
     assert (scene.rgb, scene.channels) == (True, [None])
     colours = values if axes == "yxs" else np.moveaxis(values, 0, -1)
@@ -132,8 +72,8 @@ def test_tagged_colours_are_red_green_and_blue(
 
 def test_channels_are_named_by_their_dye_or_else_their_colour(tmp_path: Path) -> None:
     images = {"one": (_values("cyx"), "cyx")}
-    assert LifRaster(_draw(tmp_path / "a", images)).scenes[0].channels == ["Green", "Green"]
-    dyed = _draw(tmp_path / "b", images, dyes=("DAPI", "Alexa 488"))
+    assert LifRaster(draw_lif(tmp_path / "a", images)).scenes[0].channels == ["Green", "Green"]
+    dyed = draw_lif(tmp_path / "b", images, dyes=("DAPI", "Alexa 488"))
     assert LifRaster(dyed).scenes[0].channels == ["DAPI", "Alexa 488"]
 
 
@@ -145,7 +85,7 @@ def test_each_position_of_each_image_is_a_scene(tmp_path: Path) -> None:
         "tiles": (_values("mcyx"), "mcyx"),
         "spectrum": (_values("lyx"), "lyx"),
     }
-    raster = LifRaster(_draw(tmp_path / "a", images))
+    raster = LifRaster(draw_lif(tmp_path / "a", images))
     assert [scene.name for scene in raster.scenes] == [
         "plain",
         *(f"tiles, position {number}" for number in (1, 2, 3)),
@@ -158,7 +98,7 @@ def test_each_position_of_each_image_is_a_scene(tmp_path: Path) -> None:
 
 
 def test_a_file_cut_short_is_refused_wherever_it_ends(tmp_path: Path) -> None:
-    path = _draw(tmp_path / "a", {"one": (_values("yx"), "yx"), "two": (_values("yx"), "yx")})
+    path = draw_lif(tmp_path / "a", {"one": (_values("yx"), "yx"), "two": (_values("yx"), "yx")})
     content = Path(path).read_bytes()
     for size in (*range(0, len(content), 37), len(content) - 1):
         Path(path).write_bytes(content[:size])
@@ -183,7 +123,7 @@ def test_an_xml_that_makes_no_sense_is_refused(
     text: str, other: str, message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "a"
-    _draw(path, {"one": (_values("yx"), "yx")})
+    draw_lif(path, {"one": (_values("yx"), "yx")})
     header, content = struct.unpack("<IIBI", path.read_bytes()[:13]), path.read_bytes()[13:]
     xml = content[: 2 * header[3]].decode("utf-16-le")
     assert text in xml
@@ -197,7 +137,7 @@ def test_an_xml_that_makes_no_sense_is_refused(
 def test_changed_bytes_are_image_errors_or_read_in_the_size_that_is_claimed(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     path = tmp_path / "a"
-    _draw(path, {"one": (_values("cyx"), "cyx")})
+    draw_lif(path, {"one": (_values("cyx"), "cyx")})
     content, refused = path.read_bytes(), 0
     for _ in range(150):
         changed = bytearray(content)
@@ -216,7 +156,7 @@ def test_changed_bytes_are_image_errors_or_read_in_the_size_that_is_claimed(tmp_
 def test_without_its_library_the_error_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = _draw(tmp_path / "a", {"one": (_values("yx"), "yx")})
+    path = draw_lif(tmp_path / "a", {"one": (_values("yx"), "yx")})
     monkeypatch.setitem(sys.modules, "liffile", None)
     with pytest.raises(ImageError, match=r"liffile: install resunet_ray\[formats\]"):
         LifRaster(path)

@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from support import write_ome, write_pyramid
 
-from resunet_ray.data.raster import tiff
+from resunet_ray.data.raster import tiff_checks
 from resunet_ray.data.raster.opening import open_image
 from resunet_ray.data.raster.scene import believe
 from resunet_ray.data.slides import Slide
@@ -167,7 +167,7 @@ def test_files_that_would_give_wrong_colours_are_refused(
         with pytest.raises(ImageError, match=rf"{name} cannot be opened as a slide: .*{message}"):
             Slide(str(path), name=name)
     tifffile.imwrite(tmp_path / "piece.tif", picture, compression="zlib", rowsperstrip=300)
-    monkeypatch.setattr(tiff, "_LARGEST_PIECE", 100_000)
+    monkeypatch.setattr(tiff_checks, "_LARGEST_PIECE", 100_000)
     with pytest.raises(ImageError, match="compressed in pieces of .*Save it tiled"):
         Slide(str(tmp_path / "piece.tif"), name="piece")
 

@@ -30,6 +30,7 @@ from resunet_ray.config import (
 )
 from resunet_ray.config.checks import NODE_FOLDER
 from resunet_ray.config.flags import Flag, list_flags
+from resunet_ray.config.layouts import PRESETS, ROLES
 from resunet_ray.data.synthetic import generate_image
 from resunet_ray.pictures import draw_outlines
 
@@ -100,6 +101,30 @@ def describe_jobs() -> str:
     return "\n\n".join(page) + "\n"
 
 
+def describe_datasets() -> str:
+    """Describe what a pattern can find, and the published data sets whose layout is known."""
+    about = (
+        "`jobs/prepare.py --layout` takes the name of one of these data sets, or patterns like "
+        "theirs ([how to write them](guide.md#data-sets))."
+    )
+    page = [
+        "# Data sets",
+        f"{_REMARK} {about}",
+        "\n".join(
+            ["| pattern | finds |", "|---|---|"]
+            + [f"| `{role}=` | {finds} |" for role, finds in ROLES.items()]
+        ),
+    ]
+    for name, preset in PRESETS.items():
+        page += [
+            f"## {name}",
+            f"{preset.title}. {preset.facts}",
+            "\n".join(["```", *preset.words, "```"]),
+            f"Layout: {preset.source}. Licence: {preset.licence}.",
+        ]
+    return "\n\n".join(page) + "\n"
+
+
 def show_flags(flags: Iterable[Flag]) -> str:
     """Return a table with one row per flag, below its heading."""
     rows = ["| flag | default | |", "|---|---|---|"]
@@ -137,5 +162,6 @@ def draw_picture(path: Path) -> None:
 if __name__ == "__main__":
     (DOCS / "tables.md").write_text(describe_tables())
     (DOCS / "jobs.md").write_text(describe_jobs())
+    (DOCS / "datasets.md").write_text(describe_datasets())
     if sys.argv[1:] != ["--pages"]:
         draw_picture(DOCS / "pictures" / "nuclei.png")

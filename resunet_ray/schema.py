@@ -82,7 +82,7 @@ is written if the data set has instances; for an image without them the counts a
 _SOURCE: list[tuple[str, pa.DataType]] = [
     ("image_id", pa.string()),  # 32 hex digits, a digest of location, member and fingerprint
     ("image_uri", pa.string()),  # location of the file
-    ("member", pa.string()),  # path within an archive
+    ("member", pa.string()),  # path within an archive, or name of the plane within its file
     ("member_offset", pa.int64()),  # byte at which a tar member begins
     ("source_bytes", pa.int64()),  # size of the file or member
     ("source_etag", pa.string()),  # of the object store
@@ -90,6 +90,11 @@ _SOURCE: list[tuple[str, pa.DataType]] = [
     ("mask_uri", pa.string()),  # the true mask, if there is one
     ("mpp", pa.float64()),  # microns per pixel; null if unknown
     ("mpp_source", pa.string()),  # argument, manifest, sidecar or metadata; null if mpp is
+    ("file_id", pa.string()),  # of the file that the plane is in; null if the file is one image
+    ("scene", pa.int32()),  # number of the image within its file; null if the file is one image
+    ("t", pa.int32()),  # number of the point in time; likewise
+    ("z", pa.int32()),  # number of the focal plane; likewise
+    ("channel", pa.string()),  # name or number of the channel; null if there is only one
 ]
 _ERROR: list[tuple[str, pa.DataType]] = [
     ("error_stage", pa.string()),  # list, open, read, decode, mask, model, post or crash

@@ -13,10 +13,13 @@ install_import_hook(
         f"resunet_ray.{name}"
         for name in (
             "bundle",
+            "data.annotations",
+            "data.arrays",
             "data.augment",
             "data.dataset",
             "data.images",
             "data.labelled",
+            "data.labels",
             "data.targets",
             "model",
             "pictures",

@@ -19,7 +19,8 @@ from resunet_ray.bundle import (
     save_bundle,
 )
 from resunet_ray.config import InstanceConfig, ModelConfig, PreprocessConfig
-from resunet_ray.data.images import decode_image, decode_labels
+from resunet_ray.data.images import decode_image
+from resunet_ray.data.labels import decode_labels
 from resunet_ray.data.synthetic import generate_image
 from resunet_ray.errors import InputError, RunError
 from resunet_ray.intensity import Range, measure_range

@@ -50,6 +50,9 @@ def test_the_pages_that_follow_from_the_code_are_up_to_date() -> None:
     generate = load_generator()
     assert (DOCS / "tables.md").read_text() == generate.describe_tables(), "run docs/generate.py"
     assert (DOCS / "jobs.md").read_text() == generate.describe_jobs(), "run docs/generate.py"
+    assert (DOCS / "datasets.md").read_text() == generate.describe_datasets(), (
+        "run docs/generate.py"
+    )
 
 
 def load_generator() -> Any:

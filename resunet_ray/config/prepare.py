@@ -11,6 +11,7 @@ from resunet_ray.config.checks import (
     require_default,
     require_range,
 )
+from resunet_ray.config.layouts import parse_layout
 from resunet_ray.config.lease import LeaseConfig
 from resunet_ray.config.roles import Heading, Tuning
 
@@ -21,9 +22,14 @@ class PrepareConfig(LeaseConfig):
 
     input: Annotated[tuple[str, ...], Heading.INPUT]
     """Images and masks: folders (images/ beside masks/, or one folder per image as in BBBC038), zip
-    or tar."""
+    or tar. Another arrangement is described by --layout."""
     output: str
     """Where the data set goes: a new or empty folder or prefix."""
+    layout: tuple[str, ...] = ()
+    """Which files belong together: a published data set (bbbc038, bbbc039, cellbindb, consep, ctc,
+    ctc-silver, monuseg, monuseg-test, nuinsseg, s-bsst265, stardist, tnbc), or patterns:
+    images=PATTERN and one of masks=, labels=, areas= and nuclei=, in which {name} pairs files
+    ("images=**/Tissue Images/{id}.tif" "labels=**/label/{id}.mat"). See docs/datasets.md."""
     split: Annotated[Literal["baseline", "fraction", "group", "file"], Heading.SPLIT] = "baseline"
     """baseline: by sorted name, 20% test, then 20% of the rest validation, as scikit-learn draws
     them with seed 42. fraction: by --val-fraction, --test-fraction and --seed. group: the same, but
@@ -59,6 +65,8 @@ class PrepareConfig(LeaseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.layout:
+            parse_layout(self.layout)
         require(bool(self.input), "--input is empty: expected at least one folder or archive")
         require(
             self.val_fraction > 0

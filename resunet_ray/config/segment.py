@@ -49,6 +49,12 @@ class SegmentConfig(LeaseConfig):
     """Diameter of the nuclei, in pixels (90) or, where the pixel size is known, in microns (12um):
     images with large nuclei are seen smaller. auto: as the bundle estimates it, slides as they are.
     none: never smaller. A bundle and a slide that both know their pixel size go by that instead."""
+    channel: Annotated[Decides[str | None], ADDED] = None
+    """Name or number (from 0) of the channel that shows nuclei. Default: the only channel, or the
+    only one that is named after a nuclear stain; other files are refused."""
+    z: Annotated[Tuning[Decides[int | Literal["all", "max", "mean"]]], ADDED] = "all"
+    """Focal planes of a stack. all: each is an image of its own. max, mean: one image of all. Or
+    the number of one, from 0."""
     precision: Tuning[Decides[Literal["auto", "fp32", "bf16"]]] = "auto"
     """bf16: autocast. auto: bf16 if the processor computes in it, else fp32."""
     labels: Annotated[Decides[bool], Heading.INPUT] = False
@@ -123,6 +129,10 @@ class SegmentConfig(LeaseConfig):
             "microns (12um), more than 0",
         )
         require_range(self, 256, 8192, "region")
+        require(
+            not isinstance(self.z, int) or self.z >= 0,
+            f"--z {self.z}: must be all, max, mean or a number from 0",
+        )
         require_range(self, TINY, ANY, "cache_gib")
 
     @property

@@ -1,13 +1,16 @@
 """One labelled image, read and checked: its row of the data set, or the reason it has none."""
 
 import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int32, Integer, UInt8
 
-from resunet_ray.data import images
+from resunet_ray.data import annotations, images
 from resunet_ray.data.archives import Entry
+from resunet_ray.data.labels import decode_labels, decode_values, encode_labels, to_mask
 from resunet_ray.data.metadata import Metadata
 from resunet_ray.data.sources import Source
 from resunet_ray.errors import ChangedError, InputError
@@ -20,6 +23,17 @@ class _RejectedError(Exception):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+@contextmanager
+def _rejecting(reason: str) -> Iterator[None]:
+    """Turn what is wrong with a file into the reason why its image is rejected."""
+    try:
+        yield
+    except ChangedError:  # it says nothing of the image
+        raise
+    except InputError as error:
+        raise _RejectedError(reason, str(error)) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,32 +95,31 @@ def _reject(source: Source, reason: str, message: str) -> Reject:
     return Reject(image_id=source.image_id, source_uri=source.name, reason=reason, message=message)
 
 
+LEFT_OUT = ("not_labelled", "partly_labelled")
+"""Reasons that a layout expects: images with these are no failures."""
 _UNREAD = {
     "duplicate_id": "another image of the input has the same name, and only one of them is used",
-    "no_mask": "no file with the same name in masks/, labels/ or instances/ next to images/",
-    "no_image": "no file with the same name in images/",
-    "ambiguous_name": "several files in one folder have this name and differ only in their suffix",
+    "no_mask": "no file with the same name in masks/, labels/ or instances/ next to images/, or "
+    "wherever --layout says",
+    "no_image": "no file with the same name in images/, or wherever --layout says",
+    "not_labelled": "it has no labels, as most images of this layout",
+    "ambiguous_name": "several files have this name and differ only in their suffix or folder",
 }
 
 
 def _read_pair(source: Source, *, max_pixels: int, known: Metadata, cache: Cache) -> CheckedImage:
     assert source.image is not None, f"{source.name} was listed without an image"
-    try:
-        content = source.image.read(cache)
-        image = images.decode_image(content, name=source.image.name, max_pixels=max_pixels)
-    except ChangedError:
-        raise
-    except InputError as error:
-        raise _RejectedError("unreadable", str(error)) from None
+    with _rejecting("unreadable"):
+        content, image = annotations.read_image(
+            source.image, element=source.element, cache=cache, max_pixels=max_pixels
+        )
     mask, labels = _read_truth(source, shape=image.shape[:2], max_pixels=max_pixels, cache=cache)
-    if not images.is_stored_form(content):
-        content = images.encode_png(image, deflate=False)
     return CheckedImage(
         image_id=source.image_id,
         source_uri=source.name,
-        image=content,
+        image=content or images.encode_png(image, deflate=False),
         mask=images.encode_png(mask * np.uint8(255), deflate=False),
-        labels=None if labels is None else images.encode_labels(labels, name=source.name),
+        labels=None if labels is None else encode_labels(labels, name=source.name),
         height=image.shape[0],
         width=image.shape[1],
         mpp=known.mpp,
@@ -125,13 +138,18 @@ def _read_truth(
 ) -> tuple[UInt8[np.ndarray, "h w"], Int32[np.ndarray, "h w"] | None]:
     """Return the mask, 0 or 1, and the instances if they are known."""
 
-    def read(entry: Entry) -> Int32[np.ndarray, "h w"]:
-        try:
-            values = images.decode_labels(entry.read(cache), name=entry.name, max_pixels=max_pixels)
-        except ChangedError:
-            raise
-        except InputError as error:
-            raise _RejectedError("unreadable_mask", str(error)) from None
+    def read(
+        entry: Entry, decode: Callable[..., Integer[np.ndarray, "h w"]]
+    ) -> Integer[np.ndarray, "h w"]:
+        with _rejecting("unreadable_mask"):
+            values = annotations.read_labels(
+                entry,
+                decode,
+                shape=shape,
+                element=source.element,
+                cache=cache,
+                max_pixels=max_pixels,
+            )
         if values.shape != shape:
             raise _RejectedError(
                 "size_differs",
@@ -140,16 +158,25 @@ def _read_truth(
             )
         return values
 
+    def read_mask(entry: Entry) -> UInt8[np.ndarray, "h w"]:
+        values = read(entry, decode_values)
+        with _rejecting("not_a_mask"):
+            return to_mask(values, name=entry.name)
+
     if source.per_nucleus:
         labels = np.zeros(shape, np.int32)
         for number, entry in enumerate(source.masks, start=1):
-            labels[(_to_mask(read(entry), name=entry.name) == 1) & (labels == 0)] = number
+            labels[(read_mask(entry) == 1) & (labels == 0)] = number
         return (labels > 0).astype(np.uint8), labels
-    known = read(source.labels) if source.labels else None
+    known = read(source.labels, decode_labels) if source.labels else None
+    if source.areas is not None:
+        known = annotations.number_areas(read(source.areas, annotations.decode_first_channel))
+    if source.markers is not None and known is not None:
+        _require_covered(read(source.markers, decode_labels), known, name=source.name)
     if not source.masks:
         assert known is not None, f"{source.name} was listed without truth"
         return (known > 0).astype(np.uint8), known
-    mask = _to_mask(read(source.masks[0]), name=source.masks[0].name)
+    mask = read_mask(source.masks[0])
     if known is not None and (differing := int(((known > 0) != (mask > 0)).sum())):
         raise _RejectedError(
             "labels_differ",
@@ -158,12 +185,13 @@ def _read_truth(
     return mask, known
 
 
-def _to_mask(values: Int32[np.ndarray, "h w"], *, name: str) -> UInt8[np.ndarray, "h w"]:
-    levels = np.unique(values)
-    if len(levels) > 2 or (len(levels) == 2 and levels[0] != 0):
+def _require_covered(
+    markers: Integer[np.ndarray, "h w"], labels: Integer[np.ndarray, "h w"], *, name: str
+) -> None:
+    marked = np.unique(markers[markers > 0])
+    covered = np.unique(markers[(markers > 0) & (labels > 0)])
+    if len(covered) < len(marked):
         raise _RejectedError(
-            "not_a_mask",
-            f"{name} has {len(levels)} distinct values from {levels[0]} to {levels[-1]}: "
-            "expected 0 and one other value. Put instance numbers in instances/",
+            "partly_labelled",
+            f"{name}: {len(covered)} of {len(marked)} marked nuclei have a label: expected all",
         )
-    return (values > 0).astype(np.uint8)

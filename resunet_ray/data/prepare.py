@@ -21,8 +21,9 @@ import pyarrow as pa
 from resunet_ray import storage
 from resunet_ray.cluster import connect, is_lost, this_node
 from resunet_ray.config import PrepareConfig
+from resunet_ray.config.layouts import parse_layout
 from resunet_ray.data import splits
-from resunet_ray.data.check import CheckedImage, Reject, blame_source, check_source
+from resunet_ray.data.check import LEFT_OUT, CheckedImage, Reject, blame_source, check_source
 from resunet_ray.data.dataset import DATASET_FILE
 from resunet_ray.data.metadata import Metadata, read_metadata, require_known
 from resunet_ray.data.sources import Source, list_sources
@@ -78,10 +79,11 @@ def prepare(config: PrepareConfig, *, lease: storage.Lease | None = None) -> Pre
 
 def _prepare(config: PrepareConfig, lease: storage.Lease) -> PreparationResult:
     _require_free(config.output)
-    sources = list_sources(config.input, max_bytes=storage.Cache.of(config).max_bytes)
+    layout = parse_layout(config.layout) if config.layout else None
+    sources = list_sources(config.input, cache=storage.Cache.of(config), layout=layout)
     metadata = read_metadata(config.metadata, group_column=config.group_column)
     # The split is drawn from all names, so that rejecting an image does not reshuffle the others.
-    names = [source.image_id for source in sources]
+    names = [source.image_id for source in sources if source.reason not in LEFT_OUT]
     require_known(metadata, names, source=config.metadata)
     split_of = _split(sorted(set(names)), config=config, metadata=metadata)
     logger.info("found %d labelled images", len(sources))
@@ -175,6 +177,9 @@ def _reject_duplicates(checked: pd.DataFrame) -> pd.DataFrame:
 
 
 def _require_few_rejects(rejects: pd.DataFrame, *, total: int, config: PrepareConfig) -> None:
+    left_out = rejects["reason"].isin(LEFT_OUT)
+    if left_out.sum() < total:
+        total, rejects = total - int(left_out.sum()), rejects[~left_out]
     fraction = len(rejects) / total
     if len(rejects) and fraction > config.max_reject_fraction:
         reasons = ", ".join(

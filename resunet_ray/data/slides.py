@@ -1,54 +1,34 @@
 """Whole slides: images of any size, read in parts and at any scale.
 
-OpenSlide reads them or, for other formats, tifffile. A part is given in pixels of the whole slide
-at the requested scale, so that a pixel does not depend on how the slide is divided into parts.
+A part is given in pixels of the whole slide at the requested scale, so that a pixel does not depend
+on how the slide is divided into parts.
 """
 
 import functools
 import math
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
-import openslide
 from jaxtyping import UInt8
 from PIL import Image
 
-from resunet_ray.data.tiff import TiffReader, check_tables
+from resunet_ray.data.images import range_of, to_rgb
+from resunet_ray.data.raster.opening import naming, open_slide
+from resunet_ray.data.raster.planes import EVERYTHING, Selection, choose_channel
+from resunet_ray.data.raster.scene import FIRST, PixelSize, Plane
 from resunet_ray.errors import ImageError, InputError
+from resunet_ray.intensity import Range
 
 _SCATTERED = (".vms", ".vmu", ".dcm")  # several files, listed only in the content of one of them
 SUFFIXES = (".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".svslide", ".czi", *_SCATTERED)
 """Files with these suffixes are slides, or damaged."""
-TIFF_SUFFIXES = (".tif", ".tiff")
-"""Files with these suffixes may be slides."""
-MPP_RANGE = (0.05, 20.0)
-"""Plausible microns per pixel of a microscope; a screen's 264.58 (96 dots per inch) is outside."""
 
-_MAX_SIDE = 2**21  # pixels; a header that claims more is damaged
 _READ_PIXELS = 2**26  # pixels of any level that are in memory at a time
-_CACHE_BYTES = 2**27  # for decoded tiles of all slides that a process has open
-
-
-class _Reader(Protocol):
-    """A slide opened by either library."""
-
-    levels: list[tuple[int, int]]
-    """Height and width of each level, the largest first."""
-    mpp: float | None
-    format: str
-
-    def read(
-        self, level: int, top: int, left: int, height: int, width: int
-    ) -> UInt8[np.ndarray, "_h _w 3"]:
-        """Read a window in pixels of the level, entirely within it."""
-
-    def close(self) -> None:
-        """Close the file."""
+_SAMPLED = 2**25  # pixels of the level whose range is measured
+_BAND, _LEAST_BAND = 256, 32  # rows of it that are read at a time; fewer where it is damaged
 
 
 @dataclass(frozen=True)
@@ -57,8 +37,8 @@ class SlideInfo:
 
     height: int
     width: int
-    mpp: float | None
-    """Microns per pixel of the largest level; None if unknown or outside `MPP_RANGE`."""
+    pixel: PixelSize | None
+    """Of the largest level, as stated; None if unknown."""
     stated_mpp: float | None
     """Microns per pixel in the header, plausible or not."""
     format: str
@@ -67,28 +47,44 @@ class SlideInfo:
 class Slide:
     """An open slide; threads may share it."""
 
-    def __init__(self, path: str, *, name: str) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        name: str,
+        plane: Plane = FIRST,
+        selection: Selection = EVERYTHING,
+        stored: bool = False,
+    ) -> None:
         """Open a slide.
 
         Args:
             path: the file on this machine.
             name: the slide's name in errors.
+            plane: which of the file's planes; its channel does not count.
+            selection: which channel and focal plane.
+            stored: how counts become grey levels (see `range_of`).
 
         Raises:
-            ImageError: neither library can read it, or its header makes no sense.
+            ImageError: no library can read it, or its header makes no sense.
         """
-        self._path, self._name = path, name
-        self._lock = threading.Lock()
-        with self._naming("opened"):
-            self._reader = _open_reader(path)
-        height, width = self._reader.levels[0]
-        if not (0 < height <= _MAX_SIDE and 0 < width <= _MAX_SIDE):
-            raise ImageError(
-                f"{name} claims {height} x {width} pixels: expected 1 to {_MAX_SIDE} per side"
+        self._name, self._lock = name, threading.Lock()
+        with naming(name, done="opened as a slide"):
+            self._raster = selection.apply(open_slide(path))
+            scene = self._raster.scenes[plane.scene]
+            self._plane = replace(plane, channel=choose_channel(scene, wanted=selection.channel))
+            self._levels = scene.levels
+            # One range for the whole slide, so that equal counts give equal grey in every window.
+            self._range = (
+                None
+                if scene.dtype == np.uint8
+                else _measure(
+                    path, Path(path).stat().st_mtime_ns, self._plane, selection, stored=stored
+                )
             )
-        stated = self._reader.mpp
-        mpp = stated if stated is not None and MPP_RANGE[0] <= stated <= MPP_RANGE[1] else None
-        self.info = SlideInfo(height, width, mpp, stated, self._reader.format)
+        height, width = scene.levels[0]
+        stated = None if scene.mpp is None else sum(scene.mpp) / 2
+        self.info = SlideInfo(height, width, scene.mpp, stated, self._raster.format)
 
     def size_at(self, scale: float) -> tuple[int, int]:
         """Return height and width of the slide in pixels whose side is `scale` level-0 pixels."""
@@ -110,7 +106,7 @@ class Slide:
             ImageError: the slide is damaged in the window.
         """
         level, factor_y, factor_x = self._best_level(scale)
-        rows, columns = self._reader.levels[level]
+        rows, columns = self._levels[level]
         box = (
             left * factor_x,
             top * factor_y,
@@ -129,13 +125,9 @@ class Slide:
         # So that a slide without small levels fits into memory, too.
         if window[2] * window[3] > _READ_PIXELS and max(height, width) > 1:
             return self._read_halves(top, left, height, width, scale=scale)
-        with self._lock, self._naming("read"):
-            try:
-                pixels = self._reader.read(level, *window)
-            except Exception:
-                self._reader.close()  # after an error OpenSlide refuses every further read
-                self._reader = _open_reader(self._path)
-                raise
+        with self._lock, naming(self._name, done="read as a slide"):
+            values = self._raster.read(self._plane, level, window)
+        pixels = to_rgb(values, self._range)
         if pixels.shape[:2] == (height, width) and factor_x == factor_y == 1:
             return pixels
         inside = box[0] - first_x, box[1] - first_y, box[2] - first_x, box[3] - first_y
@@ -146,7 +138,7 @@ class Slide:
 
     def close(self) -> None:
         """Close the file."""
-        self._reader.close()
+        self._raster.close()
 
     def _read_halves(
         self, top: int, left: int, height: int, width: int, *, scale: float
@@ -163,25 +155,13 @@ class Slide:
 
     def _best_level(self, scale: float) -> tuple[int, float, float]:
         """Find the smallest level that is fine enough, and a pixel's height and width in it."""
-        height, width = self._reader.levels[0]
+        height, width = self._levels[0]
         best = 0
-        for level, (rows, _) in enumerate(self._reader.levels):
+        for level, (rows, _) in enumerate(self._levels):
             if height / rows <= scale * 1.01:
                 best = level
-        rows, columns = self._reader.levels[best]
+        rows, columns = self._levels[best]
         return best, _snap(scale * rows / height, rows), _snap(scale * columns / width, columns)
-
-    @contextmanager
-    def _naming(self, done: str) -> Iterator[None]:
-        """Turn any error of the libraries into one that names the slide."""
-        try:
-            yield
-        except MemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001 (on damaged bytes both libraries raise anything)
-            raise ImageError(
-                f"{self._name} cannot be {done} as a slide: {str(error) or type(error).__name__}"
-            ) from None
 
 
 def _snap(factor: float, length: int) -> float:
@@ -193,51 +173,41 @@ def _snap(factor: float, length: int) -> float:
     return whole if abs(factor - whole) * length < factor else factor
 
 
-def _open_reader(path: str) -> _Reader:
-    # OpenSlide takes any tiled TIFF for a pyramid of 8-bit RGB pages: it does not support 16 bits
-    # or OME's planes and levels.
-    if openslide.OpenSlide.detect_format(path) not in (None, "generic-tiff"):
-        return _OpenSlideReader(path)
-    return TiffReader(path)
+@functools.lru_cache(maxsize=64)
+def _measure(
+    path: str, _mtime_ns: int, plane: Plane, selection: Selection, *, stored: bool
+) -> Range | None:
+    """Return the range of a plane's counts, from the finest level that is quick to read.
 
+    Coarser levels are averages, which hide what is small and bright.
 
-class _OpenSlideReader:
-    def __init__(self, path: str) -> None:
-        self._slide = openslide.OpenSlide(path)
-        self._slide.set_cache(_shared_cache())
-        self.levels = [(height, width) for width, height in self._slide.level_dimensions]
-        self.mpp = _mean_mpp(
-            *(self._slide.properties.get(f"openslide.mpp-{axis}") for axis in "xy")
-        )
-        self.format = self._slide.properties.get("openslide.vendor", "unknown")
-        if self.format == "aperio":
-            check_tables(path)  # OpenSlide shows a tile missing from the header as empty glass
-        self._background = f"#{self._slide.properties.get('openslide.background-color', 'ffffff')}"
-        self._slide.read_region((0, 0), len(self.levels) - 1, (1, 1))  # a header alone is no slide
-
-    def read(
-        self, level: int, top: int, left: int, height: int, width: int
-    ) -> UInt8[np.ndarray, "_h _w 3"]:
-        rows, columns = self.levels[level]
-        # OpenSlide takes the position in pixels of the largest level, for any level.
-        place = round(left * self.levels[0][1] / columns), round(top * self.levels[0][0] / rows)
-        window = self._slide.read_region(place, level, (width, height))
-        whole = Image.new("RGB", window.size, self._background)  # areas not scanned are transparent
-        whole.paste(window, mask=window.getchannel("A"))
-        return np.asarray(whole)
-
-    def close(self) -> None:
-        self._slide.close()
-
-
-@functools.lru_cache(maxsize=1)
-def _shared_cache() -> openslide.OpenSlideCache:
-    return openslide.OpenSlideCache(_CACHE_BYTES)
-
-
-def _mean_mpp(x: Any, y: Any) -> float | None:
-    values = [float(value) for value in (x, y) if value not in (None, "")]
-    return float(np.mean(values)) if values else None
+    Raises:
+        ImageError: no part of that level can be read.
+    """
+    raster = selection.apply(open_slide(path))
+    scene = raster.scenes[plane.scene]
+    sizes = list(scene.levels)
+    level = next(
+        (number for number, (height, width) in enumerate(sizes) if height * width <= _SAMPLED),
+        len(sizes) - 1,
+    )
+    height, width = sizes[level]
+    step = math.ceil(math.sqrt(height * width / _SAMPLED))
+    found, reason = [], ""
+    rows = [(top, min(_BAND, height - top)) for top in range(0, height, _BAND)]
+    while rows:
+        top, count = rows.pop()
+        try:
+            found.append(raster.read(plane, level, (top, 0, count, width))[::step, ::step])
+        except Exception as error:  # noqa: BLE001 (regions with the damage will report it)
+            reason = str(error)
+            if count > _LEAST_BAND:
+                half = count // 2
+                rows += [(top, half), (top + half, count - half)]
+    raster.close()
+    if not found:
+        raise ImageError(f"no part of its level of {height} x {width} can be read: {reason}")
+    return range_of(np.concatenate(found), scene, stored=stored)
 
 
 def companions(path: str) -> list[str]:

@@ -2,15 +2,20 @@
 
 images/a.png    masks/a.png    [instances/a.png or labels/a.png]    pairs by name
 a/images/a.png  a/masks/*.png                                       BBBC038: a mask per nucleus
+
+Other layouts are given as patterns (`config/layouts`).
 """
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
+from resunet_ray.config.layouts import Layout
+from resunet_ray.data import arrays
 from resunet_ray.data.archives import Entry, list_entries
 from resunet_ray.errors import InputError
+from resunet_ray.storage import Cache
 
 _KINDS = {"images": "images", "masks": "masks", "instances": "labels", "labels": "labels"}
 
@@ -24,16 +29,23 @@ class Source:
     masks: tuple[Entry, ...] = ()
     """One mask, or one per nucleus."""
     labels: Entry | None = None
+    areas: Entry | None = None
+    """Whose connected areas of equal values are the nuclei."""
+    markers: Entry | None = None
+    """Marks of all nuclei, each of which must have a label."""
     per_nucleus: bool = False
+    element: int | None = None
+    """Its number in the arrays that hold it; None: it has files of its own."""
     reason: str | None = None
     """Why it is rejected without being read; None: it is not."""
 
     @property
     def name(self) -> str:
         """The file that errors and tables refer to."""
-        first = self.image or (self.masks or (self.labels,))[0]
+        files = (self.image, *self.masks, self.labels, self.areas, self.markers)
+        first = next((file for file in files if file is not None), None)
         assert first is not None, f"{self.image_id} was found without a file"
-        return first.name
+        return first.name if self.element is None else f"{first.name}[{self.element}]"
 
 
 @dataclass
@@ -45,40 +57,44 @@ class _Root:
     labels: dict[str, list[Entry]] = field(default_factory=lambda: defaultdict(list))
 
 
-def list_sources(uris: Iterable[str], *, max_bytes: int) -> list[Source]:
+def list_sources(
+    uris: Iterable[str], *, cache: Cache, layout: Layout | None = None
+) -> list[Source]:
     """List all labelled images of folders and archives, sorted by id.
 
     Args:
         uris: the folders and archives.
-        max_bytes: maximum expanded size of a compressed tar.
+        cache: where compressed tars are expanded.
+        layout: which files belong together, also of different inputs; None: those with the same
+            name, in folders of the names above.
 
     Raises:
-        InputError: an input is missing, or has no folder `images/`.
+        InputError: an input is missing, or has no images.
     """
-    sources: list[Source] = []
-    for uri in uris:
-        found = _pair(list_entries(uri, max_bytes=max_bytes))
-        if not found:
-            raise InputError(
-                f"{uri} holds no images: expected images/NAME.png with masks/NAME.png, "
-                "or ID/images/ID.png with ID/masks/*.png"
-            )
-        sources += found
+    if layout is None:
+        found = [source for uri in uris for source in _pair_by_folder(uri, cache=cache)]
+    else:
+        found = _pair_by_pattern(uris, layout=layout, cache=cache)
+    sources = [element for source in found for element in _split_arrays(source, cache=cache)]
     sources.sort(key=lambda source: (source.image_id, source.name))
     return [
-        _rejected(source, "duplicate_id")
+        replace(source, reason="duplicate_id")
         if before is not None and before.image_id == source.image_id
         else source
         for before, source in zip([None, *sources], sources, strict=False)
     ]
 
 
-def _pair(entries: Iterable[tuple[str, Entry]]) -> list[Source]:
+def _is_hidden(name: PurePosixPath) -> bool:
+    return name.name.startswith(".") or "__MACOSX" in name.parts
+
+
+def _pair_by_folder(uri: str, *, cache: Cache) -> list[Source]:
     roots: dict[PurePosixPath, _Root] = defaultdict(_Root)
-    for path, entry in entries:
+    for path, entry in list_entries(uri, max_bytes=cache.max_bytes):
         name = PurePosixPath(path)
         kind = _KINDS.get(name.parent.name)
-        if kind and not name.name.startswith(".") and "__MACOSX" not in name.parts:
+        if kind and not _is_hidden(name):
             getattr(roots[name.parent.parent], kind)[name.stem].append(entry)
     sources = []
     for folder, root in roots.items():
@@ -87,13 +103,18 @@ def _pair(entries: Iterable[tuple[str, Entry]]) -> list[Source]:
         else:
             stems = sorted({*root.images, *root.masks, *root.labels})
             sources += [_named_pair(stem, root) for stem in stems]
+    if not sources:
+        raise InputError(
+            f"{uri} holds no images: expected images/NAME.png with masks/NAME.png, "
+            "ID/images/ID.png with ID/masks/*.png, or a --layout that describes its files"
+        )
     return sources
 
 
 def _nucleus_masks(image_id: str, root: _Root) -> Source:
     masks = tuple(entry for stem in sorted(root.masks) for entry in root.masks[stem])
     source = Source(image_id, root.images[image_id][0], masks=masks, per_nucleus=True)
-    return source if masks else _rejected(source, "no_mask")
+    return source if masks else replace(source, reason="no_mask")
 
 
 def _named_pair(stem: str, root: _Root) -> Source:
@@ -105,15 +126,86 @@ def _named_pair(stem: str, root: _Root) -> Source:
         labels=labels[0] if labels else None,
     )
     if not images:
-        return _rejected(source, "no_image")
+        return replace(source, reason="no_image")
     if not masks and not labels:
-        return _rejected(source, "no_mask")
+        return replace(source, reason="no_mask")
     if max(len(images), len(masks), len(labels)) > 1:
-        return _rejected(source, "ambiguous_name")
+        return replace(source, reason="ambiguous_name")
     return source
 
 
-def _rejected(source: Source, reason: str) -> Source:
-    return Source(
-        source.image_id, source.image, source.masks, source.labels, source.per_nucleus, reason
+_Files = dict[str, list[Entry]]
+
+
+def _pair_by_pattern(uris: Iterable[str], *, layout: Layout, cache: Cache) -> list[Source]:
+    """Pair within each input, and what is left over across inputs: publishers split data sets."""
+    pairs: dict[tuple[int, tuple[str, ...]], _Files] = {}
+    for number, uri in enumerate(uris, start=1):
+        before = len(pairs)
+        for path, entry in list_entries(uri, max_bytes=cache.max_bytes):
+            if not _is_hidden(PurePosixPath(path)):
+                for role, key in layout.match(path):
+                    pairs.setdefault((number, key), defaultdict(list))[role].append(entry)
+        if len(pairs) == before:
+            raise InputError(f"{uri} holds no file that a pattern of --layout matches")
+    for number, key in list(pairs):
+        if pairs[number, key].keys() != layout.patterns.keys():
+            for role, entries in pairs.pop((number, key)).items():
+                pairs.setdefault((0, key), defaultdict(list))[role] += entries
+    sources = [
+        _build_source("-".join(key), files, layout=layout) for (_, key), files in pairs.items()
+    ]
+    if all(source.reason is not None for source in sources):
+        raise InputError(
+            f"--layout pairs none of {len(sources)} images with its labels: of "
+            f"{sources[0].name}, for instance, the names in braces are {sources[0].image_id}"
+        )
+    return sources
+
+
+def _build_source(image_id: str, files: _Files, *, layout: Layout) -> Source:
+    first = {role: entries[0] for role, entries in files.items()}
+    per_nucleus = "nuclei" in layout.patterns
+    masks = sorted(files.get("nuclei", ()), key=lambda entry: entry.name)
+    source = Source(
+        image_id,
+        first.get("images"),
+        masks=tuple(masks if per_nucleus else files.get("masks", ())[:1]),
+        labels=first.get("labels"),
+        areas=first.get("areas"),
+        markers=first.get("markers"),
+        per_nucleus=per_nucleus,
     )
+    if "images" not in files:
+        return replace(source, reason="no_image")
+    if files.keys() != layout.patterns.keys():
+        return replace(source, reason="not_labelled" if layout.partial else "no_mask")
+    if any(len(entries) > 1 for role, entries in files.items() if role != "nuclei"):
+        return replace(source, reason="ambiguous_name")
+    return source
+
+
+def _split_arrays(source: Source, *, cache: Cache) -> list[Source]:
+    """Return a source for each element of stacks of images and labels."""
+    truth = [source.labels, source.areas, source.markers, *source.masks]
+    files = [source.image, *(file for file in truth if file is not None)]
+    if source.reason is not None or source.per_nucleus:
+        return [source]
+    try:
+        shapes = [
+            arrays.read_shape(file, cache=cache)
+            for file in files
+            if file is not None and arrays.is_array(file)
+        ]
+    except InputError:  # which is said when it is read
+        return [source]
+    counts = {shape[:1] for shape in shapes}
+    if len(shapes) < len(files) or len(counts) > 1 or len(shapes[-1]) != 3:
+        return [source]
+    count = shapes[-1][0]
+    return [
+        replace(
+            source, image_id=f"{source.image_id}-{element:0{len(str(count - 1))}d}", element=element
+        )
+        for element in range(count)
+    ]

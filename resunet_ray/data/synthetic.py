@@ -12,7 +12,8 @@ import pandas as pd
 from jaxtyping import Bool, Float32, Int32, UInt8
 
 from resunet_ray import storage
-from resunet_ray.data.images import encode_labels, encode_png
+from resunet_ray.data.images import encode_png
+from resunet_ray.data.labels import encode_labels
 
 MODALITIES = ("fluorescence", "stained")
 

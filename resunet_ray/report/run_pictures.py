@@ -18,7 +18,10 @@ from resunet_ray import storage
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.archives import Entry
 from resunet_ray.data.images import decode_image, decode_stored, encode_png
+from resunet_ray.data.raster.planes import Selection
+from resunet_ray.data.raster.scene import Plane
 from resunet_ray.data.slides import Slide, companions
+from resunet_ray.data.stacks import ZARR_SUFFIX, is_stack, read_from_stack
 from resunet_ray.data.tissue import read_view
 from resunet_ray.errors import InputError
 from resunet_ray.pictures import draw_beside
@@ -42,7 +45,7 @@ def picture_images(
     shown = []
     for row in rows.to_dict("records"):
         try:
-            image = _read_image(row, storage.Cache.of(config))
+            image = _read_image(row, config)
             picture = draw_beside(image, decode_stored(masks[row["image_id"]]), side=_SIDE)
         except InputError as error:  # deleted or changed since the run
             shown.append({**row, "picture": None, "message": str(error)})
@@ -102,7 +105,14 @@ def picture_slides(
         try:
             with (
                 stage_slide(row["image_uri"], _fingerprint(row), config=config) as path,
-                closing(Slide(path, name=row["image_uri"])) as slide,
+                closing(
+                    Slide(
+                        path,
+                        name=row["image_uri"],
+                        plane=_plane(row),
+                        selection=Selection.of(config),
+                    )
+                ) as slide,
             ):
                 pictures[row["image_id"]] = _SlidePicture(
                     slide.info.height, read_view(slide, side=_SLIDE_SIDE)
@@ -121,13 +131,19 @@ def picture_slides(
 
 def _fingerprint(row: dict[str, Any]) -> str | None:
     """The fingerprint of an image's file, if images/ tells it."""
-    if companions(row["image_uri"]):
+    if companions(row["image_uri"]) or row["image_uri"].lower().endswith(ZARR_SUFFIX):
         return None
     if isinstance(row["source_etag"], str):
         return str(row["source_etag"])
-    if isinstance(row["member"], str):  # its size is not the archive's
+    is_plane = isinstance(row.get("file_id"), str)
+    if isinstance(row["member"], str) and not is_plane:  # its size is not the archive's
         return None
     return storage.FileStatus("", int(row["source_bytes"]), row["source_mtime"]).fingerprint
+
+
+def _plane(row: dict[str, Any]) -> Plane:
+    known = (name for name in ("scene", "t", "z") if not pd.isna(row.get(name)))
+    return Plane(**{name: int(row[name]) for name in known})
 
 
 def _read_regions(output: str, run_id: str, wanted: set[str]) -> Iterator[dict[str, Any]]:
@@ -153,9 +169,20 @@ def list_tables(folder: str) -> list[str]:
     ]
 
 
-def _read_image(row: dict[str, Any], cache: storage.Cache) -> UInt8[np.ndarray, "h w 3"]:
+def _read_image(row: dict[str, Any], config: SegmentConfig) -> UInt8[np.ndarray, "h w 3"]:
+    uri, selection = row["image_uri"], Selection.of(config)
+    if isinstance(row.get("file_id"), str) or is_stack(uri):
+        return read_from_stack(
+            uri,
+            _plane(row),
+            fingerprint=_fingerprint(row),
+            cache=storage.Cache.of(config),
+            selection=selection,
+            stored=False,
+        )
     member = row["member"] if isinstance(row["member"], str) else None
     offset = None if pd.isna(row["member_offset"]) else int(row["member_offset"])
     size = int(row["source_bytes"])
-    entry = Entry(row["image_uri"], member, offset, size, fingerprint=_fingerprint(row))
-    return decode_image(entry.read(cache), name=entry.name)
+    entry = Entry(uri, member, offset, size, fingerprint=_fingerprint(row))
+    content = entry.read(storage.Cache.of(config))
+    return decode_image(content, name=entry.name, selection=selection)

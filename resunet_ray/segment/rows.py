@@ -11,6 +11,7 @@ from typing import Literal, Self
 
 import pyarrow as pa
 
+from resunet_ray.data.raster.scene import Plane
 from resunet_ray.intensity import Range
 from resunet_ray.model.tiling import Box
 from resunet_ray.segment.failures import Failure
@@ -30,6 +31,17 @@ class ImageRef:
     mask_uri: str | None = None
     mpp: float | None = None
     mpp_source: str | None = None
+    file_id: str | None = None
+    """Of the file, if the image is one of its planes."""
+    scene: int | None = None
+    t: int | None = None
+    z: int | None = None
+    channel: str | None = None
+
+    @property
+    def plane(self) -> Plane:
+        """Which plane of its file; the channel does not count."""
+        return Plane(scene=self.scene or 0, t=self.t or 0, z=self.z or 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from resunet_ray.segment import layout
 from resunet_ray.segment.commit import chunks_done, commit_run
 from resunet_ray.segment.planning.ledger import read_ledger
 from resunet_ray.segment.planning.listing import Listing
-from resunet_ray.segment.planning.plan import Plan, count_plan, list_new, write_plan
+from resunet_ray.segment.planning.plan import Plan, count_plan, drop_done, list_new, write_plan
 from resunet_ray.segment.planning.slides import SlidePlanner
 from resunet_ray.segment.planning.survey import Surveyor
 from resunet_ray.segment.work.actors import segment_chunks, uses_gpu
@@ -159,7 +159,9 @@ def _plan(
         count_plan(images, plan)
     else:
         slides = SlidePlanner(Surveyor.of(config, info), folder=storage.join(folder, "survey"))
-        write_plan(folder, slides.plan(images), plan)
+        regions = slides.plan(images)
+        retry = config.retry_failed
+        write_plan(folder, drop_done(regions, plan, ledger=ledger, retry_failed=retry), plan)
     if not plan.listed:
         raise InputError(f"{', '.join(config.input)}: no image found")
     result = SegmentationResult(

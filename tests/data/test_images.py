@@ -3,17 +3,17 @@
 import io
 import struct
 import zlib
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageOps
 
 from resunet_ray.data.images import (
     decode_image,
-    decode_labels,
     decode_stored,
-    encode_labels,
     encode_png,
     is_stored_form,
 )
@@ -21,6 +21,12 @@ from resunet_ray.errors import ImageError
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 GREY = RGB[..., 0]
+
+
+def write_tiff(array: np.ndarray, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, array, **options)
+    return buffer.getvalue()
 
 
 def save(array: np.ndarray, *, format: str, mode: str | None = None, **options: object) -> bytes:
@@ -62,10 +68,10 @@ def test_a_palette_is_replaced_by_its_colours() -> None:
 
 
 @pytest.mark.parametrize(("bits", "largest"), [(10, 1023), (12, 4095), (14, 16383), (16, 65535)])
-def test_sixteen_bit_grey_is_scaled_by_the_camera_s_depth(bits: int, largest: int) -> None:
+def test_stored_counts_are_scaled_by_the_camera_s_depth(bits: int, largest: int) -> None:
     counts = np.linspace(0, largest, 35).reshape(5, 7).astype(np.uint16)
     for format in ("PNG", "TIFF"):
-        decoded = decode_image(save(counts, format=format), name="a")
+        decoded = decode_image(save(counts, format=format), name="a", stored=True)
         np.testing.assert_array_equal(decoded[..., 2], np.rint(counts * (255 / largest)))
 
 
@@ -100,10 +106,10 @@ def test_ambiguous_images_are_refused_by_name() -> None:
     )
     glass = np.dstack((RGB, np.full(GREY.shape, 9, np.uint8)))
     cases = {
-        "2 pages": pages.getvalue(),
+        "2 planes": pages.getvalue(),
         "partly transparent": save(glass, format="PNG"),
         "colour mode CMYK": save(RGB, format="JPEG", mode="CMYK"),
-        "colour mode F": save(GREY.astype(np.float32), format="TIFF"),
+        "values are complex64": write_tiff(GREY.astype(np.complex64)),
         "is not an image": b"MZ\x90\x00 this program",
         "is empty": b"",
     }
@@ -116,7 +122,7 @@ def test_ambiguous_images_are_refused_by_name() -> None:
 def test_a_file_that_ends_early_is_refused_and_not_filled_with_grey(format: str) -> None:
     big = np.random.default_rng(1).integers(0, 256, (64, 80, 3), dtype=np.uint8)
     content = save(big, format=format)
-    with pytest.raises(ImageError, match=r"^half.* is (damaged|not an image)"):
+    with pytest.raises(ImageError, match=r"^half cannot be read: .*(damaged|cut short)"):
         decode_image(content[: len(content) // 2], name="half")
 
 
@@ -139,19 +145,6 @@ def test_a_bomb_is_refused_by_its_header() -> None:
         decode_image(bomb(50_000), name="bomb")
     with pytest.raises(ImageError, match="claims 9000 x 9000 pixels: expected at most 1000"):
         decode_image(bomb(9_000), name="bomb", max_pixels=1000)
-
-
-def test_labels_keep_their_numbers() -> None:
-    labels = np.arange(35, dtype=np.int32).reshape(5, 7) * 1000
-    np.testing.assert_array_equal(decode_labels(encode_labels(labels, name="a"), name="a"), labels)
-    palette = Image.fromarray((labels // 1000).astype(np.uint8), mode=None).convert("P")
-    buffer = io.BytesIO()
-    palette.save(buffer, format="PNG")
-    assert decode_labels(buffer.getvalue(), name="a").max() == 34
-    with pytest.raises(ImageError, match="colour image"):
-        decode_labels(save(RGB, format="PNG"), name="a")
-    with pytest.raises(ImageError, match="65536 instances"):
-        encode_labels(np.full((2, 3), 65536, np.int32), name="a")
 
 
 def test_images_stored_unchanged_decode_the_same_without_checks() -> None:

@@ -19,8 +19,9 @@ from support import read_picture
 from resunet_ray.config import PrepareConfig
 from resunet_ray.data.check import CheckedImage, Reject, check_source
 from resunet_ray.data.dataset import open_dataset, plan_once
-from resunet_ray.data.images import decode_stored, encode_labels, encode_png
+from resunet_ray.data.images import decode_stored, encode_png
 from resunet_ray.data.labelled import read_images
+from resunet_ray.data.labels import encode_labels
 from resunet_ray.data.metadata import Metadata
 from resunet_ray.data.prepare import prepare
 from resunet_ray.data.sources import Source, list_sources
@@ -137,9 +138,35 @@ def test_every_bad_image_is_named_with_its_reason_and_too_many_are_refused(
     message = rejects.set_index("image_id")["message"]
     assert "10 x 12: expected 96 x 112" in message[name(1)]
     assert message[name(9)].endswith("its pixels equal those of copy")
-    assert sorted(path.name for path in output.iterdir() if path.is_dir()) == [], (
-        "staging is deleted"
+    folders = [path.name for path in output.iterdir() if path.is_dir()]
+    assert folders == ["leases"], "staging is deleted"
+
+
+def test_frames_that_a_layout_leaves_out_are_counted_and_do_not_fail_the_job(
+    generated: Path, tmp_path: Path, cluster: str
+) -> None:
+    """Of 10 frames, one has no labels, and in another one nucleus is marked but has none."""
+    movie = tmp_path / "Fluo-N2DH-SIM+"
+    for number, image in enumerate(sorted((generated / "images").iterdir())[:10]):
+        labels = read_picture(generated / "instances" / image.name)
+        seen = np.where(labels == 1, 0, labels).astype(np.uint16) if number == 3 else labels
+        for name, array in (
+            (f"01/t{number:03d}.tif", read_picture(image)),
+            (f"01_GT/TRA/man_track{number:03d}.tif", labels),
+            (f"01_GT/SEG/man_seg{number:03d}.tif", seen),
+        ):
+            (movie / name).parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(movie / name), array)
+    (movie / "01_GT" / "SEG" / "man_seg007.tif").unlink()
+    output = tmp_path / "out"
+    config = PrepareConfig(
+        input=(str(movie),), output=str(output), layout=("ctc",), split="fraction", seed=1
     )
+    prepared = prepare(config)
+    assert (prepared.images, prepared.reasons) == (8, {"partly_labelled": 1, "not_labelled": 1})
+    rejects = pd.read_parquet(output / "rejects.parquet").set_index("image_id")["reason"]
+    assert rejects.to_dict() == {"01-003": "partly_labelled", "01-007": "not_labelled"}
+    assert json.loads((output / "dataset.json").read_text())["config"]["layout"] == ["ctc"]
 
 
 def die_over_poison(source: Source, **options: Any) -> CheckedImage | Reject:
@@ -173,7 +200,8 @@ def test_images_that_crash_the_process_are_named_and_the_rest_is_prepared(
         .str.match(r"the process died 2 times on .*/images/poison-\d.png: out of memory, or")
         .all()
     )
-    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".parquet"}
+    found = {path.suffix for path in (tmp_path / "out").iterdir() if path.name != "leases"}
+    assert found == {".json", ".parquet"}
 
 
 def test_a_finished_data_set_is_never_overwritten(dataset_uri: str, generated: Path) -> None:
@@ -269,11 +297,11 @@ def test_a_pair_of_which_a_file_was_replaced_after_it_was_listed_is_no_pair(
         shutil.copytree(generated / kind, folder / kind)
     names = sorted(path.name for path in (folder / "images").iterdir())
     uri = shutil.make_archive(str(folder), "tar", folder) if packed else str(folder)
-    sources = list_sources([uri], max_bytes=2**30)
+    cache = Cache(str(tmp_path / "cache"), 2**30)
+    sources = list_sources([uri], cache=cache)
     shutil.copyfile(folder / "masks" / names[1], folder / "masks" / names[0])
     if packed:
         shutil.make_archive(str(folder), "tar", folder)
-    cache = Cache(str(tmp_path / "cache"), 2**30)
     checked = [
         check_source(source, max_pixels=10**6, known=Metadata(), cache=cache) for source in sources
     ]

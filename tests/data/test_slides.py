@@ -10,6 +10,8 @@ import tifffile
 from support import REAL_SLIDES, tiff_header, write_ome, write_pyramid, write_svs
 
 from resunet_ray.data import slides
+from resunet_ray.data.raster import opening
+from resunet_ray.data.raster.scene import Plane, Window, believe
 from resunet_ray.data.slides import Slide, companions
 from resunet_ray.data.synthetic import generate_image
 from resunet_ray.errors import ImageError, InputError
@@ -35,7 +37,7 @@ def test_the_largest_level_is_what_was_written(picture: np.ndarray, tmp_path: Pa
     ):
         slide = Slide(str(tmp_path / name), name=name)
         assert (slide.info.height, slide.info.width, slide.info.format) == (500, 640, form)
-        assert slide.info.mpp == (None if mpp is None else pytest.approx(mpp, rel=1e-3))
+        assert believe(slide.info.pixel) == (None if mpp is None else pytest.approx(mpp, rel=1e-3))
         np.testing.assert_array_equal(slide.read(0, 0, 500, 640, scale=1.0), picture)
         np.testing.assert_array_equal(
             slide.read(123, 45, 67, 89, scale=1.0), picture[123:190, 45:134]
@@ -82,13 +84,13 @@ def test_a_slide_without_small_levels_is_read_in_pieces(
     slide = Slide(str(tmp_path / "a.tiff"), name="a")
     whole = slide.read(0, 0, 125, 160, scale=4.0).astype(int)
     sizes: list[int] = []
-    original = slide._reader.read
+    original = slide._raster.read
 
-    def read(level: int, top: int, left: int, height: int, width: int) -> np.ndarray:
-        sizes.append(height * width)
-        return original(level, top, left, height, width)
+    def read(plane: Plane, level: int, window: Window) -> np.ndarray:
+        sizes.append(window[2] * window[3])
+        return original(plane, level, window)
 
-    monkeypatch.setattr(slide._reader, "read", read)
+    monkeypatch.setattr(slide._raster, "read", read)
     monkeypatch.setattr(slides, "_READ_PIXELS", 9000)
     pieces = slide.read(0, 0, 125, 160, scale=4.0).astype(int)
     assert max(sizes) <= 9000
@@ -143,11 +145,11 @@ def test_a_header_that_claims_more_than_the_file_has_is_refused(
         "tile": (tiff_header(height=2**20, width=2**20, side=2**20), "cut short"),
         "narrow": (
             tiff_header(height=500, width=0),
-            "claims 500 x 0 pixels: expected 1 to 2097152 per side",
+            "claims 500 x 0 pixels",
         ),
         "flat": (
             tiff_header(height=0, width=500),
-            "claims 0 x 500 pixels: expected 1 to 2097152 per side",
+            "claims 0 x 500 pixels",
         ),
         "empty": (b"II*\0" + bytes(100), "its last pages are missing"),
     }
@@ -174,7 +176,7 @@ def test_what_cannot_be_a_slide_is_named(
     picture: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "text.svs").write_bytes(b"no image")
-    tifffile.imwrite(tmp_path / "deep.tif", np.zeros((40, 50), np.float32))
+    tifffile.imwrite(tmp_path / "deep.tif", np.zeros((40, 50), np.complex64))
     tifffile.imwrite(
         tmp_path / "four.tif",
         np.zeros((4, 40, 50), np.uint8),
@@ -183,15 +185,15 @@ def test_what_cannot_be_a_slide_is_named(
     )
     for name, message in (
         ("text.svs", "not a TIFF"),
-        ("deep.tif", "its values float32"),
+        ("deep.tif", "its values are complex64"),
         ("four.tif", "4 channels"),
     ):
         with pytest.raises(ImageError, match=rf"{name} cannot be opened as a slide: .*{message}"):
             Slide(str(tmp_path / name), name=name)
     write_pyramid(tmp_path / "large.tiff", picture)
-    monkeypatch.setattr(slides, "_MAX_SIDE", 600)
+    monkeypatch.setattr(opening, "_MAX_SIDE", 600)
     with pytest.raises(
-        ImageError, match="large claims 500 x 640 pixels: expected 1 to 600 per side"
+        ImageError, match="large .* it claims 500 x 640 pixels: expected 1 to 600 per side"
     ):
         Slide(str(tmp_path / "large.tiff"), name="large")
     assert companions("s3://lab/a.mrxs") == ["s3://lab/a"]

@@ -41,7 +41,7 @@ BBBC038 = (
 
 
 def test_pairs_match_by_name_whatever_their_suffix(tmp_path: Path) -> None:
-    first, second = list_sources(max_bytes=2**30, uris=[str(touch(tmp_path, *PAIRS))])
+    first, second = list_sources(cache=CACHE, uris=[str(touch(tmp_path, *PAIRS))])
     assert (first.image_id, second.image_id) == ("a b", "ü")
     assert first.image is not None
     assert first.image.read(CACHE) == b"images/a b.png"
@@ -52,7 +52,7 @@ def test_pairs_match_by_name_whatever_their_suffix(tmp_path: Path) -> None:
 
 def test_a_folder_per_image_collects_its_nuclei(tmp_path: Path) -> None:
     first, second = list_sources(
-        max_bytes=2**30, uris=[str(touch(tmp_path / "stage1_train", *BBBC038))]
+        cache=CACHE, uris=[str(touch(tmp_path / "stage1_train", *BBBC038))]
     )
     assert (first.image_id, len(first.masks), first.per_nucleus) == ("x1", 2, True)
     assert (second.image_id, len(second.masks)) == ("x2", 1)
@@ -72,8 +72,8 @@ def test_archives_hold_what_the_folder_holds(
     else:
         with tarfile.open(archive, "w:gz" if ending.endswith("gz") else "w") as packed:
             packed.add(folder, ".")
-    loose = list_sources(max_bytes=2**30, uris=[str(folder)])
-    found = list_sources(max_bytes=2**30, uris=[str(archive)])
+    loose = list_sources(cache=CACHE, uris=[str(folder)])
+    found = list_sources(cache=CACHE, uris=[str(archive)])
     assert [source.image_id for source in found] == [source.image_id for source in loose]
     for one, other in zip(loose, found, strict=True):
         assert [entry.read(CACHE) for entry in one.masks] == [
@@ -89,7 +89,7 @@ def test_an_archive_member_s_name_never_becomes_a_path(tmp_path: Path) -> None:
     with zipfile.ZipFile(archive, "w") as packed:
         packed.writestr("../../images/evil.png", b"image")
         packed.writestr("../../masks/evil.png", b"mask")
-    (source,) = list_sources(max_bytes=2**30, uris=[str(archive)])
+    (source,) = list_sources(cache=CACHE, uris=[str(archive)])
     assert source.image is not None
     assert source.image.read(CACHE) == b"image"
     assert sorted(tmp_path.iterdir()) == [archive]
@@ -105,7 +105,7 @@ def test_files_without_partner_are_rejected_with_a_reason(tmp_path: Path) -> Non
         "masks/two.png",
     )
     other = touch(tmp_path / "b", "images/again.png", "masks/again.png")
-    found = list_sources(max_bytes=2**30, uris=[str(folder), str(other), str(other)])
+    found = list_sources(cache=CACHE, uris=[str(folder), str(other), str(other)])
     assert {(source.image_id, source.reason) for source in found} == {
         ("lonely", "no_mask"), ("ghost", "no_image"), ("two", "ambiguous_name"),
         ("again", None), ("again", "duplicate_id"),
@@ -114,10 +114,10 @@ def test_files_without_partner_are_rejected_with_a_reason(tmp_path: Path) -> Non
 
 def test_a_missing_input_or_one_without_images_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere does not exist"):
-        list_sources(max_bytes=2**30, uris=[str(tmp_path / "nowhere")])
+        list_sources(cache=CACHE, uris=[str(tmp_path / "nowhere")])
     with pytest.raises(InputError, match=r"holds no images: expected images/NAME.png"):
-        list_sources(max_bytes=2**30, uris=[str(touch(tmp_path, "a.png"))])
+        list_sources(cache=CACHE, uris=[str(touch(tmp_path, "a.png"))])
     broken = tmp_path / "broken.zip"
     broken.write_bytes(b"PK\x03\x04 not a zip")
     with pytest.raises(InputError, match=r"broken.zip cannot be read as an archive"):
-        list_sources(max_bytes=2**30, uris=[str(broken)])
+        list_sources(cache=CACHE, uris=[str(broken)])

@@ -19,6 +19,7 @@ from resunet_ray import storage
 from resunet_ray.archive import segment_archive
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.images import encode_png
+from resunet_ray.data.raster.planes import EVERYTHING
 from resunet_ray.errors import ResourceError
 from resunet_ray.schema import IMAGES
 from resunet_ray.segment.planning.ledger import read_ledger
@@ -144,7 +145,9 @@ def test_a_share_that_is_gone_says_nothing_about_its_images(tmp_path: Path) -> N
     def read(name: str) -> Sample:
         image = ImageRef(image_id="0", image_uri=f"{tmp_path}/share/{name}")
         planned = PlannedRegion(image=image)
-        return read_image(planned, cache=cache, max_pixels=10**6, measure=False)
+        return read_image(
+            planned, cache=cache, max_pixels=10**6, measure=False, selection=EVERYTHING
+        )
 
     failure = read("a.png").failure
     assert failure is not None

@@ -21,7 +21,8 @@ from resunet_ray import storage
 from resunet_ray.bundle import load_bundle
 from resunet_ray.config import ModelConfig, PrepareConfig, TrainConfig
 from resunet_ray.data.dataset import Dataset, open_dataset
-from resunet_ray.data.images import encode_labels, encode_png
+from resunet_ray.data.images import encode_png
+from resunet_ray.data.labels import encode_labels
 from resunet_ray.data.prepare import prepare
 from resunet_ray.data.targets import compute_targets, leave_unknown
 from resunet_ray.errors import InputError

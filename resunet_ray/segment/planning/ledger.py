@@ -16,7 +16,7 @@ from resunet_ray.tasks import map_ahead
 ID_BYTES = 16
 
 _FAILURES = ["attempt", "error_kind", "finished_at"]
-_COLUMNS = ["image_id", "bundle_digest", "config_digest", "status", *_FAILURES]
+_COLUMNS = ["image_id", "file_id", "bundle_digest", "config_digest", "status", *_FAILURES]
 _PAUSES = (timedelta(0), timedelta(hours=20), timedelta(hours=68))
 """How long after its last attempt an image is tried again: in the next run, the next night, and
 three nights later."""
@@ -31,11 +31,15 @@ class Ledger:
     """The images that one bundle and configuration have processed."""
 
     done: Ids
-    """Sorted ids of the images that need no more work."""
+    """Sorted ids of the images that need no more work, and of all files whose planes are images."""
     failed: dict[bytes, int]
-    """Number of the last attempt of each image that failed, wholly or in part."""
+    """Number of the last attempt of each image that failed, wholly or in part, and of its file."""
     due: set[bytes] = field(default_factory=set)
     """Those of them that were missing or denied, and are to be tried again."""
+
+    def again(self, *, retry_failed: bool) -> set[bytes]:
+        """Return the ids of the images that failed and are tried again, and of their files."""
+        return set(self.failed) if retry_failed else self.due
 
 
 def read_ledger(
@@ -75,14 +79,18 @@ def read_ledger(
         table = table.filter(same)
         bad = pc.is_in(table["status"], value_set=pa.array(["failed", "partial"]))
         failed = table.filter(bad)
-        ids = parse_ids(failed["image_id"]).tolist()
-        rows = failed.select([name for name in _FAILURES if name in table.column_names])
-        known = dict(zip(ids, rows.to_pylist(), strict=True))
-        return (
-            parse_ids(table.filter(pc.invert(bad))["image_id"]),
-            {name: row["attempt"] for name, row in known.items()},
-            {name for name, row in known.items() if is_due(row)},
-        )
+        names = ["image_id", "file_id", *_FAILURES]
+        rows = failed.select([name for name in names if name in table.column_names]).to_pylist()
+        attempts: dict[bytes, int] = {}
+        again: set[bytes] = set()
+        for row in rows:
+            ids = {parse_id(name) for name in (row["image_id"], row.get("file_id")) if name}
+            attempts |= dict.fromkeys(ids, row["attempt"])
+            again |= ids if is_due(row) else set()
+        done = [parse_ids(table.filter(pc.invert(bad))["image_id"])]
+        if "file_id" in table.column_names:  # since version 0.2.0
+            done.append(np.unique(parse_ids(table["file_id"].drop_null())))
+        return np.concatenate(done), attempts, again
 
     done = [np.empty(0, f"S{ID_BYTES}")]
     failed: dict[bytes, int] = {}
@@ -93,6 +101,11 @@ def read_ledger(
             failed |= attempts
             due |= again
     return Ledger(np.sort(np.concatenate(done)), failed, due)
+
+
+def parse_id(text: str) -> bytes:
+    """Parse an id of 32 hexadecimal digits; NumPy takes zeros at the end for padding."""
+    return bytes.fromhex(text).rstrip(b"\0")
 
 
 def parse_ids(column: pa.ChunkedArray) -> Ids:

@@ -17,16 +17,18 @@ from datetime import datetime
 from typing import Any
 
 from resunet_ray import storage
-from resunet_ray.data import slides
+from resunet_ray.data import slides, stacks
 from resunet_ray.data.archives import Entry, is_archive, list_entries
-from resunet_ray.data.images import SUFFIXES
+from resunet_ray.data.raster.opening import SUFFIXES
 from resunet_ray.errors import ConfigError, InputError, UnclearError
 from resunet_ray.segment.planning.manifest import parse_mpp, read_manifest_rows, read_pixel_sizes
 from resunet_ray.tasks import map_ahead
 
 logger = logging.getLogger(__name__)
 
-_SUFFIXES = SUFFIXES + slides.SUFFIXES
+_SUFFIXES = (*SUFFIXES, *slides.SUFFIXES, *stacks.STACK_SUFFIXES)
+_ZARR = re.compile(rf"(.*?{re.escape(stacks.ZARR_SUFFIX)})/(.*)", re.IGNORECASE)
+_ZARR_METADATA = (".zattrs", "zarr.json")  # of versions 2 and 3
 _GLOB = re.compile(r"[*?]")
 _STAT_THREADS = 32  # look up a manifest's files one by one; object stores answer slowly
 _SHOWN = 5  # names of ignored files in the log
@@ -123,6 +125,12 @@ class Listing:
     ) -> Iterator[tuple[str, ListedImage]]:
         for file in storage.walk_files(uri):
             location = storage.join(uri, file.path) if file.path else uri
+            if (folder := _ZARR.fullmatch(location)) is not None:  # its chunks are not listed
+                path = folder[1].rsplit("/", 1)[-1]
+                if folder[2] in _ZARR_METADATA and (folder[1] == uri or wanted(path)):
+                    found = _found(folder[1], replace(file, size=0))
+                    yield path, replace(found, source_fingerprint=None)
+                continue
             if _is_hidden(file.path) or not (wanted(file.path) or file.error is not None):
                 continue
             if self.exclude is not None and location.startswith(f"{self.exclude.rstrip('/')}/"):

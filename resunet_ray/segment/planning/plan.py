@@ -2,14 +2,14 @@
 
 A chunk is one task and one file of regions.
 
-    list_new(listing) ─► SlidePlanner.plan(images) ─► write_plan(regions)
+    list_new(listing) ─► SlidePlanner.plan(images) ─► drop_done(regions) ─► write_plan(regions)
 
 Each is a stream, so that millions of images take no more memory than a few.
 """
 
 import itertools
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from resunet_ray.records import from_table, to_table
 from resunet_ray.schema import PLAN
 from resunet_ray.segment import layout
 from resunet_ray.segment.planning.grid import block_of
-from resunet_ray.segment.planning.ledger import ID_BYTES, Ledger, SeenIds, contains
+from resunet_ray.segment.planning.ledger import ID_BYTES, Ledger, SeenIds, contains, parse_id
 from resunet_ray.segment.planning.listing import ListedImage
 from resunet_ray.segment.rows import ImageRef, PlannedRegion
 
@@ -71,23 +71,45 @@ def list_new(
         ledger: what is done.
         retry_failed: include all images that failed before, not only those that are due.
     """
-    seen = SeenIds()
+    seen, again = SeenIds(), ledger.again(retry_failed=retry_failed)
+    again_ids = np.array(sorted(again), f"S{ID_BYTES}")
     for batch in _batches(listing, _BATCH):
         names = [image.image_id for image in batch]
         ids = np.array(names, f"S{ID_BYTES}")
-        first, done = seen.add(ids), contains(ledger.done, ids)
+        # A file of planes is done as soon as it was planned, and is opened again for any of them.
+        planned = contains(ledger.done, ids)
+        first, done = seen.add(ids), planned & ~contains(again_ids, ids)
         plan.listed += len(batch)
         plan.repeated += int((~first).sum())
         plan.done += int((first & done).sum())
         for number in np.flatnonzero(first & ~done):
             name = bytes(ids[number])
             attempts = ledger.failed.get(name, 0)
-            if attempts and not retry_failed and name not in ledger.due:
+            if attempts and name not in again:
                 plan.failed_before += 1
                 continue
-            if attempts:
+            if attempts and not planned[number]:
                 plan.retried.append(names[number].hex())
             yield _plan_image(batch[number], names[number], attempt=attempts + 1)
+
+
+def drop_done(
+    regions: Iterable[PlannedRegion], plan: Plan, *, ledger: Ledger, retry_failed: bool
+) -> Iterator[PlannedRegion]:
+    """Leave out the planes that are done of files that are opened again; see `list_new`."""
+    again = ledger.again(retry_failed=retry_failed)
+    for region in regions:
+        if region.image.file_id is None:
+            yield region
+            continue
+        name = parse_id(region.image.image_id)
+        attempts = ledger.failed.get(name, 0)
+        if attempts:
+            if name in again:
+                plan.retried += [region.image.image_id] if region.place.region_index == 0 else []
+                yield replace(region, attempt=attempts + 1)
+        elif not contains(ledger.done, np.array([name], f"S{ID_BYTES}"))[0]:
+            yield replace(region, attempt=1)
 
 
 def write_plan(folder: str, regions: Iterable[PlannedRegion], plan: Plan) -> None:

@@ -4,8 +4,10 @@ Each region with tissue becomes a row of the plan. A slide without tissue, or on
 opened, becomes one row that says so.
 """
 
-import io
+import hashlib
 import logging
+import math
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,14 +18,18 @@ from jaxtyping import UInt8
 from resunet_ray import storage
 from resunet_ray.bundle import BundleInfo
 from resunet_ray.config import SegmentConfig
-from resunet_ray.data.slides import SUFFIXES, TIFF_SUFFIXES, Slide, companions
-from resunet_ray.data.tiff import is_slide
+from resunet_ray.data.raster.opening import naming, require_pixels
+from resunet_ray.data.raster.planes import Selection, list_planes, name_plane
+from resunet_ray.data.raster.scene import PixelSize, Plane, Raster, believe
+from resunet_ray.data.slides import SUFFIXES, Slide, companions
+from resunet_ray.data.stacks import is_opened_first, is_stack, open_stack
 from resunet_ray.data.tissue import Tissue, find_tissue, read_view
 from resunet_ray.errors import ImageError, InputError, RunError
 from resunet_ray.intensity import measure_range
 from resunet_ray.model.diameter import choose_scale
 from resunet_ray.segment.planning.grid import SQUARE, Gate, Grid, squares_of
-from resunet_ray.segment.rows import Place, PlannedRegion
+from resunet_ray.segment.planning.ledger import ID_BYTES
+from resunet_ray.segment.rows import ImageRef, Place, PlannedRegion
 from resunet_ray.storage import crashes
 
 logger = logging.getLogger(__name__)
@@ -79,29 +85,66 @@ class Surveyor:
 
     def _survey(self, planned: PlannedRegion) -> list[PlannedRegion]:
         uri = planned.image.image_uri
-        if uri.lower().endswith(TIFF_SUFFIXES) and not self._tiff_is_slide(planned):
-            return [planned]
+        found = [(planned, True)]
+        if is_opened_first(uri):
+            cache = storage.Cache.of(self.config)
+            with (
+                open_stack(uri, fingerprint=planned.source_fingerprint, cache=cache) as raster,
+                naming(uri, done="opened"),
+            ):
+                found = list(self._list_planes(planned, raster))
+        if not any(is_slide for _, is_slide in found):
+            return [plane for plane, _ in found]
         if self.resizes:
             raise ImageError(
                 f"{uri} is a slide, and the bundle was trained on whole images that were resized: "
                 "use a bundle that was trained on tiles"
             )
-        with (
-            stage_slide(uri, planned.source_fingerprint, config=self.config) as path,
-            closing(Slide(path, name=uri)) as slide,
-        ):
+        with stage_slide(uri, planned.source_fingerprint, config=self.config) as path:
+            return [
+                region
+                for plane, is_slide in found
+                for region in (self._open(plane, path) if is_slide else [plane])
+            ]
+
+    def _list_planes(
+        self, planned: PlannedRegion, raster: Raster
+    ) -> Iterator[tuple[PlannedRegion, bool]]:
+        """Yield each plane to segment, and whether it is read in parts."""
+        selection = Selection.of(self.config)
+        scenes = selection.apply(raster).scenes
+        planes = list_planes(scenes, channel=selection.channel)
+        for plane in planes:
+            scene, image = scenes[plane.scene], planned.image
+            if len(scene.channels) > 1:
+                name = scene.channels[plane.channel] or str(plane.channel)
+                image = replace(image, channel=name)
+            if len(planes) > 1:
+                image = _at(image, plane, name_plane(plane, scenes))
+            pixels = math.prod(scene.levels[0])
+            is_slide = len(scene.levels) > 1 or pixels > self.config.max_pixels
+            if is_stack(image.image_uri):
+                require_pixels(scene, most=self.config.max_pixels)
+                is_slide = False
+            if not is_slide:
+                image = self._with_mpp(image, scene.mpp)
+            yield replace(planned, image=image), is_slide
+
+    def _open(self, planned: PlannedRegion, path: str) -> list[PlannedRegion]:
+        """Return the regions of a slide."""
+        stored = not self.stretches
+        with closing(open_planned(path, planned.image, config=self.config, stored=stored)) as slide:
             return self._plan(planned, slide)
 
-    def _tiff_is_slide(self, planned: PlannedRegion) -> bool:
-        image = storage.Reader(planned.image.image_uri, fingerprint=planned.source_fingerprint)
-        with io.BufferedReader(image) as file:
-            return is_slide(file, max_pixels=self.config.max_pixels)
+    def _with_mpp(self, image: ImageRef, pixel: PixelSize | None) -> ImageRef:
+        """Return the image with the pixel size that its file states, if nothing else says it."""
+        if image.mpp is not None or (mpp := believe(pixel)) is None:
+            return image
+        return replace(image, mpp=mpp, mpp_source="metadata")
 
     def _plan(self, planned: PlannedRegion, slide: Slide) -> list[PlannedRegion]:
         warnings = []
-        image = planned.image
-        if image.mpp is None and slide.info.mpp is not None:
-            image = replace(image, mpp=slide.info.mpp, mpp_source="metadata")
+        image = self._with_mpp(planned.image, slide.info.pixel)
         if image.mpp is None and slide.info.stated_mpp is not None:
             warnings.append("mpp_not_believed")
         opened = Place(
@@ -185,8 +228,31 @@ def may_be_slide(planned: PlannedRegion) -> bool:
     return (
         planned.image.member is None
         and planned.failure is None
-        and planned.image.image_uri.lower().endswith(SUFFIXES + TIFF_SUFFIXES)
+        and (
+            is_opened_first(planned.image.image_uri)
+            or planned.image.image_uri.lower().endswith(SUFFIXES)
+        )
     )
+
+
+def _at(image: ImageRef, plane: Plane, name: str) -> ImageRef:
+    """Return a plane of a file as an image of its own."""
+    key = f"{image.image_id}\0{name}".encode()
+    return replace(
+        image,
+        image_id=hashlib.blake2b(key, digest_size=ID_BYTES).hexdigest(),
+        file_id=image.image_id,
+        member=name,
+        scene=plane.scene,
+        t=plane.t,
+        z=plane.z,
+    )
+
+
+def open_planned(path: str, image: ImageRef, *, config: SegmentConfig, stored: bool) -> Slide:
+    """Open a slide that was staged, at its plane; `stored` as in `Slide`."""
+    selection = Selection.of(config)
+    return Slide(path, name=image.image_uri, plane=image.plane, selection=selection, stored=stored)
 
 
 def stage_slide(

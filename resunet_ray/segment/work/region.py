@@ -6,7 +6,8 @@ import pyarrow as pa
 from jaxtyping import Float32, UInt8
 
 from resunet_ray.config import InstanceConfig
-from resunet_ray.data.images import encode_labels, encode_png
+from resunet_ray.data.images import encode_png
+from resunet_ray.data.labels import encode_labels
 from resunet_ray.model.heads import Prediction
 from resunet_ray.model.instances import find_instances
 from resunet_ray.model.measures import measure_instances

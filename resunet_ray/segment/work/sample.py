@@ -11,8 +11,11 @@ from resunet_ray import storage
 from resunet_ray.config import SegmentConfig
 from resunet_ray.config.model import Diameter
 from resunet_ray.data.archives import Entry
-from resunet_ray.data.images import decode_image, decode_labels, name_format
+from resunet_ray.data.images import decode_image, name_format
+from resunet_ray.data.labels import decode_mask
+from resunet_ray.data.raster.planes import Selection
 from resunet_ray.data.slides import Slide
+from resunet_ray.data.stacks import is_stack, read_from_stack
 from resunet_ray.errors import ImageError, InputError
 from resunet_ray.intensity import Range, measure_range
 from resunet_ray.model.heads import Prediction
@@ -59,7 +62,12 @@ def group_samples(samples: Iterable[Sample], *, pixels: int) -> Iterator[list[Sa
 
 
 def read_image(
-    planned: PlannedRegion, *, cache: storage.Cache, max_pixels: int, measure: bool
+    planned: PlannedRegion,
+    *,
+    cache: storage.Cache,
+    max_pixels: int,
+    measure: bool,
+    selection: Selection,
 ) -> Sample:
     """Read and decode one image; what goes wrong becomes its failure.
 
@@ -68,6 +76,7 @@ def read_image(
         cache: where compressed tars are expanded.
         max_pixels: an image of more is not decoded.
         measure: measure its range of intensities.
+        selection: which channel and focal planes.
 
     Raises:
         ResourceError: the storage cannot be reached.
@@ -79,27 +88,42 @@ def read_image(
     stage = "read"
     ref = planned.image
     try:
-        entry = Entry(
-            ref.image_uri,
-            ref.member,
-            ref.member_offset,
-            ref.source_bytes or 0,
-            fingerprint=planned.source_fingerprint,
-        )
-        content = entry.read(cache)
-        stage = "decode"
-        image = decode_image(content, name=entry.name, max_pixels=max_pixels)
-        place = replace(
-            planned.place,
-            format=name_format(content),
-            height=image.shape[0],
-            width=image.shape[1],
-        )
+        if ref.file_id is not None or is_stack(ref.image_uri):
+            image = read_from_stack(
+                ref.image_uri,
+                ref.plane,
+                fingerprint=planned.source_fingerprint,
+                cache=cache,
+                selection=selection,
+                stored=not measure,
+            )
+            kind = ref.image_uri[ref.image_uri.rfind(".") + 1 :].upper()
+        else:
+            entry = Entry(
+                ref.image_uri,
+                ref.member,
+                ref.member_offset,
+                ref.source_bytes or 0,
+                fingerprint=planned.source_fingerprint,
+            )
+            content = entry.read(cache)
+            stage = "decode"
+            image = decode_image(
+                content,
+                name=entry.name,
+                max_pixels=max_pixels,
+                selection=selection,
+                stored=not measure,
+            )
+            kind = name_format(content)
+        place = replace(planned.place, format=kind, height=image.shape[0], width=image.shape[1])
         sample.planned = replace(planned, place=place)
         stage = "mask"
         if ref.mask_uri is not None:
             mask = Entry(ref.mask_uri, fingerprint=planned.mask_fingerprint)
-            sample.truth = _read_truth(mask, shape=image.shape[:2], cache=cache)
+            sample.truth = _read_truth(
+                mask, shape=image.shape[:2], cache=cache, max_pixels=max_pixels
+            )
         if measure:
             low, high = sample.levels = measure_range(image)
             place = replace(place, level_low=low, level_high=high)
@@ -124,12 +148,12 @@ def read_tile(slide: Slide, tile: Box, *, scale: float, levels: Range | None) ->
 
 
 def _read_truth(
-    mask: Entry, *, shape: tuple[int, int], cache: storage.Cache
+    mask: Entry, *, shape: tuple[int, int], cache: storage.Cache, max_pixels: int
 ) -> UInt8[np.ndarray, "h w"]:
-    values = decode_labels(mask.read(cache), name=mask.uri)
-    if values.shape != shape:
+    truth = decode_mask(mask.read(cache), name=mask.uri, max_pixels=max_pixels)
+    if truth.shape != shape:
         raise InputError(
-            f"{mask.uri} is {values.shape[0]} x {values.shape[1]}: "
+            f"{mask.uri} is {truth.shape[0]} x {truth.shape[1]}: "
             f"expected {shape[0]} x {shape[1]}, the size of its image"
         )
-    return (values > 0).astype(np.uint8)
+    return truth

@@ -27,6 +27,7 @@ import torch
 
 from resunet_ray import monitoring, storage
 from resunet_ray.cluster import count_cores, is_lost, this_node
+from resunet_ray.data.raster.planes import Selection
 from resunet_ray.data.slides import Slide
 from resunet_ray.errors import InputError, RunError
 from resunet_ray.model.diameter import estimate_diameter
@@ -35,7 +36,7 @@ from resunet_ray.model.tiling import Box
 from resunet_ray.segment import layout
 from resunet_ray.segment.failures import Failure, require_few_unclear
 from resunet_ray.segment.planning.plan import read_chunk
-from resunet_ray.segment.planning.survey import stage_slide
+from resunet_ray.segment.planning.survey import open_planned, stage_slide
 from resunet_ray.segment.rows import Findings, PlannedRegion, Region, Seconds
 from resunet_ray.segment.work.chunk_file import write_regions
 from resunet_ray.segment.work.region import describe_image
@@ -80,6 +81,7 @@ class Segmenter:
         self._networks = 1 if spec.gpu else spec.threads or count_cores()
         self._model = ThreadPoolExecutor(self._networks, thread_name_prefix="model")
         self._bundle = spec.load_bundle()
+        self._stretches = self._bundle.info.preprocess.intensity == "percentiles"
         self._instances = self._bundle.info.instances
         if spec.config.threshold is not None:
             self._instances = replace(self._instances, threshold=spec.config.threshold)
@@ -140,23 +142,20 @@ class Segmenter:
 
     def _segment_slide(self, planned: list[PlannedRegion]) -> list[Region]:
         """Segment regions of one slide."""
-        image, fingerprint = planned[0].image, planned[0].source_fingerprint
+        image, config = planned[0].image, self._spec.config
+        stored = not self._stretches
         try:
             with (
-                stage_slide(image.image_uri, fingerprint, config=self._spec.config) as path,
-                closing(Slide(path, name=image.image_uri)) as slide,
+                stage_slide(image.image_uri, planned[0].source_fingerprint, config=config) as path,
+                closing(open_planned(path, image, config=config, stored=stored)) as slide,
             ):
-                chunk = SlideChunk.of(
-                    planned,
-                    slide,
-                    preprocess=self._bundle.info.preprocess,
-                    side=self._spec.config.region,
-                )
+                seen = self._bundle.info.preprocess
+                chunk = SlideChunk.of(planned, slide, preprocess=seen, side=config.region)
                 tiles = map_ahead(
                     self._readers,
                     partial(read_tile, slide, scale=chunk.scale, levels=chunk.levels),
                     chunk.tiles(),
-                    depth=2 * self._spec.config.readers,
+                    depth=2 * config.readers,
                 )
                 describe = partial(self._describe_region, slide, chunk, planned)
                 ready = chunk.gather(self._compute(tiles))
@@ -228,7 +227,8 @@ class Segmenter:
             planned,
             cache=self._cache,
             max_pixels=self._spec.config.max_pixels,
-            measure=self._bundle.info.preprocess.intensity == "percentiles",
+            measure=self._stretches,
+            selection=Selection.of(self._spec.config),
         )
 
     def _predict(self, group: list[Sample]) -> list[Sample]:

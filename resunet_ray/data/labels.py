@@ -1,0 +1,145 @@
+"""Bytes to masks and labels, and back: whole numbers, whatever form a program stores them in."""
+
+import numpy as np
+from jaxtyping import Int32, Integer, UInt8
+from skimage.measure import label as number_pieces
+
+from resunet_ray.data.images import MAX_PIXELS, encode_png
+from resunet_ray.data.raster.pillow import FORMATS
+from resunet_ray.data.values import ADVICE, read_values
+from resunet_ray.errors import ImageError
+
+_LARGEST_STORED = int(np.iinfo(np.uint16).max)
+_LARGEST_EXACT = 2**53  # up to here, float64 holds every whole number
+
+
+def decode_labels(
+    content: bytes, *, name: str, max_pixels: int = MAX_PIXELS
+) -> Int32[np.ndarray, "h w"]:
+    """Decode an image of instances: the number of each pixel's nucleus, 0 for background.
+
+    Numbers are kept up to 65,535. If any is larger, all are replaced by 1, 2, 3, … in their order.
+    In an RGB image, each colour but black is an instance, numbered likewise.
+
+    Args:
+        content: the file's bytes.
+        name: the file's name in errors.
+        max_pixels: a header that claims more is refused before any pixel is allocated.
+
+    Raises:
+        ImageError: for the reasons of `decode_values`; the file is a JPEG, whose compression
+            changes numbers; it has more than 65,535 instances; or a colour occurs in several
+            places, so that it may stand for several nuclei.
+    """
+    if content.startswith(FORMATS["JPEG"][1]):
+        raise ImageError(
+            f"{name} is a JPEG, whose compression changes numbers: expected instance numbers. "
+            "Save them as PNG or TIFF"
+        )
+    stored = read_values(content, name=name, max_pixels=max_pixels)
+    values = _flatten(stored, name=name)
+    if stored.ndim == 3:
+        _check_colours(values, name=name)
+    if stored.ndim == 3 or values.max(initial=0) > _LARGEST_STORED:
+        return _renumber(values, name=name)
+    return values.astype(np.int32)
+
+
+def decode_mask(
+    content: bytes, *, name: str, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "h w"]:
+    """Decode a mask to 0 and 1.
+
+    Raises:
+        ImageError: for the reasons of `decode_values` and `to_mask`.
+    """
+    return to_mask(decode_values(content, name=name, max_pixels=max_pixels), name=name)
+
+
+def decode_values(
+    content: bytes, *, name: str, max_pixels: int = MAX_PIXELS
+) -> Integer[np.ndarray, "h w"]:
+    """Decode a mask or label image to its stored values, turned upright like its image.
+
+    Integers of any size and whole floating-point numbers count, three equal colour channels as
+    one. Colours become numbers, black 0. Values of a palette are its indices, unless it is grey.
+
+    Raises:
+        ImageError: the bytes are not an image of a known format, are damaged or end early, or what
+            they store is not one whole number from 0 for each pixel: several pages or channels,
+            negative numbers or fractions, a mask in the transparency, a colour image without black.
+    """
+    return _flatten(read_values(content, name=name, max_pixels=max_pixels), name=name)
+
+
+def to_mask(values: Integer[np.ndarray, "h w"], *, name: str) -> UInt8[np.ndarray, "h w"]:
+    """Turn 0 and one other value into 0 and 1.
+
+    Raises:
+        ImageError: there are other values. Any threshold would be a guess: after JPEG or smoothing
+            the values change gradually, and values between may mean a border, or pixels to ignore.
+    """
+    levels = np.unique(values)
+    if len(levels) > 2 or (len(levels) == 2 and levels[0] != 0):
+        raise ImageError(
+            f"{name} has {len(levels)} distinct values from {levels[0]} to {levels[-1]}: expected "
+            "0 and one other value. If JPEG or smoothing has softened it, threshold it and save it "
+            "as PNG. Put instance numbers in instances/"
+        )
+    return (values > 0).astype(np.uint8)
+
+
+def encode_labels(labels: Int32[np.ndarray, "h w"], *, name: str) -> bytes:
+    """Encode a label image as 16-bit PNG, not deflated because Parquet compresses it.
+
+    Raises:
+        ImageError: it has more than 65,535 instances.
+    """
+    if labels.max(initial=0) > _LARGEST_STORED:
+        raise ImageError(f"{name} has {labels.max()} instances: expected at most {_LARGEST_STORED}")
+    return encode_png(labels.astype(np.uint16), deflate=False)
+
+
+def _renumber(values: Integer[np.ndarray, "h w"], *, name: str) -> Int32[np.ndarray, "h w"]:
+    levels, places = np.unique(values, return_inverse=True)
+    first = int(levels[0] != 0)
+    if (count := len(levels) - 1 + first) > _LARGEST_STORED:
+        raise ImageError(f"{name} has {count} instances: expected at most {_LARGEST_STORED}")
+    return (places.reshape(values.shape) + first).astype(np.int32)
+
+
+def _check_colours(values: Integer[np.ndarray, "h w"], *, name: str) -> None:
+    colours = len(np.unique(values)) - 1
+    pieces = int(number_pieces(values.astype(np.int64), connectivity=2).max())
+    if pieces != colours:
+        raise ImageError(
+            f"{name} is a colour image whose {colours} colours cover {pieces} separate areas: "
+            f"expected another colour for each nucleus. {ADVICE}"
+        )
+
+
+def _flatten(stored: np.ndarray, *, name: str) -> Integer[np.ndarray, "h w"]:
+    """Return whole numbers from 0; a colour becomes one."""
+    if stored.ndim == 3:
+        bits = 8 * stored.dtype.itemsize
+        red, green, blue = np.moveaxis(stored.astype(np.uint64), -1, 0)
+        stored = (red << (2 * bits)) | (green << bits) | blue
+        if stored.all():
+            raise ImageError(
+                f"{name} is a colour image without black: expected black background. {ADVICE}"
+            )
+    if stored.dtype.kind == "b":
+        return stored.astype(np.uint8)
+    if stored.dtype.kind == "f":
+        is_whole = bool((np.rint(stored) == stored).all())  # NaN is not
+        if not is_whole or float(abs(stored).max(initial=0)) > _LARGEST_EXACT:
+            raise ImageError(
+                f"{name} has values from {stored.min():g} to {stored.max():g} that are not whole: "
+                f"expected whole numbers up to 2^53. {ADVICE}"
+            )
+        stored = stored.astype(np.int64)
+    if stored.dtype.kind not in "iu":
+        raise ImageError(f"{name} has values of type {stored.dtype}: expected numbers. {ADVICE}")
+    if (least := stored.min(initial=0)) < 0:
+        raise ImageError(f"{name} has the value {least}: expected none below 0. {ADVICE}")
+    return stored

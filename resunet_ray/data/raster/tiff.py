@@ -1,0 +1,261 @@
+"""TIFF, OME-TIFF and ImageJ's TIFF, in any number of planes and levels, read in parts.
+
+tifffile shows what is left of a damaged file, fills what is missing with zeros, and leaves colours
+as they are stored. Files in which that would give wrong pixels are refused here, so that what is
+read is what was written.
+"""
+
+import itertools
+import math
+import struct
+from typing import IO, Any, Literal
+
+import numpy as np
+import tifffile
+import zarr
+
+from resunet_ray.data.raster.scene import Plane, Scene, Window
+from resunet_ray.data.raster.tiff_checks import (
+    MINISWHITE,
+    PALETTE,
+    RGB,
+    YCBCR,
+    breaks_off,
+    check_kind,
+    check_page,
+)
+from resunet_ray.data.raster.tiff_metadata import name_channels, read_mpp
+from resunet_ray.data.raster.turning import turn, turned_size, turned_window
+from resunet_ray.errors import ImageError
+
+_ALPHA = 1, 2  # of ExtraSamples: associated, unassociated
+_ORIENTATION = 274
+_SPATIAL = "YX"
+_LOOKED_AT = 2**26  # pixels of an image whose last sample is looked at
+_MOST_CHANNELS = 5  # as the last axis of an array whose axes have no names
+
+
+class TiffRaster:
+    """A TIFF opened by tifffile."""
+
+    def __init__(self, file: str | IO[bytes]) -> None:
+        """Open a TIFF.
+
+        Args:
+            file: a path, or an open file that is read where it has to be.
+
+        Raises:
+            ImageError: it is incomplete, or may be read as pixels in more than one way.
+        """
+        self._file = _open(file)
+        if breaks_off(self._file):
+            raise ImageError(
+                "its last pages are missing: it was cut short or damaged. Copy it again"
+            )
+        first = self._file.pages.first
+        if not (first.imagelength and first.imagewidth):
+            raise ImageError(f"it claims {first.imagelength} x {first.imagewidth} pixels")
+        self._series = [_Series(self._file, number) for number in _find_scenes(self._file)]
+        self.scenes = [series.scene for series in self._series]
+        self.format = "ome-tiff" if self._file.is_ome else "tiff"
+
+    def read(self, plane: Plane, level: int, window: Window) -> np.ndarray:
+        """Read a window of a plane; see `Raster`."""
+        return self._series[plane.scene].read(plane, level, window)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class _Series:
+    """One scene: where its planes are among the axes of the file, and what its values mean."""
+
+    def __init__(self, file: tifffile.TiffFile, number: int) -> None:
+        self._file, self._found = file, file.series[number]
+        self._page = self._found.keyframe
+        self._orientation = int(getattr(self._page.tags.get(_ORIENTATION), "value", 1))
+        self._axes = _name_axes(self._found)
+        self._lengths = dict(zip(self._axes, self._found.shape, strict=True))
+        self._arrays: dict[int, Any] = {}
+        self._has_alpha = "S" in self._lengths and _has_alpha(self._page)
+        self._rgb = check_kind(file, self._found, lengths=self._lengths, alpha=self._has_alpha)
+        for page in (self._found.pages[0], self._found.pages[-1]):
+            check_page(page, file_bytes=file.filehandle.size)
+        axis = "S" if "S" in self._lengths else "C"
+        count = 1 if self._rgb else self._lengths.get(axis, 1) - self._has_alpha
+        pixel = read_mpp(file, scene=number)
+        self.scene = Scene(
+            levels=[
+                turned_size((sizes["Y"], sizes["X"]), self._orientation)
+                for sizes in (
+                    dict(zip(self._axes, level.shape, strict=True)) for level in self._found.levels
+                )
+            ],
+            channels=name_channels(file, scene=number, count=count),
+            dtype=np.dtype(self._found.dtype),
+            rgb=self._rgb or self._colours is not None,
+            num_t=self._lengths.get("T", 1),
+            num_z=self._lengths.get("Z", 1),
+            mpp=None if pixel is None else turned_size(pixel, self._orientation),
+            name=self._found.name or None,
+        )
+
+    def read(self, plane: Plane, level: int, window: Window) -> np.ndarray:
+        """Read a window as stored, upright."""
+        size = self.scene.levels[level]
+        top, left, height, width = turned_window(window, size, self._orientation)
+        place = {"T": plane.t, "Z": plane.z, "C": plane.channel, "S": plane.channel}
+        index: dict[str, int | slice] = {
+            axis: place.get(axis, 0) for axis in self._axes if axis not in _SPATIAL
+        }
+        samples = "S" if "S" in index else "C"
+        if self._rgb:
+            index[samples] = slice(0, 3)
+        for page in self._find_pages(index, level):
+            check_page(page, file_bytes=self._file.filehandle.size)
+        index |= {"Y": slice(top, top + height), "X": slice(left, left + width)}
+        if self._has_alpha:
+            alpha = self._pick(level, index | {samples: self._lengths[samples] - 1})
+            if (alpha != _full(self._page)).any():
+                raise ImageError("it is partly transparent. Save it without transparency")
+        return turn(self._show(self._pick(level, index)), self._orientation)
+
+    def _pick(self, level: int, index: dict[str, int | slice]) -> np.ndarray:
+        """Return values by axis: rows, columns and, if there are several, samples."""
+        values = np.asarray(self._array(level)[tuple(index[axis] for axis in self._axes)])
+        values = values.astype(values.dtype.newbyteorder("="), copy=False)
+        kept = [axis for axis in self._axes if isinstance(index[axis], slice)]
+        return values.transpose([kept.index(axis) for axis in (*_SPATIAL, *"SC") if axis in kept])
+
+    def _show(self, values: np.ndarray) -> np.ndarray:
+        if self._page.photometric == MINISWHITE:
+            return np.asarray(_full(self._page) - values).astype(values.dtype)
+        return values if self._colours is None else self._colours[values]
+
+    @property
+    def _colours(self) -> np.ndarray | None:
+        """The palette as (n, 3) uint8, None if there is none or it only tints the values."""
+        if self._page.photometric != PALETTE:
+            return None
+        colours = np.asarray(self._page.colormap).T >> 8
+        steps = np.diff(colours.astype(int), axis=0)
+        return None if (steps >= 0).all() else colours.astype(np.uint8)
+
+    def _find_pages(self, index: dict[str, int | slice], level: int) -> list[Any]:
+        """Return the pages that hold a plane, or the only page of all planes."""
+        pages = self._found.levels[level].pages
+        if len(pages) == 1:
+            return list(pages)
+        outer = self._axes[: len(self._axes) - len(self._page.axes)]
+        if not set(outer).isdisjoint(_SPATIAL):
+            return [pages[0], pages[-1]]
+        lengths = [self._lengths[axis] for axis in outer]
+        choices = [
+            [place] if isinstance(place := index[axis], int) else range(self._lengths[axis])[place]
+            for axis in outer
+        ]
+        return [
+            pages[int(np.ravel_multi_index(numbers, lengths)) if outer else 0]
+            for numbers in itertools.product(*choices)
+        ]
+
+    def _array(self, level: int) -> Any:
+        """Return a level as an array of which only what is indexed is read."""
+        if level not in self._arrays:
+            found = self._found.levels[level]
+            if found.dataoffset is not None:  # uncompressed and in one piece
+                self._arrays[level] = _Contiguous(self._file, found, self._axes)
+            else:
+                # What a scanner leaves out is empty glass, or dark.
+                fill = 255 if self._page.photometric in (RGB, YCBCR) else 0
+                fill = np.iinfo(found.dtype).max if fill and found.dtype.kind == "u" else fill
+                store = self._found.aszarr(level=level, fillvalue=fill)
+                # tifffile marks a store as writable whose values could be changed in place.
+                mode: Literal["r", "r+"] = "r" if store.read_only else "r+"
+                self._arrays[level] = zarr.open_array(store, mode=mode)
+        return self._arrays[level]
+
+
+class _Contiguous:
+    """Values that lie in one piece; zarr would read whole planes of them."""
+
+    def __init__(self, file: tifffile.TiffFile, level: tifffile.TiffPageSeries, axes: str) -> None:
+        self._file, self._offset, self._shape = file.filehandle, level.dataoffset, level.shape
+        self._dtype = np.dtype(level.dtype).newbyteorder(file.byteorder)
+        self._row = axes.index("Y")
+
+    def __getitem__(self, index: tuple[int | slice, ...]) -> np.ndarray:
+        outer, rows, inner = index[: self._row], index[self._row], index[self._row + 1 :]
+        assert isinstance(rows, slice), "rows are a range"
+        shape = (rows.stop - rows.start, *self._shape[self._row + 1 :])
+        lengths = self._shape[: self._row]
+        places = [
+            [place] if isinstance(place, int) else range(length)[place]
+            for place, length in zip(outer, lengths, strict=True)
+        ]
+        found = []
+        for numbers in itertools.product(*places):
+            plane = int(np.ravel_multi_index(numbers, lengths)) if lengths else 0
+            first = (plane * self._shape[self._row] + rows.start) * math.prod(shape[1:])
+            self._file.seek(self._offset + first * self._dtype.itemsize)
+            content = self._file.read(math.prod(shape) * self._dtype.itemsize)
+            found.append(np.frombuffer(content, self._dtype).reshape(shape))
+        kept = [
+            len(range(length)[place])
+            for place, length in zip(outer, lengths, strict=True)
+            if isinstance(place, slice)
+        ]
+        whole = np.stack(found).reshape(*kept, *shape)
+        return whole[(*[slice(None)] * (len(kept) + 1), *inner)]
+
+
+def _open(file: str | IO[bytes]) -> tifffile.TiffFile:
+    try:
+        return tifffile.TiffFile(file)
+    except struct.error:
+        raise ImageError("it ends within its header: it was cut short. Copy it again") from None
+
+
+def _find_scenes(file: tifffile.TiffFile) -> list[int]:
+    """Return the numbers of the series that are images.
+
+    Labels, macro images and levels stored as separate images are smaller than half of the largest.
+    """
+    sizes = [math.prod(series.shape) for series in file.series]
+    return [number for number, size in enumerate(sizes) if size > max(sizes) / 2]
+
+
+def _name_axes(series: tifffile.TiffPageSeries) -> str:
+    """Return one letter of TZCSYX for each axis, with axes of unknown meaning as planes."""
+    axes, free = list(series.axes), [axis for axis in "ZT" if axis not in series.axes]
+    if axes[-3:-2] == ["Q"] and series.shape[-1] <= _MOST_CHANNELS < min(series.shape[-3:-1]):
+        axes[-3:] = "YXC"  # an array whose last axis is channels, of which nothing else tells
+    for number, axis in enumerate(axes):
+        if axis not in "TZCSYX":
+            if not free:
+                raise ImageError(
+                    f"its axes are {series.axes} of {series.shape}: expected points in time, focal "
+                    "planes, channels, rows and columns. Save the planes you need as separate files"
+                )
+            axes[number] = free.pop(0)
+    return "".join(axes)
+
+
+def _has_alpha(page: tifffile.TiffPage) -> bool:
+    """Whether the last of the samples of a pixel is its opacity.
+
+    Some programs do not say so (OpenCV); then it is, if it is opaque everywhere in a small image.
+    """
+    extra = tuple(page.extrasamples or ())
+    if len(extra) > 1 or page.samplesperpixel not in (2, 4):
+        return False
+    if not extra and page.photometric == RGB and page.imagewidth * page.imagelength <= _LOOKED_AT:
+        last = page.asarray()[..., -1] if page.axes.endswith("S") else page.asarray()[-1]
+        return bool((last == _full(page)).all())
+    return bool(extra) and extra[0] in _ALPHA
+
+
+def _full(page: tifffile.TiffPage) -> int:
+    """Return the largest value that the pixels could have."""
+    return int(2**page.bitspersample - 1)

@@ -1,0 +1,102 @@
+"""What of a TIFF would give wrong pixels, because it is damaged or has several meanings."""
+
+import math
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from resunet_ray.data.raster.tiff_metadata import is_fluorescence
+from resunet_ray.errors import ImageError
+
+# Photometric interpretations (TIFF 6.0, sections 3 to 6 and 21).
+MINISWHITE, MINISBLACK, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
+
+# Compressions whose decoder turns YCbCr into RGB (TIFF 6.0, section 22, and its Technical Note 2).
+_JPEG = 6, 7
+_LARGEST_PIECE = 2**28  # pixels of a tile or strip, which is decoded whole
+_STORED = "uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64"
+
+
+def breaks_off(file: tifffile.TiffFile) -> bool:
+    """Whether pages are missing: smaller copies of the first, or one after tifffile's last."""
+    if not len(file.pages):
+        return True
+    if any(offset >= file.filehandle.size for offset in file.pages.first.subifds or ()):
+        return True
+    file.filehandle.seek(file.pages.next_page_offset or 0)
+    return bool(file.filehandle.read(file.tiff.offsetsize) != bytes(file.tiff.offsetsize))
+
+
+def check_tables(path: str) -> None:
+    """Refuse a TIFF that claims more tiles than it gives the offsets of.
+
+    Raises:
+        ImageError: it does.
+    """
+    with tifffile.TiffFile(path) as file:
+        for page in file.pages:
+            _check_table(page)
+
+
+def check_kind(
+    file: tifffile.TiffFile,
+    series: tifffile.TiffPageSeries,
+    *,
+    lengths: dict[str, int],
+    alpha: bool,
+) -> bool:
+    """Refuse what may be read in more than one way; return whether the pixels are RGB."""
+    if not {"Y", "X"} <= set(lengths) or len(lengths) != len(series.shape):
+        raise ImageError(f"its axes are {series.axes}: expected rows and columns once")
+    if np.dtype(series.dtype).name not in _STORED:
+        raise ImageError(f"its values are {series.dtype}: expected one of {', '.join(_STORED)}")
+    page = series.keyframe
+    if page.photometric == MINISWHITE and np.dtype(series.dtype).kind != "u":
+        raise ImageError(f"its values are {series.dtype} with 0 for white: expected 0 for black")
+    if page.photometric in (MINISWHITE, MINISBLACK, PALETTE):
+        separate = file.is_ome and lengths.get("C", 1) == 3 and "S" not in lengths
+        return separate and page.photometric == MINISBLACK and not is_fluorescence(file)
+    if page.photometric != RGB and not (page.photometric == YCBCR and page.compression in _JPEG):
+        colours = getattr(page.photometric, "name", page.photometric)
+        raise ImageError(f"its colours are stored as {colours}: expected RGB, grey or a palette")
+    samples = lengths.get("S", lengths.get("C", 1)) - alpha
+    return samples == 3 and (lengths.get("C", 1) == 1 or "S" not in lengths)
+
+
+def check_page(page: Any, *, file_bytes: int) -> None:
+    """Refuse a page that lacks pixels, or whose tiles or strips are too large for memory.
+
+    Raises:
+        ImageError: it does, or they are.
+    """
+    if page is None:
+        raise ImageError(
+            "some of its planes are missing or in other files: expected one file with all planes"
+        )
+    _check_table(page)
+    end = max(
+        offset + size for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True)
+    )
+    end = max(end, page.dataoffsets[0] + page.keyframe.nbytes) if page.is_contiguous else end
+    if end > file_bytes:
+        raise ImageError(
+            f"its pixels extend to byte {end} but it ends at {file_bytes}: "
+            "it was cut short. Copy it again"
+        )
+    keyframe = page.keyframe
+    if math.prod(keyframe.chunks[:2]) > _LARGEST_PIECE and not page.is_contiguous:
+        raise ImageError(
+            f"its pixels are compressed in pieces of {keyframe.chunks}: "
+            "expected smaller ones. Save it tiled"
+        )
+
+
+def _check_table(page: Any) -> None:
+    wanted, found = math.prod(page.keyframe.chunked), len(page.dataoffsets)
+    if found < wanted:
+        shape = " x ".join(map(str, page.keyframe.shape))
+        raise ImageError(
+            f"it claims {shape} in {wanted} tiles or strips but lists {found}: "
+            "its header is damaged"
+        )

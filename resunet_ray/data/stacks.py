@@ -1,0 +1,107 @@
+"""Files that may hold many planes, each an image of its own, opened wherever they are."""
+
+import functools
+import io
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import UInt8
+
+from resunet_ray import storage
+from resunet_ray.data.images import read_plane
+from resunet_ray.data.raster.lif import LifRaster
+from resunet_ray.data.raster.nd2 import Nd2Raster
+from resunet_ray.data.raster.ome_zarr import ZarrRaster
+from resunet_ray.data.raster.opening import TIFF_SUFFIXES, naming
+from resunet_ray.data.raster.planes import Selection, choose_channel
+from resunet_ray.data.raster.scene import Plane, Raster
+from resunet_ray.data.raster.tiff import TiffRaster
+
+ZARR_SUFFIX = ".zarr"
+"""Folders with this suffix are one file each."""
+_STAGED: dict[str, Callable[[str], Raster]] = {".lif": LifRaster, ".nd2": Nd2Raster}
+"""Their libraries need a path."""
+STACK_SUFFIXES = (*_STAGED, ZARR_SUFFIX)
+"""Files with these suffixes are opened before they are planned, and always read plane by plane."""
+
+_OPEN = 4  # stacks that a process keeps open
+
+
+def is_stack(uri: str) -> bool:
+    """Whether the name of a file is that of a stack, even if it has only one plane."""
+    return uri.lower().endswith(STACK_SUFFIXES)
+
+
+def is_opened_first(uri: str) -> bool:
+    """Whether a file has to be opened to know which images it holds."""
+    return uri.lower().endswith((*TIFF_SUFFIXES, *STACK_SUFFIXES))
+
+
+@contextmanager
+def open_stack(uri: str, *, fingerprint: str | None, cache: storage.Cache) -> Iterator[Raster]:
+    """Open a file of planes.
+
+    Args:
+        uri: the file. Its suffix says what it is.
+        fingerprint: of the file that was listed; another is not read.
+        cache: where a file is staged whose library needs a path.
+
+    Raises:
+        ImageError: it is damaged, or may be read in more than one way.
+        ChangedError: it was replaced.
+        ConfigError: the library that reads it is not installed.
+    """
+    suffix = uri[uri.rfind(".") :].lower()
+    if suffix in _STAGED:
+        with (
+            cache.stage(uri, fingerprint=fingerprint) as path,
+            naming(uri, done="opened"),
+            closing(_STAGED[suffix](path)) as raster,
+        ):
+            yield raster
+        return
+    with naming(uri, done="opened"):
+        yield _open(uri, fingerprint)
+
+
+def read_from_stack(
+    uri: str,
+    plane: Plane,
+    *,
+    fingerprint: str | None,
+    cache: storage.Cache,
+    selection: Selection,
+    stored: bool,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Read one plane as RGB. Only its own bytes are read, once the file's headers have been.
+
+    Args:
+        uri: the file.
+        plane: which one; its channel does not count.
+        fingerprint: as in `open_stack`.
+        cache: as in `open_stack`.
+        selection: which channel and focal plane.
+        stored: how counts become grey levels (see `images.range_of`).
+
+    Raises:
+        ImageError: the file is damaged.
+        ChangedError: it was replaced.
+    """
+    with open_stack(uri, fingerprint=fingerprint, cache=cache) as opened:
+        raster = selection.apply(opened)
+        channel = choose_channel(raster.scenes[plane.scene], wanted=selection.channel)
+        with _reading, naming(uri, done="read"):
+            return read_plane(raster, replace(plane, channel=channel), stored=stored)
+
+
+_reading = threading.Lock()  # the libraries share one position in an open file
+
+
+@functools.lru_cache(maxsize=_OPEN)
+def _open(uri: str, fingerprint: str | None) -> Raster:
+    if uri.lower().endswith(ZARR_SUFFIX):
+        return ZarrRaster(uri)
+    return TiffRaster(io.BufferedReader(storage.Reader(uri, fingerprint=fingerprint)))

@@ -126,6 +126,16 @@ def test_a_file_that_ends_early_is_refused_and_not_filled_with_grey(format: str)
         decode_image(content[: len(content) // 2], name="half")
 
 
+@pytest.mark.parametrize("kept", [0.5, 0.8])
+def test_a_byte_that_was_changed_is_noticed_where_the_format_has_a_checksum(kept: float) -> None:
+    """Whatever its EXIF says, which is read as well."""
+    noise = np.random.default_rng(1).integers(0, 256, (64, 80, 3), dtype=np.uint8)
+    content = bytearray(save(noise, format="PNG"))
+    content[int(kept * len(content))] ^= 255
+    with pytest.raises(ImageError, match="^half cannot be read: it is damaged"):
+        decode_image(bytes(content), name="half")
+
+
 def test_a_bomb_is_refused_by_its_header() -> None:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (

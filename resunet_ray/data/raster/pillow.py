@@ -28,10 +28,10 @@ PngImagePlugin.MAX_TEXT_CHUNK = _TEXT_BYTES
 
 
 class PillowRaster:
-    """One image, decoded when it is first read."""
+    """One image, decoded as a whole."""
 
     def __init__(self, file: IO[bytes], *, max_pixels: int) -> None:
-        """Read the header.
+        """Decode an image.
 
         Args:
             file: the open file.
@@ -121,7 +121,8 @@ def _check_header(image: Image.Image, *, max_pixels: int) -> None:
 
 
 def read_orientation(image: Image.Image) -> int:
-    """Return how an image is to be turned: 1 to 8."""
+    """Decode an image, and return how it is to be turned: 1 to 8."""
+    image.load()  # as `getexif` does for some formats, whose errors are not about EXIF
     try:
         return int(image.getexif().get(ORIENTATION_TAG, 1))
     except Exception:  # noqa: BLE001 (damaged EXIF does not touch the pixels)

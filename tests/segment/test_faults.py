@@ -45,7 +45,7 @@ def damaged(good: bytes) -> dict[str, tuple[bytes, str]]:
         "zero.png": (b"", "decode"),
         "cut.png": (good[: len(good) // 2], "decode"),
         "cut.jpg": (jpeg.tobytes()[:300], "decode"),
-        "cut.tif": (tiff.tobytes()[: len(tiff) // 2], "decode"),
+        "cut.tif": (tiff.tobytes()[: len(tiff) // 2], "open"),
         "text.png": (b"hello, this is text", "decode"),
         "page.jpg": (b"<html><body>404</body></html>", "decode"),
         "noise.bmp": (bytes(range(256)) * 4, "decode"),

@@ -15,10 +15,9 @@ from resunet_ray.data.images import read_plane
 from resunet_ray.data.raster.lif import LifRaster
 from resunet_ray.data.raster.nd2 import Nd2Raster
 from resunet_ray.data.raster.ome_zarr import ZarrRaster
-from resunet_ray.data.raster.opening import TIFF_SUFFIXES, naming
+from resunet_ray.data.raster.opening import TIFF_SUFFIXES, naming, open_file
 from resunet_ray.data.raster.planes import Selection, choose_channel
 from resunet_ray.data.raster.scene import Plane, Raster
-from resunet_ray.data.raster.tiff import TiffRaster
 
 ZARR_SUFFIX = ".zarr"
 """Folders with this suffix are one file each."""
@@ -35,19 +34,29 @@ def is_stack(uri: str) -> bool:
     return uri.lower().endswith(STACK_SUFFIXES)
 
 
+def name_stack(uri: str) -> str:
+    """Return the format of a file whose planes are images of their own, by its name."""
+    return {".lif": "LIF", ".nd2": "ND2", ".zarr": "OME-ZARR"}.get(
+        uri[uri.rfind(".") :].lower(), "TIFF"
+    )
+
+
 def is_opened_first(uri: str) -> bool:
     """Whether a file has to be opened to know which images it holds."""
     return uri.lower().endswith((*TIFF_SUFFIXES, *STACK_SUFFIXES))
 
 
 @contextmanager
-def open_stack(uri: str, *, fingerprint: str | None, cache: storage.Cache) -> Iterator[Raster]:
+def open_stack(
+    uri: str, *, fingerprint: str | None, cache: storage.Cache, max_pixels: int
+) -> Iterator[Raster]:
     """Open a file of planes.
 
     Args:
         uri: the file. Its suffix says what it is.
         fingerprint: of the file that was listed; another is not read.
         cache: where a file is staged whose library needs a path.
+        max_pixels: an image that cannot be read in parts is refused if it is larger.
 
     Raises:
         ImageError: it is damaged, or may be read in more than one way.
@@ -64,7 +73,7 @@ def open_stack(uri: str, *, fingerprint: str | None, cache: storage.Cache) -> It
             yield raster
         return
     with naming(uri, done="opened"):
-        yield _open(uri, fingerprint)
+        yield _open(uri, fingerprint, max_pixels)
 
 
 def read_from_stack(
@@ -73,6 +82,7 @@ def read_from_stack(
     *,
     fingerprint: str | None,
     cache: storage.Cache,
+    max_pixels: int,
     selection: Selection,
     stored: bool,
 ) -> UInt8[np.ndarray, "h w 3"]:
@@ -83,6 +93,7 @@ def read_from_stack(
         plane: which one; its channel does not count.
         fingerprint: as in `open_stack`.
         cache: as in `open_stack`.
+        max_pixels: as in `open_stack`.
         selection: which channel and focal plane.
         stored: how counts become grey levels (see `images.range_of`).
 
@@ -90,7 +101,7 @@ def read_from_stack(
         ImageError: the file is damaged.
         ChangedError: it was replaced.
     """
-    with open_stack(uri, fingerprint=fingerprint, cache=cache) as opened:
+    with open_stack(uri, fingerprint=fingerprint, cache=cache, max_pixels=max_pixels) as opened:
         raster = selection.apply(opened)
         channel = choose_channel(raster.scenes[plane.scene], wanted=selection.channel)
         with _reading, naming(uri, done="read"):
@@ -101,7 +112,8 @@ _reading = threading.Lock()  # the libraries share one position in an open file
 
 
 @functools.lru_cache(maxsize=_OPEN)
-def _open(uri: str, fingerprint: str | None) -> Raster:
+def _open(uri: str, fingerprint: str | None, max_pixels: int) -> Raster:
     if uri.lower().endswith(ZARR_SUFFIX):
         return ZarrRaster(uri)
-    return TiffRaster(io.BufferedReader(storage.Reader(uri, fingerprint=fingerprint)))
+    file = io.BufferedReader(storage.Reader(uri, fingerprint=fingerprint))
+    return open_file(file, max_pixels=max_pixels)

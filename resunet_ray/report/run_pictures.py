@@ -177,6 +177,7 @@ def _read_image(row: dict[str, Any], config: SegmentConfig) -> UInt8[np.ndarray,
             _plane(row),
             fingerprint=_fingerprint(row),
             cache=storage.Cache.of(config),
+            max_pixels=config.max_pixels,
             selection=selection,
             stored=False,
         )

@@ -106,13 +106,14 @@ def test_the_channel_of_the_nuclei_is_asked_for(bundle_uri: str, tmp_path: Path)
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "single.png").write_bytes(encode_png(field()))
+    (folder / "png.tif").write_bytes(encode_png(field()))  # its content counts, not its name
     other = np.full_like(field(), 10)
     names = {"Channel": {"Name": ["Actin", "Hoechst"]}}
     tifffile.imwrite(folder / "last.tif", np.dstack([other, field()]), photometric="minisblack")
     array = np.stack([other, field()])
     tifffile.imwrite(folder / "named.ome.tif", array, metadata={"axes": "CYX", **names})
     config = configure(folder, bundle_uri)
-    assert run(config).images == {"failed": 1, "ok": 2}
+    assert run(config).images == {"failed": 1, "ok": 3}
     found = rows(config)
     (failed,) = found.query("status == 'failed'").itertuples()
     assert failed.image_uri.endswith("last.tif")
@@ -123,7 +124,7 @@ def test_the_channel_of_the_nuclei_is_asked_for(bundle_uri: str, tmp_path: Path)
     named = found[found["image_uri"].str.endswith("named.ome.tif")]
     assert named["channel"].tolist() == ["Hoechst"]
     said = replace(config, channel="1", output=str(tmp_path / "said"))
-    assert run(said).images == {"ok": 3}
+    assert run(said).images == {"ok": 4}
     assert rows(said)["foreground_fraction"].nunique() == 1
 
 

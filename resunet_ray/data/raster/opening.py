@@ -24,7 +24,7 @@ _MAX_SIDE = 2**21  # pixels; a header that claims more is damaged
 
 
 def open_image(file: IO[bytes], *, max_pixels: int) -> Raster:
-    """Open an image or a stack of them.
+    """Open an image or a stack of them, to be read as a whole.
 
     Args:
         file: the open file, of which a TIFF is read only where it has to be.
@@ -33,20 +33,27 @@ def open_image(file: IO[bytes], *, max_pixels: int) -> Raster:
     Raises:
         ImageError: it is none, is damaged, or may be read in more than one way.
     """
+    raster = open_file(file, max_pixels=max_pixels)
+    for scene in raster.scenes:
+        require_pixels(scene, most=max_pixels)
+    return raster
+
+
+def open_file(file: IO[bytes], *, max_pixels: int) -> Raster:
+    """Open a file by its content, whatever its name says; see `open_image`.
+
+    A TIFF may be larger than `max_pixels`: it can be read in parts.
+    """
     start = file.read(8)
     file.seek(0)
     if not start:
         raise ImageError("it is empty: 0 bytes")
     if start.startswith(TIFF_STARTS):
-        raster: Raster = TiffRaster(file)
-    elif any(start.startswith(known) for _, starts in pillow.FORMATS.values() for known in starts):
-        raster = PillowRaster(file, max_pixels=max_pixels)
-    else:
-        known = ", ".join((*pillow.FORMATS, "TIFF"))
-        raise ImageError(f"it is not an image: expected {known}, found bytes {start!r}")
-    for scene in raster.scenes:
-        require_pixels(scene, most=max_pixels)
-    return raster
+        return TiffRaster(file)
+    if any(start.startswith(known) for _, starts in pillow.FORMATS.values() for known in starts):
+        return PillowRaster(file, max_pixels=max_pixels)
+    known = ", ".join((*pillow.FORMATS, "TIFF"))
+    raise ImageError(f"it is not an image: expected {known}, found bytes {start!r}")
 
 
 def require_pixels(scene: Scene, *, most: int) -> None:

@@ -87,9 +87,10 @@ class Surveyor:
         uri = planned.image.image_uri
         found = [(planned, True)]
         if is_opened_first(uri):
+            fingerprint, most = planned.source_fingerprint, self.config.max_pixels
             cache = storage.Cache.of(self.config)
             with (
-                open_stack(uri, fingerprint=planned.source_fingerprint, cache=cache) as raster,
+                open_stack(uri, fingerprint=fingerprint, cache=cache, max_pixels=most) as raster,
                 naming(uri, done="opened"),
             ):
                 found = list(self._list_planes(planned, raster))

@@ -15,7 +15,7 @@ from resunet_ray.data.images import decode_image, name_format
 from resunet_ray.data.labels import decode_mask
 from resunet_ray.data.raster.planes import Selection
 from resunet_ray.data.slides import Slide
-from resunet_ray.data.stacks import is_stack, read_from_stack
+from resunet_ray.data.stacks import is_stack, name_stack, read_from_stack
 from resunet_ray.errors import ImageError, InputError
 from resunet_ray.intensity import Range, measure_range
 from resunet_ray.model.heads import Prediction
@@ -94,10 +94,11 @@ def read_image(
                 ref.plane,
                 fingerprint=planned.source_fingerprint,
                 cache=cache,
+                max_pixels=max_pixels,
                 selection=selection,
                 stored=not measure,
             )
-            kind = ref.image_uri[ref.image_uri.rfind(".") + 1 :].upper()
+            kind = name_stack(ref.image_uri)
         else:
             entry = Entry(
                 ref.image_uri,

@@ -2,7 +2,6 @@
 
 import functools
 import io
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -104,11 +103,8 @@ def read_from_stack(
     with open_stack(uri, fingerprint=fingerprint, cache=cache, max_pixels=max_pixels) as opened:
         raster = selection.apply(opened)
         channel = choose_channel(raster.scenes[plane.scene], wanted=selection.channel)
-        with _reading, naming(uri, done="read"):
+        with naming(uri, done="read"):
             return read_plane(raster, replace(plane, channel=channel), stored=stored)
-
-
-_reading = threading.Lock()  # the libraries share one position in an open file
 
 
 @functools.lru_cache(maxsize=_OPEN)

@@ -14,15 +14,21 @@ from PIL import Image
 
 from resunet_ray.data.raster.opening import TIFF_STARTS, naming
 from resunet_ray.data.raster.pillow import ORIENTATION_TAG, is_deep, open_checked, read_orientation
-from resunet_ray.data.raster.tiff_checks import breaks_off, check_page
+from resunet_ray.data.raster.tiff_checks import (
+    JPEG,
+    MINISBLACK,
+    MINISWHITE,
+    PALETTE,
+    RGB,
+    YCBCR,
+    breaks_off,
+    check_page,
+)
 from resunet_ray.data.raster.turning import turn
 from resunet_ray.errors import ImageError
 
 ADVICE = "Save it as a grey image with one number for each pixel, 0 for background"
 
-# Photometric interpretations (TIFF 6.0, sections 3 to 6 and 21).
-_MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
-_JPEG = 6, 7  # compressions whose decoder turns YCbCr into RGB
 _ALPHA = 1, 2  # kinds of extra samples that are transparency (TIFF 6.0, section 18)
 
 
@@ -88,10 +94,8 @@ def _check_tiff(file: tifffile.TiffFile, *, name: str, max_pixels: int) -> None:
         raise ImageError(
             f"{name} has {found}: expected one. Save the page you need as a separate file"
         )
-    is_colour = page.photometric == _RGB or (
-        page.photometric == _YCBCR and page.compression in _JPEG
-    )
-    if not is_colour and page.photometric not in (_MINISWHITE, _MINISBLACK, _PALETTE):
+    is_colour = page.photometric == RGB or (page.photometric == YCBCR and page.compression in JPEG)
+    if not is_colour and page.photometric not in (MINISWHITE, MINISBLACK, PALETTE):
         colours = getattr(page.photometric, "name", page.photometric)
         raise ImageError(f"{name} stores colours as {colours}: expected values. {ADVICE}")
     extra = page.samplesperpixel - (3 if is_colour else 1)
@@ -110,13 +114,13 @@ def _read_tiff(file: tifffile.TiffFile, *, name: str) -> np.ndarray:
     if page.extrasamples:
         values, alpha = values[..., :-1], values[..., -1]
         values = values[..., 0] if values.shape[2] == 1 else values
-    if page.photometric == _PALETTE and not file.is_imagej:
+    if page.photometric == PALETTE and not file.is_imagej:
         palette = np.asarray(page.colormap).T
         palette = palette >> 8 if palette.max() > 255 else palette  # 16 bit (TIFF 6.0, section 5)
         values = _from_palette(values, palette, name=name)
     # In one bit, white is a nucleus, as in the palette; but tifffile stores every True as 1 and
     # calls it black.
-    is_inverse = values.dtype == bool and page.photometric == _MINISWHITE
+    is_inverse = values.dtype == bool and page.photometric == MINISWHITE
     if is_inverse and not page.software.startswith("tifffile"):
         values = ~values
     return _merge(values, alpha, name=name)

@@ -5,14 +5,14 @@ from contextlib import contextmanager
 from typing import IO
 
 import openslide
-from PIL import UnidentifiedImageError
 
 from resunet_ray.data.raster import pillow
+from resunet_ray.data.raster.libraries import as_image_error
 from resunet_ray.data.raster.openslide import OpenSlideRaster
 from resunet_ray.data.raster.pillow import PillowRaster
 from resunet_ray.data.raster.scene import Plane, Raster, Scene
 from resunet_ray.data.raster.tiff import TiffRaster
-from resunet_ray.errors import ImageError, ResUNetRayError
+from resunet_ray.errors import ImageError
 
 TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".qptiff", ".flex", ".lsm", ".stk")
 """Files with these suffixes are opened before they are planned: they may be slides or stacks."""
@@ -97,18 +97,9 @@ def naming(name: str, *, done: str) -> Iterator[None]:
         done: what could not be done: opened, read.
     """
     try:
-        yield
+        with as_image_error():
+            yield
     except ImageError as error:
         if str(error).startswith(name):
             raise
         raise ImageError(f"{name} cannot be {done}: {error}") from None
-    except (MemoryError, ResUNetRayError):  # the storage's errors say nothing of the image
-        raise
-    except UnidentifiedImageError:
-        raise ImageError(
-            f"{name} cannot be {done}: it is not an image, or its header is damaged"
-        ) from None
-    except Exception as error:  # noqa: BLE001 (over damaged bytes libraries raise anything)
-        raise ImageError(
-            f"{name} cannot be {done}: it is damaged: {str(error) or type(error).__name__}"
-        ) from None

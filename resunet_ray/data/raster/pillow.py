@@ -5,7 +5,7 @@ from typing import IO
 
 import cv2
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from resunet_ray.data.raster.scene import Plane, Scene, Window
 from resunet_ray.data.raster.turning import turn, turned_size
@@ -89,7 +89,10 @@ def open_checked(content: bytes, *, max_pixels: int) -> Image.Image:
         ImageError: for the reasons of `PillowRaster`.
     """
     Image.MAX_IMAGE_PIXELS = None  # `max_pixels` applies
-    image = Image.open(io.BytesIO(content), formats=tuple(FORMATS))
+    try:
+        image = Image.open(io.BytesIO(content), formats=tuple(FORMATS))
+    except UnidentifiedImageError:
+        raise ImageError("it is not an image, or its header is damaged") from None
     _check_header(image, max_pixels=max_pixels)
     return image
 

@@ -8,6 +8,7 @@ read is what was written.
 import itertools
 import math
 import struct
+import threading
 from typing import IO, Any, Literal
 
 import numpy as np
@@ -36,7 +37,7 @@ _MOST_CHANNELS = 5  # as the last axis of an array whose axes have no names
 
 
 class TiffRaster:
-    """A TIFF opened by tifffile."""
+    """A TIFF opened by tifffile; threads may share it."""
 
     def __init__(self, file: str | IO[bytes]) -> None:
         """Open a TIFF.
@@ -47,6 +48,7 @@ class TiffRaster:
         Raises:
             ImageError: it is incomplete, or may be read as pixels in more than one way.
         """
+        self._lock = threading.Lock()  # an open file has one position
         self._file = _open(file)
         if breaks_off(self._file):
             raise ImageError(
@@ -61,7 +63,8 @@ class TiffRaster:
 
     def read(self, plane: Plane, level: int, window: Window) -> np.ndarray:
         """Read a window of a plane; see `Raster`."""
-        return self._series[plane.scene].read(plane, level, window)
+        with self._lock:
+            return self._series[plane.scene].read(plane, level, window)
 
     def close(self) -> None:
         """Close the file."""

@@ -13,7 +13,7 @@ from resunet_ray.errors import ImageError
 MINISWHITE, MINISBLACK, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 
 # Compressions whose decoder turns YCbCr into RGB (TIFF 6.0, section 22, and its Technical Note 2).
-_JPEG = 6, 7
+JPEG = 6, 7
 _LARGEST_PIECE = 2**28  # pixels of a tile or strip, which is decoded whole
 _STORED = "uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64"
 
@@ -57,7 +57,7 @@ def check_kind(
     if page.photometric in (MINISWHITE, MINISBLACK, PALETTE):
         separate = file.is_ome and lengths.get("C", 1) == 3 and "S" not in lengths
         return separate and page.photometric == MINISBLACK and not is_fluorescence(file)
-    if page.photometric != RGB and not (page.photometric == YCBCR and page.compression in _JPEG):
+    if page.photometric != RGB and not (page.photometric == YCBCR and page.compression in JPEG):
         colours = getattr(page.photometric, "name", page.photometric)
         raise ImageError(f"its colours are stored as {colours}: expected RGB, grey or a palette")
     samples = lengths.get("S", lengths.get("C", 1)) - alpha

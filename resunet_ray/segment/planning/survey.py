@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from resunet_ray import storage
 from resunet_ray.bundle import BundleInfo
 from resunet_ray.config import SegmentConfig
-from resunet_ray.data.raster.opening import naming, require_pixels
+from resunet_ray.data.raster.opening import require_pixels
 from resunet_ray.data.raster.planes import Selection, list_planes, name_plane
 from resunet_ray.data.raster.scene import PixelSize, Plane, Raster, believe
 from resunet_ray.data.slides import SUFFIXES, Slide, companions
@@ -89,10 +89,7 @@ class Surveyor:
         if is_opened_first(uri):
             fingerprint, most = planned.source_fingerprint, self.config.max_pixels
             cache = storage.Cache.of(self.config)
-            with (
-                open_stack(uri, fingerprint=fingerprint, cache=cache, max_pixels=most) as raster,
-                naming(uri, done="opened"),
-            ):
+            with open_stack(uri, fingerprint=fingerprint, cache=cache, max_pixels=most) as raster:
                 found = list(self._list_planes(planned, raster))
         if not any(is_slide for _, is_slide in found):
             return [plane for plane, _ in found]

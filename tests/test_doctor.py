@@ -40,7 +40,10 @@ ROOMY = (
     "--open-files",
     "2100",
 )
-PATIENT = ("--start-seconds", "20", "--storage-seconds", "20", "--storage-mib-per-second", "0")
+PATIENT = (
+    *("--start-seconds", "30", "--storage-seconds", "30", "--storage-mib-per-second", "0"),
+    *("--connect-seconds", "40", "--node-seconds", "30", "--check-seconds", "80"),
+)
 """Flags that let a small and busy machine pass."""
 UNSHARE = ("unshare", "--mount", *(() if os.geteuid() == 0 else ("--map-root-user",)))
 OWN_MOUNTS = (
@@ -118,7 +121,7 @@ class Doctor:
         )
 
     def read(self) -> Said:
-        self._thread.join(timeout=120)
+        self._thread.join(timeout=200)
         return self._said
 
 

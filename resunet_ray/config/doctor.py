@@ -1,14 +1,15 @@
-"""The configuration of `jobs/doctor.py`: what it checks, how long it waits, and what it expects."""
+"""The configuration of `jobs/doctor.py`: what it checks, how long it waits, and what it expects.
+
+With the default deadlines, it answers within a minute, whatever hangs.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated
 
-from resunet_ray.config.checks import ANY, TINY, require, require_range
+from resunet_ray.config.checks import ANY, TINY, require_range
 from resunet_ray.config.roles import Heading, Tuning
 from resunet_ray.config.segment import SegmentConfig
 from resunet_ray.config.train import TrainConfig
-
-_MOST_SECONDS = 50  # a minute, less Python's start and the end of checks that hang
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +58,3 @@ class DoctorConfig:
         require_range(self, TINY, ANY, *waits, "start_seconds", "cache_gib", "storage_seconds")
         require_range(self, 0, ANY, *limits)
         require_range(self, 0, 1, "disk_fraction", "memory_fraction")
-        total = sum(getattr(self, name) for name in waits)
-        require(
-            total <= _MOST_SECONDS,
-            f"--connect-seconds, --node-seconds and --check-seconds are {total:g} together: "
-            f"must be at most {_MOST_SECONDS}, so that the doctor answers within a minute",
-        )

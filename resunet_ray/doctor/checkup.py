@@ -48,7 +48,7 @@ def find_flag(group: str, config: DoctorConfig) -> str | None:
 
 
 def examine(config: DoctorConfig) -> list[Finding]:
-    """Check everything that is asked for; end within a minute, whatever hangs.
+    """Check everything that is asked for; end by the deadlines, whatever hangs.
 
     Returns:
         A finding for each check, in the order of the page.

@@ -1,6 +1,7 @@
 """The process that makes the checks: each group in a thread, each verdict passed on at once."""
 
 import json
+import math
 import os
 import signal
 import sys
@@ -27,7 +28,7 @@ from resunet_ray.doctor.check import (
 from resunet_ray.doctor.checkup import ALONE, find_flag
 from resunet_ray.doctor.cluster import find_address, list_nodes
 
-_ALARM_SECONDS = 60  # should the parent be gone
+_ALARM_SECONDS = 10  # beyond all deadlines, should the parent be gone
 _MARGIN_SECONDS = 2.0  # silent nodes are named before this process is stopped
 _CLEANING_SECONDS = 1.0
 
@@ -165,8 +166,10 @@ def _list_judges(group: str) -> dict[str, Callable[..., Verdict]]:
 
 
 if __name__ == "__main__":
-    signal.alarm(_ALARM_SECONDS)
+    config = load_config(sys.argv[1], kind=DoctorConfig, source="the doctor")
+    waits = config.connect_seconds + config.node_seconds + config.check_seconds
+    signal.alarm(math.ceil(waits) + _ALARM_SECONDS)
     verdicts = os.dup(1)
     os.dup2(2, 1)  # whatever else is printed goes to the log
-    Checker(load_config(sys.argv[1], kind=DoctorConfig, source="the doctor"), verdicts).run()
+    Checker(config, verdicts).run()
     os._exit(0)  # what libraries still do at their end takes long, or hangs

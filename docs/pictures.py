@@ -16,7 +16,7 @@ import pandas as pd
 from PIL import Image
 
 from resunet_ray import bundles, storage
-from resunet_ray.bundle import copy_bundle
+from resunet_ray.bundle_info import copy_bundle
 from resunet_ray.config import (
     EvaluateConfig,
     PrepareConfig,

@@ -1,18 +1,9 @@
-"""The bundle: weights and everything needed to use them, the result of training.
-
-model.safetensors   the weights
-bundle.json         network, preprocessing, threshold, scores, provenance, the other files' digests
-sample.png          a small image
-expected.png        its probability, times 255, as computed when the bundle was saved
-"""
+"""The bundle, the result of training: weights and everything needed to use them."""
 
 import hashlib
 import json
-import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -20,44 +11,32 @@ import safetensors
 import safetensors.torch
 import torch
 from jaxtyping import Float32, Int32, UInt8
-from pydantic import TypeAdapter, ValidationError
 
-from resunet_ray import __version__, bundles, storage
-from resunet_ray.config import InstanceConfig, ModelConfig, PreprocessConfig
+from resunet_ray import bundles, storage
+from resunet_ray.bundle_info import (
+    BUNDLE_FILE,
+    EXPECTED,
+    SAMPLE,
+    WEIGHTS,
+    BundleInfo,
+    read_bundle_info,
+)
+from resunet_ray.config import ModelConfig
 from resunet_ray.config.model import Diameter
 from resunet_ray.data.images import decode_stored, encode_png
 from resunet_ray.errors import InputError, RunError
 from resunet_ray.intensity import Range, measure_range
 from resunet_ray.model.diameter import predict_sized
-from resunet_ray.model.heads import Prediction, count_outputs
-from resunet_ray.model.inference import autocast_dtype, predict
+from resunet_ray.model.inference import autocast_dtype, default_batch_size, predict
 from resunet_ray.model.instances import find_instances
 from resunet_ray.model.measures import measure_instances
+from resunet_ray.model.prediction import Prediction, count_outputs
 from resunet_ray.model.resunet import ResUNet
 from resunet_ray.schema import INSTANCE
 
-BUNDLE_FILE = "bundle.json"
-_WEIGHTS, _SAMPLE, _EXPECTED = "model.safetensors", "sample.png", "expected.png"
 _TOLERANCE = 4 / 255
 """Largest difference of an output, as stored in 8 bits, that `self_test` accepts: it covers the
 rounding and differences between processors."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BundleInfo:
-    """The contents of bundle.json."""
-
-    model: ModelConfig
-    preprocess: PreprocessConfig
-    instances: InstanceConfig
-    mpp: float | None
-    """Microns per pixel of the training data; None if unknown or if images differ."""
-    scores: dict[str, float]
-    """Scores on the validation data, at the threshold in `instances`."""
-    provenance: dict[str, Any] = field(default_factory=dict)
-    """The run, digest of the data, configuration and versions."""
-    sha256: dict[str, str] = field(default_factory=dict)
-    """Digest of each of the other files, by name."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +66,15 @@ class Bundle:
     wherever results refer to it."""
     network: ResUNet
     device: torch.device
+
+    @property
+    def default_batch_size(self) -> int:
+        """How many tiles to compute at once."""
+        return default_batch_size(self.device)
+
+    def is_broken_by(self, error: Exception) -> bool:
+        """Whether the network is lost to this process: CUDA computes no more after most errors."""
+        return self.device.type == "cuda" and not isinstance(error, torch.OutOfMemoryError)
 
     def predict(
         self,
@@ -154,8 +142,8 @@ class Bundle:
         Raises:
             RunError: an output for the sample differs by more than the tolerance.
         """
-        sample = decode_stored(storage.read_bytes(storage.join(self.uri, _SAMPLE)))
-        expected = decode_stored(storage.read_bytes(storage.join(self.uri, _EXPECTED)))
+        sample = decode_stored(storage.read_bytes(storage.join(self.uri, SAMPLE)))
+        expected = decode_stored(storage.read_bytes(storage.join(self.uri, EXPECTED)))
         (found,) = self.predict([sample], batch_size=1, precision="fp32", diameters=["none"])
         encoded = found.encode().astype(np.float32)
         difference = float(np.abs(encoded - expected).max()) / 255
@@ -204,11 +192,11 @@ def save_bundle(
     draft = Bundle(uri, info, "", network.eval(), torch.device("cpu"))
     (found,) = draft.predict([sample], batch_size=1, precision="fp32", diameters=["none"])
     files = {
-        _WEIGHTS: safetensors.torch.save(
+        WEIGHTS: safetensors.torch.save(
             {name: tensor.contiguous() for name, tensor in weights.items()}
         ),
-        _SAMPLE: encode_png(sample),
-        _EXPECTED: encode_png(found.encode()),
+        SAMPLE: encode_png(sample),
+        EXPECTED: encode_png(found.encode()),
     }
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     info = replace(info, sha256=digests)
@@ -216,45 +204,6 @@ def save_bundle(
         storage.write_bytes(storage.join(uri, name), content)
     storage.write_bytes(storage.join(uri, BUNDLE_FILE), json.dumps(asdict(info), indent=2).encode())
     return load_bundle(uri)
-
-
-def copy_bundle(source: str, uri: str, *, provenance: dict[str, Any]) -> None:
-    """Copy a bundle, replacing one already at `uri`, and add to its provenance."""
-    info, _ = read_bundle_info(source)
-    storage.delete_file(storage.join(uri, BUNDLE_FILE))
-    for name in info.sha256:
-        storage.write_bytes(storage.join(uri, name), storage.read_bytes(storage.join(source, name)))
-    info = replace(info, provenance={**info.provenance, **provenance})
-    storage.write_bytes(storage.join(uri, BUNDLE_FILE), json.dumps(asdict(info), indent=2).encode())
-
-
-def read_bundle_info(uri: str) -> tuple[BundleInfo, str]:
-    """Read bundle.json and compute the bundle's digest, without loading the weights.
-
-    Raises:
-        InputError: there is no bundle, or its bundle.json is invalid.
-    """
-    location = storage.join(bundles.locate(uri), BUNDLE_FILE)
-    if not storage.exists(location):
-        names = ", ".join(bundles.list_names())
-        raise InputError(
-            f"{uri} holds no {BUNDLE_FILE}: expected a bundle that jobs/train.py wrote, or the "
-            f"name of one: {names}"
-        )
-    content = storage.read_bytes(location)
-    try:
-        info = TypeAdapter(BundleInfo).validate_json(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(
-            f"{location} is not a bundle of this version: {first['loc']} {first['msg']}"
-        ) from None
-    if info.sha256.keys() != {_WEIGHTS, _SAMPLE, _EXPECTED}:
-        raise InputError(
-            f"{uri} lists {', '.join(sorted(info.sha256))}: expected {_WEIGHTS}, {_SAMPLE} and "
-            f"{_EXPECTED}"
-        )
-    return info, hashlib.sha256(content).hexdigest()
 
 
 def load_bundle(uri: str, *, device: torch.device | None = None) -> Bundle:
@@ -277,7 +226,7 @@ def load_bundle(uri: str, *, device: torch.device | None = None) -> Bundle:
                 f"{expected}"
             )
     network = build_network(info.model)
-    weights = storage.read_bytes(storage.join(uri, _WEIGHTS))
+    weights = storage.read_bytes(storage.join(uri, WEIGHTS))
     try:
         network.load_state_dict(safetensors.torch.load(weights))
     except (RuntimeError, safetensors.SafetensorError) as error:
@@ -286,12 +235,3 @@ def load_bundle(uri: str, *, device: torch.device | None = None) -> Bundle:
         ) from None
     device = device or torch.device("cpu")
     return Bundle(uri, info, digest, network.eval().to(device), device)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of this package, Python and the main libraries, for the provenance."""
-    libraries = {
-        name: metadata.version(name)
-        for name in ("ray", "torch", "numpy", "opencv-python-headless", "pyarrow")
-    }
-    return {"resunet_ray": __version__, "python": platform.python_version(), **libraries}

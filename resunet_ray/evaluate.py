@@ -10,15 +10,15 @@ import pandas as pd
 import pyarrow as pa
 
 from resunet_ray import bundles, storage
-from resunet_ray.bundle import Bundle, read_bundle_info
+from resunet_ray.bundle import Bundle
+from resunet_ray.bundle_info import read_bundle_info
 from resunet_ray.config import EvaluateConfig, PreprocessConfig
 from resunet_ray.data.dataset import Dataset, open_dataset
 from resunet_ray.data.images import encode_png
 from resunet_ray.data.labelled import LabelledImage
 from resunet_ray.errors import RunError
 from resunet_ray.model import metrics
-from resunet_ray.model.heads import Prediction
-from resunet_ray.model.inference import default_batch_size, predict
+from resunet_ray.model.inference import predict
 from resunet_ray.model.instances import find_instances, threshold_mask
 from resunet_ray.model.matching import (
     THRESHOLDS,
@@ -26,6 +26,7 @@ from resunet_ray.model.matching import (
     count_overlaps,
     score_instances,
 )
+from resunet_ray.model.prediction import Prediction
 from resunet_ray.pictures import draw_outcomes, side_by_side
 from resunet_ray.schema import OUTCOMES, SCORES
 from resunet_ray.scoring import Score, score_split
@@ -179,7 +180,7 @@ def _build_score(config: EvaluateConfig, output: str) -> Score:
 def _predict(
     bundle: Bundle, images: list[LabelledImage], *, config: EvaluateConfig
 ) -> list[Prediction]:
-    batch_size = default_batch_size(bundle.device)
+    batch_size = bundle.default_batch_size
     if config.protocol == "native":
         return bundle.predict(
             [image.image for image in images], batch_size=batch_size, flips=config.flips

@@ -55,7 +55,8 @@ from pipeline import Pipeline, submit_pipeline
 from support import REAL_DATA
 from xdist.scheduler import LoadFileScheduling
 
-from resunet_ray.bundle import BundleInfo, build_network, save_bundle
+from resunet_ray.bundle import build_network, save_bundle
+from resunet_ray.bundle_info import BundleInfo
 from resunet_ray.cluster import connect
 from resunet_ray.config import InstanceConfig, ModelConfig, PrepareConfig, PreprocessConfig
 from resunet_ray.data.prepare import prepare

@@ -38,6 +38,16 @@ def test_importing_everything_starts_nothing() -> None:
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
+@pytest.mark.parametrize("job", ["doctor", "export", "prepare", "segment"])
+def test_only_what_holds_a_network_imports_torch(job: str) -> None:
+    """Torch takes seconds and 200 MiB in each process that plans, reads, commits or reports."""
+    code = f"import sys, jobs.{job}\nassert 'torch' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_module_opens_with_its_idea_and_is_one_noun(path: Path) -> None:
     text = path.read_text()

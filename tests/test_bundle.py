@@ -10,14 +10,8 @@ import pytest
 import torch
 
 from resunet_ray import bundles
-from resunet_ray.bundle import (
-    Bundle,
-    BundleInfo,
-    build_network,
-    load_bundle,
-    read_bundle_info,
-    save_bundle,
-)
+from resunet_ray.bundle import Bundle, build_network, load_bundle, save_bundle
+from resunet_ray.bundle_info import BundleInfo, read_bundle_info
 from resunet_ray.config import InstanceConfig, ModelConfig, PreprocessConfig
 from resunet_ray.data.images import decode_image
 from resunet_ray.data.labels import decode_labels

@@ -20,7 +20,7 @@ from resunet_ray import storage
 from resunet_ray.cluster import connect
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.images import encode_png
-from resunet_ray.model.heads import Prediction
+from resunet_ray.model.prediction import Prediction
 from resunet_ray.segment import run
 from resunet_ray.segment.work import actors
 from resunet_ray.segment.work.sample import Sample

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from resunet_ray.config.model import Diameter
 from resunet_ray.intensity import Range
-from resunet_ray.model.heads import Prediction
+from resunet_ray.model.prediction import Prediction
 
 LARGEST = 60.0
 """Pixels. Images with larger nuclei are predicted at a smaller scale."""

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from resunet_ray.config import PreprocessConfig
 from resunet_ray.config.model import Head
 from resunet_ray.intensity import Range, stretch
-from resunet_ray.model.heads import Prediction, activate, count_outputs, unflip
+from resunet_ray.model.heads import activate, unflip
+from resunet_ray.model.prediction import Prediction, count_outputs
 from resunet_ray.model.preprocess import preprocess
 from resunet_ray.model.tiling import Box, blend_weight, plan_tiles
 

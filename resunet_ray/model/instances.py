@@ -11,7 +11,7 @@ from skimage.segmentation import watershed
 
 from resunet_ray.config import InstanceConfig
 from resunet_ray.config.model import Head
-from resunet_ray.model.heads import Prediction
+from resunet_ray.model.prediction import Prediction
 
 _TYPICAL_SHARE = 0.1, 0.35
 """An instance with less than the first share of the area that the network expects is dropped, and

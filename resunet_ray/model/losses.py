@@ -15,7 +15,8 @@ from torch.nn import functional
 from resunet_ray.config.model import Head
 from resunet_ray.config.train import WEIGHTED_LOSSES
 from resunet_ray.errors import ConfigError
-from resunet_ray.model.heads import CENTRE_UNIT, OCTAVES, slice_head
+from resunet_ray.model.heads import CENTRE_UNIT, OCTAVES
+from resunet_ray.model.prediction import slice_head
 
 Loss = Callable[..., Tensor]
 """A function of float32 logits and mask and, optionally, of each pixel's weight; a scalar."""

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from resunet_ray import bundles, storage
-from resunet_ray.bundle import BundleInfo, read_bundle_info, versions
+from resunet_ray.bundle_info import BundleInfo, read_bundle_info, versions
 from resunet_ray.cluster import connect
 from resunet_ray.config import SegmentConfig, load_config
 from resunet_ray.config.roles import MAY_CHANGE, list_fields

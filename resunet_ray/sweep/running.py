@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from resunet_ray import storage
-from resunet_ray.bundle import BUNDLE_FILE
+from resunet_ray.bundle_info import BUNDLE_FILE
 from resunet_ray.config import SweepConfig
 from resunet_ray.errors import RunError
 from resunet_ray.sweep.live_table import TrialTable

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from resunet_ray import storage
-from resunet_ray.bundle import BUNDLE_FILE, copy_bundle, load_bundle, read_bundle_info
+from resunet_ray.bundle import load_bundle
+from resunet_ray.bundle_info import BUNDLE_FILE, copy_bundle, read_bundle_info
 from resunet_ray.config import SweepConfig, lower_is_better
 from resunet_ray.errors import RunError
 from resunet_ray.sweep.space import Space, apply

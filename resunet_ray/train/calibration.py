@@ -7,16 +7,16 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int32
 
-from resunet_ray.bundle import Bundle, read_bundle_info
+from resunet_ray.bundle import Bundle
+from resunet_ray.bundle_info import read_bundle_info
 from resunet_ray.config import InstanceConfig
 from resunet_ray.config.model import Head
 from resunet_ray.data.dataset import Dataset
 from resunet_ray.data.labelled import LabelledImage
 from resunet_ray.data.splits import VAL
-from resunet_ray.model.heads import Prediction
-from resunet_ray.model.inference import default_batch_size
 from resunet_ray.model.instances import find_instances, least_areas, typical_areas
 from resunet_ray.model.matching import count_overlaps, score_instances
+from resunet_ray.model.prediction import Prediction
 from resunet_ray.scoring import score_split
 from resunet_ray.tasks import collect
 
@@ -68,7 +68,7 @@ def _methods(start: InstanceConfig, *, heads: Sequence[Head]) -> list[InstanceCo
 def _score_block(bundle: Bundle, images: list[LabelledImage]) -> pa.Table:
     """Score every candidate on each image: a column `pq`, null where instances are unknown."""
     predictions = bundle.predict(
-        [image.image for image in images], batch_size=default_batch_size(bundle.device)
+        [image.image for image in images], batch_size=bundle.default_batch_size
     )
     quality = [
         None if image.labels is None else _score_candidates(bundle, image.labels, prediction)

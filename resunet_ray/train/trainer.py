@@ -20,14 +20,8 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from resunet_ray import bundles, storage
-from resunet_ray.bundle import (
-    BUNDLE_FILE,
-    Bundle,
-    BundleInfo,
-    read_bundle_info,
-    save_bundle,
-    versions,
-)
+from resunet_ray.bundle import Bundle, save_bundle
+from resunet_ray.bundle_info import BUNDLE_FILE, BundleInfo, read_bundle_info, versions
 from resunet_ray.cluster import MODEL_ENVIRONMENT, connect
 from resunet_ray.config import PrepareConfig, TrainConfig, lower_is_better
 from resunet_ray.config.roles import MAY_CHANGE, list_fields

@@ -14,11 +14,11 @@ from resunet_ray.data.labelled import LabelledImage, read_images
 from resunet_ray.data.splits import VAL
 from resunet_ray.model import metrics
 from resunet_ray.model.diameter import Images, Ranges, predict_sized
-from resunet_ray.model.heads import Prediction
 from resunet_ray.model.inference import default_batch_size, predict
 from resunet_ray.model.instances import choose_method, find_instances
 from resunet_ray.model.losses import Loss
 from resunet_ray.model.matching import count_overlaps, score_instances
+from resunet_ray.model.prediction import Prediction
 
 INSTANCE_SCORES = ("pq", "ap50")
 """Scores of instances: panoptic quality, and average precision at an IoU of 0.5."""

@@ -10,7 +10,8 @@ from pipeline import Pipeline
 from support import SMALL
 
 from resunet_ray import storage
-from resunet_ray.bundle import load_bundle, read_bundle_info
+from resunet_ray.bundle import load_bundle
+from resunet_ray.bundle_info import read_bundle_info
 from resunet_ray.data.dataset import open_dataset, plan_once
 from resunet_ray.data.labelled import read_images
 from resunet_ray.data.splits import TEST, VAL

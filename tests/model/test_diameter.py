@@ -9,7 +9,7 @@ import pytest
 from resunet_ray.config.model import Diameter, Head
 from resunet_ray.intensity import Range
 from resunet_ray.model.diameter import estimate_diameter, predict_sized
-from resunet_ray.model.heads import Prediction
+from resunet_ray.model.prediction import Prediction
 
 HEADS: tuple[Head, ...] = ("distance", "centre", "diameter")
 

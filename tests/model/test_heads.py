@@ -10,8 +10,9 @@ from skimage.measure import label
 
 from resunet_ray.config import InstanceConfig
 from resunet_ray.config.model import Head
-from resunet_ray.model.heads import Prediction, activate, count_outputs, slice_head, unflip
+from resunet_ray.model.heads import activate, unflip
 from resunet_ray.model.instances import find_instances
+from resunet_ray.model.prediction import Prediction, count_outputs, slice_head
 
 HEADS: tuple[Head, ...] = ("distance", "centre")
 CONFIG = InstanceConfig(method="distance", marker_distance=0.4, marker_area=4)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resunet_ray.config import InstanceConfig
-from resunet_ray.model.heads import Prediction
 from resunet_ray.model.measures import measure_instances
+from resunet_ray.model.prediction import Prediction
 from resunet_ray.model.tiling import Box
 from resunet_ray.segment.planning import grid
 from resunet_ray.segment.planning.grid import BLOCK, Gate, Grid

@@ -12,9 +12,9 @@ from skimage.measure import regionprops
 from resunet_ray.config import InstanceConfig
 from resunet_ray.data.images import decode_stored
 from resunet_ray.data.synthetic import generate_image
-from resunet_ray.model.heads import Prediction
 from resunet_ray.model.instances import find_instances
 from resunet_ray.model.measures import measure_instances
+from resunet_ray.model.prediction import Prediction
 from resunet_ray.records import flatten
 from resunet_ray.segment.work.region import describe_image
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64, UInt8
 
-from resunet_ray.model.heads import Prediction
+from resunet_ray.model.prediction import Prediction
 from resunet_ray.model.tiling import Box, blend_weight, plan_tiles
 
 SQUARE = 512

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from resunet_ray import storage
-from resunet_ray.bundle import BundleInfo
+from resunet_ray.bundle_info import BundleInfo
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.raster.opening import require_pixels
 from resunet_ray.data.raster.planes import Selection, list_planes, name_plane

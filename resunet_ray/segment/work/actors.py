@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import ray.data
-import torch
 
 from resunet_ray.cluster import (
     MODEL_ENVIRONMENT,
@@ -31,7 +30,11 @@ def uses_gpu(config: SegmentConfig) -> bool:
     """Whether each actor gets a GPU."""
     if config.gpu != "auto":
         return config.gpu == "on"
-    return torch.cuda.is_available() if config.actors == 0 else count_gpus() > 0
+    if config.actors != 0:
+        return count_gpus() > 0
+    import torch  # not above: only what holds the network needs it, and it takes seconds
+
+    return torch.cuda.is_available()
 
 
 def segment_chunks(spec: RunSpec, *, unit: str, lease: Lease) -> ChunkSums:

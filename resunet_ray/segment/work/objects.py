@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float32, Float64, Int32
 from skimage.measure import regionprops
 
 from resunet_ray.config import InstanceConfig
-from resunet_ray.model.heads import Prediction
 from resunet_ray.model.instances import find_instances, keep_instances, threshold_mask
+from resunet_ray.model.prediction import Prediction
 from resunet_ray.model.tiling import Box
 from resunet_ray.segment.planning.grid import REACH, Gate, Grid, overlap
 

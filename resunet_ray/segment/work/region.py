@@ -8,10 +8,10 @@ from jaxtyping import Float32, UInt8
 from resunet_ray.config import InstanceConfig
 from resunet_ray.data.images import encode_png
 from resunet_ray.data.labels import encode_labels
-from resunet_ray.model.heads import Prediction
 from resunet_ray.model.instances import find_instances
 from resunet_ray.model.measures import measure_instances
 from resunet_ray.model.metrics import count_pixels
+from resunet_ray.model.prediction import Prediction
 from resunet_ray.model.tiling import Box
 from resunet_ray.schema import INSTANCE
 from resunet_ray.segment.rows import Findings, PixelCounts, RegionSums

@@ -18,7 +18,7 @@ from resunet_ray.data.slides import Slide
 from resunet_ray.data.stacks import is_stack, name_stack, read_from_stack
 from resunet_ray.errors import ImageError, InputError
 from resunet_ray.intensity import Range, measure_range
-from resunet_ray.model.heads import Prediction
+from resunet_ray.model.prediction import Prediction
 from resunet_ray.model.tiling import Box
 from resunet_ray.segment.failures import Failure
 from resunet_ray.segment.rows import PlannedRegion

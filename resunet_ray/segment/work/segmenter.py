@@ -23,7 +23,6 @@ from functools import partial
 import cv2
 import numpy as np
 import pyarrow as pa
-import torch
 
 from resunet_ray import monitoring, storage
 from resunet_ray.cluster import count_cores, is_lost, this_node
@@ -31,7 +30,6 @@ from resunet_ray.data.raster.planes import Selection
 from resunet_ray.data.slides import Slide
 from resunet_ray.errors import InputError, RunError
 from resunet_ray.model.diameter import estimate_diameter
-from resunet_ray.model.inference import default_batch_size
 from resunet_ray.model.tiling import Box
 from resunet_ray.segment import layout
 from resunet_ray.segment.failures import Failure, require_few_unclear
@@ -74,10 +72,6 @@ class Segmenter:
         cv2.setNumThreads(1)  # the threads below are enough
         self._spec, self._cache = spec, storage.Cache.of(spec.config)
         self._notes = crashes.Notes(spec.folder, spec.session, node=this_node(), is_lost=is_lost)
-        if not spec.gpu:
-            # One image a core. Cores that share an image wait after every layer for the slowest of
-            # them, which may just be reading or writing.
-            torch.set_num_threads(1)
         self._networks = 1 if spec.gpu else spec.threads or count_cores()
         self._model = ThreadPoolExecutor(self._networks, thread_name_prefix="model")
         self._bundle = spec.load_bundle()
@@ -85,7 +79,7 @@ class Segmenter:
         self._instances = self._bundle.info.instances
         if spec.config.threshold is not None:
             self._instances = replace(self._instances, threshold=spec.config.threshold)
-        self._batch_size = spec.config.batch_size or default_batch_size(self._bundle.device)
+        self._batch_size = spec.config.batch_size or self._bundle.default_batch_size
         self._readers = ThreadPoolExecutor(spec.config.readers, thread_name_prefix="read")
         self._post = ThreadPoolExecutor(_POST_THREADS, thread_name_prefix="post")
         self._calls, self._alone = threading.Semaphore(CALLS), threading.Lock()
@@ -247,7 +241,7 @@ class Segmenter:
                 diameters=[sample.diameter(self._spec.config) for sample in good],
             )
         except (RuntimeError, MemoryError) as error:
-            if self._bundle.device.type == "cuda" and not isinstance(error, torch.OutOfMemoryError):
+            if self._bundle.is_broken_by(error):
                 logger.critical("this process can no longer use the GPU: %s", error)
                 os._exit(1)  # Ray replaces it
             if len(good) > 1:

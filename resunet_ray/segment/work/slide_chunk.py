@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from resunet_ray.config import InstanceConfig, PreprocessConfig, SegmentConfig
 from resunet_ray.data.slides import Slide
 from resunet_ray.intensity import Range
-from resunet_ray.model.heads import Prediction
+from resunet_ray.model.prediction import Prediction
 from resunet_ray.model.tiling import Box
 from resunet_ray.segment.failures import Failure
 from resunet_ray.segment.planning.grid import Gate, Grid

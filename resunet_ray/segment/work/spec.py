@@ -1,14 +1,15 @@
 """What every actor of a run needs to know, and writes into each row."""
 
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from resunet_ray import __version__, monitoring
-from resunet_ray.bundle import Bundle, load_bundle
 from resunet_ray.config import SegmentConfig
 from resunet_ray.errors import ResourceError, RunError
 from resunet_ray.segment.rows import Origin
+
+if TYPE_CHECKING:
+    from resunet_ray.bundle import Bundle
 
 
 @dataclass(frozen=True)
@@ -45,19 +46,27 @@ class RunSpec:
             code_version=__version__,
         )
 
-    def load_bundle(self) -> Bundle:
-        """Load the bundle and run its self-test.
+    def load_bundle(self) -> "Bundle":
+        """Load the bundle for an actor's network threads, and run its self-test.
 
         Raises:
             ResourceError: a GPU is expected, and torch finds none.
             RunError: the bundle was replaced, or its output differs from that recorded when it was
                 saved.
         """
+        import torch  # not above: only what holds the network needs it, and it takes seconds
+
+        from resunet_ray.bundle import load_bundle
+
         if self.gpu and not torch.cuda.is_available():
             raise ResourceError(
                 "Ray assigned a GPU to the segmenting actor, and torch finds none: install a torch "
                 "with CUDA on that node, or segment on CPUs (--gpu off)"
             )
+        if not self.gpu:
+            # One image a core. Cores that share an image wait after every layer for the slowest of
+            # them, which may just be reading or writing.
+            torch.set_num_threads(1)
         bundle = load_bundle(self.config.bundle, device=torch.device("cuda" if self.gpu else "cpu"))
         if bundle.digest != self.bundle_digest:
             raise RunError(

@@ -1,0 +1,113 @@
+"""What the network says about an image: the probability, and the outputs of its heads.
+
+| head | outputs | meaning of the activated output |
+|---|---|---|
+| mask | 1 | probability that a pixel belongs to a nucleus |
+| distance | 1 | distance to the border of the nucleus, over its maximum there: 0 to 1 |
+| centre | 2 | rows and columns from the pixel to the centre of its nucleus, pixels |
+| diameter | 1 | diameter of the disc with the area of the nucleus, pixels |
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+from resunet_ray.config.model import Head
+
+
+class _Outputs(NamedTuple):
+    number: int
+    low: float
+    high: float
+    """The range of the activated outputs that 8 bits hold."""
+
+
+_OUTPUTS: dict[Head, _Outputs] = {
+    "distance": _Outputs(1, 0, 1),
+    "centre": _Outputs(2, -64, 64),
+    "diameter": _Outputs(1, 0, 255),
+}
+
+
+def count_outputs(heads: Sequence[Head]) -> int:
+    """Return the number of the network's outputs."""
+    return 1 + sum(_OUTPUTS[head].number for head in heads)
+
+
+def slice_head(heads: Sequence[Head], head: Head) -> slice:
+    """Return the outputs of one head."""
+    start = count_outputs(heads[: heads.index(head)])
+    return slice(start, start + _OUTPUTS[head].number)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network says about each pixel of an image or of a part of it."""
+
+    maps: Float[np.ndarray, "k h w"]
+    """Activated outputs: the probability, then those of the heads; float16 if packed."""
+    heads: tuple[Head, ...] = ()
+    exact: Float32[np.ndarray, "h w"] | None = None
+    """The probability of a packed prediction, which decides about masks and stays float32."""
+
+    @property
+    def probability(self) -> Float32[np.ndarray, "h w"]:
+        """Probability that a pixel belongs to a nucleus."""
+        return self.maps[0] if self.exact is None else self.exact
+
+    @property
+    def distance(self) -> Float32[np.ndarray, "h w"] | None:
+        """Distance to the border, 0 to 1; None if the network lacks the head."""
+        found = self._read("distance")
+        return None if found is None else found[0]
+
+    @property
+    def centre(self) -> Float32[np.ndarray, "2 h w"] | None:
+        """Rows and columns to the centre, pixels; None if the network lacks the head."""
+        return self._read("centre")
+
+    @property
+    def diameter(self) -> Float32[np.ndarray, "h w"] | None:
+        """Diameter of the nucleus, pixels; None if the network lacks the head."""
+        found = self._read("diameter")
+        return None if found is None else found[0]
+
+    def _read(self, head: Head) -> Float32[np.ndarray, "k h w"] | None:
+        if head not in self.heads:
+            return None
+        found: Float32[np.ndarray, "k h w"]
+        found = self.maps[slice_head(self.heads, head)].astype(np.float32, copy=False)
+        return found
+
+    def pack(self) -> "Prediction":
+        """Store the outputs of the heads in half the memory: a job holds many predictions."""
+        if not self.heads:
+            return self
+        return Prediction(self.maps.astype(np.float16), self.heads, self.maps[0].copy())
+
+    def encode(self) -> UInt8[np.ndarray, "kh w"]:
+        """Encode the maps one below the other, in 255 steps."""
+        shares = [self.maps[:1]]
+        for head in self.heads:
+            _, low, high = _OUTPUTS[head]
+            shares.append((self.maps[slice_head(self.heads, head)] - low) / (high - low))
+        steps = np.rint(np.concatenate(shares).clip(0, 1) * 255).astype(np.uint8)
+        encoded: UInt8[np.ndarray, "kh w"] = steps.reshape(-1, steps.shape[2])
+        return encoded
+
+    def resize(self, height: int, width: int) -> "Prediction":
+        """Resize the maps; ways to a centre and diameters grow with the image."""
+        size = width, height
+        maps = np.stack(
+            [cv2.resize(one, size, interpolation=cv2.INTER_LINEAR) for one in self.maps]
+        )
+        ratio = np.array([height / self.maps.shape[1], width / self.maps.shape[2]], np.float32)
+        if "centre" in self.heads:
+            maps[slice_head(self.heads, "centre")] *= ratio[:, None, None]
+        if "diameter" in self.heads:
+            maps[slice_head(self.heads, "diameter")] *= np.sqrt(ratio.prod())
+        return Prediction(maps, self.heads)

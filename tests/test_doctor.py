@@ -408,6 +408,7 @@ def standing_still(*processes: int) -> Iterator[None]:
         ),
     ],
 )
+@pytest.mark.campaign
 def test_it_finds_what_is_wrong_with_one_node(
     ill: dict[str, Said], check: str, status: str, found: str, fix: str
 ) -> None:
@@ -416,6 +417,7 @@ def test_it_finds_what_is_wrong_with_one_node(
     said.expect(check, status, found=found, fix=fix)
 
 
+@pytest.mark.campaign
 def test_a_busy_cluster_answers_and_what_is_in_order_is_ok(ill: dict[str, Said]) -> None:
     """All CPUs are taken, some by a job that has ended."""
     said = ill["ill"]
@@ -435,6 +437,7 @@ def test_a_busy_cluster_answers_and_what_is_in_order_is_ok(ill: dict[str, Said])
     }
 
 
+@pytest.mark.campaign
 def test_a_stopped_node_is_told_from_a_busy_one(ill: dict[str, Said]) -> None:
     """So is a dashboard. The fix for `waiting` has freed what the ended job held."""
     said = ill["stopped"]

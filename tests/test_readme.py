@@ -119,6 +119,7 @@ def write_kaggle_zip(path: Path, *, masks: bool) -> None:
                 packed.writestr(f"{number:04d}/masks/{instance:03d}.png", encode_png(mask))
 
 
+@pytest.mark.campaign
 def test_its_commands_on_real_data_run(tmp_path: Path, cluster: str) -> None:
     """As shown, with a small archive of the same layout and flags that make training short.
 

@@ -176,6 +176,7 @@ def die_over_poison(source: Source, **options: Any) -> CheckedImage | Reject:
     return check_source(source, **options)
 
 
+@pytest.mark.campaign
 def test_images_that_crash_the_process_are_named_and_the_rest_is_prepared(
     generated: Path, tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

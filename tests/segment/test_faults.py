@@ -248,6 +248,7 @@ class Poisoned(Segmenter):
         return super()._read(planned)
 
 
+@pytest.mark.campaign
 def test_an_image_that_kills_the_process_is_named_and_the_rest_completes(
     bundle_uri: str, tmp_path: Path, cluster: str, generated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,6 +146,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, cluster: str) -> Data:
     return Data(str(known), str(unknown))
 
 
+@pytest.mark.campaign
 def test_touching_nuclei_are_found_as_two(data: Data, tmp_path: Path) -> None:
     trained = train(config(data.known, tmp_path, monitor="pq"))
     bundle = load_bundle(trained.bundle)

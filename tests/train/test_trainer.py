@@ -176,6 +176,7 @@ def resumed(dataset_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Resum
     return Resumed(output, line, errors)
 
 
+@pytest.mark.campaign
 def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(
     run: tuple[TrainConfig, TrainingResult], resumed: Resumed
 ) -> None:
@@ -188,6 +189,7 @@ def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(
     assert resumed.line["best"]["f1"] == pytest.approx(trained.best["f1"], abs=1e-6)
 
 
+@pytest.mark.campaign
 def test_the_log_has_a_line_for_each_epoch_and_none_of_rays(resumed: Resumed) -> None:
     assert not RAYS_OWN.search(resumed.errors), resumed.errors
     assert "\x1b" not in resumed.errors

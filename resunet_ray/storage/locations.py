@@ -57,11 +57,6 @@ def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     return filesystem, "/".join(part for part in (root.rstrip("/"), path) if part)
 
 
-def client_environment() -> tuple[str | None, ...]:
-    """Return what a client depends on: it is kept as long as this stays the same."""
-    return tuple(os.environ.get(name) for name in _DECIDES_CLIENT)
-
-
 @lru_cache(maxsize=16)
 def _connect(bucket: str) -> tuple[fs.FileSystem, str]:
     """Return this process's filesystem of a bucket, or of this machine."""

@@ -75,7 +75,7 @@ def _store_clock(place: Surroundings) -> Verdict:
 
 @check(
     _GROUP,
-    expected="both clients of S3, pyarrow's (content) and botocore's (listings, leases), reach it",
+    expected="both clients of S3, pyarrow's (writes) and botocore's (all else), reach it",
     fix="Allow s3:ListBucket if that is what is denied. Else compare HTTP_PROXY, HTTPS_PROXY and "
     "NO_PROXY (http://HOST:PORT), AWS_CA_BUNDLE (one file in PEM format) and AWS_ENDPOINT_URL: "
     "what stands in between lets only one of them pass",

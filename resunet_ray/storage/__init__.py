@@ -19,6 +19,7 @@ from resunet_ray.storage.files import (
 from resunet_ray.storage.lease import NO_LEASE, Lease, hold_lease, hold_output
 from resunet_ray.storage.locations import absolute, join, open_filesystem, parent
 from resunet_ray.storage.names import csv_cell, file_name
+from resunet_ray.storage.portable import open_portable
 from resunet_ray.storage.reader import Reader, read_listed
 from resunet_ray.storage.space import cache_folder
 from resunet_ray.storage.staging import Cache
@@ -51,6 +52,7 @@ __all__ = [
     "look_up",
     "mask_credentials",
     "open_filesystem",
+    "open_portable",
     "parent",
     "read_bytes",
     "read_listed",

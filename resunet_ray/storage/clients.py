@@ -1,5 +1,7 @@
 """The two clients of S3: botocore's for what needs etags or conditions, pyarrow's for the rest.
 
+Neither tries for long: `attempt` goes on, and decides after which errors.
+
 botocore alone decides where to go and how: endpoint, region, addressing, proxy, certificates and
 credentials are those of the environment and the profile, as its documentation says. pyarrow's
 client is built from that. A process has one of each for a bucket, and fetches credentials once
@@ -8,6 +10,8 @@ until they run out.
 Neither may leave the process: pickled, pyarrow's would carry the credentials.
 """
 
+import errno
+import functools
 import logging
 import os
 import random
@@ -22,6 +26,7 @@ from urllib.parse import urlsplit
 
 import botocore
 import botocore.config
+import botocore.loaders
 import botocore.session
 from botocore import exceptions
 from botocore.httpsession import get_cert_path
@@ -35,14 +40,10 @@ logger = logging.getLogger(__name__)
 
 Environment = tuple[tuple[str, str], ...]
 
-S3_ERRORS = (exceptions.BotoCoreError, exceptions.ClientError)
-"""What botocore's client raises."""
+_S3_ERRORS = (exceptions.BotoCoreError, exceptions.ClientError)
 
-# As many as Ray Data makes. With the pauses between them, a store may be unavailable for about a
-# minute.
-_ATTEMPTS = 10
 _CONNECTIONS = 64  # kept open, for as many threads
-_QUICK = 7  # of pyarrow's client: within 3 s, its pauses doubled from 25 ms; `attempt` goes on
+_QUICK = 7  # attempts of pyarrow's client: within 3 s, its pauses doubled from 25 ms
 _DECIDES = frozenset(
     (
         *("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
@@ -60,6 +61,7 @@ _AWAY = (
     *(exceptions.ConnectionError, exceptions.HTTPClientError),
     *(exceptions.MetadataRetrievalError, exceptions.CredentialRetrievalError),
 )
+_NOT_FOUND = 404  # HTTP status
 _BUSY = (429, 500, 502, 503, 504)
 _PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0)  # seconds between requests to a busy metadata service
 
@@ -80,19 +82,15 @@ class Clients:
         # SSL_CERT_FILE or the system's; if there are none, those that come with botocore.
         verify = verify or ssl.get_default_verify_paths().cafile or get_cert_path(True)
         config = botocore.config.Config(
-            retries={"max_attempts": _ATTEMPTS, "mode": "standard"},
+            retries={"total_max_attempts": 1},
             signature_version=None if self.credentials else botocore.UNSIGNED,
             max_pool_connections=_CONNECTIONS,
         )
-        once = config.merge(botocore.config.Config(retries={"total_max_attempts": 1}))
         self.s3: Any = session.create_client("s3", config=config, verify=verify)
-        """botocore's client, for listings and conditional writes."""
-        region = self.s3.meta.region_name
+        """botocore's client, for listings, reads and conditional writes."""
         if _is_aws(self.s3):
             region = _find_region(self.s3, bucket)
             self.s3 = session.create_client("s3", region, config=config, verify=verify)
-        self.content: Any = session.create_client("s3", region, config=once, verify=verify)
-        """The same for reads, which `attempt` repeats."""
         self.settings = {**_describe(self.s3), "tls_ca_file_path": verify}
         """Where requests go and how, in the words of pyarrow's client."""
         self._keys: Any = None
@@ -119,6 +117,8 @@ class Clients:
                     **self.settings,
                     **account,
                     anonymous=not account,
+                    # Threads of pyarrow that write would wait for others of the same, small pool.
+                    background_writes=False,
                     retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=_QUICK),
                 )
                 self._keys = keys
@@ -156,6 +156,22 @@ def forget(refused: fs.FileSystem | None = None) -> None:
 
 
 @contextmanager
+def os_errors() -> Iterator[None]:
+    """Turn what botocore's client raises into the OSErrors that pyarrow's would raise."""
+    try:
+        yield
+    except exceptions.ClientError as error:
+        status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+        if status == _NOT_FOUND:
+            raise FileNotFoundError(errno.ENOENT, str(error)) from None
+        raise OSError(f"AWS Error (HTTP status {status}): {error}") from None
+    except exceptions.NoCredentialsError as error:
+        raise OSError(f"AWS Error MISSING_AUTHENTICATION_TOKEN: {error}") from None
+    except exceptions.BotoCoreError as error:
+        raise OSError(f"AWS Error NETWORK_CONNECTION: {error}") from None
+
+
+@contextmanager
 def _explained(bucket: str) -> Iterator[None]:
     """Turn what goes wrong with settings and credentials into this project's errors."""
     try:
@@ -166,7 +182,7 @@ def _explained(bucket: str) -> Iterator[None]:
     except _AWAY as error:
         text = mask_credentials(str(error))
         raise AwayError(f"s3://{bucket} cannot be used yet: {text}") from None
-    except S3_ERRORS as error:
+    except _S3_ERRORS as error:
         text = mask_credentials(str(error))
         raise RefusedError(
             f"there are no credentials for s3://{bucket}: {text}. Renew them, and run the same "
@@ -184,7 +200,11 @@ def _find_region(client: Any, bucket: str) -> str:
         answer = client.head_bucket(Bucket=bucket)
     except exceptions.ClientError as error:
         answer = error.response
-    headers = answer["ResponseMetadata"]["HTTPHeaders"]
+    status, headers = (
+        answer["ResponseMetadata"][name] for name in ("HTTPStatusCode", "HTTPHeaders")
+    )
+    if status in _BUSY:
+        raise AwayError(f"s3://{bucket} cannot be used yet: HTTP {status}")
     return str(headers.get("x-amz-bucket-region", client.meta.region_name))
 
 
@@ -203,8 +223,15 @@ def _describe(client: Any) -> dict[str, Any]:
     }
 
 
+@functools.cache
+def _load_once() -> botocore.loaders.Loader:
+    """Return what reads botocore's description of S3, some megabytes of JSON."""
+    return botocore.loaders.create_loader()
+
+
 def _open_session() -> botocore.session.Session:
     session = botocore.session.Session()
+    session.register_component("data_loader", _load_once())
     if (region := os.environ.get("AWS_REGION")) and "AWS_DEFAULT_REGION" not in os.environ:
         session.set_config_variable("region", region)  # as other tools of AWS have it
     role = session.get_component("credential_provider").get_provider("iam-role")

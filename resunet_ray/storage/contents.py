@@ -1,9 +1,6 @@
 """An open file whose every read says which content it came from, by its fingerprint."""
 
-import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,10 +8,10 @@ from typing import Any, Protocol
 import botocore.exceptions
 from pyarrow import fs
 
-from resunet_ray.storage.clients import connect
+from resunet_ray.storage.clients import connect, os_errors
 from resunet_ray.storage.walk import FileStatus
 
-_NOT_FOUND, _NO_RANGE = 404, 416  # HTTP statuses; the second of a read that begins at the end
+_NO_RANGE = 416  # HTTP status of a read that begins at the end
 
 
 class Content(Protocol):
@@ -69,11 +66,11 @@ class _Object:
 
     @property
     def _client(self) -> Any:
-        return connect(self._place["Bucket"]).content  # another one once credentials were renewed
+        return connect(self._place["Bucket"]).s3  # another one once credentials were renewed
 
     def read_at(self, size: int, offset: int) -> tuple[bytes, str]:
         wanted = f"bytes={offset}-{offset + max(size, 1) - 1}"
-        with _as_os_errors():
+        with os_errors():
             try:
                 answer = self._client.get_object(**self._place, Range=wanted)
                 return answer["Body"].read()[:size], answer["ETag"].strip('"')
@@ -83,7 +80,7 @@ class _Object:
             return b"", self._client.head_object(**self._place)["ETag"].strip('"')
 
     def size(self) -> int:
-        with _as_os_errors():
+        with os_errors():
             return int(self._client.head_object(**self._place)["ContentLength"])
 
     def close(self) -> None:
@@ -108,19 +105,3 @@ class _OtherFile:
 
     def close(self) -> None:
         self._file.close()
-
-
-@contextmanager
-def _as_os_errors() -> Iterator[None]:
-    """Turn boto3's errors into the OSErrors that pyarrow would raise."""
-    try:
-        yield
-    except botocore.exceptions.ClientError as error:
-        status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-        if status == _NOT_FOUND:
-            raise FileNotFoundError(errno.ENOENT, str(error)) from None
-        raise OSError(f"AWS Error (HTTP status {status}): {error}") from None
-    except botocore.exceptions.NoCredentialsError as error:
-        raise OSError(f"AWS Error MISSING_AUTHENTICATION_TOKEN: {error}") from None
-    except botocore.exceptions.BotoCoreError as error:
-        raise OSError(f"AWS Error NETWORK_CONNECTION: {error}") from None

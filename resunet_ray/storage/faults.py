@@ -85,16 +85,17 @@ def explain(uri: str, error: OSError, *, text: str, answers: bool) -> Exception:
         return ResourceError(
             f"{uri} cannot be written: {text}. Free some space and run the same command again"
         )
-    if error.errno in _AWAY or _AWAY_TEXT.search(text):
+    told = text.rpartition("AWS Error")[2]  # after the names of key and bucket
+    if error.errno in _AWAY or _AWAY_TEXT.search(told):
         return AwayError(f"the storage of {uri} did not answer: {text}")
-    if _REFUSED_TEXT.search(text):
+    if _REFUSED_TEXT.search(told):
         return RefusedError(
             f"the storage of {uri} refuses the credentials: {text}. Renew them, and run the same "
             "command again"
         )
     if isinstance(error, PermissionError):
         return UnclearError(f"{uri} cannot be read or written: {text}")
-    if _DENIED_TEXT.search(text):
+    if _DENIED_TEXT.search(told):
         # Without credentials, for instance because the instance's metadata service is busy,
         # everything is denied.
         return (

@@ -21,8 +21,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from botocore.exceptions import ClientError
 from pyarrow import fs
 
 from resunet_ray.config.lease import LeaseConfig
@@ -30,12 +32,11 @@ from resunet_ray.errors import (
     ConfigError,
     InputError,
     LeaseError,
-    ResourceError,
     ResUNetRayError,
     RunError,
 )
 from resunet_ray.storage import files, locations
-from resunet_ray.storage.clients import S3_ERRORS, connect
+from resunet_ray.storage.clients import connect, os_errors
 from resunet_ray.storage.faults import mask_credentials
 from resunet_ray.storage.processes import describe_process, is_dead
 from resunet_ray.storage.walk import walk_files
@@ -161,11 +162,7 @@ def hold_lease(output: str, *, seconds: float) -> Iterator[Lease]:
     _require_exclusive_writes(folder)
     lease = _acquire(folder, seconds=seconds)
     stop = threading.Event()
-    thread = threading.Thread(
-        target=_renew,
-        args=(lease, stop),
-        daemon=True,
-    )
+    thread = threading.Thread(target=_renew, args=(lease, stop), daemon=True)
     thread.start()
     try:
         yield lease
@@ -251,13 +248,8 @@ def _renew(lease: Lease, stop: threading.Event) -> None:
 
 
 def _content(holder: str, *, seconds: float, released: bool = False) -> bytes:
-    state = {
-        "holder": holder,
-        "process": describe_process(os.getpid()),
-        "released": released,
-        "seconds": seconds,
-    }
-    return json.dumps({**state, "written": time.time()}).encode()
+    state = {"holder": holder, "process": describe_process(os.getpid()), "seconds": seconds}
+    return json.dumps({**state, "released": released, "written": time.time()}).encode()
 
 
 def _require_exclusive_writes(folder: str) -> None:
@@ -275,25 +267,31 @@ def create_exclusively(uri: str, content: bytes) -> bool:
     Raises:
         ResourceError: it cannot be written.
     """
-    filesystem, path = locations.open_filesystem(uri)
+    return files.attempt(uri, lambda filesystem, path: _create(filesystem, path, content))
+
+
+def _create(filesystem: fs.FileSystem, path: str, content: bytes) -> bool:
     if isinstance(filesystem, fs.LocalFileSystem):
         filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
-            return False
+            return Path(path).read_bytes() == content  # as below
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
         return True
     bucket, _, key = path.partition("/")
-    try:
-        connect(bucket).s3.put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
-    except S3_ERRORS as error:
-        answer = getattr(error, "response", {}).get("ResponseMetadata", {})
-        # 412: the object exists. 409: another conditional write of it is in progress.
-        if answer.get("HTTPStatusCode") not in (409, 412):
-            text = mask_credentials(str(error))
-            raise ResourceError(f"{uri} cannot be written: {text}") from None
-        # The object may be ours, if the answer to a first attempt was lost.
-        return files.read_bytes(uri) == content
-    return True
+    client = connect(bucket).s3
+    with os_errors():
+        try:
+            client.put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
+        except ClientError as error:
+            # 412: the object exists. 409: another conditional write of it is in progress.
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (409, 412):
+                raise
+        else:
+            return True
+        # It may be this one, if the answer to an earlier attempt was lost.
+        with suppress(client.exceptions.NoSuchKey):
+            return bool(client.get_object(Bucket=bucket, Key=key)["Body"].read() == content)
+    return False

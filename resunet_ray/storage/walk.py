@@ -6,12 +6,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pyarrow import fs
 
 from resunet_ray.errors import ResourceError, UnclearError
-from resunet_ray.storage.clients import S3_ERRORS, connect
-from resunet_ray.storage.faults import mask_credentials
+from resunet_ray.storage.clients import connect, os_errors
+from resunet_ray.storage.faults import DeniedError, explain
+from resunet_ray.storage.files import attempt
 from resunet_ray.storage.locations import open_filesystem
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
@@ -93,51 +95,67 @@ def _walk_local(root: Path, uri: str) -> Iterator[FileStatus]:
             with os.scandir(root / folder) as entries:
                 for entry in entries:
                     path = f"{folder}/{entry.name}" if folder else entry.name
-                    status = _stat_local(entry, path)
+                    status = _stat_local(entry, path, uri)
                     if status is None:
                         folders.append(path)
                     else:
                         yield status
         except OSError as error:
-            yield FileStatus(folder, 0, _EPOCH, error=error)
+            yield _note(error, folder, uri)
 
 
-def _stat_local(entry: os.DirEntry[str], path: str) -> FileStatus | None:
+def _stat_local(entry: os.DirEntry[str], path: str, uri: str) -> FileStatus | None:
     """Return the status of a file, or None for a folder."""
     try:
         if entry.is_dir():
             return None
         found = entry.stat()
     except OSError as error:  # a broken link, or deleted meanwhile
-        return FileStatus(path, 0, _EPOCH, error=error)
+        return _note(error, path, uri)
     return FileStatus.of(found, path)
+
+
+def _note(error: OSError, path: str, uri: str) -> FileStatus:
+    """Return the status of what cannot be read, unless the whole storage is to blame."""
+    place = f"{uri}/{path}"
+    found = explain(place, error, text=error.strerror or str(error), answers=True)
+    if isinstance(found, ResourceError):
+        raise found from None
+    return FileStatus(path, 0, _EPOCH, error=error)
 
 
 def _walk_s3(path: str, uri: str) -> Iterator[FileStatus]:
     bucket, _, key = path.partition("/")
     prefix = f"{key.rstrip('/')}/" if key else ""
-    empty = True
-    try:
+    empty, place = True, {"Bucket": bucket, "Prefix": key.rstrip("/")}
+    while place:
+        page = _list_page(uri, place)
         # S3 matches prefixes: `a/b` also finds `a/bc`, which is neither `a/b` nor below it.
-        for page in (
-            connect(bucket)
-            .s3.get_paginator("list_objects_v2")
-            .paginate(Bucket=bucket, Prefix=key.rstrip("/"))
-        ):
-            for item in page.get("Contents", ()):
-                name = item["Key"]
-                if not name.endswith("/") and (name == key or name.startswith(prefix)):
-                    empty = False
-                    yield FileStatus(
-                        name[len(prefix) :],
-                        item["Size"],
-                        item["LastModified"],
-                        etag=item["ETag"].strip('"'),
-                    )
-    except S3_ERRORS as error:
-        raise ResourceError(f"{uri} cannot be listed: {mask_credentials(str(error))}") from None
+        for item in page.get("Contents", ()):
+            name = item["Key"]
+            if not name.endswith("/") and (name == key or name.startswith(prefix)):
+                empty = False
+                yield FileStatus(
+                    name[len(prefix) :],
+                    item["Size"],
+                    item["LastModified"],
+                    etag=item["ETag"].strip('"'),
+                )
+        more = page.get("NextContinuationToken")
+        place = {**place, "ContinuationToken": more} if more else {}
     if empty:
         raise UnclearError(f"{uri} does not exist: expected an object, or a prefix with objects")
+
+
+def _list_page(uri: str, place: dict[str, str]) -> dict[str, Any]:
+    def call(*_: object) -> dict[str, Any]:
+        with os_errors():
+            return connect(place["Bucket"]).s3.list_objects_v2(**place)  # type: ignore[no-any-return]
+
+    try:
+        return attempt(uri, call)
+    except DeniedError as error:
+        raise ResourceError(f"{uri} cannot be listed: {error}") from None
 
 
 def _walk_any(filesystem: fs.FileSystem, path: str, uri: str) -> Iterator[FileStatus]:

@@ -185,6 +185,7 @@ def _tune(config: SweepConfig, state: RunningSweep, lease: storage.Lease) -> Non
     trainable = tune.with_parameters(
         _run_trial, training=replace(config.training, threads=_threads(config)), lease=lease
     )
+    filesystem, path = storage.open_portable(config.training.output)
     tuner = tune.Tuner(
         # The trial only waits for its training run, which takes the CPUs. Tune refuses a trial
         # that asks for nothing at all.
@@ -200,7 +201,8 @@ def _tune(config: SweepConfig, state: RunningSweep, lease: storage.Lease) -> Non
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=config.training.output,
+            storage_path=path,
+            storage_filesystem=filesystem,
             callbacks=[_Recorder(state)],
             failure_config=tune.FailureConfig(max_failures=config.training.max_failures),
             verbose=0,

@@ -187,6 +187,7 @@ def _build_trainer(
     config: TrainConfig, settings: dict[str, Any], *, callbacks: list[UserCallback]
 ) -> TorchTrainer:
     gpu = uses_gpu(config)
+    filesystem, path = storage.open_portable(config.output)
     workers: int | tuple[int, int] = config.workers
     if config.min_workers is not None and config.min_workers < config.workers:
         workers = (config.min_workers, config.workers)
@@ -200,7 +201,8 @@ def _build_trainer(
         ),
         run_config=RunConfig(
             name=config.name,
-            storage_path=config.output,
+            storage_path=path,
+            storage_filesystem=filesystem,
             callbacks=callbacks,
             worker_runtime_env=MODEL_ENVIRONMENT,
             logging_config=LoggingConfig(log_level="INFO" if is_verbose() else "WARNING"),

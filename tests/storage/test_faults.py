@@ -69,6 +69,7 @@ def test_a_store_that_is_away_or_refuses_credentials_says_nothing_about_a_file(
         ("AWS Error SIGNATURE_DOES_NOT_MATCH during PutObject operation", faults.RefusedError),
         ("AWS Error REQUEST_TIME_TOO_SKEWED during GetObject operation", faults.RefusedError),
         ("AWS Error ACCESS_DENIED during HeadObject operation", faults.DeniedError),
+        ("When reading 'Expired': AWS Error ACCESS_DENIED during HeadObject", faults.DeniedError),
         ("AWS Error INVALID_OBJECT_STATE during GetObject operation", InputError),
     ],
 )  # fmt: skip
@@ -108,6 +109,22 @@ def test_a_share_that_went_away_is_asked_again(tmp_path: Path, code: int) -> Non
     assert files.attempt(str(tmp_path), call) == "read"
     with pytest.raises(ResourceError, match="the storage of .* did not answer"):
         files.attempt(str(tmp_path), lambda *_: (_ for _ in ()).throw(OSError(code, "x")))
+
+
+@pytest.mark.parametrize(("code", "away"), [(errno.ESTALE, True), (errno.EACCES, False)])
+def test_a_folder_of_a_share_that_went_away_is_no_damaged_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, away: bool
+) -> None:
+    def scan(_: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("os.scandir", scan)
+    if away:
+        with pytest.raises(ResourceError, match="the storage of .* did not answer: Stale file"):
+            list(storage.walk_files(str(tmp_path)))
+    else:
+        (found,) = storage.walk_files(str(tmp_path))
+        assert isinstance(found.error, PermissionError)
 
 
 def test_what_is_wrong_with_a_file_is_not_asked_again(tmp_path: Path) -> None:

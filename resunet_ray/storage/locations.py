@@ -57,11 +57,6 @@ def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     return filesystem, "/".join(part for part in (root.rstrip("/"), path) if part)
 
 
-def client_environment() -> tuple[str | None, ...]:
-    """Return what a client depends on: it is kept as long as this stays the same."""
-    return tuple(os.environ.get(name) for name in _DECIDES_CLIENT)
-
-
 @lru_cache(maxsize=16)
 def _connect(bucket: str) -> tuple[fs.FileSystem, str]:
     """Return this process's filesystem of a bucket, or of this machine."""
@@ -88,6 +83,11 @@ def absolute(uri: str) -> str:
             "after the job: give an absolute path on shared storage, or a URI"
         )
     return folder
+
+
+def resolve(uri: str, *, beside: str) -> str:
+    """Return a location that, if it is relative, is so to the folder of another one."""
+    return uri if _SCHEME.match(uri) or uri.startswith("/") else join(parent(beside), uri)
 
 
 def join(uri: str, *parts: str) -> str:

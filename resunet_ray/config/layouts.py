@@ -8,6 +8,7 @@ in every place. The case of letters only counts in a `{name}`.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -192,7 +193,10 @@ def parse_layout(words: Sequence[str]) -> Layout:
         f"--layout {given}: expected images=PATTERN and one of masks=, labels=, areas= and "
         "nuclei=, or masks= and labels=",
     )
-    patterns = {role: _compile(pattern, given=given) for role, _, pattern in pairs}
+    patterns = {
+        role: _compile(unicodedata.normalize("NFC", pattern), given=given)
+        for role, _, pattern in pairs
+    }
     names = {role: set(pattern.groupindex) for role, pattern in patterns.items()}
     for role in roles:
         require(

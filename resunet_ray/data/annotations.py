@@ -16,6 +16,7 @@ from skimage.measure import label
 
 from resunet_ray.data import arrays, images
 from resunet_ray.data.archives import Entry
+from resunet_ray.data.raster import opening
 from resunet_ray.data.raster.opening import TIFF_STARTS, naming
 from resunet_ray.data.raster.pillow import open_checked
 from resunet_ray.data.values import read_values
@@ -199,6 +200,8 @@ _POLYGONS: dict[str, Callable[[bytes, str], list[shapely.Geometry]]] = {
     ".json": decode_geojson,
     ".xml": decode_xml,
 }
+SUFFIXES = (*opening.SUFFIXES, ".npy", ".mat", *_POLYGONS)
+"""Files with these suffixes may be images or labels."""
 
 
 def draw_polygons(

@@ -1,7 +1,8 @@
 """Folders, zip and tar files alike: a list of named entries, each readable on its own anywhere.
 
-Members are read into memory and never unpacked to disk, so a name chosen by an archive is never
-used as a path. A compressed tar is expanded once per node, in the staging cache.
+What an archive is, and how it is compressed, its first bytes say, not its name. Members are read
+into memory and never unpacked to disk, so a name chosen by an archive is never used as a path. A
+compressed tar is expanded once per node, in the staging cache.
 """
 
 import bz2
@@ -9,6 +10,7 @@ import functools
 import gzip
 import io
 import lzma
+import stat
 import tarfile
 import threading
 import zipfile
@@ -18,18 +20,37 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+import pyarrow as pa
+
 from resunet_ray import storage
+from resunet_ray.data.names import plain
 from resunet_ray.errors import InputError, ResourceError
 
+SUFFIXES = (
+    *(".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2"),
+    *(".tar.xz", ".txz", ".tar.zst", ".tzst"),
+)
+"""Files with these suffixes are archives."""
+OTHER_SUFFIXES = (".7z", ".rar")
+"""Files with these are archives that cannot be read."""
+
 _Decoder = Callable[[BinaryIO], IO[bytes]]
-_DECODERS: dict[str, Any] = {
-    ".tar.gz": gzip.open,
-    ".tgz": gzip.open,
-    ".tar.bz2": bz2.open,
-    ".tbz2": bz2.open,
-    ".tar.xz": lzma.open,
-    ".txz": lzma.open,
+
+
+def _open_zstd(file: BinaryIO) -> Any:
+    return pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
+
+
+_DECODERS: dict[bytes, Any] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
+    b"\x28\xb5\x2f\xfd": _open_zstd,
 }
+"""What reads a compressed tar, by its first bytes."""
+_ZIP = (b"PK\3\4", b"PK\5\6", b"PK\7\x08")  # of files, of none, of parts
+_TAR, _TAR_AT = b"ustar", 257  # bytes (POSIX.1-1988)
+_ENCRYPTED = 1  # bit of a zip's flags
 MAX_BYTES = 2**30
 """Limit for one file or member. An image of `max_pixels` is smaller; slides are read in parts."""
 _MAX_HEADER = 2**20  # bytes of a tar's extended header, which holds a path and some attributes
@@ -70,6 +91,8 @@ class Entry:
     """CRC-32 of the content, if the archive has one (zip)."""
     fingerprint: str | None = None
     """Of the file as it was listed, or of the archive; None: whatever is there."""
+    unread: str | None = None
+    """Why a member cannot be read: encrypted, link, sparse file; None: it can."""
 
     @property
     def name(self) -> str:
@@ -96,12 +119,12 @@ class Entry:
                 return storage.read_listed(
                     self.uri, fingerprint=self.fingerprint, max_bytes=MAX_BYTES
                 )
-            decode = _find_decoder(self.uri)
-            archive = self.fingerprint or storage.look_up(self.uri).fingerprint
+            fingerprint = self.fingerprint or storage.look_up(self.uri).fingerprint
+            archive = _open_archive(self.uri, fingerprint)
             content = (
-                _open_archive(self.uri, archive).read(self)
-                if decode is None
-                else self._read_expanded(decode, cache, archive)
+                archive.read(self)
+                if archive.decode is None
+                else self._read_expanded(archive.decode, cache, fingerprint)
             )
         except BROKEN as error:
             raise InputError(f"{self.name} cannot be read: {error}") from None
@@ -132,7 +155,8 @@ class _Archive:
     def __init__(self, uri: str, fingerprint: str) -> None:
         self._file = storage.Reader(uri, fingerprint=fingerprint)
         self._lock = threading.Lock()
-        self._zip = zipfile.ZipFile(_buffered(self._file)) if uri.lower().endswith(".zip") else None
+        is_zip, self.decode = _tell_kind(self._file, uri)
+        self._zip = zipfile.ZipFile(_buffered(self._file)) if is_zip else None
         self._zipped = (
             {} if self._zip is None else {info.header_offset: info for info in self._zip.infolist()}
         )
@@ -153,21 +177,28 @@ def _open_archive(uri: str, fingerprint: str) -> _Archive:
     return _Archive(uri, fingerprint)
 
 
-def _find_decoder(uri: str) -> _Decoder | None:
-    return next(
-        (decode for suffix, decode in _DECODERS.items() if uri.lower().endswith(suffix)), None
-    )
+def _tell_kind(file: storage.Reader, uri: str) -> tuple[bool, _Decoder | None]:
+    """Return whether a file is a zip, and what reads it if it is a compressed tar."""
+    start = file.read_at(_TAR_AT + len(_TAR), 0)
+    if start[_TAR_AT:] == _TAR:
+        return False, None
+    decode = next((found for known, found in _DECODERS.items() if start.startswith(known)), None)
+    # Some begin with a program that unpacks them.
+    is_zip = start.startswith(_ZIP) or (decode is None and uri.lower().endswith(".zip"))
+    return is_zip, decode
 
 
 def is_archive(uri: str) -> bool:
     """Whether the name of a file is that of a zip or tar."""
-    return uri.lower().endswith((".zip", ".tar", *_DECODERS))
+    return uri.lower().endswith(SUFFIXES)
 
 
 def list_entries(
     uri: str, *, max_bytes: int, fingerprint: str | None = None
 ) -> Iterator[tuple[str, Entry]]:
     """Yield every file below a folder or inside a zip or tar, with its path relative to it.
+
+    Paths have slashes and composed letters (NFC), whatever system wrote them.
 
     Args:
         uri: the folder or archive.
@@ -187,48 +218,65 @@ def list_entries(
         for found in sorted(storage.walk_files(uri), key=lambda found: found.path):
             where = storage.join(uri, found.path)
             if found.error is None:
-                yield found.path, Entry(where, size=found.size, fingerprint=found.fingerprint)
+                yield (
+                    plain(found.path),
+                    Entry(where, size=found.size, fingerprint=found.fingerprint),
+                )
             elif not isinstance(found.error, FileNotFoundError):  # not a broken link
                 raise InputError(f"{where} cannot be read: {found.error}")
         return
     if not is_archive(uri):
         raise InputError(
-            f"{uri} is not a .zip or .tar (.gz, .bz2, .xz): expected one of these or a folder"
+            f"{uri} is not a .zip or .tar (.gz, .bz2, .xz, .zst): expected one of these or a folder"
         )
     fingerprint = fingerprint or storage.look_up(uri).fingerprint
     try:
-        with _buffered(storage.Reader(uri, fingerprint=fingerprint)) as file:
+        with storage.Reader(uri, fingerprint=fingerprint) as file:
             for entry in _members(uri, file, max_bytes=max_bytes):
-                listed = replace(entry, fingerprint=fingerprint)
-                yield str(entry.member).removeprefix("./"), listed
+                path = plain(str(entry.member)).replace("\\", "/").removeprefix("./")
+                yield path, replace(entry, fingerprint=fingerprint)
     except BROKEN as error:
         raise InputError(f"{uri} cannot be read as an archive: {error}") from None
 
 
-def _members(uri: str, file: IO[bytes], *, max_bytes: int) -> Iterator[Entry]:
-    if uri.lower().endswith(".zip"):
-        for found in zipfile.ZipFile(file).infolist():
-            if not found.is_dir():
-                yield Entry(
-                    uri,
-                    found.filename,
-                    offset=found.header_offset,
-                    size=found.file_size,
-                    crc=found.CRC,
-                )
+def _members(uri: str, file: storage.Reader, *, max_bytes: int) -> Iterator[Entry]:
+    is_zip, decode = _tell_kind(file, uri)
+    if is_zip:
+        yield from _zip_members(uri, _buffered(file))
         return
-    with tarfile.open(fileobj=file, tarinfo=_Member) as archive:
-        compressed = _find_decoder(uri) is not None
+    # Nothing before what is read is needed again.
+    stream = _buffered(file) if decode is None else decode(_buffered(file))  # type: ignore[arg-type]
+    mode: Any = "r:" if decode is None else "r|"
+    with tarfile.open(fileobj=stream, mode=mode, tarinfo=_Member) as archive:
         for info in archive:
             # Listing further members would already decompress this one.
-            if compressed and info.offset_data + info.size > max_bytes:
+            if decode is not None and info.offset_data + info.size > max_bytes:
                 raise tarfile.TarError(
                     f"{info.name} ends beyond the {max_bytes} bytes that the staging cache holds: "
                     "increase --cache-gib"
                 )
-            if info.isfile():
-                yield Entry(uri, info.name, offset=info.offset_data, size=info.size)
+            is_link = info.islnk() or info.issym()
+            if info.isfile() or is_link:
+                unread = "link" if is_link else "sparse file" if info.issparse() else None
+                yield Entry(uri, info.name, offset=info.offset_data, size=info.size, unread=unread)
             archive.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them
+
+
+def _zip_members(uri: str, file: IO[bytes]) -> Iterator[Entry]:
+    for info in zipfile.ZipFile(file).infolist():
+        if not info.is_dir():
+            yield Entry(
+                uri,
+                info.filename,
+                offset=info.header_offset,
+                size=info.file_size,
+                crc=info.CRC,
+                unread="encrypted"
+                if info.flag_bits & _ENCRYPTED
+                else "link"
+                if stat.S_ISLNK(info.external_attr >> 16)
+                else None,
+            )
 
 
 class _Member(tarfile.TarInfo):

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO
+from io import StringIO
 from typing import Any
 
 import pandas as pd
 
-from resunet_ray import storage
+from resunet_ray.data.names import plain
+from resunet_ray.data.texts import read_text
 from resunet_ray.errors import InputError
 
 
@@ -35,8 +36,8 @@ def read_metadata(uri: str | None, *, group_column: str | None) -> dict[str, Met
     if uri is None:
         return {}
     try:
-        frame = pd.read_csv(BytesIO(storage.read_bytes(uri)), dtype={"id": str})
-    except (ValueError, UnicodeDecodeError) as error:
+        frame = pd.read_csv(StringIO(read_text(uri)), dtype={"id": str})
+    except ValueError as error:
         raise InputError(f"{uri} is not a CSV: {error}") from None
     if "id" not in frame:
         raise InputError(
@@ -53,7 +54,7 @@ def read_metadata(uri: str | None, *, group_column: str | None) -> dict[str, Met
             )
         frame["mpp"] = numbers
     return {
-        str(row["id"]): _to_metadata(row, group_column=group_column)
+        plain(str(row["id"])): _to_metadata(row, group_column=group_column)
         for row in frame.to_dict("records")
     }
 

@@ -26,6 +26,7 @@ from resunet_ray.data import splits
 from resunet_ray.data.check import LEFT_OUT, CheckedImage, Reject, blame_source, check_source
 from resunet_ray.data.dataset import DATASET_FILE
 from resunet_ray.data.metadata import Metadata, read_metadata, require_known
+from resunet_ray.data.names import PassedOver
 from resunet_ray.data.sources import Source, list_sources
 from resunet_ray.errors import InputError
 from resunet_ray.schema import DATASET, REJECTS
@@ -56,6 +57,8 @@ class PreparationResult:
     rejected: int
     splits: dict[str, int]
     reasons: dict[str, int]
+    passed_over: dict[str, int]
+    """Files of the inputs that are not read, by kind."""
 
 
 def prepare(config: PrepareConfig, *, lease: storage.Lease | None = None) -> PreparationResult:
@@ -80,13 +83,16 @@ def prepare(config: PrepareConfig, *, lease: storage.Lease | None = None) -> Pre
 def _prepare(config: PrepareConfig, lease: storage.Lease) -> PreparationResult:
     _require_free(config.output)
     layout = parse_layout(config.layout) if config.layout else None
-    sources = list_sources(config.input, cache=storage.Cache.of(config), layout=layout)
+    cache, passed_over = storage.Cache.of(config), PassedOver()
+    sources = list_sources(config.input, cache=cache, layout=layout, passed_over=passed_over)
     metadata = read_metadata(config.metadata, group_column=config.group_column)
     # The split is drawn from all names, so that rejecting an image does not reshuffle the others.
     names = [source.image_id for source in sources if source.reason not in LEFT_OUT]
     require_known(metadata, names, source=config.metadata)
     split_of = _split(sorted(set(names)), config=config, metadata=metadata)
     logger.info("found %d labelled images", len(sources))
+    if passed_over.kinds:
+        logger.info("passed over: %s", passed_over)
     staging = storage.join(config.output, _STAGING)
     storage.delete_folder(staging)
     connect()
@@ -109,7 +115,8 @@ def _prepare(config: PrepareConfig, lease: storage.Lease) -> PreparationResult:
     lease.check()
     _commit(accepted, shards=shards, counts=counts, config=config)
     storage.delete_folder(staging)
-    return PreparationResult(len(accepted), len(rejects), counts, dict(Counter(rejects["reason"])))
+    reasons, kinds = dict(Counter(rejects["reason"])), dict(passed_over.kinds)
+    return PreparationResult(len(accepted), len(rejects), counts, reasons, kinds)
 
 
 def _require_free(output: str) -> None:

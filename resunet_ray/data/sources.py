@@ -6,16 +6,21 @@ a/images/a.png  a/masks/*.png                                       BBBC038: a m
 Other layouts are given as patterns (`config/layouts`).
 """
 
+import logging
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from resunet_ray.config.layouts import Layout
 from resunet_ray.data import arrays
-from resunet_ray.data.archives import Entry, list_entries
+from resunet_ray.data.annotations import SUFFIXES
+from resunet_ray.data.archives import OTHER_SUFFIXES, Entry, is_archive, list_entries
+from resunet_ray.data.names import HIDDEN, OTHER, ZARR, PassedOver, is_hidden
 from resunet_ray.errors import InputError
 from resunet_ray.storage import Cache
+
+logger = logging.getLogger(__name__)
 
 _KINDS = {"images": "images", "masks": "masks", "instances": "labels", "labels": "labels"}
 
@@ -58,7 +63,11 @@ class _Root:
 
 
 def list_sources(
-    uris: Iterable[str], *, cache: Cache, layout: Layout | None = None
+    uris: Iterable[str],
+    *,
+    cache: Cache,
+    layout: Layout | None = None,
+    passed_over: PassedOver | None = None,
 ) -> list[Source]:
     """List all labelled images of folders and archives, sorted by id.
 
@@ -67,14 +76,18 @@ def list_sources(
         cache: where compressed tars are expanded.
         layout: which files belong together, also of different inputs; None: those with the same
             name, in folders of the names above.
+        passed_over: counts the files that are not read.
 
     Raises:
-        InputError: an input is missing, or has no images.
+        InputError: an input is missing, is encrypted, or has no images.
     """
+    passed_over = passed_over or PassedOver()
+    files = [(uri, _list_files(uri, cache=cache, passed_over=passed_over)) for uri in uris]
     if layout is None:
-        found = [source for uri in uris for source in _pair_by_folder(uri, cache=cache)]
+        pairs = [_pair_by_folder(uri, listed, passed_over) for uri, listed in files]
+        found = [source for sources in pairs for source in sources]
     else:
-        found = _pair_by_pattern(uris, layout=layout, cache=cache)
+        found = _pair_by_pattern(files, layout=layout, passed_over=passed_over)
     sources = [element for source in found for element in _split_arrays(source, cache=cache)]
     sources.sort(key=lambda source: (source.image_id, source.name))
     return [
@@ -85,16 +98,40 @@ def list_sources(
     ]
 
 
-def _is_hidden(name: PurePosixPath) -> bool:
-    return name.name.startswith(".") or "__MACOSX" in name.parts
-
-
-def _pair_by_folder(uri: str, *, cache: Cache) -> list[Source]:
-    roots: dict[PurePosixPath, _Root] = defaultdict(_Root)
+def _list_files(uri: str, *, cache: Cache, passed_over: PassedOver) -> Iterator[tuple[str, Entry]]:
+    """Yield path and entry of each file that may be read."""
+    folders = set()
     for path, entry in list_entries(uri, max_bytes=cache.max_bytes):
+        if entry.unread == "encrypted":
+            raise InputError(f"{entry.name} is encrypted: decrypt the archive, or pack it without")
+        place = "a folder" if entry.member is None else "an archive"
+        if is_hidden(path):
+            passed_over.add(path, HIDDEN)
+        elif zarr := ZARR.fullmatch(path):  # its files are not counted one by one
+            if zarr[1] not in folders:
+                folders.add(zarr[1])
+                passed_over.add(zarr[1], f"Zarr inside {place}")
+        elif is_archive(path) or path.lower().endswith(OTHER_SUFFIXES):
+            logger.warning("%s is an archive inside %s: it is not read", entry.name, place)
+            passed_over.add(path, f"archive inside {place}")
+        elif entry.unread is not None:
+            passed_over.add(path, f"{entry.unread} inside {place}")
+        else:
+            yield path, entry
+
+
+def _pair_by_folder(
+    uri: str, files: Iterable[tuple[str, Entry]], passed_over: PassedOver
+) -> list[Source]:
+    roots: dict[PurePosixPath, _Root] = defaultdict(_Root)
+    for path, entry in files:
         name = PurePosixPath(path)
         kind = _KINDS.get(name.parent.name)
-        if kind and not _is_hidden(name):
+        if not path.lower().endswith(SUFFIXES):
+            passed_over.add(path, OTHER)
+        elif kind is None:
+            passed_over.add(path, f"not in {', '.join(_KINDS)}")
+        else:
             getattr(roots[name.parent.parent], kind)[name.stem].append(entry)
     sources = []
     for folder, root in roots.items():
@@ -107,6 +144,7 @@ def _pair_by_folder(uri: str, *, cache: Cache) -> list[Source]:
         raise InputError(
             f"{uri} holds no images: expected images/NAME.png with masks/NAME.png, "
             "ID/images/ID.png with ID/masks/*.png, or a --layout that describes its files"
+            f"{_tell(passed_over)}"
         )
     return sources
 
@@ -137,17 +175,30 @@ def _named_pair(stem: str, root: _Root) -> Source:
 _Files = dict[str, list[Entry]]
 
 
-def _pair_by_pattern(uris: Iterable[str], *, layout: Layout, cache: Cache) -> list[Source]:
+def _tell(passed_over: PassedOver) -> str:
+    return f". Passed over: {passed_over}" if passed_over.kinds else ""
+
+
+def _pair_by_pattern(
+    inputs: Iterable[tuple[str, Iterable[tuple[str, Entry]]]],
+    *,
+    layout: Layout,
+    passed_over: PassedOver,
+) -> list[Source]:
     """Pair within each input, and what is left over across inputs: publishers split data sets."""
     pairs: dict[tuple[int, tuple[str, ...]], _Files] = {}
-    for number, uri in enumerate(uris, start=1):
+    for number, (uri, files) in enumerate(inputs, start=1):
         before = len(pairs)
-        for path, entry in list_entries(uri, max_bytes=cache.max_bytes):
-            if not _is_hidden(PurePosixPath(path)):
-                for role, key in layout.match(path):
-                    pairs.setdefault((number, key), defaultdict(list))[role].append(entry)
+        for path, entry in files:
+            roles = list(layout.match(path))
+            for role, key in roles:
+                pairs.setdefault((number, key), defaultdict(list))[role].append(entry)
+            if not roles:
+                passed_over.add(path, "matched by no pattern")
         if len(pairs) == before:
-            raise InputError(f"{uri} holds no file that a pattern of --layout matches")
+            raise InputError(
+                f"{uri} holds no file that a pattern of --layout matches{_tell(passed_over)}"
+            )
     for number, key in list(pairs):
         if pairs[number, key].keys() != layout.patterns.keys():
             for role, entries in pairs.pop((number, key)).items():

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from resunet_ray import storage
+from resunet_ray.data.names import plain
+from resunet_ray.data.texts import read_text
 from resunet_ray.errors import InputError
 
 TRAIN, VAL, TEST = "train", "val", "test"
@@ -99,7 +100,7 @@ def read_lists(uri: str) -> dict[str, list[str]]:
         InputError: it is not a JSON object of lists, or has no list for training or validation.
     """
     try:
-        content = TypeAdapter(dict[str, Any]).validate_json(storage.read_bytes(uri))
+        content = TypeAdapter(dict[str, Any]).validate_json(read_text(uri))
         named = {name: content[name] for name in (TRAIN, VAL, TEST) if name in content}
         lists = TypeAdapter(dict[str, list[str]]).validate_python(named)
     except ValidationError as error:
@@ -111,4 +112,4 @@ def read_lists(uri: str) -> dict[str, list[str]]:
             f"{uri} has the keys {', '.join(content) or '(none)'}: "
             "expected `train` and `val` (and optionally `test`), each a list of image ids"
         )
-    return lists
+    return {split: [plain(name) for name in names] for split, names in lists.items()}

@@ -50,6 +50,8 @@ class SegmentationResult:
     done_before: int = 0
     failed_before: int = 0
     repeated: int = 0
+    passed_over: dict[str, int] = field(default_factory=dict)
+    """Files of the inputs that are not read, by kind."""
     megapixels_per_second: float = 0.0
     images_per_second: float = 0.0
     model_busy_fraction: float = 0.0
@@ -162,8 +164,10 @@ def _plan(
         regions = slides.plan(images)
         retry = config.retry_failed
         write_plan(folder, drop_done(regions, plan, ledger=ledger, retry_failed=retry), plan)
+    plan.passed_over = dict(listing.passed_over.kinds)
     if not plan.listed:
-        raise InputError(f"{', '.join(config.input)}: no image found")
+        passed_over = f". Passed over: {listing.passed_over}" if plan.passed_over else ""
+        raise InputError(f"{', '.join(config.input)}: no image found{passed_over}")
     result = SegmentationResult(
         run_id=run_id if plan.regions else None,
         images={"planned": plan.images} if config.dry_run else {},
@@ -171,6 +175,7 @@ def _plan(
         done_before=plan.done,
         failed_before=plan.failed_before,
         repeated=plan.repeated,
+        passed_over=plan.passed_over,
         seconds={"plan": time.perf_counter() - start},
     )
     logger.info(
@@ -272,6 +277,7 @@ def _run_planned(run_id: str, *, config: SegmentConfig, lease: Lease) -> Segment
         done_before=plan.done,
         failed_before=plan.failed_before,
         repeated=plan.repeated,
+        passed_over=plan.passed_over,
         megapixels_per_second=round(sums.pixels / 1e6 / sums.seconds, 3),
         images_per_second=round(sums.regions * plan.images / plan.regions / sums.seconds, 3),
         model_busy_fraction=round(sums.stages["model"] / sums.network_seconds, 4),

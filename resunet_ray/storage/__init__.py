@@ -17,7 +17,7 @@ from resunet_ray.storage.files import (
     write_bytes,
 )
 from resunet_ray.storage.lease import NO_LEASE, Lease, hold_lease, hold_output
-from resunet_ray.storage.locations import absolute, join, open_filesystem, parent
+from resunet_ray.storage.locations import absolute, join, open_filesystem, parent, resolve
 from resunet_ray.storage.names import csv_cell, file_name
 from resunet_ray.storage.portable import open_portable
 from resunet_ray.storage.reader import Reader, read_listed
@@ -59,6 +59,7 @@ __all__ = [
     "read_metadata",
     "read_table",
     "require_folder",
+    "resolve",
     "upload",
     "walk_files",
     "write_bytes",

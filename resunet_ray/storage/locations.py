@@ -85,6 +85,11 @@ def absolute(uri: str) -> str:
     return folder
 
 
+def resolve(uri: str, *, beside: str) -> str:
+    """Return a location that, if it is relative, is so to the folder of another one."""
+    return uri if _SCHEME.match(uri) or uri.startswith("/") else join(parent(beside), uri)
+
+
 def join(uri: str, *parts: str) -> str:
     """Return the location of something below another location."""
     return "/".join((uri.rstrip("/"), *parts))

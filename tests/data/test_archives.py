@@ -1,14 +1,20 @@
 """A compressed tar is expanded once per node, within the limit of the staging cache."""
 
+import bz2
 import gzip
 import io
+import lzma
 import resource
+import subprocess
 import tarfile
 import threading
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from resunet_ray import storage
@@ -146,3 +152,60 @@ def test_a_full_disk_is_not_blamed_on_the_archive(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert held(cache) == 0
     assert len(first.read(cache)) == SIZE
+
+
+COMPRESSED: dict[str, Callable[[bytes], bytes]] = {
+    "tar": bytes,
+    "gzip": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zstd": lambda content: pa.Codec("zstd").compress(content, asbytes=True),
+}
+
+
+@pytest.mark.parametrize("kind", COMPRESSED)
+def test_an_archive_is_what_its_bytes_say(tmp_path: Path, kind: str) -> None:
+    contents = write_tar(tmp_path / "plain", members=3, mode="w")
+    packed = COMPRESSED[kind]((tmp_path / "plain").read_bytes())
+    cache = Cache(str(tmp_path / "cache"), 2**20)
+    for name in ("x.tar", "x.TAR.GZ", "x.tgz", "x.tar.xz", "x.tzst", "x.zip"):
+        (tmp_path / name).write_bytes(packed)
+        found = entries(tmp_path / name, cache)
+        assert {str(entry.member): entry.read(cache) for entry in found} == contents, name
+    (tmp_path / "cut.tar").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(InputError, match="cut.tar cannot be read as an archive"):
+        entries(tmp_path / "cut.tar", cache)
+
+
+def test_a_zip_is_one_whatever_its_name_says(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.tar.gz", "w") as packed:
+        packed.writestr("images\\a.png", b"a")
+    ((path, entry),) = list_entries(str(tmp_path / "x.tar.gz"), max_bytes=2**20)
+    assert (path, entry.read(Cache(str(tmp_path), 2**20))) == ("images/a.png", b"a")
+
+
+def test_links_and_sparse_members_are_not_taken_for_files(tmp_path: Path) -> None:
+    """Their bytes are elsewhere: read at their place, others would be taken for them."""
+    (tmp_path / "a.png").write_bytes(b"a" * 1000)
+    (tmp_path / "b.png").hardlink_to(tmp_path / "a.png")
+    with (tmp_path / "c.png").open("wb") as file:
+        file.seek(2**20)
+        file.write(b"end")
+    names = ("a.png", "b.png", "c.png")
+    command = ["tar", "--sparse", "--create", "--file", "x.tar", *names]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as packed:
+        link = zipfile.ZipInfo("d.png")
+        link.external_attr = 0o120777 << 16
+        packed.writestr(link, b"a.png")
+    found = [
+        (path, entry.unread)
+        for name in ("x.tar", "x.zip")
+        for path, entry in list_entries(str(tmp_path / name), max_bytes=2**20)
+    ]
+    assert found == [
+        ("a.png", None),
+        ("b.png", "link"),
+        ("c.png", "sparse file"),
+        ("d.png", "link"),
+    ]

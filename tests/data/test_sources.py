@@ -2,11 +2,13 @@
 
 import tarfile
 import tempfile
+import unicodedata
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from resunet_ray.data.names import PassedOver
 from resunet_ray.data.sources import list_sources
 from resunet_ray.errors import InputError
 from resunet_ray.storage import Cache
@@ -121,3 +123,26 @@ def test_a_missing_input_or_one_without_images_is_named(tmp_path: Path) -> None:
     broken.write_bytes(b"PK\x03\x04 not a zip")
     with pytest.raises(InputError, match=r"broken.zip cannot be read as an archive"):
         list_sources(cache=CACHE, uris=[str(broken)])
+
+
+def test_what_systems_leave_in_folders_is_passed_over_and_counted(tmp_path: Path) -> None:
+    """In folders and in archives, whose names may have back-slashes and accents apart."""
+    apart = unicodedata.normalize("NFD", "ü")
+    names = [f"images/{apart}.PNG", "masks/ü.png", "images/Thumbs.db", "masks/desktop.ini"]
+    names += ["images/._ü.png", "__MACOSX/images/ü.png", "images/.DS_Store", "train.ZIP"]
+    names += ["images/x.zarr/0", "images/x.zarr/1", "preview/ü.png", "readme.txt"]
+    folder = touch(tmp_path / "in", *names)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as packed:
+        for name in names:
+            packed.writestr(name.replace("/", "\\"), name)
+    for uri, place in ((folder, "a folder"), (tmp_path / "x.zip", "an archive")):
+        passed_over = PassedOver()
+        (source,) = list_sources([str(uri)], cache=CACHE, passed_over=passed_over)
+        assert (source.image_id, source.reason, len(source.masks)) == ("ü", None, 1)
+        assert dict(passed_over.kinds) == {
+            "hidden": 3,
+            "not an image": 3,
+            f"archive inside {place}": 1,
+            f"Zarr inside {place}": 1,
+            "not in images, masks, instances, labels": 1,
+        }

@@ -5,6 +5,7 @@ import io
 import os
 import tarfile
 import tempfile
+import unicodedata
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ import pytest
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.archives import Entry
 from resunet_ray.errors import InputError
-from resunet_ray.segment.planning.listing import ListedImage, Listing
+from resunet_ray.segment.planning.listed import ListedImage
+from resunet_ray.segment.planning.listing import Listing
 from resunet_ray.storage import Cache
 
 CACHE = Cache(tempfile.gettempdir(), 2**30)
@@ -46,8 +48,7 @@ def test_a_folder_gives_its_images_and_says_what_it_left_out(
 ) -> None:
     with caplog.at_level("INFO"):
         assert set(listed(folder)) == {str(folder / name) for name in NAMES}
-    expected = "1 files were ignored, since their suffixes are not those of images: .txt (1)"
-    assert expected in caplog.text
+    assert "passed over: 3 hidden, 1 not an image (.txt 1)" in caplog.text
 
 
 def test_globs_and_single_files(folder: Path) -> None:
@@ -279,3 +280,99 @@ def test_a_member_or_a_file_of_more_bytes_than_an_image_has_is_refused_unread(
             entry.read(CACHE)
     with pytest.raises(InputError, match=r"large.png has more than 1000 bytes"):
         Entry(str(tmp_path / "large.png")).read(CACHE)
+
+
+COMPOSED, APART = "Gewebe ü é.png", unicodedata.normalize("NFD", "Gewebe ü é.png")
+
+
+def test_names_with_accents_apart_are_the_same_names(tmp_path: Path) -> None:
+    """As macOS writes them; manifests and masks are often written elsewhere."""
+    for folder, name in (("in", APART), ("masks", COMPOSED), ("APART é", COMPOSED)):
+        place = tmp_path / (unicodedata.normalize("NFD", folder)) / name
+        place.parent.mkdir()
+        place.write_bytes(b"x")
+    (found,) = listed(tmp_path / "in", masks=str(tmp_path / "masks")).values()
+    assert found.mask_uri == str(tmp_path / "masks" / COMPOSED)
+    (tmp_path / "sizes.csv").write_text(f'name,mpp\n{COMPOSED},"0,5"\n')
+    (found,) = listed(tmp_path / "in", mpp_csv=str(tmp_path / "sizes.csv")).values()
+    assert (found.uri, found.mpp) == (str(tmp_path / "in" / APART), 0.5)
+    (tmp_path / "list.csv").write_text(f"uri\nin/{COMPOSED}\n")
+    assert list(listed(tmp_path / "list.csv")) == [str(tmp_path / "in" / APART)]
+    assert list(listed(tmp_path / "in" / "*ü*.png")) == [str(tmp_path / "in" / APART)]
+    assert len(listed(tmp_path / "APART é")) == 1
+
+
+def test_a_manifest_is_read_as_spreadsheets_write_it(folder: Path, tmp_path: Path) -> None:
+    rows = "uri,mpp\nin/a.png,0.5\n,\nin/deep,\n"
+    names = {str(folder / name) for name in NAMES}
+    for name, content in (
+        ("plain.csv", rows.encode()),
+        ("UPPER.CSV", rows.encode()),
+        ("mark.csv", rows.encode("utf-8-sig")),
+        ("lines.csv", rows.replace("\n", "\r\n").encode()),
+        ("comma.csv", rows.replace("0.5", '"0,5"').encode()),
+    ):
+        (tmp_path / name).write_bytes(content)
+        found = listed(tmp_path / name)
+        assert set(found) == names, name
+        assert found[str(folder / "a.png")].mpp == 0.5
+    for encoding, message in (("utf-16", "is a text in UTF-16"), ("latin-1", "another encoding")):
+        (tmp_path / "x.csv").write_bytes("uri\nin/ü.png\n".encode(encoding))
+        with pytest.raises(InputError, match=f"x.csv {message}|x.csv is a text in {message}"):
+            listed(tmp_path / "x.csv")
+    (tmp_path / "x.csv").write_text(rows.replace(",", ";").replace("0.5", "0,5"))
+    with pytest.raises(InputError, match="x.csv has columns uri;mpp: .*with commas between them"):
+        listed(tmp_path / "x.csv")
+    (tmp_path / "x.csv").write_text("uri,mpp\n,0.5\n")
+    ((_, found_empty),) = listed(tmp_path / "x.csv").items()
+    assert "its uri is empty" in str(found_empty.error)
+
+
+def test_what_is_not_read_is_counted_by_kind(tmp_path: Path) -> None:
+    """Of folders and archives, where one that is nested or encrypted also becomes an error."""
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w") as inner:
+        for name in ("a.png", "notes.txt", "__MACOSX/._a.png", "b.svs"):
+            inner.writestr(name, name)
+        for number in range(9):
+            inner.writestr(f"c.zarr/0/{number}", b"chunk")
+    root = tmp_path / "in"
+    for name in (".DS_Store", "Thumbs.db", "x/._a.png", "x/desktop.ini", "y.7z", "s/Data0001.dat"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    for name in ("d.zarr/.zattrs", "d.zarr/0/0", "d.zarr/0/1", "e.zarr/0/0", "e.zarr/0/1"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"{}")
+    with zipfile.ZipFile(root / "outer.ZIP", "w") as outer:
+        outer.writestr("train.zip", zipped.getvalue())
+        outer.writestr("train.tar.gz", b"x")
+    (root / "inner.zip").write_bytes(zipped.getvalue())
+    secret = bytearray(zipped.getvalue())
+    for mark, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        start = secret.find(mark)
+        while start >= 0:
+            secret[start + place] |= 1
+            start = secret.find(mark, start + 4)
+    (root / "secret.zip").write_bytes(secret)
+    listing = Listing([str(root)], CACHE)
+    found = list(listing)
+    assert dict(listing.passed_over.kinds) == {
+        "hidden": 4,
+        "not an image": 3,
+        "archive of another kind": 1,
+        "part of a slide": 1,
+        "Zarr without metadata of OME": 1,
+        "archive inside an archive": 2,
+        "slide inside an archive": 2,
+        "encrypted": 4,
+    }
+    errors = sorted(str(image.error) for image in found if image.error is not None)
+    good = [image.member or image.uri.rsplit("/", 1)[-1] for image in found if not image.error]
+    assert sorted(good) == ["a.png", "d.zarr"]
+    assert [error.removeprefix(f"{root}/").split(":")[0] for error in errors] == [
+        "inner.zip!b.svs is a slide inside an archive",
+        "inner.zip!c.zarr is a slide inside an archive",
+        "outer.ZIP!train.tar.gz is an archive inside an archive",
+        "outer.ZIP!train.zip is an archive inside an archive",
+        "secret.zip has 4 encrypted members",
+    ]

@@ -14,7 +14,7 @@ from resunet_ray.config import SegmentConfig
 from resunet_ray.schema import IMAGES
 from resunet_ray.segment import layout
 from resunet_ray.segment.planning.ledger import Ledger, SeenIds, read_ledger
-from resunet_ray.segment.planning.listing import ListedImage
+from resunet_ray.segment.planning.listed import ListedImage
 from resunet_ray.segment.planning.plan import Plan, list_new, read_chunk, write_plan
 from resunet_ray.segment.planning.slides import SlidePlanner
 from resunet_ray.segment.planning.survey import Surveyor

@@ -5,65 +5,35 @@ image, or with one archive among many, travels with it as an error. Only an inpu
 exist stops the job.
 """
 
-import hashlib
 import logging
 import re
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Any
 
 from resunet_ray import storage
-from resunet_ray.data import slides, stacks
-from resunet_ray.data.archives import Entry, is_archive, list_entries
-from resunet_ray.data.raster.opening import SUFFIXES
+from resunet_ray.data.archives import OTHER_SUFFIXES, is_archive
+from resunet_ray.data.names import HIDDEN, OTHER, ZARR, PassedOver, is_hidden, other_forms, plain
+from resunet_ray.data.raster.ome_zarr import METADATA
 from resunet_ray.errors import ConfigError, InputError, UnclearError
-from resunet_ray.segment.planning.manifest import parse_mpp, read_manifest_rows, read_pixel_sizes
+from resunet_ray.segment.planning.listed import IMAGE_SUFFIXES, ListedImage, found, list_archive
+from resunet_ray.segment.planning.manifest import (
+    is_manifest,
+    parse_mpp,
+    read_manifest_rows,
+    read_pixel_sizes,
+)
 from resunet_ray.tasks import map_ahead
 
 logger = logging.getLogger(__name__)
 
-_SUFFIXES = (*SUFFIXES, *slides.SUFFIXES, *stacks.STACK_SUFFIXES)
-_ZARR = re.compile(rf"(.*?{re.escape(stacks.ZARR_SUFFIX)})/(.*)", re.IGNORECASE)
-_ZARR_METADATA = (".zattrs", "zarr.json")  # of versions 2 and 3
 _GLOB = re.compile(r"[*?]")
 _STAT_THREADS = 32  # look up a manifest's files one by one; object stores answer slowly
-_SHOWN = 5  # names of ignored files in the log
-
-
-@dataclass(frozen=True)
-class ListedImage:
-    """An image of the inputs, or what is wrong where one should be."""
-
-    uri: str
-    fingerprint: str
-    member: str | None = None
-    offset: int | None = None
-    size: int | None = None
-    etag: str | None = None
-    mtime: datetime | None = None
-    mask_uri: str | None = None
-    mask_fingerprint: str | None = None
-    mpp: float | None = None
-    mpp_source: str | None = None
-    error: Exception | None = None
-    source_fingerprint: str | None = None
-    """Of the file that holds it, with all that belongs to that."""
-
-    @property
-    def image_id(self) -> bytes:
-        """Its name in every table: 16 bytes from location, content, true mask and pixel size.
-
-        A pixel size that the command line gives to all images does not count: it is a setting.
-        """
-        parts = [self.uri, self.member or "", self.fingerprint]
-        parts += [] if self.mask_fingerprint is None else [f"mask {self.mask_fingerprint}"]
-        parts += [] if self.mpp is None or self.mpp_source == "argument" else [f"mpp {self.mpp!r}"]
-        key = "\0".join(parts)
-        return hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+_NO_OME = "Zarr without metadata of OME"
+_PART = re.compile(r"/(data\d+\.dat|index\.dat|slidedat\.ini)$", re.IGNORECASE)
+"""Files of a MIRAX slide's folder."""
 
 
 @dataclass
@@ -81,141 +51,137 @@ class Listing:
     """Pixel sizes of some images by location or name, used where the manifest has none."""
     exclude: str | None = None
     """Location that is not read, even if it lies below an input: the output."""
-    ignored: Counter[str] = field(default_factory=Counter)
-    """Number of files whose names are not those of images, by suffix."""
+    passed_over: PassedOver = field(default_factory=PassedOver)
+    """Counts the files that are not read."""
 
     def __iter__(self) -> Iterator[ListedImage]:
         masks, known = _index_masks(self.masks), read_pixel_sizes(self.mpp_csv)
         for uri in self.inputs:
-            for path, found in self._expand(storage.absolute(uri)):
+            for path, image in self._expand(storage.absolute(uri)):
                 if mask := masks.get(_stem(path)):
-                    found = replace(found, mask_uri=mask[0], mask_fingerprint=mask[1])
-                mpp, source = found.mpp, found.mpp_source
+                    image = replace(image, mask_uri=mask[0], mask_fingerprint=mask[1])
+                mpp, source = image.mpp, image.mpp_source
                 if self.mpp is not None:
                     mpp, source = self.mpp, "argument"
-                elif mpp is None and found.member is None:
-                    mpp = known.get(found.uri, known.get(found.uri.rsplit("/", 1)[-1]))
+                elif mpp is None and image.member is None:
+                    name = plain(image.uri)
+                    mpp = known.get(name, known.get(name.rsplit("/", 1)[-1]))
                     source = None if mpp is None else "sidecar"
-                yield replace(found, mpp=mpp, mpp_source=source)
-        if self.ignored:
-            total = sum(self.ignored.values())
-            kinds = ", ".join(
-                f"{suffix or 'no suffix'} ({count})"
-                for suffix, count in self.ignored.most_common(_SHOWN)
-            )
-            logger.info(
-                "%d files were ignored, since their suffixes are not those of images: %s",
-                total,
-                kinds,
-            )
+                yield replace(image, mpp=mpp, mpp_source=source)
+        if self.passed_over.kinds:
+            logger.info("passed over: %s", self.passed_over)
 
     def _expand(self, uri: str) -> Iterator[tuple[str, ListedImage]]:
         """Yield each image of one input with its path below the input."""
-        if _GLOB.search(uri) and not storage.exists(uri):
-            base = uri[: _GLOB.search(uri).start()].rsplit("/", 1)[0]  # type: ignore[union-attr]
-            matches = _compile_glob(uri[len(base) + 1 :])
-            yield from self._walk(base, wanted=lambda path: matches.fullmatch(path) is not None)
-        elif uri.endswith((".parquet", ".csv")):
-            yield from _read_manifest(uri, self.cache)
+        if (glob := _GLOB.search(uri)) and not storage.exists(uri):
+            base = uri[: glob.start()].rsplit("/", 1)[0]
+            matches = _compile_glob(plain(uri[len(base) + 1 :]))
+            yield from self._walk(
+                _find_form(base), wanted=lambda path: matches.fullmatch(path) is not None
+            )
+        elif is_manifest(uri):
+            yield from self._read_manifest(uri)
         else:
-            yield from self._walk(uri, wanted=lambda _: True)
+            yield from self._walk(_find_form(uri))
 
     def _walk(
-        self, uri: str, *, wanted: Callable[[str], bool]
+        self, uri: str, *, wanted: Callable[[str], bool] = lambda _: True
     ) -> Iterator[tuple[str, ListedImage]]:
+        """Yield each image below a folder, in an archive, or at the location itself."""
+        zarrs: dict[str, bool] = {}  # whether their metadata were seen
         for file in storage.walk_files(uri):
             location = storage.join(uri, file.path) if file.path else uri
-            if (folder := _ZARR.fullmatch(location)) is not None:  # its chunks are not listed
-                path = folder[1].rsplit("/", 1)[-1]
-                if folder[2] in _ZARR_METADATA and (folder[1] == uri or wanted(path)):
-                    found = _found(folder[1], replace(file, size=0))
-                    yield path, replace(found, source_fingerprint=None)
-                continue
-            if _is_hidden(file.path) or not (wanted(file.path) or file.error is not None):
-                continue
-            if self.exclude is not None and location.startswith(f"{self.exclude.rstrip('/')}/"):
-                continue
-            if file.error is not None:
-                yield file.path, replace(_found(location, file), error=file.error)
-            elif is_archive(location):
-                yield from _list_archive(location, file, self.cache)
-            # A file that was named itself is always tried.
-            elif not file.path or file.path.lower().endswith(_SUFFIXES):
-                yield file.path or location.rsplit("/", 1)[1], _found(location, file)
-            else:
-                name = file.path.rsplit("/", 1)[-1]
-                self.ignored[name[name.rfind(".") :].lower() if "." in name else ""] += 1
+            if zarr := ZARR.fullmatch(location):  # its chunks are neither listed nor counted
+                path = plain(zarr[1].removeprefix(uri).lstrip("/")) or _last(uri)
+                if wanted(path) or zarr[1] == uri:
+                    zarrs[path] = zarrs.get(path, False) or zarr[2] in METADATA
+                    if zarr[2] in METADATA and not is_hidden(path):
+                        image = found(zarr[1], replace(file, size=0))
+                        yield path, replace(image, source_fingerprint=None)
+            elif wanted(plain(file.path)) or file.error is not None:
+                yield from self._list_file(location, file)
+        for path, has_metadata in zarrs.items():
+            if is_hidden(path) or not has_metadata:
+                self.passed_over.add(path, HIDDEN if is_hidden(path) else _NO_OME)
 
+    def _list_file(
+        self, location: str, file: storage.FileStatus
+    ) -> Iterator[tuple[str, ListedImage]]:
+        """Yield a file, or the images of an archive, or count it if it is neither."""
+        path = plain(file.path)
+        if self.exclude is not None and location.startswith(f"{self.exclude.rstrip('/')}/"):
+            return
+        if is_hidden(path):
+            self.passed_over.add(path, HIDDEN)
+        elif file.error is not None:
+            yield path, replace(found(location, file), error=file.error)
+        elif is_archive(location):
+            yield from list_archive(location, file, self.cache, self.passed_over)
+        # A file that was named itself is always tried.
+        elif not path or path.lower().endswith(IMAGE_SUFFIXES):
+            yield path or _last(location), found(location, file)
+        else:
+            self.passed_over.add(path, _tell_kind(path))
 
-def _found(uri: str, file: storage.FileStatus) -> ListedImage:
-    try:
-        uri.encode()
-    except UnicodeEncodeError:
-        shown = uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        error = InputError(f"{shown}: the name is not valid UTF-8: rename the file")
-        return ListedImage(shown, file.fingerprint, size=file.size, mtime=file.mtime, error=error)
-    fingerprint = _fingerprint(uri, file)
-    return ListedImage(
-        uri,
-        fingerprint,
-        size=file.size,
-        etag=file.etag,
-        mtime=file.mtime,
-        source_fingerprint=fingerprint,
-    )
+    def _read_manifest(self, uri: str) -> Iterator[tuple[str, ListedImage]]:
+        """Yield the images that a CSV or Parquet file lists, as they are now."""
+        archives: dict[str, dict[str, list[ListedImage]]] = {}
+        lock = threading.Lock()  # so that an archive is listed once
 
+        def look_up(row: dict[str, Any]) -> list[tuple[str, ListedImage]]:
+            location, member = str(row["uri"] or ""), row.get("member") or None
+            try:
+                location = _place(location, manifest=uri)
+                if member is None:
+                    return self._complete(list(self._walk(location)), row, manifest=uri)
+                with lock:
+                    image = self._find_member(location, member, archives)
+                return self._complete([(_last(location), image)], row, manifest=uri)
+            except (InputError, ConfigError, OSError, ValueError) as error:
+                location = storage.mask_credentials(location)
+                reason = storage.mask_credentials(str(error))
+                message = f"{location} is listed in {uri} and cannot be used: {reason}"
+                kind = UnclearError if isinstance(error, UnclearError | OSError) else InputError
+                failed = ListedImage(location, "absent", member=member, error=kind(message))
+                return [(_last(location), failed)]
 
-def _fingerprint(uri: str, file: storage.FileStatus) -> str:
-    """Fingerprint a file and all that belongs to it: some slides keep their pixels in a folder."""
-    try:
-        parts = [part for beside in slides.companions(uri) for part in storage.walk_files(beside)]
-    except InputError:  # opening the slide will say what is missing
-        parts = []
-    return storage.join_fingerprints(file.fingerprint, parts)
+        with ThreadPoolExecutor(_STAT_THREADS) as pool:
+            rows = read_manifest_rows(uri)
+            for images in map_ahead(pool, look_up, rows, depth=4 * _STAT_THREADS):
+                yield from images
 
+    def _complete(
+        self, images: list[tuple[str, ListedImage]], row: dict[str, Any], *, manifest: str
+    ) -> list[tuple[str, ListedImage]]:
+        """Return the images of a row with what else the row says of them."""
+        mpp, mask = parse_mpp(row.get("mpp")), row.get("mask_uri") or None
+        if not images or (mask is not None and len(images) > 1):
+            raise InputError(
+                f"it holds {len(images)} images: expected one, or any number without a mask"
+            )
+        source = None if mpp is None else "manifest"
+        images = [(path, replace(image, mpp=mpp, mpp_source=source)) for path, image in images]
+        if mask is None:
+            return images
+        mask = _place(mask, manifest=manifest)
+        (path, image), truth = images[0], storage.look_up(mask).fingerprint
+        return [(path, replace(image, mask_uri=mask, mask_fingerprint=truth))]
 
-def _list_archive(
-    uri: str, file: storage.FileStatus, cache: storage.Cache
-) -> Iterator[tuple[str, ListedImage]]:
-    base = _found(uri, file)
-    if base.error is not None:
-        yield uri, base
-        return
-    try:
-        entries = list_entries(uri, max_bytes=cache.max_bytes, fingerprint=file.fingerprint)
-        for path, entry in entries:
-            if _is_hidden(path):
-                continue
-            if path.lower().endswith(SUFFIXES):
-                yield path, _member(base, entry)
-            elif path.lower().endswith(slides.SUFFIXES):
-                error = InputError(
-                    f"{entry.name} is a slide inside an archive: unpack it, since slides are read "
-                    "in parts"
-                )
-                yield path, replace(_member(base, entry), error=error)
-    except InputError as error:  # of this archive only
-        yield uri, replace(base, error=error)
-
-
-def _member(archive: ListedImage, entry: Entry) -> ListedImage:
-    fingerprint = (
-        f"{archive.fingerprint}-{entry.size}-{entry.offset}"
-        if entry.crc is None
-        else f"{entry.crc}-{entry.size}"
-    )
-    # For display: the member is read by its offset.
-    name = str(entry.member).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return replace(
-        archive, member=name, offset=entry.offset, size=entry.size, fingerprint=fingerprint
-    )
-
-
-def _is_hidden(path: str) -> bool:
-    return any(
-        (part.startswith(".") and part not in (".", "..")) or part == "__MACOSX"
-        for part in path.split("/")
-    )
+    def _find_member(
+        self, location: str, member: str, archives: dict[str, dict[str, list[ListedImage]]]
+    ) -> ListedImage:
+        """Find a member of an archive by its path; archives that were listed are kept."""
+        if location not in archives:
+            file, named = storage.look_up(location), archives.setdefault(location, {})
+            for path, item in list_archive(location, file, self.cache, PassedOver()):
+                named.setdefault(path, []).append(item)
+        members = archives[location].get(plain(member).replace("\\", "/"), [])
+        if len(members) != 1:
+            raise InputError(
+                f"it has {len(members) or 'no'} member{'s' if len(members) > 1 else ''} {member}: "
+                "expected one"
+            )
+        return members[0]
 
 
 def _compile_glob(pattern: str) -> re.Pattern[str]:
@@ -230,65 +196,45 @@ def _stem(path: str) -> str:
     return f"{folder}{slash}{name.rsplit('.', 1)[0]}"
 
 
+def _last(location: str) -> str:
+    return location.rsplit("/", 1)[-1]
+
+
+def _tell_kind(path: str) -> str:
+    """Return the kind of a file that is passed over."""
+    if path.lower().endswith(OTHER_SUFFIXES):
+        return "archive of another kind"
+    return "part of a slide" if _PART.search(path) else OTHER
+
+
+def _place(location: str, *, manifest: str) -> str:
+    """Return the location that a manifest means: a relative one is so to its folder.
+
+    Raises:
+        InputError: it is empty.
+    """
+    if not location:
+        raise InputError("its uri is empty")
+    return _find_form(storage.absolute(storage.resolve(location, beside=manifest)))
+
+
+def _find_form(uri: str) -> str:
+    """Return the location as it is spelled where it is: with composed letters, or accents apart."""
+    forms = [
+        *other_forms(uri),
+        *(storage.join(storage.parent(uri), name) for name in other_forms(_last(uri))),
+    ]
+    if forms and not storage.exists(uri):
+        return next((form for form in forms if storage.exists(form)), uri)
+    return uri
+
+
 def _index_masks(uri: str | None) -> dict[str, tuple[str, str]]:
     """Map the path of each mask, without its suffix, to its location and fingerprint."""
     if uri is None:
         return {}
-    uri = storage.absolute(uri)
-    files = (file for file in storage.walk_files(uri) if not _is_hidden(file.path))
-    return {_stem(file.path): (storage.join(uri, file.path), file.fingerprint) for file in files}
-
-
-def _read_manifest(uri: str, cache: storage.Cache) -> Iterator[tuple[str, ListedImage]]:
-    """Yield the images that a CSV or Parquet file lists. Each is looked up to detect changes."""
-    rows = read_manifest_rows(uri)
-    archives: dict[str, dict[str, list[ListedImage]]] = {}
-    lock = threading.Lock()  # so that an archive is listed once
-
-    def look_up(row: dict[str, Any]) -> tuple[str, ListedImage]:
-        location, member = str(row["uri"]), row.get("member") or None
-        try:
-            location = storage.absolute(location)
-            mpp, mask = parse_mpp(row.get("mpp")), row.get("mask_uri") or None
-            if member is None:
-                (file,) = storage.walk_files(location)
-                found = _found(location, file)
-            else:
-                with lock:
-                    found = _find_member(location, member, archives, cache)
-            found = replace(found, mpp=mpp, mpp_source=None if mpp is None else "manifest")
-            if mask is not None:
-                mask = storage.absolute(mask)
-                (file,) = storage.walk_files(mask)
-                found = replace(found, mask_uri=mask, mask_fingerprint=file.fingerprint)
-        except (InputError, ConfigError, OSError, ValueError) as error:
-            location = storage.mask_credentials(location)
-            reason = storage.mask_credentials(str(error))
-            message = f"{location} is listed in {uri} and cannot be used: {reason}"
-            kind = UnclearError if isinstance(error, UnclearError | OSError) else InputError
-            found = ListedImage(location, "absent", member=member, error=kind(message))
-        return location.rsplit("/", 1)[-1], found
-
-    with ThreadPoolExecutor(_STAT_THREADS) as pool:
-        yield from map_ahead(pool, look_up, rows, depth=4 * _STAT_THREADS)
-
-
-def _find_member(
-    location: str,
-    member: str,
-    archives: dict[str, dict[str, list[ListedImage]]],
-    cache: storage.Cache,
-) -> ListedImage:
-    if location not in archives:
-        (file,) = storage.walk_files(location)
-        named: dict[str, list[ListedImage]] = {}
-        for _, item in _list_archive(location, file, cache):
-            named.setdefault(str(item.member), []).append(item)
-        archives[location] = named
-    found = archives[location].get(member, [])
-    if len(found) != 1:
-        raise InputError(
-            f"it has {len(found) or 'no'} member{'s' if len(found) > 1 else ''} {member}: "
-            "expected one"
-        )
-    return found[0]
+    uri = _find_form(storage.absolute(uri))
+    files = (file for file in storage.walk_files(uri) if not is_hidden(file.path))
+    return {
+        _stem(plain(file.path)): (storage.join(uri, file.path), file.fingerprint) for file in files
+    }

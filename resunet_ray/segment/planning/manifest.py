@@ -1,7 +1,5 @@
 """Tables about images that users write: manifests and sidecars."""
 
-import csv
-import io
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +7,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from resunet_ray import storage
+from resunet_ray.data.names import plain
+from resunet_ray.data.texts import read_rows
 from resunet_ray.errors import InputError
 
 _MANIFEST_COLUMNS = {"uri", "member", "mask_uri", "mpp"}
@@ -20,7 +20,12 @@ def read_manifest_rows(uri: str) -> Iterator[dict[str, Any]]:
     Raises:
         InputError: there is no column `uri`.
     """
-    yield from _parquet_rows(uri) if uri.endswith(".parquet") else _csv_rows(uri)
+    yield from _parquet_rows(uri) if uri.lower().endswith(".parquet") else _csv_rows(uri)
+
+
+def is_manifest(uri: str) -> bool:
+    """Whether the name of a file is that of a manifest."""
+    return uri.lower().endswith((".csv", ".parquet"))
 
 
 def read_pixel_sizes(uri: str | None) -> dict[str, float]:
@@ -31,16 +36,14 @@ def read_pixel_sizes(uri: str | None) -> dict[str, float]:
     """
     if uri is None:
         return {}
-    rows = list(
-        csv.DictReader(io.StringIO(storage.read_bytes(storage.absolute(uri)).decode("utf-8-sig")))
-    )
+    rows = list(read_rows(storage.absolute(uri)))
     if not rows or not {"name", "mpp"} <= set(rows[0]):
         raise InputError(
             f"{uri} is not a table of pixel sizes: expected a CSV file with the columns `name` and "
             "`mpp`, and a row for each slide"
         )
     try:
-        known = {row["name"]: float(row["mpp"]) for row in rows}
+        known = {plain(row["name"]): _parse_number(row["mpp"]) for row in rows}
     except ValueError as error:
         raise InputError(f"{uri}: {error}: mpp must be a number, microns per pixel") from None
     if bad := [name for name, mpp in known.items() if not mpp > 0]:
@@ -54,7 +57,7 @@ def parse_mpp(value: Any) -> float | None:
     Raises:
         InputError: it is not a positive number.
     """
-    mpp = math.nan if value in (None, "") else float(value)
+    mpp = math.nan if value in (None, "") else _parse_number(value)
     if math.isnan(mpp):
         return None
     if not 0 < mpp < math.inf:
@@ -66,23 +69,27 @@ def _parquet_rows(uri: str) -> Iterator[dict[str, Any]]:
     filesystem, path = storage.open_filesystem(uri)
     with filesystem.open_input_file(path) as file:
         table = pq.ParquetFile(file)
-        columns = _check_columns(table.schema_arrow.names, uri)
-        for batch in table.iter_batches(batch_size=4096, columns=columns):
-            yield from batch.to_pylist()
+        names = _check_columns(table.schema_arrow.names, uri)
+        for batch in table.iter_batches(batch_size=4096, columns=names):
+            yield from (row for row in batch.to_pylist() if any(row.values()))
 
 
 def _csv_rows(uri: str) -> Iterator[dict[str, Any]]:
-    filesystem, path = storage.open_filesystem(uri)
-    with filesystem.open_input_stream(path, compression=None) as stream:
-        reader = csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8", newline=""))
-        _check_columns(list(reader.fieldnames or ()), uri)
-        yield from reader
+    for number, row in enumerate(read_rows(uri)):
+        if number == 0:
+            _check_columns([name for name in row if name], uri)
+        yield row
+
+
+def _parse_number(value: Any) -> float:
+    """Parse a number, whose decimals may follow a comma."""
+    return float(str(value).replace(",", "."))
 
 
 def _check_columns(names: list[str], uri: str) -> list[str]:
     if "uri" not in names:
         raise InputError(
             f"the manifest {uri} has columns {', '.join(names) or 'none'}: expected `uri`, and "
-            f"optionally {', '.join(sorted(_MANIFEST_COLUMNS - {'uri'}))}"
+            f"optionally {', '.join(sorted(_MANIFEST_COLUMNS - {'uri'}))}, with commas between them"
         )
     return [name for name in names if name in _MANIFEST_COLUMNS]

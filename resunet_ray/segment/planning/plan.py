@@ -22,7 +22,7 @@ from resunet_ray.schema import PLAN
 from resunet_ray.segment import layout
 from resunet_ray.segment.planning.grid import block_of
 from resunet_ray.segment.planning.ledger import ID_BYTES, Ledger, SeenIds, contains, parse_id
-from resunet_ray.segment.planning.listing import ListedImage
+from resunet_ray.segment.planning.listed import ListedImage
 from resunet_ray.segment.rows import ImageRef, PlannedRegion
 
 _BATCH = 2**16  # images that are compared with the ledger at once
@@ -51,6 +51,8 @@ class Plan:
     """Listed, failed in an earlier run, and not tried again."""
     repeated: int = 0
     """Listed more than once."""
+    passed_over: dict[str, int] = field(default_factory=dict)
+    """Files of the inputs that are not read, by kind."""
     retried: list[str] = field(default_factory=list)
     """Ids of the images that failed before and are tried again."""
 

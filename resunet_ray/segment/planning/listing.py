@@ -93,8 +93,9 @@ class Listing:
                 mpp, source = found.mpp, found.mpp_source
                 if self.mpp is not None:
                     mpp, source = self.mpp, "argument"
-                elif mpp is None and found.member is None:
-                    mpp = known.get(found.uri, known.get(found.uri.rsplit("/", 1)[-1]))
+                elif mpp is None:
+                    name = found.member or found.uri
+                    mpp = known.get(name, known.get(name.rsplit("/", 1)[-1]))
                     source = None if mpp is None else "sidecar"
                 yield replace(found, mpp=mpp, mpp_source=source)
         if self.ignored:

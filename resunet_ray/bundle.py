@@ -22,11 +22,10 @@ from resunet_ray.bundle_info import (
     read_bundle_info,
 )
 from resunet_ray.config import ModelConfig
-from resunet_ray.config.model import Diameter
 from resunet_ray.data.images import decode_stored, encode_png
 from resunet_ray.errors import InputError, RunError
 from resunet_ray.intensity import Range, measure_range
-from resunet_ray.model.diameter import predict_sized
+from resunet_ray.model.diameter import choose_scale, predict_scaled
 from resunet_ray.model.inference import autocast_dtype, default_batch_size, predict
 from resunet_ray.model.instances import find_instances
 from resunet_ray.model.measures import measure_instances
@@ -84,7 +83,7 @@ class Bundle:
         flips: bool = False,
         precision: str = "auto",
         ranges: Sequence[Range | None] | None = None,
-        diameters: Sequence[Diameter] | None = None,
+        scales: Sequence[float | None] | None = None,
     ) -> list[Prediction]:
         """Predict images of any sizes; see `inference.predict` for the other arguments.
 
@@ -94,9 +93,8 @@ class Bundle:
             flips: whether to average over the four mirror images.
             precision: fp32, bf16 or auto.
             ranges: intensity range of the whole image that each of `images` is a part of.
-            diameters: of each image's nuclei, pixels. Images with nuclei larger than the network
-                knows are predicted at a smaller scale. auto, the default: as the head `diameter`
-                says; none: never.
+            scales: at which each image is seen (see `model.diameter.choose_scale`); by default,
+                the head `diameter` decides.
         """
 
         def run(
@@ -115,19 +113,22 @@ class Bundle:
                 ranges=levels,
             )
 
-        diameters = diameters or ["auto"] * len(images)
-        return predict_sized(run, images, ranges, diameters=diameters)
+        return predict_scaled(run, images, ranges, scales=scales or [None] * len(images))
 
-    def segment(self, image: UInt8[np.ndarray, "h w 3"], *, flips: bool = False) -> Segmentation:
+    def segment(
+        self, image: UInt8[np.ndarray, "h w 3"], *, flips: bool = False, mpp: float | None = None
+    ) -> Segmentation:
         """Find the nuclei of one image.
 
         Args:
             image: RGB image.
             flips: whether to average the probability over the image's four mirror images, which
                 takes four times as long.
+            mpp: microns per pixel of the image, which is seen at the bundle's if that has one.
         """
+        scale = choose_scale("auto", mpp=mpp, bundle_mpp=self.info.mpp)
         levels = measure_range(image) if self.info.preprocess.intensity == "percentiles" else None
-        (found,) = self.predict([image], batch_size=1, flips=flips, ranges=[levels])
+        (found,) = self.predict([image], batch_size=1, flips=flips, ranges=[levels], scales=[scale])
         labels = find_instances(found, config=self.info.instances)
         nuclei = pd.DataFrame(
             measure_instances(labels, found.probability).to_pylist(),
@@ -144,7 +145,7 @@ class Bundle:
         """
         sample = decode_stored(storage.read_bytes(storage.join(self.uri, SAMPLE)))
         expected = decode_stored(storage.read_bytes(storage.join(self.uri, EXPECTED)))
-        (found,) = self.predict([sample], batch_size=1, precision="fp32", diameters=["none"])
+        (found,) = self.predict([sample], batch_size=1, precision="fp32", scales=[1.0])
         encoded = found.encode().astype(np.float32)
         difference = float(np.abs(encoded - expected).max()) / 255
         if difference > _TOLERANCE:
@@ -190,7 +191,7 @@ def save_bundle(
     network = build_network(info.model)
     network.load_state_dict(weights)
     draft = Bundle(uri, info, "", network.eval(), torch.device("cpu"))
-    (found,) = draft.predict([sample], batch_size=1, precision="fp32", diameters=["none"])
+    (found,) = draft.predict([sample], batch_size=1, precision="fp32", scales=[1.0])
     files = {
         WEIGHTS: safetensors.torch.save(
             {name: tensor.contiguous() for name, tensor in weights.items()}

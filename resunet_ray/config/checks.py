@@ -43,5 +43,13 @@ def require_default(config: Any, because: str, *names: str) -> None:
         require(value == default[name], message)
 
 
+def require_focal_plane(config: Any) -> None:
+    """Raise ConfigError if the number of a focal plane is negative."""
+    require(
+        not isinstance(config.z, int) or config.z >= 0,
+        f"--z {config.z}: must be all, max, mean or a number from 0",
+    )
+
+
 def _flag(name: str) -> str:
     return name.replace("_", "-")

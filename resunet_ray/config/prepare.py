@@ -9,6 +9,7 @@ from resunet_ray.config.checks import (
     TINY,
     require,
     require_default,
+    require_focal_plane,
     require_range,
 )
 from resunet_ray.config.layouts import parse_layout
@@ -30,6 +31,12 @@ class PrepareConfig(LeaseConfig):
     ctc-silver, monuseg, monuseg-test, nuinsseg, s-bsst265, stardist, tnbc), or patterns:
     images=PATTERN and one of masks=, labels=, areas= and nuclei=, in which {name} pairs files
     ("images=**/Tissue Images/{id}.tif" "labels=**/label/{id}.mat"). See docs/datasets.md."""
+    channel: str | None = None
+    """Name or number (from 0) of the channel that shows nuclei. Default: the only channel, or the
+    only one that is named after a nuclear stain; other images are rejected."""
+    z: Tuning[int | Literal["all", "max", "mean"]] = "all"
+    """Focal planes of a stack. max, mean: one image of all. Or the number of one, from 0. all:
+    images of several planes are rejected."""
     split: Annotated[Literal["baseline", "fraction", "group", "file"], Heading.SPLIT] = "baseline"
     """baseline: by sorted name, 20% test, then 20% of the rest validation, as scikit-learn draws
     them with seed 42. fraction: by --val-fraction, --test-fraction and --seed. group: the same, but
@@ -79,6 +86,7 @@ class PrepareConfig(LeaseConfig):
             because = f"by --split {self.split}"
             require_default(self, because, "seed", "val_fraction", "test_fraction")
         require_range(self, 0, 1, "max_reject_fraction")
+        require_focal_plane(self)
         require_range(self, 1, ANY, "max_pixels", "rows_per_group", "rows_per_shard")
         require_range(self, TINY, ANY, "cache_gib")
         require(

@@ -6,7 +6,14 @@ import re
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Literal, get_args
 
-from resunet_ray.config.checks import ANY, NODE_FOLDER, TINY, require, require_range
+from resunet_ray.config.checks import (
+    ANY,
+    NODE_FOLDER,
+    TINY,
+    require,
+    require_focal_plane,
+    require_range,
+)
 from resunet_ray.config.lease import LeaseConfig
 from resunet_ray.config.model import Diameter
 from resunet_ray.config.roles import (
@@ -48,13 +55,17 @@ class SegmentConfig(LeaseConfig):
     diameter: Annotated[Decides[Diameter | str], ADDED] = "auto"
     """Diameter of the nuclei, in pixels (90) or, where the pixel size is known, in microns (12um):
     images with large nuclei are seen smaller. auto: as the bundle estimates it, slides as they are.
-    none: never smaller. A bundle and a slide that both know their pixel size go by that instead."""
+    none: never smaller. Where the bundle and an image both know their pixel size, the image is seen
+    at the bundle's instead."""
     channel: Annotated[Decides[str | None], ADDED] = None
     """Name or number (from 0) of the channel that shows nuclei. Default: the only channel, or the
     only one that is named after a nuclear stain; other files are refused."""
     z: Annotated[Tuning[Decides[int | Literal["all", "max", "mean"]]], ADDED] = "all"
     """Focal planes of a stack. all: each is an image of its own. max, mean: one image of all. Or
     the number of one, from 0."""
+    scale: Annotated[Decides[Literal["plane", "file"]], ADDED] = "plane"
+    """Intensity scale of the planes of a stack. plane: each has its own, as it would in a file of
+    its own. file: all have one, so that a dark plane stays dark."""
     precision: Tuning[Decides[Literal["auto", "fp32", "bf16"]]] = "auto"
     """bf16: autocast. auto: bf16 if the processor computes in it, else fp32."""
     labels: Annotated[Decides[bool], Heading.INPUT] = False
@@ -70,8 +81,8 @@ class SegmentConfig(LeaseConfig):
     """Folder of true masks, under the same paths as the images below the input: scores are written
     too."""
     mpp_csv: Annotated[Tuning[OfEachImage[str | None]], Heading.SLIDES] = None
-    """CSV with the columns `name` (a slide's file name or location) and `mpp`; overrides the
-    metadata of the slides."""
+    """CSV with the columns `name` (an image's file name or location) and `mpp`; overrides what the
+    files themselves say."""
     missing_mpp: Tuning[Decides[Literal["native", "skip", "error"]]] = "native"
     """Slides of unknown pixel size. native: segment them at their own resolution. skip: leave them
     out. error: fail them."""
@@ -129,10 +140,7 @@ class SegmentConfig(LeaseConfig):
             "microns (12um), more than 0",
         )
         require_range(self, 256, 8192, "region")
-        require(
-            not isinstance(self.z, int) or self.z >= 0,
-            f"--z {self.z}: must be all, max, mean or a number from 0",
-        )
+        require_focal_plane(self)
         require_range(self, TINY, ANY, "cache_gib")
 
     @property

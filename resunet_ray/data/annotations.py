@@ -19,6 +19,7 @@ from resunet_ray.data.archives import Entry
 from resunet_ray.data.raster import opening
 from resunet_ray.data.raster.opening import TIFF_STARTS, naming
 from resunet_ray.data.raster.pillow import open_checked
+from resunet_ray.data.raster.planes import EVERYTHING, Selection
 from resunet_ray.data.values import read_values
 from resunet_ray.errors import ImageError
 from resunet_ray.storage import Cache
@@ -28,7 +29,12 @@ _INSTANCES = "inst_map"  # of the data sets that follow HoVer-Net's
 
 
 def read_image(
-    entry: Entry, *, element: int | None, cache: Cache, max_pixels: int
+    entry: Entry,
+    *,
+    element: int | None,
+    cache: Cache,
+    max_pixels: int,
+    selection: Selection = EVERYTHING,
 ) -> tuple[bytes | None, UInt8[np.ndarray, "h w 3"]]:
     """Read an image from a picture or an array.
 
@@ -37,6 +43,7 @@ def read_image(
         element: number of the element, if the file is a stack.
         cache: where compressed tars are expanded.
         max_pixels: a larger image is refused before it is decoded.
+        selection: which channel and focal plane.
 
     Returns:
         The file's bytes if they may be stored unchanged, and the image.
@@ -46,9 +53,11 @@ def read_image(
     """
     if arrays.is_array(entry):
         array = arrays.read_array(entry, element=element, cache=cache, max_pixels=max_pixels)
-        return None, arrays.to_rgb(array, name=entry.name)
+        return None, arrays.to_rgb(array, name=entry.name, channel=selection.channel)
     content = entry.read(cache)
-    image = images.decode_image(content, name=entry.name, max_pixels=max_pixels)
+    image = images.decode_image(
+        content, name=entry.name, max_pixels=max_pixels, selection=selection
+    )
     return content if images.is_stored_form(content) else None, image
 
 

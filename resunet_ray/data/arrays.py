@@ -11,6 +11,9 @@ from jaxtyping import Int32, UInt8
 
 from resunet_ray import storage
 from resunet_ray.data.archives import BROKEN, MAX_BYTES, Entry
+from resunet_ray.data.raster.opening import naming
+from resunet_ray.data.raster.planes import choose_channel
+from resunet_ray.data.raster.scene import Scene
 from resunet_ray.errors import ImageError, InputError
 from resunet_ray.intensity import guess_range, measure_counts, scale_counts
 from resunet_ray.storage import Cache
@@ -95,18 +98,27 @@ def to_labels(array: np.ndarray, *, name: str) -> Int32[np.ndarray, "h w"]:
     return _to_whole(array, most=np.iinfo(np.int32).max, name=name).astype(np.int32)
 
 
-def to_rgb(array: np.ndarray, *, name: str) -> UInt8[np.ndarray, "h w 3"]:
+def to_rgb(
+    array: np.ndarray, *, name: str, channel: str | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
     """Return an array of any number type as an image, by the rules of `decode_image`.
 
+    Args:
+        array: grey, RGB, or with 2, 4 or more channels last.
+        name: the file's name in errors.
+        channel: the number of the channel that shows nuclei, where they are not colours.
+
     Raises:
-        ImageError: it is neither grey nor RGB, or does not hold numbers.
+        ImageError: it is not clear which channel shows nuclei, or the array does not hold numbers.
     """
     if array.ndim == 2:
         array = array[..., None]
-    if array.shape[2] not in (1, 3):
-        raise ImageError(f"{name} has {array.shape[2]} channels: expected 1 or 3")
     if array.dtype.kind not in "biuf":
         raise ImageError(f"{name} is an array of {array.dtype}: expected numbers")
+    if (count := array.shape[2]) not in (1, 3):
+        scene = Scene(levels=[array.shape[:2]], channels=[None] * count, dtype=array.dtype)
+        with naming(name, done="read"):
+            array = array[..., [choose_channel(scene, wanted=channel)]]
     if array.dtype != np.uint8:
         # Colours are often kept as whole numbers of some other type.
         is_colour = array.shape[2] == 3 and array.min(initial=0) >= 0 and (array % 1 == 0).all()

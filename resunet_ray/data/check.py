@@ -12,6 +12,7 @@ from resunet_ray.data import annotations, images
 from resunet_ray.data.archives import Entry
 from resunet_ray.data.labels import decode_labels, decode_values, encode_labels, to_mask
 from resunet_ray.data.metadata import Metadata
+from resunet_ray.data.raster.planes import EVERYTHING, Selection
 from resunet_ray.data.sources import Source
 from resunet_ray.errors import ChangedError, InputError
 from resunet_ray.storage import Cache, crashes
@@ -66,7 +67,12 @@ class Reject:
 
 
 def check_source(
-    source: Source, *, max_pixels: int, known: Metadata, cache: Cache
+    source: Source,
+    *,
+    max_pixels: int,
+    known: Metadata,
+    cache: Cache,
+    selection: Selection = EVERYTHING,
 ) -> CheckedImage | Reject:
     """Read and check one labelled image.
 
@@ -75,11 +81,14 @@ def check_source(
         max_pixels: larger images are rejected before they are decoded.
         known: what the metadata says about it.
         cache: where compressed tars are expanded.
+        selection: which channel and focal plane.
     """
     try:
         if source.reason is not None:
             raise _RejectedError(source.reason, f"{source.name}: {_UNREAD[source.reason]}")
-        return _read_pair(source, max_pixels=max_pixels, known=known, cache=cache)
+        return _read_pair(
+            source, max_pixels=max_pixels, known=known, cache=cache, selection=selection
+        )
     except _RejectedError as rejection:
         return _reject(source, rejection.reason, str(rejection))
     except ChangedError as error:
@@ -107,11 +116,17 @@ _UNREAD = {
 }
 
 
-def _read_pair(source: Source, *, max_pixels: int, known: Metadata, cache: Cache) -> CheckedImage:
+def _read_pair(
+    source: Source, *, max_pixels: int, known: Metadata, cache: Cache, selection: Selection
+) -> CheckedImage:
     assert source.image is not None, f"{source.name} was listed without an image"
     with _rejecting("unreadable"):
         content, image = annotations.read_image(
-            source.image, element=source.element, cache=cache, max_pixels=max_pixels
+            source.image,
+            element=source.element,
+            cache=cache,
+            max_pixels=max_pixels,
+            selection=selection,
         )
     mask, labels = _read_truth(source, shape=image.shape[:2], max_pixels=max_pixels, cache=cache)
     return CheckedImage(

@@ -9,7 +9,7 @@ from PIL import Image
 
 from resunet_ray.data.raster.opening import TIFF_STARTS, naming, open_image
 from resunet_ray.data.raster.pillow import FORMATS, ORIENTATION_TAG
-from resunet_ray.data.raster.planes import EVERYTHING, Selection, list_planes
+from resunet_ray.data.raster.planes import EVERYTHING, Selection, list_planes, name_plane
 from resunet_ray.data.raster.scene import Plane, Raster, Scene
 from resunet_ray.errors import ImageError
 from resunet_ray.intensity import Range, guess_range, measure_counts, scale_counts
@@ -43,8 +43,10 @@ def decode_image(
         planes = list_planes(raster.scenes, channel=selection.channel)
         if len(planes) != 1:
             raise ImageError(
-                f"it has {len(planes)} planes: expected one. Save the plane you need as a separate "
-                "file, or all of them outside an archive"
+                f"it has {len(planes)} planes, named {name_plane(planes[0], raster.scenes)} to "
+                f"{name_plane(planes[-1], raster.scenes)} by scene, time and focal plane: expected "
+                "one. Pass --z max, mean or a number to take one image of all focal planes, or "
+                "save the planes you need as separate files"
             )
         return read_plane(raster, planes[0], stored=stored)
 

@@ -27,6 +27,7 @@ from resunet_ray.data.check import LEFT_OUT, CheckedImage, Reject, blame_source,
 from resunet_ray.data.dataset import DATASET_FILE
 from resunet_ray.data.metadata import Metadata, read_metadata, require_known
 from resunet_ray.data.names import PassedOver
+from resunet_ray.data.raster.planes import Selection
 from resunet_ray.data.sources import Source, list_sources
 from resunet_ray.errors import InputError
 from resunet_ray.schema import DATASET, REJECTS
@@ -150,6 +151,7 @@ def _check_all(
             max_pixels=config.max_pixels,
             known=metadata.get(source.image_id, Metadata()),
             cache=storage.Cache.of(config),
+            selection=Selection.of(config),
         )
 
     def check_task(number: int) -> pa.Table:

@@ -8,6 +8,7 @@ import functools
 import math
 import os
 import threading
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from resunet_ray.data.images import range_of, to_rgb
+from resunet_ray.data.ranges import SharedRange, list_alike, sample_plane, share_range
 from resunet_ray.data.raster.opening import naming, open_slide
 from resunet_ray.data.raster.planes import EVERYTHING, Selection, choose_channel
 from resunet_ray.data.raster.scene import FIRST, PixelSize, Plane
-from resunet_ray.errors import ImageError, InputError
+from resunet_ray.errors import InputError
 from resunet_ray.intensity import Range
 
 _SCATTERED = (".vms", ".vmu", ".dcm")  # several files, listed only in the content of one of them
@@ -28,7 +30,6 @@ SUFFIXES = (".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".svslide", ".czi", *_SCAT
 
 _READ_PIXELS = 2**26  # pixels of any level that are in memory at a time
 _SAMPLED = 2**25  # pixels of the level whose range is measured
-_BAND, _LEAST_BAND = 256, 32  # rows of it that are read at a time; fewer where it is damaged
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Slide:
         plane: Plane = FIRST,
         selection: Selection = EVERYTHING,
         stored: bool = False,
+        shared: bool = False,
     ) -> None:
         """Open a slide.
 
@@ -64,6 +66,7 @@ class Slide:
             plane: which of the file's planes; its channel does not count.
             selection: which channel and focal plane.
             stored: how counts become grey levels (see `range_of`).
+            shared: all planes of the file have one range.
 
         Raises:
             ImageError: no library can read it, or its header makes no sense.
@@ -75,13 +78,13 @@ class Slide:
             self._plane = replace(plane, channel=choose_channel(scene, wanted=selection.channel))
             self._levels = scene.levels
             # One range for the whole slide, so that equal counts give equal grey in every window.
-            self._range = (
-                None
-                if scene.dtype == np.uint8
-                else _measure(
-                    path, Path(path).stat().st_mtime_ns, self._plane, selection, stored=stored
-                )
-            )
+            found: Range | SharedRange | None = None
+            if shared or scene.dtype != np.uint8:
+                changed = Path(path).stat().st_mtime_ns
+                place = list_alike(self._raster, self._plane)[0] if shared else self._plane
+                found = _measure(path, changed, place, selection, stored=stored, shared=shared)
+            self._range = found.counts if isinstance(found, SharedRange) else found
+            self.levels = found.levels if isinstance(found, SharedRange) else None
         height, width = scene.levels[0]
         stated = None if scene.mpp is None else sum(scene.mpp) / 2
         self.info = SlideInfo(height, width, scene.mpp, stated, self._raster.format)
@@ -175,39 +178,18 @@ def _snap(factor: float, length: int) -> float:
 
 @functools.lru_cache(maxsize=64)
 def _measure(
-    path: str, _mtime_ns: int, plane: Plane, selection: Selection, *, stored: bool
-) -> Range | None:
-    """Return the range of a plane's counts, from the finest level that is quick to read.
-
-    Coarser levels are averages, which hide what is small and bright.
+    path: str, _mtime_ns: int, plane: Plane, selection: Selection, *, stored: bool, shared: bool
+) -> Range | SharedRange | None:
+    """Return the range of a plane's counts, or that of all planes.
 
     Raises:
-        ImageError: no part of that level can be read.
+        ImageError: nothing of what is looked at can be read.
     """
-    raster = selection.apply(open_slide(path))
-    scene = raster.scenes[plane.scene]
-    sizes = list(scene.levels)
-    level = next(
-        (number for number, (height, width) in enumerate(sizes) if height * width <= _SAMPLED),
-        len(sizes) - 1,
-    )
-    height, width = sizes[level]
-    step = math.ceil(math.sqrt(height * width / _SAMPLED))
-    found, reason = [], ""
-    rows = [(top, min(_BAND, height - top)) for top in range(0, height, _BAND)]
-    while rows:
-        top, count = rows.pop()
-        try:
-            found.append(raster.read(plane, level, (top, 0, count, width))[::step, ::step])
-        except Exception as error:  # noqa: BLE001 (regions with the damage will report it)
-            reason = str(error)
-            if count > _LEAST_BAND:
-                half = count // 2
-                rows += [(top, half), (top + half, count - half)]
-    raster.close()
-    if not found:
-        raise ImageError(f"no part of its level of {height} x {width} can be read: {reason}")
-    return range_of(np.concatenate(found), scene, stored=stored)
+    with closing(selection.apply(open_slide(path))) as raster:
+        if shared:
+            return share_range(raster, plane, stored=stored)
+        values = sample_plane(raster, plane, most=_SAMPLED)
+        return range_of(values, raster.scenes[plane.scene], stored=stored)
 
 
 def companions(path: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -10,13 +11,15 @@ import numpy as np
 from jaxtyping import UInt8
 
 from resunet_ray import storage
-from resunet_ray.data.images import read_plane
+from resunet_ray.data.images import read_plane, to_rgb
+from resunet_ray.data.ranges import SharedRange, list_alike, share_range
 from resunet_ray.data.raster.lif import LifRaster
 from resunet_ray.data.raster.nd2 import Nd2Raster
 from resunet_ray.data.raster.ome_zarr import ZarrRaster
 from resunet_ray.data.raster.opening import TIFF_SUFFIXES, naming, open_file
 from resunet_ray.data.raster.planes import Selection, choose_channel
 from resunet_ray.data.raster.scene import Plane, Raster
+from resunet_ray.intensity import Range
 
 ZARR_SUFFIX = ".zarr"
 """Folders with this suffix are one file each."""
@@ -26,6 +29,8 @@ STACK_SUFFIXES = (*_STAGED, ZARR_SUFFIX)
 """Files with these suffixes are opened before they are planned, and always read plane by plane."""
 
 _OPEN = 4  # stacks that a process keeps open
+_RANGES = 64  # that it remembers
+_measuring = threading.Lock()
 
 
 def is_stack(uri: str) -> bool:
@@ -84,7 +89,8 @@ def read_from_stack(
     max_pixels: int,
     selection: Selection,
     stored: bool,
-) -> UInt8[np.ndarray, "h w 3"]:
+    shared: bool = False,
+) -> tuple[UInt8[np.ndarray, "h w 3"], Range | None]:
     """Read one plane as RGB. Only its own bytes are read, once the file's headers have been.
 
     Args:
@@ -95,6 +101,11 @@ def read_from_stack(
         max_pixels: as in `open_stack`.
         selection: which channel and focal plane.
         stored: how counts become grey levels (see `images.range_of`).
+        shared: all planes of the file have one range of intensities.
+
+    Returns:
+        The plane and, if it is shared, the range of grey levels that the network sees as black and
+        white.
 
     Raises:
         ImageError: the file is damaged.
@@ -102,9 +113,38 @@ def read_from_stack(
     """
     with open_stack(uri, fingerprint=fingerprint, cache=cache, max_pixels=max_pixels) as opened:
         raster = selection.apply(opened)
-        channel = choose_channel(raster.scenes[plane.scene], wanted=selection.channel)
+        scene = raster.scenes[plane.scene]
+        plane = replace(plane, channel=choose_channel(scene, wanted=selection.channel))
         with naming(uri, done="read"):
-            return read_plane(raster, replace(plane, channel=channel), stored=stored)
+            if not shared:
+                return read_plane(raster, plane, stored=stored), None
+            with _measuring:  # so that threads wait for it, rather than measure it as well
+                found = _measure(
+                    uri,
+                    fingerprint,
+                    cache,
+                    max_pixels,
+                    selection,
+                    list_alike(raster, plane)[0],
+                    stored=stored,
+                )
+            values = raster.read(plane, 0, (0, 0, *scene.levels[0]))
+            return to_rgb(values, found.counts), found.levels
+
+
+@functools.lru_cache(maxsize=_RANGES)
+def _measure(
+    uri: str,
+    fingerprint: str | None,
+    cache: storage.Cache,
+    max_pixels: int,
+    selection: Selection,
+    plane: Plane,
+    *,
+    stored: bool,
+) -> SharedRange:
+    with open_stack(uri, fingerprint=fingerprint, cache=cache, max_pixels=max_pixels) as raster:
+        return share_range(selection.apply(raster), plane, stored=stored)
 
 
 @functools.lru_cache(maxsize=_OPEN)

@@ -1,4 +1,4 @@
-"""The size of nuclei: images with larger nuclei than the network knows are predicted smaller.
+"""The scale at which an image is seen: pixels and nuclei become as large as the network knows them.
 
 The bundle's zoom in training covers nuclei of about 10 to 60 pixels. On test images enlarged until
 their nuclei had 85 and 128 pixels, the AP at IoU 0.5 fell from 0.85 to 0.64 and 0.47.
@@ -19,6 +19,7 @@ LARGEST = 60.0
 _AIM = 30.0  # pixels that the nuclei then have
 _ROUNDS = 3  # very large nuclei are underestimated, and the image is made smaller more than once
 _SMALLEST_SIDE = 32  # pixels of the image that is predicted
+_SAME_SCALE = 0.01  # pixels whose size is this close to the bundle's are not resampled
 
 Images = Sequence[UInt8[np.ndarray, "_h _w 3"]]
 Ranges = Sequence[Range | None] | None
@@ -26,38 +27,53 @@ Run = Callable[[Images, Ranges], list[Prediction]]
 """Images and their intensity ranges → what the network says."""
 
 
-def predict_sized(
-    run: Run, images: Images, ranges: Ranges, *, diameters: Sequence[Diameter]
+def choose_scale(
+    diameter: Diameter, *, mpp: float | None = None, bundle_mpp: float | None = None
+) -> float | None:
+    """Return the scale at which to see an image: the side of a pixel, in pixels of the image.
+
+    None: the head `diameter` decides. Where both pixel sizes are known, the image is seen at the
+    bundle's.
+
+    Args:
+        diameter: of the nuclei, pixels; auto: as the head says; none: as they are.
+        mpp: microns per pixel of the image.
+        bundle_mpp: those of the bundle's training data.
+    """
+    if mpp is not None and bundle_mpp is not None:
+        scale = bundle_mpp / mpp
+        return 1.0 if abs(scale - 1) < _SAME_SCALE else scale
+    if diameter == "auto":
+        return None
+    return diameter / _AIM if isinstance(diameter, float) and diameter > LARGEST else 1.0
+
+
+def predict_scaled(
+    run: Run, images: Images, ranges: Ranges, *, scales: Sequence[float | None]
 ) -> list[Prediction]:
-    """Predict images, smaller copies of those with large nuclei.
+    """Predict images, or copies of them at another scale.
 
     Args:
         run: the network.
         images: RGB images.
         ranges: the intensity range of each image.
-        diameters: of each image's nuclei, pixels; auto: as the network's head says; none: never
-            smaller.
+        scales: at which each image is seen (see `choose_scale`).
 
     Returns:
         Predictions at the images' own sizes, packed.
     """
     known = list(ranges or [None] * len(images))
-    scales = [choose_scale(diameter) for diameter in diameters]
-    whole = [index for index, scale in enumerate(scales) if scale == 1]
-    first = run([images[index] for index in whole], [known[index] for index in whole])
-    found = dict(zip(whole, first, strict=True))
-    for index, (image, levels) in enumerate(zip(images, known, strict=True)):
-        if index not in found:
-            copy = _predict_copy(run, image, levels, scale=scales[index])
-            found[index] = copy.resize(*image.shape[:2])
-        elif diameters[index] == "auto":
+    seen = [
+        image if scale in (None, 1.0) else _resize(image, scale)
+        for image, scale in zip(images, scales, strict=True)
+    ]
+    found = run(seen, known)
+    for index, (image, levels, scale) in enumerate(zip(images, known, scales, strict=True)):
+        if scale is None:
             found[index] = _refine(run, image, levels, found[index])
-    return [found[index].pack() for index in range(len(images))]
-
-
-def choose_scale(diameter: Diameter) -> float:
-    """Return the scale at which to see an image whose nuclei have this diameter, pixels."""
-    return _AIM / diameter if isinstance(diameter, float) and diameter > LARGEST else 1.0
+        if found[index].probability.shape != image.shape[:2]:
+            found[index] = found[index].resize(*image.shape[:2])
+    return [one.pack() for one in found]
 
 
 def estimate_diameter(prediction: Prediction) -> float | None:
@@ -81,16 +97,13 @@ def _refine(
         diameter = estimate_diameter(found)
         if diameter is None or diameter <= LARGEST:
             break
-        scale *= _AIM / diameter
-        found = _predict_copy(run, image, levels, scale=scale)
-    return found if scale == 1 else found.resize(*image.shape[:2])
-
-
-def _predict_copy(
-    run: Run, image: UInt8[np.ndarray, "h w 3"], levels: Range | None, *, scale: float
-) -> Prediction:
-    """Predict a smaller copy of an image; the prediction has the size of the copy."""
-    height, width = (max(_SMALLEST_SIDE, round(side * scale)) for side in image.shape[:2])
-    copy = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA))
-    (found,) = run([copy], [levels])
+        scale *= diameter / _AIM
+        (found,) = run([_resize(image, scale)], [levels])
     return found
+
+
+def _resize(image: UInt8[np.ndarray, "h w 3"], scale: float) -> UInt8[np.ndarray, "_h _w 3"]:
+    """Return a copy whose pixels have sides of `scale` pixels of the image."""
+    height, width = (max(_SMALLEST_SIDE, round(side / scale)) for side in image.shape[:2])
+    method = cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (width, height), interpolation=method))

@@ -111,6 +111,7 @@ def picture_slides(
                         name=row["image_uri"],
                         plane=_plane(row),
                         selection=Selection.of(config),
+                        shared=config.scale == "file" and isinstance(row.get("file_id"), str),
                     )
                 ) as slide,
             ):
@@ -172,7 +173,7 @@ def list_tables(folder: str) -> list[str]:
 def _read_image(row: dict[str, Any], config: SegmentConfig) -> UInt8[np.ndarray, "h w 3"]:
     uri, selection = row["image_uri"], Selection.of(config)
     if isinstance(row.get("file_id"), str) or is_stack(uri):
-        return read_from_stack(
+        image, _ = read_from_stack(
             uri,
             _plane(row),
             fingerprint=_fingerprint(row),
@@ -180,7 +181,9 @@ def _read_image(row: dict[str, Any], config: SegmentConfig) -> UInt8[np.ndarray,
             max_pixels=config.max_pixels,
             selection=selection,
             stored=False,
+            shared=config.scale == "file" and isinstance(row.get("file_id"), str),
         )
+        return image
     member = row["member"] if isinstance(row["member"], str) else None
     offset = None if pd.isna(row["member_offset"]) else int(row["member_offset"])
     size = int(row["source_bytes"])

@@ -13,7 +13,7 @@ from resunet_ray.data.dataset import Dataset, plan_once
 from resunet_ray.data.labelled import LabelledImage, read_images
 from resunet_ray.data.splits import VAL
 from resunet_ray.model import metrics
-from resunet_ray.model.diameter import Images, Ranges, predict_sized
+from resunet_ray.model.diameter import Images, Ranges, predict_scaled
 from resunet_ray.model.inference import default_batch_size, predict
 from resunet_ray.model.instances import choose_method, find_instances
 from resunet_ray.model.losses import Loss
@@ -104,7 +104,7 @@ def validate(
     tally = Tally()
     for sample in read_images(dataset, plan_once(dataset, VAL, rank=rank, workers=workers)):
         # As the bundle will be used.
-        (found,) = predict_sized(run, [sample.image], None, diameters=["auto"])
+        (found,) = predict_scaled(run, [sample.image], None, scales=[None])
         tally.add(_score_mask(sample, found.probability, loss=loss))
         if config.monitor in INSTANCE_SCORES:
             tally.add(_score_instances(sample, found))

@@ -8,7 +8,7 @@ import pytest
 
 from resunet_ray.config.model import Diameter, Head
 from resunet_ray.intensity import Range
-from resunet_ray.model.diameter import estimate_diameter, predict_sized
+from resunet_ray.model.diameter import choose_scale, estimate_diameter, predict_scaled
 from resunet_ray.model.prediction import Prediction
 
 HEADS: tuple[Head, ...] = ("distance", "centre", "diameter")
@@ -50,7 +50,7 @@ def test_an_image_is_seen_at_a_scale_at_which_its_nuclei_are_known(
     disc: int, diameter: Diameter, runs: int
 ) -> None:
     seer = Seer()
-    (found,) = predict_sized(seer, [draw_disc(disc)], None, diameters=[diameter])
+    (found,) = predict_scaled(seer, [draw_disc(disc)], None, scales=[choose_scale(diameter)])
     assert len(seer.sizes) == runs
     smaller = disc > 60 and diameter != "none"
     assert (seer.sizes[-1] != (200, 240)) == smaller
@@ -67,3 +67,24 @@ def test_an_image_is_seen_at_a_scale_at_which_its_nuclei_are_known(
 def test_without_the_head_or_nuclei_nothing_is_estimated() -> None:
     assert estimate_diameter(Prediction(np.ones((4, 8, 9), np.float32), HEADS[:2])) is None
     assert estimate_diameter(Prediction(np.zeros((5, 8, 9), np.float32), HEADS)) is None
+
+
+@pytest.mark.parametrize(
+    ("mpp", "bundle_mpp", "size"),
+    [(0.5, 0.25, (400, 480)), (0.25, 0.5, (100, 120)), (0.5, 0.502, (200, 240))],
+)
+def test_an_image_is_seen_at_the_bundle_s_pixel_size(
+    mpp: float, bundle_mpp: float, size: tuple[int, int]
+) -> None:
+    """Its nuclei's diameter does not count then, and the prediction has the image's pixels."""
+    seer = Seer()
+    scale = choose_scale(90.0, mpp=mpp, bundle_mpp=bundle_mpp)
+    (found,) = predict_scaled(seer, [draw_disc(40)], None, scales=[scale])
+    assert seer.sizes == [size]
+    assert found.probability.shape == (200, 240)
+    assert estimate_diameter(found) == pytest.approx(40, rel=0.1)
+
+
+def test_one_pixel_size_alone_says_nothing() -> None:
+    assert choose_scale("auto", mpp=0.5) is choose_scale("auto", bundle_mpp=0.5) is None
+    assert choose_scale(90.0, mpp=0.5) == choose_scale(90.0) == 3.0

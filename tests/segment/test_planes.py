@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 import tifffile
 import zarr
 from lif_files import draw_lif
 from support import read_output
 
+from resunet_ray.bundle import load_bundle, save_bundle
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.images import encode_png
 from resunet_ray.segment.run import SegmentationResult, segment
@@ -75,6 +77,25 @@ def test_each_plane_is_segmented_once(bundle_uri: str, tmp_path: Path) -> None:
     assert run(projected).images == {"ok": 5}
     kept = rows(projected)[lambda table: table["member"].notna()]
     assert kept["foreground_fraction"].tolist() == [bright, bright, dark]
+
+
+def test_planes_may_share_one_intensity_scale(bundle_uri: str, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    frames = np.stack([field(), field() // 4]).astype(np.uint16) * 100
+    tifffile.imwrite(folder / "stack.tif", frames, imagej=True, metadata={"axes": "TYX"})
+    bundle, stretching = load_bundle(bundle_uri), str(tmp_path / "stretching")
+    seen = replace(bundle.info.preprocess, intensity="percentiles")
+    info = replace(bundle.info, preprocess=seen, sha256={})
+    weights, sample = bundle.network.state_dict(), np.zeros((48, 40, 3), np.uint8)
+    save_bundle(stretching, weights=weights, info=info, sample=sample)
+    config = configure(folder, stretching)
+    for scale in ("plane", "file"):
+        one = replace(config, scale=scale, output=str(tmp_path / scale))
+        assert run(one).images == {"ok": 2}
+        bright, dark = read_output(one.output, "regions").sort_values("member")["grey_sum"]
+        assert (dark == pytest.approx(bright, rel=0.05)) == (scale == "plane")
+        assert scale == "plane" or dark < bright / 2
 
 
 def test_a_plane_that_failed_is_tried_again_alone(bundle_uri: str, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Self
 
 import numpy as np
 
-from resunet_ray.config import SegmentConfig
+from resunet_ray.config import PrepareConfig, SegmentConfig
 from resunet_ray.data.raster.scene import Plane, Raster, Scene, Window
 from resunet_ray.errors import ImageError
 
@@ -20,7 +20,7 @@ _NUCLEAR = re.compile(
 
 @dataclass(frozen=True)
 class Selection:
-    """What of a file is segmented, beside every scene and every point in time."""
+    """What of a file is read, beside every scene and every point in time."""
 
     channel: str | None = None
     """The name or number of the channel that shows nuclei. None: the only channel, or the only one
@@ -29,8 +29,8 @@ class Selection:
     """Number of the focal plane; all: each is an image of its own; max, mean: one image of all."""
 
     @classmethod
-    def of(cls, config: SegmentConfig) -> Self:
-        """Return what a run segments."""
+    def of(cls, config: SegmentConfig | PrepareConfig) -> Self:
+        """Return what a job reads."""
         return cls(config.channel, config.z)
 
     def apply(self, raster: Raster) -> Raster:

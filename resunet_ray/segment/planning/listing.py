@@ -63,8 +63,8 @@ class Listing:
                 mpp, source = image.mpp, image.mpp_source
                 if self.mpp is not None:
                     mpp, source = self.mpp, "argument"
-                elif mpp is None and image.member is None:
-                    name = plain(image.uri)
+                elif mpp is None:
+                    name = plain(image.member or image.uri)
                     mpp = known.get(name, known.get(name.rsplit("/", 1)[-1]))
                     source = None if mpp is None else "sidecar"
                 yield replace(image, mpp=mpp, mpp_source=source)

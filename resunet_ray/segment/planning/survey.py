@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from resunet_ray import storage
 from resunet_ray.bundle_info import BundleInfo
 from resunet_ray.config import SegmentConfig
-from resunet_ray.data.raster.opening import require_pixels
+from resunet_ray.data.raster.opening import naming, require_pixels
 from resunet_ray.data.raster.planes import Selection, list_planes, name_plane
 from resunet_ray.data.raster.scene import PixelSize, Plane, Raster, believe
 from resunet_ray.data.slides import SUFFIXES, Slide, companions
@@ -33,8 +33,6 @@ from resunet_ray.segment.rows import ImageRef, Place, PlannedRegion
 from resunet_ray.storage import crashes
 
 logger = logging.getLogger(__name__)
-
-_SAME_SCALE = 0.01  # a slide whose pixel size is this close to the bundle's is not resampled
 
 
 @dataclass(frozen=True)
@@ -119,13 +117,16 @@ class Surveyor:
                 image = replace(image, channel=name)
             if len(planes) > 1:
                 image = _at(image, plane, name_plane(plane, scenes))
-            pixels = math.prod(scene.levels[0])
-            is_slide = len(scene.levels) > 1 or pixels > self.config.max_pixels
+            most = self.config.max_pixels
             if is_stack(image.image_uri):
-                require_pixels(scene, most=self.config.max_pixels)
-                is_slide = False
+                require_pixels(scene, most=most)
+                yield replace(planned, image=self._with_mpp(image, scene.mpp)), False
+                continue
+            pixels = math.prod(scene.levels[0])
+            is_slide = len(scene.levels) > 1 or pixels > most
             if not is_slide:
                 image = self._with_mpp(image, scene.mpp)
+                is_slide = not self.resizes and pixels / self.scale(image.mpp) ** 2 > most
             yield replace(planned, image=image), is_slide
 
     def _open(self, planned: PlannedRegion, path: str) -> list[PlannedRegion]:
@@ -136,9 +137,11 @@ class Surveyor:
 
     def _with_mpp(self, image: ImageRef, pixel: PixelSize | None) -> ImageRef:
         """Return the image with the pixel size that its file states, if nothing else says it."""
-        if image.mpp is not None or (mpp := believe(pixel)) is None:
+        if image.mpp is not None:
             return image
-        return replace(image, mpp=mpp, mpp_source="metadata")
+        with naming(image.image_uri, done="opened"):
+            mpp = believe(pixel)
+        return image if mpp is None else replace(image, mpp=mpp, mpp_source="metadata")
 
     def _plan(self, planned: PlannedRegion, slide: Slide) -> list[PlannedRegion]:
         warnings = []
@@ -180,7 +183,7 @@ class Surveyor:
             return [replace(planned, image=image, place=place)]
         place = replace(opened, num_regions=len(windows), scale_to_level0=scale, warnings=warnings)
         if self.stretches and view is not None:
-            low, high = measure_range(view)
+            low, high = slide.levels or measure_range(view)
             place = replace(place, level_low=low, level_high=high)
         return [
             replace(
@@ -215,10 +218,8 @@ class Surveyor:
 
     def scale(self, mpp: float | None) -> float:
         """Return the side of a pixel that the network sees, in pixels of the slide."""
-        if mpp is None or self.bundle_mpp is None:
-            return 1 / choose_scale(self.config.diameter_at(mpp))
-        scale = self.bundle_mpp / mpp
-        return 1.0 if abs(scale - 1) < _SAME_SCALE else scale
+        diameter = self.config.diameter_at(mpp)
+        return choose_scale(diameter, mpp=mpp, bundle_mpp=self.bundle_mpp) or 1.0
 
 
 def may_be_slide(planned: PlannedRegion) -> bool:
@@ -250,7 +251,14 @@ def _at(image: ImageRef, plane: Plane, name: str) -> ImageRef:
 def open_planned(path: str, image: ImageRef, *, config: SegmentConfig, stored: bool) -> Slide:
     """Open a slide that was staged, at its plane; `stored` as in `Slide`."""
     selection = Selection.of(config)
-    return Slide(path, name=image.image_uri, plane=image.plane, selection=selection, stored=stored)
+    return Slide(
+        path,
+        name=image.image_uri,
+        plane=image.plane,
+        selection=selection,
+        stored=stored,
+        shared=config.scale == "file" and image.file_id is not None,
+    )
 
 
 def stage_slide(

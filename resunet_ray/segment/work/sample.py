@@ -8,8 +8,6 @@ import numpy as np
 from jaxtyping import UInt8
 
 from resunet_ray import storage
-from resunet_ray.config import SegmentConfig
-from resunet_ray.config.model import Diameter
 from resunet_ray.data.archives import Entry
 from resunet_ray.data.images import decode_image, name_format
 from resunet_ray.data.labels import decode_mask
@@ -21,7 +19,7 @@ from resunet_ray.intensity import Range, measure_range
 from resunet_ray.model.prediction import Prediction
 from resunet_ray.model.tiling import Box
 from resunet_ray.segment.failures import Failure
-from resunet_ray.segment.rows import PlannedRegion
+from resunet_ray.segment.rows import ImageRef, PlannedRegion
 
 
 @dataclass
@@ -35,28 +33,33 @@ class Sample:
     image: UInt8[np.ndarray, "h w 3"] | None = None
     levels: Range | None = None
     """Range of the whole image's intensities, if the network's scale depends on it."""
+    scale: float | None = 1.0
+    """At which the network sees it (see `choose_scale`); a tile was read at its slide's."""
     truth: UInt8[np.ndarray, "h w"] | None = None
     prediction: Prediction | None = field(default=None, repr=False)
     failure: Failure | None = None
     read_seconds: float = 0.0
     model_seconds: float = 0.0
 
-    def diameter(self, config: SegmentConfig) -> Diameter:
-        """Return the diameter of nuclei, pixels; a tile was read at its slide's scale."""
-        return "none" if self.planned is None else config.diameter_at(self.planned.image.mpp)
+    @property
+    def pixels(self) -> float:
+        """How many of them the network sees."""
+        if self.image is None:
+            return 0
+        height, width = self.image.shape[:2]
+        return float(height * width / (self.scale or 1) ** 2)
 
 
 def group_samples(samples: Iterable[Sample], *, pixels: int) -> Iterator[list[Sample]]:
     """Group consecutive samples, up to a number of pixels, for one call of the network."""
     group: list[Sample] = []
-    held = 0
+    held = 0.0
     for sample in samples:
-        size = 0 if sample.image is None else sample.image.shape[0] * sample.image.shape[1]
-        if group and held + size > pixels:
+        if group and held + sample.pixels > pixels:
             yield group
             group, held = [], 0
         group.append(sample)
-        held += size
+        held += sample.pixels
     if group:
         yield group
 
@@ -68,6 +71,8 @@ def read_image(
     max_pixels: int,
     measure: bool,
     selection: Selection,
+    scale: float | None = None,
+    shared: bool = False,
 ) -> Sample:
     """Read and decode one image; what goes wrong becomes its failure.
 
@@ -77,19 +82,21 @@ def read_image(
         max_pixels: an image of more is not decoded.
         measure: measure its range of intensities.
         selection: which channel and focal planes.
+        scale: at which the network sees it.
+        shared: all planes of its file have one range of intensities.
 
     Raises:
         ResourceError: the storage cannot be reached.
     """
-    sample = Sample(planned, failure=planned.failure)
+    sample = Sample(planned, scale=scale, failure=planned.failure)
     if planned.failure is not None or planned.place.num_regions == 0:
         return sample
     start = time.perf_counter()
     stage = "read"
-    ref = planned.image
+    ref, levels = planned.image, None
     try:
         if ref.file_id is not None or is_stack(ref.image_uri):
-            image = read_from_stack(
+            image, levels = read_from_stack(
                 ref.image_uri,
                 ref.plane,
                 fingerprint=planned.source_fingerprint,
@@ -97,6 +104,7 @@ def read_image(
                 max_pixels=max_pixels,
                 selection=selection,
                 stored=not measure,
+                shared=shared and ref.file_id is not None,
             )
             kind = name_stack(ref.image_uri)
         else:
@@ -119,6 +127,7 @@ def read_image(
             kind = name_format(content)
         place = replace(planned.place, format=kind, height=image.shape[0], width=image.shape[1])
         sample.planned = replace(planned, place=place)
+        _require_size(ref, image.shape[:2], scale=scale or 1, most=max_pixels)
         stage = "mask"
         if ref.mask_uri is not None:
             mask = Entry(ref.mask_uri, fingerprint=planned.mask_fingerprint)
@@ -126,7 +135,7 @@ def read_image(
                 mask, shape=image.shape[:2], cache=cache, max_pixels=max_pixels
             )
         if measure:
-            low, high = sample.levels = measure_range(image)
+            low, high = sample.levels = levels or measure_range(image)
             place = replace(place, level_low=low, level_high=high)
             sample.planned = replace(planned, place=place)
         sample.image = image
@@ -146,6 +155,16 @@ def read_tile(slide: Slide, tile: Box, *, scale: float, levels: Range | None) ->
         sample.failure = Failure.of(error, stage="read")
     sample.read_seconds = time.perf_counter() - start
     return sample
+
+
+def _require_size(image: ImageRef, shape: tuple[int, int], *, scale: float, most: int) -> None:
+    height, width = (round(side / scale) for side in shape)
+    if scale < 1 and height * width > most:
+        raise ImageError(
+            f"{image.image_uri} has {image.mpp:g} microns per pixel ({image.mpp_source}), and at "
+            f"the bundle's scale it would have {height} x {width} pixels: expected at most {most}. "
+            "If that is right, raise --max-pixels; else give --mpp"
+        )
 
 
 def _read_truth(

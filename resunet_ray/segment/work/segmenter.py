@@ -29,7 +29,7 @@ from resunet_ray.cluster import count_cores, is_lost, this_node
 from resunet_ray.data.raster.planes import Selection
 from resunet_ray.data.slides import Slide
 from resunet_ray.errors import InputError, RunError
-from resunet_ray.model.diameter import estimate_diameter
+from resunet_ray.model.diameter import choose_scale, estimate_diameter
 from resunet_ray.model.tiling import Box
 from resunet_ray.segment import layout
 from resunet_ray.segment.failures import Failure, require_few_unclear
@@ -39,12 +39,7 @@ from resunet_ray.segment.rows import Findings, PlannedRegion, Region, Seconds
 from resunet_ray.segment.work.chunk_file import write_regions
 from resunet_ray.segment.work.region import describe_image
 from resunet_ray.segment.work.sample import Sample, group_samples, read_image, read_tile
-from resunet_ray.segment.work.slide_chunk import (
-    DamagedTileError,
-    Held,
-    SlideChunk,
-    take_seconds,
-)
+from resunet_ray.segment.work.slide_chunk import DamagedTileError, Held, SlideChunk, take_seconds
 from resunet_ray.segment.work.spec import RunSpec
 from resunet_ray.segment.work.sums import ChunkResult
 from resunet_ray.storage import crashes
@@ -217,12 +212,15 @@ class Segmenter:
             return Region.of(planned, failure=failure, origin=self._spec.origin)
 
     def _read(self, planned: PlannedRegion) -> Sample:
+        config, mpp = self._spec.config, planned.image.mpp
         return read_image(
             planned,
             cache=self._cache,
-            max_pixels=self._spec.config.max_pixels,
+            max_pixels=config.max_pixels,
             measure=self._stretches,
-            selection=Selection.of(self._spec.config),
+            selection=Selection.of(config),
+            scale=choose_scale(config.diameter_at(mpp), mpp=mpp, bundle_mpp=self._bundle.info.mpp),
+            shared=config.scale == "file",
         )
 
     def _predict(self, group: list[Sample]) -> list[Sample]:
@@ -238,7 +236,7 @@ class Segmenter:
                 flips=self._spec.config.flips,
                 precision=self._spec.config.precision,
                 ranges=[sample.levels for sample in good],
-                diameters=[sample.diameter(self._spec.config) for sample in good],
+                scales=[sample.scale for sample in good],
             )
         except (RuntimeError, MemoryError) as error:
             if self._bundle.is_broken_by(error):

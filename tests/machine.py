@@ -2,11 +2,14 @@
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import psutil
 
 _TOKEN, _ROLES = "/latest/api/token", "/latest/meta-data/iam/security-credentials"
 
@@ -24,14 +27,18 @@ class MetadataService:
     """Number of a request, from 0 → the status that refuses it."""
     requests: list[str] = field(default_factory=list)
     """Path of each."""
+    fetches: Counter[int] = field(default_factory=Counter)
+    """How often credentials were asked for, by process."""
 
     def count_fetches(self) -> int:
         """Return how often credentials were asked for. A fetch takes three requests."""
-        return sum(path.startswith(f"{_ROLES}/role") for path in self.requests)
+        return self.fetches.total()
 
-    def answer(self, path: str, token: str | None) -> tuple[int, str]:
-        """Return the status and the body of an answer."""
+    def answer(self, path: str, token: str | None, *, port: int) -> tuple[int, str]:
+        """Return the status and the body of an answer to a process that asks from a port."""
         self.requests.append(path)
+        if path.startswith(f"{_ROLES}/role"):
+            self.fetches[_owner(port)] += 1
         refused = self.decide(len(self.requests) - 1)
         if refused is not None:
             return refused, ""
@@ -67,13 +74,20 @@ def metadata_service(key: str, secret: str) -> Iterator[MetadataService]:
         server.shutdown()
 
 
+def _owner(port: int) -> int:
+    """Return the process that has a port of this machine open."""
+    own = [found for found in psutil.net_connections("tcp4") if found.laddr.port == port]
+    return next((found.pid for found in own if found.pid is not None), 0)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     service: MetadataService
 
     def _answer(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        status, text = self.service.answer(self.path, self.headers.get("X-aws-ec2-metadata-token"))
+        token = self.headers.get("X-aws-ec2-metadata-token")
+        status, text = self.service.answer(self.path, token, port=self.client_address[1])
         self.send_response(status)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()

@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from benchmarks.faulty import Answer, faulty_store
+from benchmarks.faulty import RESET, Answer, faulty_store
+from machine import MetadataService
 from support import read_output
 
 from resunet_ray import storage
@@ -36,11 +38,20 @@ class Store:
 
     def __init__(self, images: str) -> None:
         self.images, self.answers = images, dict[str, list[Answer]]()
+        self.answer_all: Callable[[], Answer] = lambda: None
 
     def decide(self, method: str, path: str) -> Answer:
         """Answer as told for a name, once for each entry; the last entry stays."""
-        answers = self.answers.get(path.rsplit("/", 1)[-1]) if method in ("GET", "HEAD") else None
-        return None if not answers else answers[0] if len(answers) == 1 else answers.pop(0)
+        if method not in ("GET", "HEAD") or not path.endswith(".png"):
+            return None
+        answers = self.answers.get(path.rsplit("/", 1)[-1])
+        return (
+            self.answer_all()
+            if not answers
+            else answers[0]
+            if len(answers) == 1
+            else answers.pop(0)
+        )
 
 
 @pytest.fixture
@@ -118,6 +129,40 @@ def test_credentials_that_expire_end_the_run_without_a_row(
     finished, nothing = segment(config)
     assert (finished.images, nothing.images) == ({"ok": IMAGES_OF_A_NIGHT}, {})
     assert rows(tmp_path / "out")["status"].tolist() == ["ok"] * IMAGES_OF_A_NIGHT
+
+
+@pytest.mark.parametrize(
+    ("answer", "first", "last"),
+    [(503, 15, 60), ((400, "ExpiredToken"), 15, 10**6), (RESET, 15, 60), (403, 0, 10**6)],
+    ids=str,
+)
+def test_what_broke_one_night_is_made_good_by_the_next(
+    store: Store, bundle_uri: str, tmp_path: Path, answer: Answer, first: int, last: int
+) -> None:
+    """From one request for an image to another, each is answered so."""
+    for number in range(IMAGES_OF_A_NIGHT, 40):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        storage.write_bytes(f"{store.images}/{number}.png", encode_png(pixels))
+    config = configure(store, tmp_path / "out", bundle_uri)
+    asked = iter(range(10**9))
+    store.answer_all = lambda: answer if first <= next(asked) < last else None
+    with suppress(ResourceError):
+        run(config)
+    assert next(asked) > first
+    store.answer_all = lambda: None
+    assert segment_archive(config).status == "done"
+    assert rows(tmp_path / "out")["status"].tolist() == ["ok"] * 40
+
+
+def test_a_busy_metadata_service_costs_no_image(
+    machine: MetadataService, store: Store, bundle_uri: str, tmp_path: Path
+) -> None:
+    """It refuses seven of ten requests all night, and gives out what is soon to expire."""
+    machine.decide = lambda number: 429 if (number * 7) % 10 < 7 else None
+    machine.valid = timedelta(minutes=5)
+    assert segment_archive(configure(store, tmp_path / "out", bundle_uri)).status == "done"
+    assert rows(tmp_path / "out")["status"].tolist() == ["ok"] * IMAGES_OF_A_NIGHT
+    assert machine.count_fetches() <= 6
 
 
 def test_when_most_images_are_denied_none_of_them_is_to_blame(

@@ -1,4 +1,4 @@
-"""Measure speed and memory, each as the ratio of two things measured in one run.
+"""Measure speed and memory, mostly as the ratio of two things measured in one run.
 
 train: images/s of training through Ray over those of the same steps on tensors in memory, without
     Ray.
@@ -10,6 +10,8 @@ slide: the same for one slide that is all tissue.
 scale: a network that costs nothing over --images tiny images, ten and a hundred times as many:
     seconds per image at the largest number over those at the smallest, memory, and files; draws
     scale.svg.
+overhead: core-seconds per megapixel of everything but the network, stage by stage, on one thread,
+    over --images images of the folder --data; writes overhead.csv.
 network: parameters, multiply-accumulates and images/s of the network with each --model.block and
     --model.bridge, and the latter over those of the default network; writes network.csv.
 tune: seconds of a sweep of one trial over those of the same training alone, both without the start
@@ -26,6 +28,7 @@ from typing import Any
 from benchmarks.config import BenchmarkConfig
 from benchmarks.faults import benchmark_faults
 from benchmarks.network import benchmark_network
+from benchmarks.overhead import benchmark_overhead
 from benchmarks.segmentation import benchmark_scale, benchmark_segment, benchmark_slide
 from benchmarks.training import benchmark_memory, benchmark_train, benchmark_tune
 
@@ -39,6 +42,7 @@ _BENCHMARKS = {
     "segment": benchmark_segment,
     "slide": benchmark_slide,
     "scale": benchmark_scale,
+    "overhead": benchmark_overhead,
     "network": benchmark_network,
     "tune": benchmark_tune,
     "faults": benchmark_faults,

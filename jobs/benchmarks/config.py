@@ -16,7 +16,17 @@ class BenchmarkConfig:
 
     what: Annotated[
         tyro.conf.Positional[
-            Literal["train", "memory", "segment", "slide", "scale", "network", "tune", "faults"]
+            Literal[
+                "train",
+                "memory",
+                "segment",
+                "slide",
+                "scale",
+                "overhead",
+                "network",
+                "tune",
+                "faults",
+            ]
         ],
         Heading.INPUT,
     ]
@@ -24,12 +34,13 @@ class BenchmarkConfig:
     output: str
     """Folder for data and runs: new or empty."""
     data: str | None = None
-    """A prepared data set (train, tune). Default: generated images."""
+    """A prepared data set (train, tune), or a folder of images (overhead). Default: generated
+    images."""
     bundle: str | None = None
-    """The bundle to segment with (segment, slide, scale, faults)."""
+    """The bundle to segment with (segment, slide, scale, overhead, faults)."""
     images: int = 200
-    """Images to generate; memory and segment also use ten times as many. A slide is as large as ten
-    times as many, for faults as large as all of them."""
+    """Images to generate, or to take from --data (overhead); memory and segment also use ten times
+    as many. A slide is as large as ten times as many, for faults as large as all of them."""
     faults: Annotated[int, Heading.INPUT] = 20
     """How many things to break (faults)."""
     seed: int = 0

@@ -94,8 +94,8 @@ def describe_region(
         for own in objects.own
     ]
     instances = pa.concat_arrays([pa.array([], INSTANCE), *parts])
-    confidence, entropy, uncertain = _sum_certainty(objects.probability)
-    grey, square, laplacian = _sum_sharpness(image)
+    confidence, entropy, uncertain = sum_certainty(objects.probability)
+    grey, square, laplacian = sum_sharpness(image)
     return Findings(
         mask=encode_png(mask * np.uint8(255)),
         labels=encode_labels(objects.labels, name=name) if labels else None,
@@ -119,7 +119,7 @@ def describe_region(
     )
 
 
-def _sum_certainty(probability: Float32[np.ndarray, "h w"]) -> tuple[float, float, int]:
+def sum_certainty(probability: Float32[np.ndarray, "h w"]) -> tuple[float, float, int]:
     """Sum the likelier class's probability and the entropy in bits; count uncertain pixels."""
     levels = np.bincount(np.rint(probability * 255).astype(np.int64).ravel(), minlength=256)
     p = np.clip(np.arange(256) / 255, 1e-9, 1 - 1e-9)
@@ -129,7 +129,7 @@ def _sum_certainty(probability: Float32[np.ndarray, "h w"]) -> tuple[float, floa
     return confidence, float(levels @ entropy), int(levels[(p > low) & (p < high)].sum())
 
 
-def _sum_sharpness(image: UInt8[np.ndarray, "h w 3"]) -> tuple[float, float, float]:
+def sum_sharpness(image: UInt8[np.ndarray, "h w 3"]) -> tuple[float, float, float]:
     """Sum the grey levels, their squares, and the squares of their Laplacian."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     laplacian = cv2.Laplacian(grey, cv2.CV_16S)

@@ -171,8 +171,7 @@ class _Series:
                 self._arrays[level] = _Contiguous(self._file, found, self._axes)
             else:
                 # What a scanner leaves out is empty glass, or dark.
-                fill = 255 if self._page.photometric in (RGB, YCBCR) else 0
-                fill = np.iinfo(found.dtype).max if fill and found.dtype.kind == "u" else fill
+                fill = _full(self._page) if self._page.photometric in (RGB, YCBCR) else 0
                 store = self._found.aszarr(level=level, fillvalue=fill)
                 # tifffile marks a store as writable whose values could be changed in place.
                 mode: Literal["r", "r+"] = "r" if store.read_only else "r+"
@@ -260,5 +259,6 @@ def _has_alpha(page: tifffile.TiffPage) -> bool:
 
 
 def _full(page: tifffile.TiffPage) -> int:
-    """Return the largest value that the pixels could have."""
-    return int(2**page.bitspersample - 1)
+    """Return the largest value that the pixels could have, 1 for floating-point numbers."""
+    kind = np.dtype(page.dtype).kind
+    return 1 if kind == "f" else int(2 ** (page.bitspersample - (kind == "i")) - 1)

@@ -184,6 +184,9 @@ REGIONS = _versioned(
         ("fp", pa.int64()),  # background pixels taken for nucleus
         ("fn", pa.int64()),  # nucleus pixels missed
         ("tn", pa.int64()),  # background pixels left alone
+        ("true_nuclei", pa.int64()),  # null unless the true ones are numbered
+        ("matched_nuclei", pa.int64()),  # found, with an IoU above 0.5
+        ("matched_iou_sum", pa.float64()),  # of these
         ("status", pa.string()),  # ok, failed or empty
         *_ERROR,
         ("attempt", pa.int32()),  # 1, more after --retry-failed
@@ -221,6 +224,8 @@ IMAGES = _versioned(
         ("jaccard", pa.float64()),  # tp / (tp + fp + fn)
         ("recall", pa.float64()),  # tp / (tp + fn)
         ("precision", pa.float64()),  # tp / (tp + fp)
+        ("ap50", pa.float64()),  # of nuclei: matches (IoU above 0.5) / (true + found - matches)
+        ("pq", pa.float64()),  # panoptic quality; null unless the true nuclei are numbered
         *_ERROR,
         ("attempt", pa.int32()),  # 1, more after --retry-failed
         *_SECONDS,

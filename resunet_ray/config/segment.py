@@ -78,8 +78,8 @@ class SegmentConfig(LeaseConfig):
     mpp: Annotated[Decides[float | None], Heading.SLIDES] = None
     """Microns per pixel of all images; overrides manifests."""
     masks: Annotated[OfEachImage[str | None], Heading.INPUT] = None
-    """Folder of true masks, under the same paths as the images below the input: scores are written
-    too."""
+    """Folder of true masks, or images of numbered nuclei, under the same paths as the images below
+    the input: scores are written too."""
     mpp_csv: Annotated[Tuning[OfEachImage[str | None]], Heading.SLIDES] = None
     """CSV with the columns `name` (an image's file name or location) and `mpp`; overrides what the
     files themselves say."""

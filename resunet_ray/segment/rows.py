@@ -155,6 +155,9 @@ class RegionSums:
     grey_square_sum: float
     laplacian_square_sum: float
     counts: PixelCounts | None = None
+    true_nuclei: int | None = None
+    matched_nuclei: int | None = None
+    matched_iou_sum: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +263,8 @@ class ImageScores:
     median_nucleus_area_um2: float | None = None
     seam_disagreement: float | None = None
     truth: PixelScores | None = None
+    ap50: float | None = None
+    pq: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,9 +293,5 @@ class SegmentedImage:
 
 def sum_seconds(regions: Sequence[Region]) -> Seconds:
     """The time of some regions together."""
-    return Seconds(
-        **{
-            name: sum(getattr(region.seconds, name) for region in regions)
-            for name in Seconds.__dataclass_fields__
-        }
-    )
+    names = Seconds.__dataclass_fields__
+    return Seconds(**{name: sum(getattr(it.seconds, name) for it in regions) for name in names})

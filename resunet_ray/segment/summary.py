@@ -22,6 +22,7 @@ from resunet_ray.segment.rows import (
 )
 from resunet_ray.segment.work.objects import seam_disagreement
 
+_OF_NUCLEI = "true_nuclei", "matched_nuclei", "matched_iou_sum"
 _FOCUS_LEAST = 2e-3
 """Focus score below which an image counts as out of focus."""
 _CONTRAST_LEAST = 2.0
@@ -138,7 +139,21 @@ def _score(
         median_nucleus_area_um2=median,
         seam_disagreement=seams,
         truth=None if sums.counts is None else _score_pixels(sums.counts),
+        **_score_nuclei(sums),
     )
+
+
+def _score_nuclei(sums: RegionSums) -> dict[str, float]:
+    """Return the scores of the nuclei; nothing if the true ones are not numbered."""
+    if sums.true_nuclei is None or sums.matched_nuclei is None or sums.matched_iou_sum is None:
+        return {}
+    both = sums.true_nuclei + sums.num_instances
+    if not both:
+        return {"ap50": 1.0, "pq": 1.0}
+    return {
+        "ap50": sums.matched_nuclei / (both - sums.matched_nuclei),
+        "pq": sums.matched_iou_sum / (both / 2),
+    }
 
 
 def _score_pixels(counts: PixelCounts) -> PixelScores:
@@ -166,9 +181,11 @@ def _sum_regions(sums: Sequence[RegionSums]) -> RegionSums:
             # Null in regions that an earlier version wrote.
             name: sum(getattr(part, name) or 0 for part in parts)
             for name in kind.__dataclass_fields__
-            if name != "counts"
+            if name not in ("counts", *_OF_NUCLEI)
         }
 
     counts = [part.counts for part in sums if part.counts is not None]
     whole = PixelCounts(**add(PixelCounts, counts)) if len(counts) == len(sums) else None
-    return RegionSums(**add(RegionSums, sums), counts=whole)
+    # Only a plain image is compared with true nuclei, and it is one region.
+    nuclei = {name: getattr(sums[0], name) for name in _OF_NUCLEI if len(sums) == 1}
+    return RegionSums(**add(RegionSums, sums), **nuclei, counts=whole)

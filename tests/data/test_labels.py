@@ -15,7 +15,13 @@ from PIL import Image
 from resunet_ray.data.archives import Entry
 from resunet_ray.data.check import CheckedImage, check_source
 from resunet_ray.data.images import decode_image, decode_stored, encode_png
-from resunet_ray.data.labels import decode_labels, decode_mask, decode_values, encode_labels
+from resunet_ray.data.labels import (
+    decode_labels,
+    decode_mask,
+    decode_truth,
+    decode_values,
+    encode_labels,
+)
 from resunet_ray.data.metadata import Metadata
 from resunet_ray.data.raster.planes import EVERYTHING
 from resunet_ray.data.sources import Source
@@ -226,7 +232,6 @@ NOT_MASKS = {
     "smoothed": (pillow(cv2.GaussianBlur(WHITE, (0, 0), 1.0)), "distinct values from 0 to 255"),
     "ring": (pillow(RING.astype(np.uint8)), "3 distinct values from 0 to 255"),
     "JPEG in TIFF": (tiff(WHITE, compression="jpeg"), "distinct values from 0 to"),
-    "instances": (pillow(INSTANCES.astype(np.uint8)), "6 distinct values .* instances/"),
     "1 and 2": (pillow(NUCLEI.astype(np.uint8) + np.uint8(1)), "2 distinct values from 1 to 2"),
 }
 
@@ -252,6 +257,57 @@ def test_prepare_and_segment_refuse_a_soft_mask_in_the_same_words(
     assert checked.message == sample.failure.error_message
     with pytest.raises(ImageError, match=f"^mask has {reason}|^mask has .*{reason}"):
         decode_mask(content, name="mask")
+
+
+IN_PIECES = INSTANCES.copy()
+IN_PIECES[:, 12] = 0  # through the first nucleus
+TRUTHS = {
+    "8 bits": pillow(INSTANCES.astype(np.uint8)),
+    "32 bits": tiff(INSTANCES),
+    "float": tiff(INSTANCES.astype(np.float32)),
+    "wide": tiff(np.where(INSTANCES, INSTANCES + 70_000, 0).astype(np.uint32)),
+    "colours": pillow(COLOURS[INSTANCES]),
+}
+
+
+@pytest.mark.parametrize("form", TRUTHS)
+def test_numbered_nuclei_are_scored_as_such(form: str) -> None:
+    truth = decode_truth(TRUTHS[form], name="t")
+    assert truth.labels is not None
+    np.testing.assert_array_equal(truth.mask, NUCLEI)
+    places = {tuple(np.unique(INSTANCES[truth.labels == number])) for number in range(1, 6)}
+    assert places == {(1,), (2,), (3,), (4,), (5,)}
+
+
+def test_nuclei_in_two_pieces_are_numbered_all_the_same() -> None:
+    truth = decode_truth(pillow(IN_PIECES.astype(np.uint8)), name="t")
+    assert truth.labels is not None
+    np.testing.assert_array_equal(truth.labels, IN_PIECES)
+
+
+ONE = np.where(INSTANCES == 1, WHITE, 0).astype(np.uint8)
+SOFT = {
+    "ring of one": np.where(
+        (cv2.dilate(ONE, np.ones((3, 3), np.uint8)) > 0) & (ONE == 0), 128, ONE
+    ),
+    "smoothed one": cv2.GaussianBlur(ONE, (0, 0), 1.5),
+    "classes": np.where(INSTANCES, 1 + INSTANCES % 2, 0).astype(np.uint8),
+    "noise": np.random.default_rng(0).integers(0, 9, INSTANCES.shape, dtype=np.uint8),
+}
+
+
+@pytest.mark.parametrize("form", SOFT)
+def test_values_that_are_no_numbers_of_nuclei_are_refused(form: str) -> None:
+    with pytest.raises(ImageError, match=r"^t has .* distinct values .* must be in one place"):
+        decode_truth(pillow(SOFT[form].astype(np.uint8)), name="t")
+
+
+def test_a_mask_does_not_number_its_nuclei_and_a_jpeg_cannot() -> None:
+    truth = decode_truth(pillow(WHITE), name="t")
+    np.testing.assert_array_equal(truth.mask, NUCLEI)
+    assert truth.labels is None
+    with pytest.raises(ImageError, match="distinct values"):
+        decode_truth(pillow((50 * INSTANCES).astype(np.uint8), "JPEG", quality=100), name="t")
 
 
 HALF = np.where(NUCLEI, 0.5, 0).astype(np.float32)

@@ -8,6 +8,7 @@ from resunet_ray.model.matching import (
     THRESHOLDS,
     Outcomes,
     classify_instances,
+    count_matches,
     count_overlaps,
     score_instances,
 )
@@ -35,6 +36,11 @@ def test_a_case_worked_by_hand() -> None:
     )
     assert scores.pq == pytest.approx((1 + 0.8) / 3)
     assert scores.aji == pytest.approx((20 + 16) / (20 + 20 + 15 + 15))
+    *counts, iou = count_matches(true, found)
+    assert counts == [3, 2]
+    assert iou == pytest.approx(1 + 0.8)
+    assert count_matches(true, np.zeros_like(true)) == (3, 0, 0)
+    assert count_matches(np.zeros_like(true), found) == (0, 0, 0)
 
 
 def test_empty_images_and_perfect_results() -> None:

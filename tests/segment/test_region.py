@@ -11,6 +11,7 @@ from skimage.measure import regionprops
 
 from resunet_ray.config import InstanceConfig
 from resunet_ray.data.images import decode_stored
+from resunet_ray.data.labels import Truth
 from resunet_ray.data.synthetic import generate_image
 from resunet_ray.model.instances import find_instances
 from resunet_ray.model.measures import measure_instances
@@ -78,7 +79,7 @@ def test_the_sums_say_how_sure_and_how_sharp() -> None:
         image,
         config=InstanceConfig(),
         name="a",
-        truth=truth,
+        truth=Truth(truth, None),
         labels=True,
         probabilities=True,
     )

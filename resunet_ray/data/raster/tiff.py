@@ -247,15 +247,19 @@ def _name_axes(series: tifffile.TiffPageSeries) -> str:
 def _has_alpha(page: tifffile.TiffPage) -> bool:
     """Whether the last of the samples of a pixel is its opacity.
 
-    Some programs do not say so (OpenCV); then it is, if it is opaque everywhere in a small image.
+    Some programs do not say so (OpenCV), and tifffile says so of any fourth channel: for them it
+    is, if it is opaque everywhere in a small image.
     """
     extra = tuple(page.extrasamples or ())
     if len(extra) > 1 or page.samplesperpixel not in (2, 4):
         return False
-    if not extra and page.photometric == RGB and page.imagewidth * page.imagelength <= _LOOKED_AT:
+    is_said = bool(extra) and extra[0] in _ALPHA
+    is_guess = is_said and page.software.startswith("tifffile")
+    is_small = page.imagewidth * page.imagelength <= _LOOKED_AT
+    if page.photometric == RGB and is_small and (is_guess or not extra):
         last = page.asarray()[..., -1] if page.axes.endswith("S") else page.asarray()[-1]
         return bool((last == _full(page)).all())
-    return bool(extra) and extra[0] in _ALPHA
+    return is_said
 
 
 def _full(page: tifffile.TiffPage) -> int:

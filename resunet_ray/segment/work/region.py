@@ -1,14 +1,17 @@
 """What a region comes to: mask, instances with their measures, and sums for the scores."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int32, UInt8
 
 from resunet_ray.config import InstanceConfig
 from resunet_ray.data.images import encode_png
-from resunet_ray.data.labels import encode_labels
+from resunet_ray.data.labels import Truth, encode_labels
 from resunet_ray.model.instances import find_instances
+from resunet_ray.model.matching import count_matches
 from resunet_ray.model.measures import measure_instances
 from resunet_ray.model.metrics import count_pixels
 from resunet_ray.model.prediction import Prediction
@@ -27,7 +30,7 @@ def describe_image(
     *,
     config: InstanceConfig,
     name: str,
-    truth: UInt8[np.ndarray, "h w"] | None = None,
+    truth: Truth | None = None,
     labels: bool = False,
     probabilities: bool = False,
 ) -> Findings:
@@ -38,7 +41,7 @@ def describe_image(
         image: what it was found in.
         config: threshold and instances.
         name: of the image, for errors.
-        truth: a true mask, 0 or 1.
+        truth: its true nuclei.
         labels: keep the label image as well.
         probabilities: keep the probability as well, in 255 steps.
     """
@@ -47,12 +50,25 @@ def describe_image(
     own = WindowObjects(whole, found, prediction.probability)
     objects = RegionObjects(found, prediction.probability, own=[own], neighbours=np.empty((0, 2)))
     keep = {"labels": labels, "probabilities": probabilities}
-    counts = None
-    if truth is not None:
-        pixels = count_pixels((found > 0).astype(np.uint8), truth)._asdict()
-        counts = PixelCounts(**{name: int(count) for name, count in pixels.items()})
-    return describe_region(
-        objects, image, bounds=found.shape, scale=1.0, name=name, counts=counts, **keep
+    described = describe_region(objects, image, bounds=found.shape, scale=1.0, name=name, **keep)
+    return (
+        described if truth is None else replace(described, sums=_compare(described, found, truth))
+    )
+
+
+def _compare(described: Findings, found: Int32[np.ndarray, "h w"], truth: Truth) -> RegionSums:
+    """Return the sums of an image with what its truth says about it."""
+    pixels = count_pixels((found > 0).astype(np.uint8), truth.mask)._asdict()
+    counts = PixelCounts(**{name: int(count) for name, count in pixels.items()})
+    if truth.labels is None:
+        return replace(described.sums, counts=counts)
+    true, matched, iou = count_matches(truth.labels, found)
+    return replace(
+        described.sums,
+        counts=counts,
+        true_nuclei=true,
+        matched_nuclei=matched,
+        matched_iou_sum=iou,
     )
 
 
@@ -63,7 +79,6 @@ def describe_region(
     bounds: tuple[int, int],
     scale: float,
     name: str,
-    counts: PixelCounts | None = None,
     labels: bool = False,
     probabilities: bool = False,
 ) -> Findings:
@@ -75,7 +90,6 @@ def describe_region(
         bounds: height and width of the whole image.
         scale: side of a pixel, in level-0 pixels.
         name: of the image, for errors.
-        counts: of pixels, compared with a true mask.
         labels: keep the label image as well.
         probabilities: keep the probability as well, in 255 steps.
 
@@ -114,7 +128,6 @@ def describe_region(
             grey_sum=grey,
             grey_square_sum=square,
             laplacian_square_sum=laplacian,
-            counts=counts,
         ),
     )
 

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from resunet_ray import storage
 from resunet_ray.data.archives import Entry
 from resunet_ray.data.images import decode_image, name_format
-from resunet_ray.data.labels import decode_mask
+from resunet_ray.data.labels import Truth, decode_truth
 from resunet_ray.data.raster.planes import Selection
 from resunet_ray.data.slides import Slide
 from resunet_ray.data.stacks import is_stack, name_stack, read_from_stack
@@ -35,7 +35,7 @@ class Sample:
     """Range of the whole image's intensities, if the network's scale depends on it."""
     scale: float | None = 1.0
     """At which the network sees it (see `choose_scale`); a tile was read at its slide's."""
-    truth: UInt8[np.ndarray, "h w"] | None = None
+    truth: Truth | None = None
     prediction: Prediction | None = field(default=None, repr=False)
     failure: Failure | None = None
     read_seconds: float = 0.0
@@ -169,11 +169,11 @@ def _require_size(image: ImageRef, shape: tuple[int, int], *, scale: float, most
 
 def _read_truth(
     mask: Entry, *, shape: tuple[int, int], cache: storage.Cache, max_pixels: int
-) -> UInt8[np.ndarray, "h w"]:
-    truth = decode_mask(mask.read(cache), name=mask.uri, max_pixels=max_pixels)
-    if truth.shape != shape:
+) -> Truth:
+    truth = decode_truth(mask.read(cache), name=mask.uri, max_pixels=max_pixels)
+    if truth.mask.shape != shape:
         raise InputError(
-            f"{mask.uri} is {truth.shape[0]} x {truth.shape[1]}: "
+            f"{mask.uri} is {truth.mask.shape[0]} x {truth.mask.shape[1]}: "
             f"expected {shape[0]} x {shape[1]}, the size of its image"
         )
     return truth

@@ -15,7 +15,7 @@ from machine import MetadataService
 from support import SMALL, call_job, read_output, run_job
 
 from resunet_ray import storage
-from resunet_ray.bundle import read_bundle_info
+from resunet_ray.bundle_info import read_bundle_info
 from resunet_ray.sweep.trials import list_trials
 
 pytestmark = pytest.mark.campaign

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import tifffile
+from czi_files import draw_czi
 from lif_files import draw_lif
 from nd2_files import draw_nd2
 from PIL import Image
@@ -64,6 +65,7 @@ def draw_originals(folder: Path) -> list[Path]:
     write_ome(folder / "a.ome.tif", deep, axes="YX", levels=2)
     write_pyramid(folder / "pyramid.tif", colour, levels=2)
     write_svs(folder / "a.svs", colour)
+    draw_czi(folder / "a.czi", colour)
     for version in ("0.4", "0.5"):
         small = stack[..., :30, :40]
         draw_ome_zarr(folder / f"{version}.zarr", small, "zcyx", version=version, levels=2)
@@ -85,7 +87,7 @@ def read_whole(path: Path) -> str:
     with naming(path.name, done="opened"):
         raster = (
             open_slide(str(path))
-            if path.suffix == ".svs"
+            if path.suffix in (".svs", ".czi")
             else open_image(io.BytesIO(path.read_bytes()), max_pixels=_MAX_PIXELS)
         )
     with closing(raster):

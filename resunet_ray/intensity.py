@@ -3,6 +3,8 @@
 Training and segmentation use the same scale.
 """
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 from jaxtyping import UInt8
@@ -19,6 +21,7 @@ _LEAST_EXTENT, _LEAST_CONTRAST = 8.0, 0.15
 _LEAST_DEVIATIONS = 10.0
 _SAMPLE = 2**22  # values that percentiles are taken of
 _BIT_DEPTHS = (8, 10, 12, 14, 16)
+_COUNTS = 2**16  # values that 16 bits have: more are looked up in a table
 
 
 def measure_range(image: UInt8[np.ndarray, "h w c"]) -> Range:
@@ -46,20 +49,35 @@ def measure_counts(values: np.ndarray) -> Range:
             count, nor do zeros far below everything else, with which software fills gaps.
     """
     step = max(1, int(np.ceil(np.sqrt(values.size / _SAMPLE))))
-    sample = values[::step, ::step].astype(np.float64)
+    few = values.dtype.kind in "biu" and values.dtype.itemsize <= 2
+    sample = values[::step, ::step].astype(np.int64 if few else np.float64)
     noise = np.abs(np.diff(sample, axis=1))
-    found = sample[np.isfinite(sample)]
+    found = sample.ravel() if few else sample[np.isfinite(sample)]
+    noise = noise.ravel() if few else noise[np.isfinite(noise)]
     if not found.size:
         return 0.0, 1.0
-    low, high = np.percentile(found, _PERCENTILES)
+    low, high = _percentiles(found, _PERCENTILES)
     if (filled := found[found != 0]).size and filled.size < found.size:
-        lowest, highest = np.percentile(filled, _PERCENTILES)
+        lowest, highest = _percentiles(filled, _PERCENTILES)
         if lowest > highest - lowest:
             low, high = lowest, highest
     # Of differences between neighbours, most are noise: 0.6745 is the median of |z|.
-    deviation = np.median(noise[np.isfinite(noise)]) / 0.6745 / np.sqrt(2) if noise.size else 0.0
-    least = max(_LEAST_DEVIATIONS * float(np.nan_to_num(deviation)), abs(high) * 1e-6, 1e-12)
+    median = float(_percentiles(noise, (50.0,))[0]) if noise.size else 0.0
+    deviation = median / 0.6745 / np.sqrt(2)
+    least = max(_LEAST_DEVIATIONS * deviation, abs(high) * 1e-6, 1e-12)
     return float(low), float(max(high, low + least))
+
+
+def _percentiles(values: np.ndarray, shares: Sequence[float]) -> np.ndarray:
+    """Return percentiles as NumPy does; of integers, which are few, by counting each."""
+    if values.dtype.kind != "i":
+        return np.asarray(np.percentile(values, shares))
+    least = values.min()
+    ends = np.cumsum(np.bincount(values.ravel() - least))
+    places = np.asarray(shares) / 100 * (values.size - 1)
+    below = np.searchsorted(ends, np.floor(places), side="right")
+    above = np.searchsorted(ends, np.ceil(places), side="right")
+    return np.asarray(least + below + (above - below) * (places - np.floor(places)))
 
 
 def guess_range(values: np.ndarray) -> Range:
@@ -73,6 +91,10 @@ def guess_range(values: np.ndarray) -> Range:
 
 def scale_counts(values: np.ndarray, levels: Range) -> np.ndarray:
     """Return counts of any type as uint8, with their range stretched to 0 to 255."""
+    if values.dtype.kind in "iu" and values.dtype.itemsize == 2 and values.size > _COUNTS:
+        native = values.astype(values.dtype.newbyteorder("="), copy=False)
+        table = scale_counts(np.arange(_COUNTS, dtype=np.uint16).view(native.dtype), levels)
+        return table.take(native.view(np.uint16))
     low, high = levels
     exact = values.dtype.itemsize > 2 and values.dtype != np.float32  # float32 has 24 bits
     scaled: np.ndarray = values.astype(np.float64 if exact else np.float32)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from resunet_ray.intensity import measure_range, stretch
+from resunet_ray.intensity import measure_range, scale_counts, stretch
 
 
 def test_the_range_is_that_of_the_percentiles() -> None:
@@ -51,3 +51,18 @@ def test_an_empty_image_stays_bright_or_dark(
     change = np.random.default_rng(0).integers(-noise, noise + 1, (64, 64, 3))
     seen = stretch((level + change).astype(np.uint8))
     assert darkest <= seen.min() <= seen.max() <= brightest
+
+
+@pytest.mark.parametrize("dtype", ["<u2", ">u2", "<i2", ">i2"])
+def test_counts_become_the_same_grey_in_images_of_any_size(dtype: str) -> None:
+    """Large ones look their values up."""
+    kind = np.dtype(dtype)
+    least = np.iinfo(kind).min
+    values = np.arange(least, least + 2**16).reshape(256, 256).astype(kind)
+    levels = (float(least + 900), float(least + 4096))
+    expected = np.clip(np.rint((values.astype(float) - levels[0]) * (255 / 3196)), 0, 255)
+    large = np.concatenate([values, values])[:, ::-1]
+    np.testing.assert_array_equal(scale_counts(values, levels), expected)
+    np.testing.assert_array_equal(
+        scale_counts(large, levels), np.concatenate([expected, expected])[:, ::-1]
+    )

@@ -177,6 +177,8 @@ def _open_image(store: LocationStore, path: str, version: int, ome: dict[str, An
         place = f"{path}/{dataset['path']}".strip("/")
         array = zarr.open_array(store, path=place, mode="r", zarr_format=2 if version == 2 else 3)
         _check_array(array, axes=axes, place=place)
+        if array.shards is None and "blosc" in str(array.compressors).lower():
+            store.blosc.add(place)
         levels.append((array, f"{place}/{_ARRAY_METADATA[version]}", dataset))
     levels.sort(key=lambda item: -math.prod(_sizes(item[0], axes)[axis] for axis in "yx"))
     first = _sizes(levels[0][0], axes)

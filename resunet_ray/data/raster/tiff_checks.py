@@ -1,6 +1,7 @@
 """What of a TIFF would give wrong pixels, because it is damaged or has several meanings."""
 
 import math
+import struct
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,44 @@ MINISWHITE, MINISBLACK, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 # Compressions whose decoder turns YCbCr into RGB (TIFF 6.0, section 22, and its Technical Note 2).
 JPEG = 6, 7
 _LARGEST_PIECE = 2**28  # pixels of a tile or strip, which is decoded whole
+_FIRST_PRIVATE = 32768  # tag; those before are standard (TIFF 6.0, section 8)
 _STORED = "uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64"
 
 
 def breaks_off(file: tifffile.TiffFile) -> bool:
-    """Whether pages are missing: smaller copies of the first, or one after tifffile's last."""
+    """Whether pages or what describes them are missing.
+
+    These are smaller copies of the first page, its standard tags, or a page after tifffile's last.
+    tifffile leaves them out, and with them what the planes mean.
+    """
     if not len(file.pages):
         return True
-    if any(offset >= file.filehandle.size for offset in file.pages.first.subifds or ()):
-        return True
+    first = file.pages.first
+    for offset in (first.offset, *(first.subifds or ())):
+        codes = _list_tags(file, offset)
+        if codes is None or (offset == first.offset and codes - {tag.code for tag in first.tags}):
+            return True
     file.filehandle.seek(file.pages.next_page_offset or 0)
     return bool(file.filehandle.read(file.tiff.offsetsize) != bytes(file.tiff.offsetsize))
+
+
+def _list_tags(file: tifffile.TiffFile, offset: int) -> set[int] | None:
+    """Return the codes of the standard tags that a page claims, None if the file ends before."""
+    tiff, handle = file.tiff, file.filehandle
+    handle.seek(offset)
+    start = handle.read(tiff.tagnosize)
+    if len(start) < tiff.tagnosize:
+        return None
+    (count,) = struct.unpack(tiff.tagnoformat, start)
+    size = min(count * tiff.tagsize + tiff.offsetsize, handle.size)
+    entries = handle.read(size)
+    if len(entries) < count * tiff.tagsize + tiff.offsetsize:
+        return None
+    codes = {
+        struct.unpack_from(f"{tiff.byteorder}H", entries, place)[0]
+        for place in range(0, count * tiff.tagsize, tiff.tagsize)
+    }
+    return {code for code in codes if code < _FIRST_PRIVATE}
 
 
 def check_tables(path: str) -> None:

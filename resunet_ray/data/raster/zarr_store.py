@@ -1,6 +1,7 @@
 """Any location of a storage as a store of Zarr, only for reading."""
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator, Iterable
 
 from pyarrow import fs
@@ -16,6 +17,9 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from resunet_ray import storage
 from resunet_ray.errors import ImageError
 
+_METADATA = (".zarray", ".zattrs", ".zgroup", "zarr.json")
+_BLOSC = struct.Struct("<12xI")  # header of a chunk, which ends with its size
+
 
 class LocationStore(Store):
     """The files below a folder or prefix, each fetched when it is asked for."""
@@ -29,12 +33,15 @@ class LocationStore(Store):
         self.uri = uri
         self.missing = 0
         """How often a file was asked for that is not there."""
+        self.blosc: set[str] = set()
+        """Arrays whose chunks are compressed by Blosc, which reads beyond the end of one that was
+        cut short."""
 
     def read(self, key: str, byte_range: ByteRequest | None = None) -> bytes | None:
         """Return the content of a file or a part of it, None if there is no such file.
 
         Raises:
-            ImageError: it is not below the location.
+            ImageError: it is not below the location, or was cut short.
             UnclearError: it is denied.
             ResourceError: the storage stayed unavailable.
         """
@@ -45,7 +52,10 @@ class LocationStore(Store):
             try:
                 with filesystem.open_input_file(path) as file:
                     start, end = _span(byte_range, size=file.size())
-                    return bytes(file.read_at(max(0, end - start), start))
+                    content = bytes(file.read_at(max(0, end - start), start))
+                    if len(content) < end - start:
+                        raise ImageError(f"its chunk {key} was cut short: copy it again")
+                    return content
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
@@ -59,6 +69,8 @@ class LocationStore(Store):
         if content is None:
             self.missing += 1
             return None
+        if any(key.startswith(f"{place}/") for place in self.blosc):
+            _check_blosc(content, key)
         return prototype.buffer.from_bytes(content)
 
     async def get_partial_values(
@@ -101,11 +113,20 @@ class LocationStore(Store):
     __hash__ = None  # type: ignore[assignment]
 
 
+def _check_blosc(content: bytes, key: str) -> None:
+    """Refuse a chunk that is not as long as its header says."""
+    if key.rsplit("/", 1)[-1] in _METADATA:
+        return
+    stated = _BLOSC.unpack_from(content)[0] if len(content) >= _BLOSC.size else None
+    if stated != len(content):
+        raise ImageError(f"its chunk {key} has {len(content)} bytes of {stated}: copy it again")
+
+
 def _span(part: ByteRequest | None, *, size: int) -> tuple[int, int]:
     """Return first byte and end of a part of a file of `size` bytes."""
     match part:
         case RangeByteRequest(start, end):
-            return start, min(end, size)
+            return start, end
         case OffsetByteRequest(offset):
             return offset, size
         case SuffixByteRequest(suffix):

@@ -10,6 +10,8 @@ import numcodecs
 import numpy as np
 import pytest
 import zarr
+from zarr.codecs import BloscCodec
+from zarr_files import draw_ome_zarr
 
 from resunet_ray import storage
 from resunet_ray.data.raster.ome_zarr import ZarrRaster, is_zarr
@@ -17,7 +19,6 @@ from resunet_ray.data.raster.scene import Plane
 from resunet_ray.data.raster.zarr_store import LocationStore
 from resunet_ray.errors import ImageError, ResUNetRayError, UnclearError
 
-_TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
 _SIZES = {"t": 2, "c": 3, "z": 2, "y": 37, "x": 53}
 
 
@@ -27,49 +28,13 @@ def _values(axes: str, *, dtype: Any = np.uint16, **sizes: int) -> np.ndarray:
     return np.arange(1, math.prod(shape) + 1).reshape(shape).astype(dtype)
 
 
-def _draw(
-    folder: Path,
-    values: np.ndarray,
-    axes: str,
-    *,
-    version: str = "0.5",
-    levels: int = 1,
-    unit: str | None = "micrometer",
-    omero: Any = None,
-    fill_value: int = 0,
-    **options: Any,
-) -> Path:
-    """Write an image whose every level has every second pixel of the one before."""
-    group = zarr.open_group(str(folder), mode="w", zarr_format=2 if version == "0.4" else 3)
-    datasets = []
-    for level in range(levels):
-        step = tuple(slice(None, None, 2**level if axis in "yx" else 1) for axis in axes)
-        chunks = tuple(16 if axis in "yx" else 1 for axis in axes)
-        group.create_array(
-            str(level), data=values[step], chunks=chunks, fill_value=fill_value, **options
-        )
-        scale = [{"y": 0.5, "x": 0.25}.get(axis, 1) * 2**level for axis in axes]
-        transforms = [{"type": "scale", "scale": scale}]
-        datasets.append({"path": str(level), "coordinateTransformations": transforms})
-    named = [{"name": axis, "type": _TYPES[axis]} for axis in axes]
-    for axis in named:
-        if axis["name"] in "yx" and unit:
-            axis["unit"] = unit
-    shared = [{"type": "scale", "scale": [2 if axis in "yx" else 1 for axis in axes]}]
-    ome: dict[str, Any] = {
-        "multiscales": [{"axes": named, "datasets": datasets, "coordinateTransformations": shared}]
-    }
-    if omero:
-        ome["omero"] = omero
-    group.attrs.update(ome if version == "0.4" else {"ome": {"version": "0.5"} | ome})
-    return folder
-
-
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 @pytest.mark.parametrize("axes", ["yx", "cyx", "zyx", "tczyx", "tzcyx", "yxc", "xy"])
 def test_every_plane_is_that_of_its_axes(axes: str, version: str, tmp_path: Path) -> None:
     values = _values(axes)
-    raster = ZarrRaster(str(_draw(tmp_path / "a.zarr", values, axes, version=version, levels=2)))
+    raster = ZarrRaster(
+        str(draw_ome_zarr(tmp_path / "a.zarr", values, axes, version=version, levels=2))
+    )
     (scene,) = raster.scenes
     assert scene.levels == [(37, 53), (19, 27)]
     assert (scene.num_t, len(scene.channels), scene.num_z) == tuple(
@@ -93,7 +58,7 @@ def test_every_plane_is_that_of_its_axes(axes: str, version: str, tmp_path: Path
 
 def test_axes_of_other_names_are_known_by_their_types(tmp_path: Path) -> None:
     values = _values("tcyx")
-    folder = _draw(tmp_path / "a", values, "tcyx")
+    folder = draw_ome_zarr(tmp_path / "a", values, "tcyx")
     for number, name in enumerate(("frame", "stain", "row", "column")):
         _edit(folder / "zarr.json", *_IMAGE, 0, "axes", number, "name", value=name)
     raster = ZarrRaster(str(folder))
@@ -106,7 +71,7 @@ def test_only_the_chunks_of_a_window_are_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = _values("cyx")
-    raster = ZarrRaster(str(_draw(tmp_path / "a.zarr", values, "cyx")))
+    raster = ZarrRaster(str(draw_ome_zarr(tmp_path / "a.zarr", values, "cyx")))
     fetched: list[str] = []
     read = LocationStore.read
 
@@ -123,7 +88,7 @@ def test_only_the_chunks_of_a_window_are_fetched(
 def test_of_a_shard_only_the_chunks_of_a_window_are_fetched(tmp_path: Path) -> None:
     """The other chunks of the shard are overwritten, and must not be decoded."""
     values = _values("yx", y=64, x=64)
-    folder = _draw(tmp_path / "a.zarr", values, "yx", shards=(64, 64), compressors=None)
+    folder = draw_ome_zarr(tmp_path / "a.zarr", values, "yx", shards=(64, 64), compressors=None)
     shard = folder / "0" / "c" / "0" / "0"
     raster = ZarrRaster(str(folder))
     assert (raster.read(Plane(), 0, (16, 32, 16, 16)) == values[16:32, 32:48]).all()
@@ -141,7 +106,7 @@ def test_of_a_shard_only_the_chunks_of_a_window_are_fetched(tmp_path: Path) -> N
 def test_an_object_store_gives_the_same(s3: str, tmp_path: Path) -> None:
     for version in ("0.4", "0.5"):
         values = _values("tczyx", c=2, y=20, x=30)
-        folder = _draw(tmp_path / version, values, "tczyx", version=version, levels=2)
+        folder = draw_ome_zarr(tmp_path / version, values, "tczyx", version=version, levels=2)
         uri = f"{s3}/zarr/{version}.zarr"
         storage.upload(folder, uri)
         assert is_zarr(uri)
@@ -155,7 +120,7 @@ def test_an_object_store_gives_the_same(s3: str, tmp_path: Path) -> None:
 
 def test_a_missing_chunk_has_the_fill_value_but_a_missing_image_is_an_error(tmp_path: Path) -> None:
     values = _values("yx")
-    folder = _draw(tmp_path / "a.zarr", values, "yx", fill_value=7)
+    folder = draw_ome_zarr(tmp_path / "a.zarr", values, "yx", fill_value=7)
     raster = ZarrRaster(str(folder))
     (folder / "0" / "c" / "0" / "0").unlink()
     expected = values.copy()
@@ -182,17 +147,19 @@ def test_colour_is_what_is_certainly_red_green_and_blue(
     pairs = zip(labels, colours, strict=True)
     omero = {"channels": [{"label": label, "color": colour} for label, colour in pairs]}
     values = _values("cyx", dtype=np.uint8)
-    (scene,) = (raster := ZarrRaster(str(_draw(tmp_path / "a", values, "cyx", omero=omero)))).scenes
+    (scene,) = (
+        raster := ZarrRaster(str(draw_ome_zarr(tmp_path / "a", values, "cyx", omero=omero)))
+    ).scenes
     assert scene.rgb is rgb
     assert scene.channels == ([None] if rgb else [label or None for label in labels])
     window = raster.read(Plane(), 0, (1, 2, 30, 40))
     expected = values[:, 1:31, 2:42]
     assert (window == (np.moveaxis(expected, 0, -1) if rgb else expected[0])).all()
     last = np.moveaxis(values, 0, -1)
-    raster = ZarrRaster(str(_draw(tmp_path / "c", last, "yxc", omero=omero)))
+    raster = ZarrRaster(str(draw_ome_zarr(tmp_path / "c", last, "yxc", omero=omero)))
     window = raster.read(Plane(), 0, (1, 2, 30, 40))
     assert (window == (last if rgb else last[..., 0])[1:31, 2:42]).all()
-    deep = ZarrRaster(str(_draw(tmp_path / "b", _values("cyx"), "cyx", omero=omero)))
+    deep = ZarrRaster(str(draw_ome_zarr(tmp_path / "b", _values("cyx"), "cyx", omero=omero)))
     assert not deep.scenes[0].rgb
 
 
@@ -202,7 +169,7 @@ def test_colour_is_what_is_certainly_red_green_and_blue(
 def test_microns_per_pixel_are_known_only_with_a_unit(
     unit: str | None, mpp: tuple[float, float] | None, tmp_path: Path
 ) -> None:
-    raster = ZarrRaster(str(_draw(tmp_path / "a", _values("yx"), "yx", unit=unit)))
+    raster = ZarrRaster(str(draw_ome_zarr(tmp_path / "a", _values("yx"), "yx", unit=unit)))
     assert raster.scenes[0].mpp == mpp
 
 
@@ -214,7 +181,7 @@ def test_a_container_has_a_scene_for_each_image(version: str, tmp_path: Path) ->
     with pytest.raises(ImageError, match="has none"):
         ZarrRaster(str(folder))
     for number in range(2):
-        _draw(folder / str(number), _values("yx") + number, "yx", version=version)
+        draw_ome_zarr(folder / str(number), _values("yx") + number, "yx", version=version)
     assert is_zarr(str(folder))
     raster = ZarrRaster(str(folder))
     assert [scene.name for scene in raster.scenes] == ["0", "1"]
@@ -229,13 +196,13 @@ def test_a_container_has_a_scene_for_each_image(version: str, tmp_path: Path) ->
 
 def test_smaller_levels_with_fewer_focal_planes_are_left_out(tmp_path: Path) -> None:
     values = _values("zyx")
-    folder = _draw(tmp_path / "a", values, "zyx", levels=2)
+    folder = draw_ome_zarr(tmp_path / "a", values, "zyx", levels=2)
     zarr.create_array(str(folder / "1"), data=values[::2, ::2, ::2], overwrite=True)
     assert ZarrRaster(str(folder)).scenes[0].levels == [(37, 53)]
 
 
 def test_only_images_and_plates_count_as_one_of_them(tmp_path: Path) -> None:
-    folder = _draw(tmp_path / "a", _values("yx"), "yx")
+    folder = draw_ome_zarr(tmp_path / "a", _values("yx"), "yx")
     assert is_zarr(str(folder))
     assert not is_zarr(str(tmp_path))
     assert not is_zarr(str(folder / "0"))
@@ -288,20 +255,20 @@ _IMAGE = ("attributes", "ome", "multiscales")
 def test_metadata_that_make_no_sense_are_refused_by_name(
     file: str, path: tuple[Any, ...], value: Any, message: str, tmp_path: Path
 ) -> None:
-    folder = _draw(tmp_path / "a", _values("yx"), "yx")
+    folder = draw_ome_zarr(tmp_path / "a", _values("yx"), "yx")
     _edit(folder / file, *path, value=value)
     with pytest.raises(ImageError, match=message):
         ZarrRaster(str(folder))
 
 
 def test_values_other_than_real_numbers_are_refused(tmp_path: Path) -> None:
-    folder = _draw(tmp_path / "a", _values("yx", dtype=np.complex64), "yx")
+    folder = draw_ome_zarr(tmp_path / "a", _values("yx", dtype=np.complex64), "yx")
     with pytest.raises(ImageError, match="values of complex64"):
         ZarrRaster(str(folder))
 
 
 def test_nothing_outside_of_the_image_is_read(tmp_path: Path) -> None:
-    _draw(tmp_path / "secret", _values("yx"), "yx")
+    draw_ome_zarr(tmp_path / "secret", _values("yx"), "yx")
     folder = tmp_path / "a"
     root = zarr.open_group(str(folder), mode="w", zarr_format=3)
     root.attrs["ome"] = {"bioformats2raw.layout": 3}
@@ -312,7 +279,9 @@ def test_nothing_outside_of_the_image_is_read(tmp_path: Path) -> None:
 
 def test_a_chunk_that_would_run_code_is_refused(tmp_path: Path) -> None:
     values = _values("yx")
-    folder = _draw(tmp_path / "a", values, "yx", version="0.4", compressors=numcodecs.Pickle())
+    folder = draw_ome_zarr(
+        tmp_path / "a", values, "yx", version="0.4", compressors=numcodecs.Pickle()
+    )
     with pytest.raises(ImageError, match="pickle"):
         ZarrRaster(str(folder))
 
@@ -323,7 +292,7 @@ def test_cut_and_changed_files_are_image_errors_or_read_as_the_same_type(
 ) -> None:
     """Nothing but an ImageError is raised, and shapes are as claimed."""
     rng = np.random.default_rng(4)
-    folder = _draw(tmp_path / "a", _values("yx"), "yx", version=version)
+    folder = draw_ome_zarr(tmp_path / "a", _values("yx"), "yx", version=version)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     refused = 0
     for number in range(60):
@@ -345,7 +314,7 @@ def test_cut_and_changed_files_are_image_errors_or_read_as_the_same_type(
 
 @pytest.mark.parametrize("compressors", [None, "auto"])
 def test_a_chunk_cut_short_is_never_filled_up(compressors: str | None, tmp_path: Path) -> None:
-    folder = _draw(tmp_path / "a", _values("yx"), "yx", compressors=compressors)
+    folder = draw_ome_zarr(tmp_path / "a", _values("yx"), "yx", compressors=compressors)
     chunk = folder / "0" / "c" / "0" / "0"
     chunk.write_bytes(chunk.read_bytes()[:-9])
     raster = ZarrRaster(str(folder))
@@ -358,3 +327,24 @@ def test_a_storage_that_cannot_be_read_is_no_verdict_on_the_image(s3: str) -> No
     with pytest.raises(ResUNetRayError) as raised:
         ZarrRaster(f"{s3}-none/a.zarr")
     assert not isinstance(raised.value, ImageError)
+
+
+@pytest.mark.parametrize(("version", "shards"), [("0.4", None), ("0.5", None), ("0.5", (32, 32))])
+def test_a_chunk_that_was_cut_short_is_refused(
+    tmp_path: Path, version: str, shards: tuple[int, int] | None
+) -> None:
+    """Blosc would read on beyond its end."""
+    options: dict[str, Any] = {"shards": shards} if shards else {}
+    blosc = numcodecs.Blosc() if version == "0.4" else BloscCodec()
+    values = np.random.default_rng(0).integers(0, 2**16, (64, 64), np.uint16)
+    folder = draw_ome_zarr(
+        tmp_path / "a.zarr", values, "yx", version=version, compressors=blosc, **options
+    )
+    raster = ZarrRaster(str(folder))
+    assert (raster.read(Plane(), 0, (0, 0, 64, 64)) == values).all()
+    chunk = folder / "0" / ("0.0" if version == "0.4" else "c/0/0")
+    content = chunk.read_bytes()
+    for kept in (0, 10, len(content) // 2, len(content) - 1):
+        chunk.write_bytes(content[:kept])
+        with pytest.raises(ImageError):
+            ZarrRaster(str(folder)).read(Plane(), 0, (0, 0, 16, 16))

@@ -135,6 +135,25 @@ def test_a_file_that_was_cut_short_is_refused(picture: np.ndarray, tmp_path: Pat
             open_image(file, max_pixels=2**26)
 
 
+def test_a_file_without_what_describes_it_is_refused(picture: np.ndarray, tmp_path: Path) -> None:
+    """Its pixels are all there, but its last bytes say what they are, or list smaller levels."""
+    stack = picture[..., 0][:, :440].reshape(2, 150, 440)
+    tifffile.imwrite(tmp_path / "a.ome.tif", stack, metadata={"axes": "CYX"})
+    write_ome(tmp_path / "b.ome.tif", picture, axes="YXS", levels=2)
+    ends = {}
+    for name in ("a.ome.tif", "b.ome.tif"):
+        with tifffile.TiffFile(tmp_path / name) as file:
+            page = file.pages.first
+            described = page.tags["ImageDescription"].valueoffset + 20
+            ends[name] = page.subifds[0] + 60 if page.subifds else described
+    for name, end in ends.items():
+        content = (tmp_path / name).read_bytes()
+        assert end < len(content)
+        (tmp_path / name).write_bytes(content[:end])
+        with (tmp_path / name).open("rb") as file, pytest.raises(ImageError, match="cut short"):
+            open_image(file, max_pixels=2**26)
+
+
 def test_files_that_would_give_wrong_colours_are_refused(
     picture: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from resunet_ray.data.images import encode_png
 from resunet_ray.data.labelled import LabelledImage
 from resunet_ray.errors import RunError
 from resunet_ray.model import metrics
+from resunet_ray.model.diameter import choose_scale
 from resunet_ray.model.heads import Prediction
 from resunet_ray.model.inference import default_batch_size, predict
 from resunet_ray.model.instances import find_instances, threshold_mask
@@ -181,8 +182,14 @@ def _predict(
 ) -> list[Prediction]:
     batch_size = default_batch_size(bundle.device)
     if config.protocol == "native":
+        scales = [
+            choose_scale("auto", mpp=image.mpp, bundle_mpp=bundle.info.mpp) for image in images
+        ]
         return bundle.predict(
-            [image.image for image in images], batch_size=batch_size, flips=config.flips
+            [image.image for image in images],
+            batch_size=batch_size,
+            flips=config.flips,
+            scales=scales,
         )
     return predict(
         bundle.network,

@@ -18,6 +18,7 @@ from resunet_ray.data.images import encode_png
 from resunet_ray.data.labelled import LabelledImage
 from resunet_ray.errors import RunError
 from resunet_ray.model import metrics
+from resunet_ray.model.diameter import choose_scale
 from resunet_ray.model.inference import predict
 from resunet_ray.model.instances import find_instances, threshold_mask
 from resunet_ray.model.matching import (
@@ -182,8 +183,14 @@ def _predict(
 ) -> list[Prediction]:
     batch_size = bundle.default_batch_size
     if config.protocol == "native":
+        scales = [
+            choose_scale("auto", mpp=image.mpp, bundle_mpp=bundle.info.mpp) for image in images
+        ]
         return bundle.predict(
-            [image.image for image in images], batch_size=batch_size, flips=config.flips
+            [image.image for image in images],
+            batch_size=batch_size,
+            flips=config.flips,
+            scales=scales,
         )
     return predict(
         bundle.network,

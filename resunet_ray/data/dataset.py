@@ -60,10 +60,11 @@ class StoredPair:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredImage(StoredPair):
-    """The same with name, modality and instances: what validation, scoring and heads read."""
+    """The same with all that is known: what validation, scoring and heads read."""
 
     image_id: str
     modality: str | None
+    mpp: float | None
     labels: bytes | None
 
     def decode_labels(self) -> Int32[np.ndarray, "h w"] | None:

@@ -10,7 +10,7 @@ from PIL import Image
 from resunet_ray.data.raster.opening import TIFF_STARTS, naming, open_image
 from resunet_ray.data.raster.pillow import FORMATS, ORIENTATION_TAG
 from resunet_ray.data.raster.planes import EVERYTHING, Selection, list_planes, name_plane
-from resunet_ray.data.raster.scene import Plane, Raster, Scene
+from resunet_ray.data.raster.scene import PixelSize, Plane, Raster, Scene
 from resunet_ray.errors import ImageError
 from resunet_ray.intensity import Range, guess_range, measure_counts, scale_counts
 
@@ -25,7 +25,22 @@ def decode_image(
     selection: Selection = EVERYTHING,
     stored: bool = False,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Decode a file that holds one image to RGB, upright.
+    """Decode a file that holds one image to RGB, upright; see `decode_sized`."""
+    image, _ = decode_sized(
+        content, name=name, max_pixels=max_pixels, selection=selection, stored=stored
+    )
+    return image
+
+
+def decode_sized(
+    content: bytes,
+    *,
+    name: str,
+    max_pixels: int = MAX_PIXELS,
+    selection: Selection = EVERYTHING,
+    stored: bool = False,
+) -> tuple[UInt8[np.ndarray, "h w 3"], PixelSize | None]:
+    """Decode a file that holds one image to RGB, upright, and say how large its pixels are.
 
     Args:
         content: the file's bytes.
@@ -48,7 +63,8 @@ def decode_image(
                 "one. Pass --z max, mean or a number to take one image of all focal planes, or "
                 "save the planes you need as separate files"
             )
-        return read_plane(raster, planes[0], stored=stored)
+        pixel = raster.scenes[planes[0].scene].mpp
+        return read_plane(raster, planes[0], stored=stored), pixel
 
 
 def read_plane(raster: Raster, plane: Plane, *, stored: bool = False) -> UInt8[np.ndarray, "h w 3"]:

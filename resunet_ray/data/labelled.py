@@ -20,6 +20,8 @@ class LabelledImage:
     """Its number within the split."""
     image_id: str
     modality: str | None
+    mpp: float | None
+    """Microns per pixel."""
     image: UInt8[np.ndarray, "h w 3"]
     mask: UInt8[np.ndarray, "h w"]
     """0 or 1."""
@@ -39,6 +41,7 @@ def _decode(stored: StoredImage) -> LabelledImage:
         index=stored.index,
         image_id=stored.image_id,
         modality=stored.modality,
+        mpp=stored.mpp,
         image=image,
         mask=mask,
         labels=stored.decode_labels(),

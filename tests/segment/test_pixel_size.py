@@ -1,5 +1,6 @@
 """Plain images of known pixel size are seen at the bundle's, and described in their own pixels."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,15 @@ def run(folder: Path, bundle: str, **options: Any) -> pd.DataFrame:
     return read_output(output, "images").sort_values("image_uri")
 
 
-@pytest.mark.parametrize("source", ["manifest", "sidecar", "argument", "metadata"])
+@pytest.mark.parametrize(
+    "source", ["manifest", "sidecar", "argument", "metadata", "metadata in an archive"]
+)
 def test_an_image_of_twice_the_resolution_has_the_same_nuclei(
     source: str, dark_bundle: str, tmp_path: Path
 ) -> None:
     """The bundle has 0.5 microns per pixel. Discs with a radius of 4 microns cover 50.3 µm²."""
     (tmp_path / "in").mkdir()
-    fine = tmp_path / "in" / ("fine.tif" if source == "metadata" else "fine.png")
+    fine = tmp_path / "in" / ("fine.tif" if "metadata" in source else "fine.png")
     fine.write_bytes(encode_png(draw(2)))
     options: dict[str, Any] = {}
     if source == "manifest":
@@ -57,8 +60,12 @@ def test_an_image_of_twice_the_resolution_has_the_same_nuclei(
     else:
         size = {"resolution": (40000, 40000), "resolutionunit": "CENTIMETER"}
         tifffile.imwrite(fine, draw(2), photometric="rgb", **size)  # type: ignore[arg-type]
+    if "archive" in source:
+        with zipfile.ZipFile(tmp_path / "in" / "a.zip", "w") as archive:
+            archive.write(fine, "fine.tif")
+        fine.unlink()
     (image,) = run(tmp_path, dark_bundle, **options).itertuples()
-    assert (image.mpp, image.mpp_source) == (pytest.approx(0.25), source)
+    assert (image.mpp, image.mpp_source) == (pytest.approx(0.25), source.split()[0])
     assert (image.height, image.width, image.num_nuclei) == (200, 280, len(PLACES))
     assert image.median_nucleus_area_um2 == pytest.approx(np.pi * 4**2, rel=0.1)
     found = read_output(str(tmp_path / "out"), "instances")
@@ -79,7 +86,7 @@ def test_a_mistaken_pixel_size_is_refused_before_it_takes_all_memory(tmp_path: P
         max_pixels=10**6,
         measure=False,
         selection=EVERYTHING,
-        scale=0.5 / 20,
+        scale_at=lambda mpp: 0.5 / (mpp or 0),
     )
     assert sample.failure is not None
     assert (

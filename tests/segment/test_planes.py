@@ -149,6 +149,20 @@ def test_the_channel_of_the_nuclei_is_asked_for(bundle_uri: str, tmp_path: Path)
     assert rows(said)["foreground_fraction"].nunique() == 1
 
 
+def test_a_stack_is_not_scored_against_one_mask(bundle_uri: str, tmp_path: Path) -> None:
+    for name, content in (("in", np.stack([field()] * 3)), ("masks", field() // 200)):
+        (tmp_path / name).mkdir()
+        tifffile.imwrite(tmp_path / name / "a.tif", content, photometric="minisblack")
+    config = replace(configure(tmp_path / "in", bundle_uri), masks=str(tmp_path / "masks"))
+    assert run(config).images == {"failed": 1}
+    assert f"it has 3 planes, but {tmp_path}/masks/a.tif is one true mask" in (
+        rows(config)["error_message"].item()
+    )
+    projected = replace(config, z="max", output=str(tmp_path / "projected"))
+    assert run(projected).images == {"ok": 1}
+    assert rows(projected)["f1"].notna().all()
+
+
 def test_a_zarr_folder_is_one_image(bundle_uri: str, tmp_path: Path) -> None:
     """Whatever it holds is not listed, beside plain images or as the input itself."""
     folder = tmp_path / "in"

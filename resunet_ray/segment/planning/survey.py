@@ -110,6 +110,11 @@ class Surveyor:
         selection = Selection.of(self.config)
         scenes = selection.apply(raster).scenes
         planes = list_planes(scenes, channel=selection.channel)
+        if len(planes) > 1 and planned.image.mask_uri is not None:
+            raise ImageError(
+                f"it has {len(planes)} planes, but {planned.image.mask_uri} is one true mask: "
+                "expected one plane. Pass --z, or save each plane with its mask as a separate file"
+            )
         for plane in planes:
             scene, image = scenes[plane.scene], planned.image
             if len(scene.channels) > 1:
@@ -120,12 +125,12 @@ class Surveyor:
             most = self.config.max_pixels
             if is_stack(image.image_uri):
                 require_pixels(scene, most=most)
-                yield replace(planned, image=self._with_mpp(image, scene.mpp)), False
+                yield replace(planned, image=add_mpp(image, scene.mpp)), False
                 continue
             pixels = math.prod(scene.levels[0])
             is_slide = len(scene.levels) > 1 or pixels > most
             if not is_slide:
-                image = self._with_mpp(image, scene.mpp)
+                image = add_mpp(image, scene.mpp)
                 is_slide = not self.resizes and pixels / self.scale(image.mpp) ** 2 > most
             yield replace(planned, image=image), is_slide
 
@@ -135,17 +140,9 @@ class Surveyor:
         with closing(open_planned(path, planned.image, config=self.config, stored=stored)) as slide:
             return self._plan(planned, slide)
 
-    def _with_mpp(self, image: ImageRef, pixel: PixelSize | None) -> ImageRef:
-        """Return the image with the pixel size that its file states, if nothing else says it."""
-        if image.mpp is not None:
-            return image
-        with naming(image.image_uri, done="opened"):
-            mpp = believe(pixel)
-        return image if mpp is None else replace(image, mpp=mpp, mpp_source="metadata")
-
     def _plan(self, planned: PlannedRegion, slide: Slide) -> list[PlannedRegion]:
         warnings = []
-        image = self._with_mpp(planned.image, slide.info.pixel)
+        image = add_mpp(planned.image, slide.info.pixel)
         if image.mpp is None and slide.info.stated_mpp is not None:
             warnings.append("mpp_not_believed")
         opened = Place(
@@ -220,6 +217,19 @@ class Surveyor:
         """Return the side of a pixel that the network sees, in pixels of the slide."""
         diameter = self.config.diameter_at(mpp)
         return choose_scale(diameter, mpp=mpp, bundle_mpp=self.bundle_mpp) or 1.0
+
+
+def add_mpp(image: ImageRef, pixel: PixelSize | None) -> ImageRef:
+    """Return the image with the pixel size that its file states, if nothing else says it.
+
+    Raises:
+        ImageError: its pixels are not square.
+    """
+    if image.mpp is not None:
+        return image
+    with naming(image.image_uri, done="read"):
+        mpp = believe(pixel)
+    return image if mpp is None else replace(image, mpp=mpp, mpp_source="metadata")
 
 
 def may_be_slide(planned: PlannedRegion) -> bool:

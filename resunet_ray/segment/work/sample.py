@@ -1,7 +1,7 @@
 """An image, or a tile of a slide, on its way through an actor, from its reading on."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 
 from resunet_ray import storage
 from resunet_ray.data.archives import Entry
-from resunet_ray.data.images import decode_image, name_format
+from resunet_ray.data.images import decode_sized, name_format
 from resunet_ray.data.labels import Truth, decode_truth
 from resunet_ray.data.raster.planes import Selection
 from resunet_ray.data.slides import Slide
@@ -19,6 +19,7 @@ from resunet_ray.intensity import Range, measure_range
 from resunet_ray.model.prediction import Prediction
 from resunet_ray.model.tiling import Box
 from resunet_ray.segment.failures import Failure
+from resunet_ray.segment.planning.survey import add_mpp
 from resunet_ray.segment.rows import ImageRef, PlannedRegion
 
 
@@ -71,7 +72,7 @@ def read_image(
     max_pixels: int,
     measure: bool,
     selection: Selection,
-    scale: float | None = None,
+    scale_at: Callable[[float | None], float | None] = lambda _: None,
     shared: bool = False,
 ) -> Sample:
     """Read and decode one image; what goes wrong becomes its failure.
@@ -82,13 +83,13 @@ def read_image(
         max_pixels: an image of more is not decoded.
         measure: measure its range of intensities.
         selection: which channel and focal planes.
-        scale: at which the network sees it.
+        scale_at: returns the scale at which the network sees it, given its microns per pixel.
         shared: all planes of its file have one range of intensities.
 
     Raises:
         ResourceError: the storage cannot be reached.
     """
-    sample = Sample(planned, scale=scale, failure=planned.failure)
+    sample = Sample(planned, failure=planned.failure)
     if planned.failure is not None or planned.place.num_regions == 0:
         return sample
     start = time.perf_counter()
@@ -117,7 +118,7 @@ def read_image(
             )
             content = entry.read(cache)
             stage = "decode"
-            image = decode_image(
+            image, pixel = decode_sized(
                 content,
                 name=entry.name,
                 max_pixels=max_pixels,
@@ -125,9 +126,11 @@ def read_image(
                 stored=not measure,
             )
             kind = name_format(content)
+            ref = add_mpp(ref, pixel)
         place = replace(planned.place, format=kind, height=image.shape[0], width=image.shape[1])
-        sample.planned = replace(planned, place=place)
-        _require_size(ref, image.shape[:2], scale=scale or 1, most=max_pixels)
+        sample.planned = planned = replace(planned, image=ref, place=place)
+        sample.scale = scale_at(ref.mpp)
+        _require_size(ref, image.shape[:2], scale=sample.scale or 1, most=max_pixels)
         stage = "mask"
         if ref.mask_uri is not None:
             mask = Entry(ref.mask_uri, fingerprint=planned.mask_fingerprint)

@@ -212,14 +212,19 @@ class Segmenter:
             return Region.of(planned, failure=failure, origin=self._spec.origin)
 
     def _read(self, planned: PlannedRegion) -> Sample:
-        config, mpp = self._spec.config, planned.image.mpp
+        config = self._spec.config
+
+        def choose(mpp: float | None) -> float | None:
+            diameter = config.diameter_at(mpp)
+            return choose_scale(diameter, mpp=mpp, bundle_mpp=self._bundle.info.mpp)
+
         return read_image(
             planned,
             cache=self._cache,
             max_pixels=config.max_pixels,
             measure=self._stretches,
             selection=Selection.of(config),
-            scale=choose_scale(config.diameter_at(mpp), mpp=mpp, bundle_mpp=self._bundle.info.mpp),
+            scale_at=choose,
             shared=config.scale == "file",
         )
 

@@ -15,7 +15,6 @@ from resunet_ray.data.images import read_plane, to_rgb
 from resunet_ray.data.ranges import SharedRange, list_alike, share_range
 from resunet_ray.data.raster.lif import LifRaster
 from resunet_ray.data.raster.nd2 import Nd2Raster
-from resunet_ray.data.raster.ome_zarr import ZarrRaster
 from resunet_ray.data.raster.opening import TIFF_SUFFIXES, naming, open_file
 from resunet_ray.data.raster.planes import Selection, choose_channel
 from resunet_ray.data.raster.scene import Plane, Raster
@@ -150,6 +149,8 @@ def _measure(
 @functools.lru_cache(maxsize=_OPEN)
 def _open(uri: str, fingerprint: str | None, max_pixels: int) -> Raster:
     if uri.lower().endswith(ZARR_SUFFIX):
+        from resunet_ray.data.raster.ome_zarr import ZarrRaster  # not above: it imports zarr
+
         return ZarrRaster(uri)
     file = io.BufferedReader(storage.Reader(uri, fingerprint=fingerprint))
     return open_file(file, max_pixels=max_pixels)

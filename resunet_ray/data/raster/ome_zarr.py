@@ -14,13 +14,16 @@ import zarr
 
 from resunet_ray import storage
 from resunet_ray.data.raster.libraries import as_image_error
-from resunet_ray.data.raster.ome_zarr_metadata import is_rgb, name_axes, read_channels, read_mpp
+from resunet_ray.data.raster.ome_zarr_metadata import (
+    METADATA,
+    is_rgb,
+    name_axes,
+    read_channels,
+    read_mpp,
+)
 from resunet_ray.data.raster.scene import Plane, Scene, Window
 from resunet_ray.data.raster.zarr_store import LocationStore
 from resunet_ray.errors import ImageError, UnclearError
-
-METADATA = ("zarr.json", ".zattrs")
-"""Names of the files that make a folder an image, of Zarr 3 and 2."""
 
 _ARRAY_METADATA = {3: "zarr.json", 2: ".zarray"}
 _MARKS = ("multiscales", "plate", "bioformats2raw.layout")

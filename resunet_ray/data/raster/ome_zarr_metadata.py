@@ -6,6 +6,8 @@ from typing import Any
 
 from resunet_ray.errors import ImageError
 
+METADATA = ("zarr.json", ".zattrs")
+"""Names of the files that make a folder an image, of Zarr 3 and 2."""
 _AXES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
 _MICRONS = {
     "angstrom": 1e-4,

@@ -13,7 +13,6 @@ from typing import IO, Any, Literal
 
 import numpy as np
 import tifffile
-import zarr
 
 from resunet_ray.data.raster.scene import Plane, Scene, Window
 from resunet_ray.data.raster.tiff_checks import (
@@ -175,6 +174,8 @@ class _Series:
                 store = self._found.aszarr(level=level, fillvalue=fill)
                 # tifffile marks a store as writable whose values could be changed in place.
                 mode: Literal["r", "r+"] = "r" if store.read_only else "r+"
+                import zarr  # not above: it takes half a second
+
                 self._arrays[level] = zarr.open_array(store, mode=mode)
         return self._arrays[level]
 

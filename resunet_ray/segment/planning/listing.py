@@ -16,7 +16,7 @@ from typing import Any
 from resunet_ray import storage
 from resunet_ray.data.archives import OTHER_SUFFIXES, is_archive
 from resunet_ray.data.names import HIDDEN, OTHER, ZARR, PassedOver, is_hidden, other_forms, plain
-from resunet_ray.data.raster.ome_zarr import METADATA
+from resunet_ray.data.raster.ome_zarr_metadata import METADATA
 from resunet_ray.errors import ConfigError, InputError, UnclearError
 from resunet_ray.segment.planning.listed import IMAGE_SUFFIXES, ListedImage, found, list_archive
 from resunet_ray.segment.planning.manifest import (

@@ -28,7 +28,6 @@ from resunet_ray.records import from_table
 from resunet_ray.schema import REGIONS
 from resunet_ray.segment import layout
 from resunet_ray.segment.export.geojson import build_features, write_features
-from resunet_ray.segment.export.pyramid import write_label_zarr, write_mask_tiff
 from resunet_ray.segment.planning.plan import Plan
 from resunet_ray.segment.rows import ImageRef, Region
 from resunet_ray.tasks import run_tasks
@@ -136,10 +135,14 @@ def _export_pyramid(
 
 
 def _export_ome_zarr(folder: str, regions: Iterator[Region], _side: int) -> int:
+    from resunet_ray.segment.export.pyramid import write_label_zarr  # not above: it imports zarr
+
     return _export_pyramid(folder, regions, write=write_label_zarr, suffix=".ome.zarr")
 
 
 def _export_ome_tiff(folder: str, regions: Iterator[Region], side: int) -> int:
+    from resunet_ray.segment.export.pyramid import write_mask_tiff  # not above: it imports zarr
+
     write = partial(write_mask_tiff, side=side)
     return _export_pyramid(folder, regions, write=write, suffix=".ome.tiff")
 

@@ -5,6 +5,7 @@ import itertools
 from typing import Any
 
 import numpy as np
+import pytest
 import tifffile
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -50,20 +51,34 @@ def show(values: np.ndarray, photometric: str) -> np.ndarray:
     return (COLOURS.T >> 8)[values] if photometric == "palette" else values
 
 
-@given(
-    kind=st.sampled_from(sorted(PLAIN)),
-    dtype=st.sampled_from(TYPES).map(np.dtype),
-    pages=st.sampled_from([1, 1, 2]),
-    separate=st.booleans(),
-    metadata=st.sampled_from([None, {}]),
-    compression=st.sampled_from(LOSSLESS),
-    predictor=st.booleans(),
-    rows=st.sampled_from([{}, {"tile": (16, 32)}, {"rowsperstrip": 7}]),
-    byteorder=st.sampled_from(["<", ">"]),
-    bigtiff=st.booleans(),
-)
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
-def test_a_tiff_is_read_as_written_or_refused(
+DRAWN: dict[str, Any] = {
+    "kind": st.sampled_from(sorted(PLAIN)),
+    "dtype": st.sampled_from(TYPES).map(np.dtype),
+    "pages": st.sampled_from([1, 1, 2]),
+    "separate": st.booleans(),
+    "metadata": st.sampled_from([None, {}]),
+    "compression": st.sampled_from(LOSSLESS),
+    "predictor": st.booleans(),
+    "rows": st.sampled_from([{}, {"tile": (16, 32)}, {"rowsperstrip": 7}]),
+    "byteorder": st.sampled_from(["<", ">"]),
+    "bigtiff": st.booleans(),
+}
+
+
+@given(**DRAWN)
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+def test_a_tiff_is_read_as_written_or_refused(**drawn: Any) -> None:
+    compare(**drawn)
+
+
+@pytest.mark.campaign
+@given(**DRAWN)
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+def test_hundreds_of_tiffs_are_read_as_written_or_refused(**drawn: Any) -> None:
+    compare(**drawn)
+
+
+def compare(
     kind: str,
     dtype: np.dtype,
     pages: int,

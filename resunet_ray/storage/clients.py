@@ -250,11 +250,19 @@ class _Patient:
 
     def send(self, request: Any) -> Any:
         for pause in (*_PAUSES, 0.0):
-            answer = self._session.send(request)
-            if answer.status_code not in _BUSY:
-                return answer
+            try:
+                answer = self._session.send(request)
+            except exceptions.ReadTimeoutError:
+                if request.method == "PUT":  # a container may never get a token, nor need one
+                    raise
+                told = "no answer in time"
+            else:
+                told = f"HTTP {answer.status_code}"
+                # 401: the token came too late.
+                if answer.status_code not in (401, *_BUSY):
+                    return answer
             time.sleep(pause * random.uniform(0.7, 1.3))  # noqa: S311 (so that processes spread)
         raise AwayError(
             f"the metadata service at {urlsplit(request.url).netloc}, which gives this machine its "
-            f"credentials, is busy (HTTP {answer.status_code}): too many processes ask it"
+            f"credentials, is busy ({told}): too many processes ask it"
         )

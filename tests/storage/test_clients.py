@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -52,6 +53,15 @@ def test_a_busy_metadata_service_is_asked_again(machine: MetadataService, s3: st
     machine.decide = lambda number: 429 if (number * 7) % 10 < 7 else None
     use_both(f"{s3}/busy")
     assert machine.count_fetches() >= 1
+
+
+@pytest.mark.parametrize("late", [0, 2], ids=["token", "credentials"])
+def test_a_metadata_service_that_answers_late_is_asked_again(
+    machine: MetadataService, s3: str, late: int
+) -> None:
+    """A token that is late is done without, which this service refuses."""
+    machine.decide = lambda number: time.sleep(1.5) if number == late else None
+    use_both(f"{s3}/late/{late}")
 
 
 def test_a_metadata_service_that_stays_busy_is_named(machine: MetadataService, s3: str) -> None:

@@ -20,6 +20,7 @@ install_import_hook(
             "data.images",
             "data.labelled",
             "data.labels",
+            "data.polygons",
             "data.targets",
             "model",
             "pictures",

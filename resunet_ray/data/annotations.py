@@ -8,7 +8,6 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
-import rasterio.features
 import scipy.io
 import shapely
 from jaxtyping import Int32, Integer, UInt8
@@ -17,6 +16,7 @@ from skimage.measure import label
 from resunet_ray.data import arrays, images
 from resunet_ray.data.archives import Entry
 from resunet_ray.data.raster import opening
+from resunet_ray.data.polygons import fill_polygon
 from resunet_ray.data.raster.opening import TIFF_STARTS, naming
 from resunet_ray.data.raster.pillow import open_checked
 from resunet_ray.data.raster.planes import EVERYTHING, Selection
@@ -267,10 +267,10 @@ def _draw(
             f"{name} lies at x {bounds[0]:g} to {bounds[2]:g}, y {bounds[1]:g} to {bounds[3]:g}: "
             f"expected some of it inside the image of {shape[0]} x {shape[1]} pixels"
         )
-    left, top = np.maximum(np.floor(bounds[:2]), 0).astype(int)
-    right, bottom = np.minimum(np.ceil(bounds[2:]), shape[::-1]).astype(int)
+    left, top = np.maximum(np.floor(bounds[:2]), 0).astype(int).tolist()
+    right, bottom = np.minimum(np.ceil(bounds[2:]), shape[::-1]).astype(int).tolist()
     moved = shapely.transform(polygon, lambda points: points - np.array([left, top]))
     if left >= right or top >= bottom:  # a polygon without extent on a line between pixels
         return (slice(0), slice(0)), np.zeros((0, 0), bool)
-    drawn = rasterio.features.rasterize([moved], out_shape=(bottom - top, right - left))
-    return (slice(top, bottom), slice(left, right)), drawn == 1
+    inside = fill_polygon(moved, (bottom - top, right - left))
+    return (slice(top, bottom), slice(left, right)), inside

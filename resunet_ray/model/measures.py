@@ -1,18 +1,21 @@
-"""Measures of nuclei: place, size, shape, and the polygon along their pixels' edges."""
+"""Measures of nuclei: place, size, shape, and the polygon along their pixels' edges.
 
-import warnings
+All but the score follow from the outlines. Sums are of whole numbers, counted from the nucleus's
+own corner, so that its measures do not depend on the window around it.
+"""
+
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
-import rasterio.errors
-import rasterio.features
 import shapely
-from jaxtyping import Float32, Float64, Int32
+from jaxtyping import Float32, Float64, Int32, Int64
 
+from resunet_ray.model.outlines import Outlines, trace_outlines
 from resunet_ray.schema import INSTANCE
 
-# An image has no place on Earth.
-warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
+_CUT = 1 - np.sqrt(0.5)
+"""By how much a corner shortens the line through the middles of the edges, pixels."""
 
 
 def measure_instances(
@@ -35,77 +38,88 @@ def measure_instances(
     Returns:
         One item for each instance, of type INSTANCE.
     """
-    count = int(labels.max(initial=0))
-    if count == 0:
+    outlines = trace_outlines(labels, corner=corner)
+    if not len(outlines.owner):
         return pa.array([], INSTANCE)
-    rows, columns = np.nonzero(labels)
-    numbers = labels[rows, columns]
-
-    def total(values: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " count"]:
-        return np.bincount(numbers, weights=values, minlength=count + 1)[1:]
-
-    area = np.bincount(numbers, minlength=count + 1)[1:]
-    y, x = rows + 0.5, columns + 0.5  # of the pixels' centres
-    mean_y, mean_x = total(y) / area, total(x) / area
-    dy, dx = y - mean_y[numbers - 1], x - mean_x[numbers - 1]
-    polygons = shapely.transform(
-        outline_instances(labels), lambda points: points + np.array(corner[::-1])
-    )
-    left, top, right, bottom = shapely.bounds(polygons).T
+    low, high = outlines.boxes
+    area, first, second = _moments(outlines, low)
+    centroid = (first + area[:, None] * (low + 0.5)) / area[:, None] * scale
     height, width = bounds or labels.shape
     measures = {
-        "centroid_y": (mean_y + corner[0]) * scale,
-        "centroid_x": (mean_x + corner[1]) * scale,
+        "centroid_y": centroid[:, 1],
+        "centroid_x": centroid[:, 0],
         "area_px": area * scale**2,
-        "perimeter_px": _perimeters(polygons) * scale,
-        "eccentricity": _eccentricities(
-            total(dy * dy) / area, total(dx * dx) / area, total(dy * dx) / area
-        ),
-        "score": total(probability[rows, columns].astype(np.float64)) / area,
-        "touches_edge": (top <= 0) | (left <= 0) | (bottom >= height) | (right >= width),
-        "polygon": shapely.to_wkb(
-            polygons if scale == 1 else shapely.transform(polygons, lambda points: points * scale)
-        ),
+        "perimeter_px": _perimeters(outlines) * scale,
+        "eccentricity": _eccentricities(*second),
+        "score": _sum_inside(labels, probability) / area,
+        "touches_edge": (low <= 0).any(axis=1) | (high >= (width, height)).any(axis=1),
+        "polygon": shapely.to_wkb(outlines.build_polygons(scale=scale)),
     }
     arrays = [pa.array(measures[field.name], field.type) for field in INSTANCE]
     return pa.StructArray.from_arrays(arrays, fields=list(INSTANCE))
 
 
-def outline_instances(labels: Int32[np.ndarray, "h w"]) -> np.ndarray:
-    """Trace each instance along the edges of its pixels, so that its area is their number."""
-    polygons = np.empty(int(labels.max(initial=0)), dtype=object)
-    for outline, number in rasterio.features.shapes(labels, mask=labels > 0, connectivity=4):
-        assert polygons[int(number) - 1] is None, f"instance {number} is in two pieces"
-        shell, *holes = outline["coordinates"]
-        polygons[int(number) - 1] = shapely.Polygon(shell, holes)
-    return polygons
+def _moments(
+    outlines: Outlines, low: Int64[np.ndarray, "n 2"]
+) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, "n 2"], Float64[np.ndarray, "3 n"]]:
+    """Return area, the sums of x and y, and the variances of x and y and their covariance.
+
+    A pixel counts at its upper left corner, and the bounding box begins at 0. By Green's theorem,
+    a sum over pixels is one over edges: each lower edge adds all that is above it, and each upper
+    edge takes that away again. Outlines run to the right along the former, to the left along the
+    latter.
+    """
+    x, y = (outlines.corners - low[outlines.instance]).T
+    next_x = outlines.following[:, 0] - low[outlines.instance, 0]
+
+    def total(along: int, down: int) -> Int64[np.ndarray, " n"]:
+        """Sum x to the power of `along` times y to the power of `down`."""
+        below = _POWERS[along]
+        return outlines.sum((below(next_x) - below(x)) * _POWERS[down](y))
+
+    area, sum_x, sum_y = total(0, 0), total(1, 0), total(0, 1)
+    mean_x, mean_y = sum_x / area, sum_y / area
+    second = (
+        total(2, 0) / area - mean_x**2,
+        total(0, 2) / area - mean_y**2,
+        total(1, 1) / area - mean_x * mean_y,
+    )
+    return area, np.stack([sum_x, sum_y], axis=1), np.stack(second)
 
 
-def _perimeters(polygons: np.ndarray) -> Float64[np.ndarray, " n"]:
+_POWERS: tuple[Callable[[Int64[np.ndarray, " n"]], Int64[np.ndarray, " n"]], ...] = (
+    lambda end: end,
+    lambda end: end * (end - 1) // 2,
+    lambda end: end * (end - 1) * (2 * end - 1) // 6,
+)
+"""The sums of 1, i and i² over 0 ≤ i < end."""
+
+
+def _sum_inside(
+    labels: Int32[np.ndarray, "h w"], probability: Float32[np.ndarray, "h w"]
+) -> Float64[np.ndarray, " count"]:
+    place = np.flatnonzero(labels)
+    total: Float64[np.ndarray, " count"]
+    total = np.bincount(labels.ravel()[place], weights=probability.ravel()[place])[1:]
+    return total
+
+
+def _perimeters(outlines: Outlines) -> Float64[np.ndarray, " count"]:
     """Measure the line through the middles of the pixels' edges.
 
     Along the edges themselves, a slanted border is up to 41% too long.
     """
-    edges = shapely.segmentize(polygons, 1.0)
-    rings, owner = shapely.get_rings(edges, return_index=True)
-    points, ring = shapely.get_coordinates(rings, return_index=True)
-    inside = ring[1:] == ring[:-1]
-    middles, middle_ring = ((points[1:] + points[:-1]) / 2)[inside], ring[1:][inside]
-    steps = np.linalg.norm(np.diff(middles, axis=0), axis=1) * (middle_ring[1:] == middle_ring[:-1])
-    length = np.bincount(middle_ring[1:], weights=steps, minlength=len(rings))
-    first = np.searchsorted(middle_ring, np.arange(len(rings)))
-    last = np.searchsorted(middle_ring, np.arange(len(rings)), side="right") - 1
-    length += np.linalg.norm(middles[last] - middles[first], axis=1)
-    around: Float64[np.ndarray, " n"] = np.bincount(owner, weights=length, minlength=len(polygons))
-    return around
+    edges = np.abs(outlines.following - outlines.corners).sum(axis=1)
+    perimeters: Float64[np.ndarray, " count"] = outlines.sum(edges - _CUT)
+    return perimeters
 
 
 def _eccentricities(
-    yy: Float64[np.ndarray, " n"], xx: Float64[np.ndarray, " n"], yx: Float64[np.ndarray, " n"]
+    xx: Float64[np.ndarray, " n"], yy: Float64[np.ndarray, " n"], xy: Float64[np.ndarray, " n"]
 ) -> Float64[np.ndarray, " n"]:
     """Of the ellipse with the same second moments. A pixel's own moment is 1/12 along each axis."""
-    yy, xx = yy + 1 / 12, xx + 1 / 12
-    middle, half = (yy + xx) / 2, np.sqrt(((yy - xx) / 2) ** 2 + yx**2)
+    xx, yy = xx + 1 / 12, yy + 1 / 12
+    middle, half = (xx + yy) / 2, np.sqrt(((xx - yy) / 2) ** 2 + xy**2)
     eccentricity: Float64[np.ndarray, " n"] = np.sqrt(
         np.clip(1 - (middle - half) / (middle + half), 0, 1)
     )

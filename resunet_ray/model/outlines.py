@@ -52,13 +52,13 @@ class Outlines:
     def _first(self) -> Int64[np.ndarray, " instances"]:
         return np.flatnonzero(np.diff(self.instance, prepend=-1))
 
-    def build_polygons(self, *, scale: float) -> np.ndarray:
+    def build_polygons(self, *, scale: float = 1.0) -> np.ndarray:
         """Build the polygon of each instance.
 
         Args:
             scale: what coordinates are multiplied by.
         """
-        rings = shapely.linearrings(self.corners * float(scale), indices=self.ring)
+        rings = shapely.linearrings(self.corners * scale, indices=self.ring)
         polygons: np.ndarray = shapely.polygons(rings, indices=self.owner)
         return polygons
 
@@ -75,10 +75,10 @@ def trace_outlines(
         labels: numbers from 1 without gaps; the pixels of each are 4-connected.
         corner: row and column of the first pixel.
     """
+    height, width = labels.shape[0] + 1, labels.shape[1] + 1
     label, row, column, arrives, leaves = _find_corners(labels)
-    width = labels.shape[1] + 1
-    by_row = np.argsort((label * (labels.shape[0] + 1) + row) * width + column)
-    by_column = np.argsort((label * width + column) * (labels.shape[0] + 1) + row)
+    place = (label * height + row) * width + column
+    by_row, by_column = np.argsort(place), np.argsort((label * width + column) * height + row)
     # Along each line of the grid, every edge of an instance begins at one corner and ends at the
     # next: the corners where edges of one direction begin, and those where they end, are pairs.
     following = np.empty_like(label)
@@ -87,12 +87,19 @@ def trace_outlines(
         following[order[begins]] = order[ends]
     path, starts = _walk(following.tolist(), by_row.tolist())
     ring = np.repeat(np.arange(len(starts)), np.diff([*starts, len(path)]))
-    owner = label[path][starts] - 1
-    is_shell = np.diff(owner, prepend=-1) > 0
-    for number in owner[~is_shell & (leaves[path][starts] == _DOWN)]:
-        raise AssertionError(f"instance {number + 1} is in two pieces")
+    first = np.array(path, np.intp)[starts]
+    _require_one_piece(label[first], leaves[first])
     places = np.stack([column + corner[1], row + corner[0]], axis=1)
-    return Outlines(places[path], ring, owner)
+    return Outlines(places[path], ring, label[first] - 1)
+
+
+def _require_one_piece(
+    label: Int64[np.ndarray, " rings"], leaves: Int64[np.ndarray, " rings"]
+) -> None:
+    """Check that each instance has one shell, given where its rings begin."""
+    shells = label[leaves == _DOWN]
+    twice = shells[1:][np.diff(shells) == 0]
+    assert not len(twice), f"instance {twice[0]} is in two pieces"
 
 
 _RIGHT, _UP, _LEFT, _DOWN = range(4)

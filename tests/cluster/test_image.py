@@ -91,4 +91,4 @@ def test_it_contains_the_programs_that_ray_up_and_the_operator_call() -> None:
     (install,) = [
         arguments for name, arguments in list_instructions() if "apt-get install" in arguments
     ]
-    assert {"libexpat1", "openssh-client", "rsync", "wget"} <= set(install.split())
+    assert {"openssh-client", "rsync", "wget"} <= set(install.split())

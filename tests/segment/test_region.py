@@ -5,7 +5,6 @@ from typing import Literal
 import cv2
 import numpy as np
 import pytest
-import rasterio.features
 import shapely
 from skimage.measure import regionprops
 
@@ -55,8 +54,26 @@ def test_a_polygon_covers_its_pixels_and_no_others() -> None:
     labels[labels > 0] -= 1
     polygons = shapely.from_wkb(measure_instances(labels, probability).field("polygon").to_pylist())
     assert shapely.is_valid(polygons).all()
-    shapes = [(polygon, number + 1) for number, polygon in enumerate(polygons)]
-    np.testing.assert_array_equal(rasterio.features.rasterize(shapes, labels.shape), labels)
+    rows, columns = np.indices(labels.shape)
+    for number, polygon in enumerate(polygons, start=1):
+        inside = shapely.contains_xy(polygon, columns + 0.5, rows + 0.5)
+        np.testing.assert_array_equal(inside, labels == number)
+
+
+def test_measures_do_not_depend_on_the_window() -> None:
+    """To the last bit, as regions of a slide see the same nuclei in windows of their own."""
+    _, _, probability = sample()
+    labels = find_instances(Prediction(probability[None]), config=InstanceConfig())
+    wanted = measure_instances(labels, probability, corner=(1000, 2003))
+    found = measure_instances(
+        np.pad(labels, ((13, 5), (7, 0))),
+        np.pad(probability, ((13, 5), (7, 0))),
+        corner=(1000 - 13, 2003 - 7),
+        bounds=(1120, 2173),
+    )
+    assert len(found) > 10
+    for name in ("centroid_y", "centroid_x", "area_px", "perimeter_px", "eccentricity", "polygon"):
+        assert found.field(name).equals(wanted.field(name)), name
 
 
 def test_a_perimeter_is_about_that_of_the_shape() -> None:

@@ -11,13 +11,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
-import rasterio.features
 import shapely
 import tifffile
 import zarr
-from jaxtyping import Int32
+from shapely.affinity import translate
 
 from resunet_ray.data.images import decode_stored
+from resunet_ray.data.polygons import fill_polygon
 from resunet_ray.segment.rows import Region
 
 Array = zarr.Array[Any]
@@ -153,13 +153,14 @@ def _draw_instances(
         lambda points: np.rint(points / scale),
     )
     left, top, right, bottom = (int(value) for value in shapely.total_bounds(polygons))
+    drawn = np.zeros((bottom - top, right - left), np.int32)
+    boxes = shapely.bounds(polygons).astype(int).tolist()
+    for number, (polygon, box) in enumerate(zip(polygons, boxes, strict=True), start=first):
+        inside = fill_polygon(
+            translate(polygon, -box[0], -box[1]), (box[3] - box[1], box[2] - box[0])
+        )
+        drawn[box[1] - top : box[3] - top, box[0] - left : box[2] - left][inside] = number
     window = slice(top, bottom), slice(left, right)
-    moved = shapely.transform(polygons, lambda points: points - np.array([left, top]))
-    drawn: Int32[np.ndarray, "h w"] = rasterio.features.rasterize(
-        zip(moved, range(first, first + len(moved)), strict=True),
-        out_shape=(bottom - top, right - left),
-        dtype="int32",
-    )
     array[window] = np.where(drawn > 0, drawn, array[window])
     return len(instances)
 

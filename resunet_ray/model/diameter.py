@@ -84,7 +84,7 @@ def estimate_diameter(prediction: Prediction) -> float | None:
     diameter = prediction.diameter
     if diameter is None:
         return None
-    seen = diameter[prediction.probability > 0.5]
+    seen = diameter[prediction.probability > 0.5].astype(np.float32)
     return float(np.median(seen)) if seen.size else None
 
 

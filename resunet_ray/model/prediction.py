@@ -60,27 +60,26 @@ class Prediction:
         return self.maps[0] if self.exact is None else self.exact
 
     @property
-    def distance(self) -> Float32[np.ndarray, "h w"] | None:
+    def distance(self) -> Float[np.ndarray, "h w"] | None:
         """Distance to the border, 0 to 1; None if the network lacks the head."""
         found = self._read("distance")
         return None if found is None else found[0]
 
     @property
-    def centre(self) -> Float32[np.ndarray, "2 h w"] | None:
+    def centre(self) -> Float[np.ndarray, "2 h w"] | None:
         """Rows and columns to the centre, pixels; None if the network lacks the head."""
         return self._read("centre")
 
     @property
-    def diameter(self) -> Float32[np.ndarray, "h w"] | None:
+    def diameter(self) -> Float[np.ndarray, "h w"] | None:
         """Diameter of the nucleus, pixels; None if the network lacks the head."""
         found = self._read("diameter")
         return None if found is None else found[0]
 
-    def _read(self, head: Head) -> Float32[np.ndarray, "k h w"] | None:
+    def _read(self, head: Head) -> Float[np.ndarray, "k h w"] | None:
         if head not in self.heads:
             return None
-        found: Float32[np.ndarray, "k h w"]
-        found = self.maps[slice_head(self.heads, head)].astype(np.float32, copy=False)
+        found: Float[np.ndarray, "k h w"] = self.maps[slice_head(self.heads, head)]
         return found
 
     def pack(self) -> "Prediction":

@@ -14,7 +14,7 @@ from resunet_ray.config.model import Head
 from resunet_ray.data.dataset import Dataset
 from resunet_ray.data.labelled import LabelledImage
 from resunet_ray.data.splits import VAL
-from resunet_ray.model.instances import find_instances, least_areas, typical_areas
+from resunet_ray.model.instances import find_instances, least_areas, measure_areas
 from resunet_ray.model.matching import count_overlaps, score_instances
 from resunet_ray.model.prediction import Prediction
 from resunet_ray.scoring import score_split
@@ -86,9 +86,9 @@ def _score_candidates(
     for config in _methods(start, heads=bundle.info.model.heads):
         found = find_instances(prediction, config=config)
         overlaps = count_overlaps(labels, found)
-        typical = typical_areas(found, np.bincount(found.ravel(), minlength=1), prediction)[1:]
+        _, typical = measure_areas(found, prediction)
         quality += [
-            score_instances(overlaps.drop_small(least_areas(typical, area))).pq
+            score_instances(overlaps.drop_small(least_areas(typical[1:], area))).pq
             for area in MIN_AREAS
         ]
     return quality

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from resunet_ray.bundle import build_network
 from resunet_ray.config import ModelConfig, PreprocessConfig
+from resunet_ray.model.components import label_components
 from resunet_ray.model.heads import CENTRE_UNIT
 from resunet_ray.model.inference import predict
-from resunet_ray.model.instances import label_components, threshold_mask
+from resunet_ray.model.instances import threshold_mask
 from resunet_ray.model.preprocess import preprocess
 from resunet_ray.model.tiling import blend_weight, plan_tiles
 

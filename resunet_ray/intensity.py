@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
 Range = tuple[float, float]
 """The intensities that become 0 and 255."""
@@ -19,6 +19,7 @@ _LEAST_EXTENT, _LEAST_CONTRAST = 8.0, 0.15
 # Counts of a camera may begin anywhere, so only their noise tells whether there is anything to see:
 # between the two percentiles of noise alone are 5.2 of its standard deviations.
 _LEAST_DEVIATIONS = 10.0
+_EXACT = 2**24  # OpenCV counts in float32
 _SAMPLE = 2**22  # values that percentiles are taken of
 _BIT_DEPTHS = (8, 10, 12, 14, 16)
 _COUNTS = 2**16  # values that 16 bits have: more are looked up in a table
@@ -36,9 +37,19 @@ def measure_range(image: UInt8[np.ndarray, "h w c"]) -> Range:
 
 def find_percentiles(image: UInt8[np.ndarray, "h w c"], shares: Range) -> Range:
     """Return the levels at two percentiles, counted over all channels."""
-    counts = np.bincount(image.ravel(), minlength=256).cumsum()
+    counts = count_levels(image).cumsum()
     low, high = (float(np.searchsorted(counts, share / 100 * counts[-1])) for share in shares)
     return low, high
+
+
+def count_levels(image: UInt8[np.ndarray, "..."]) -> Int64[np.ndarray, "256"]:
+    """Return how often each level occurs, over all channels."""
+    levels = np.ascontiguousarray(image).reshape(-1)
+    counts = np.zeros(256, np.int64)
+    for start in range(0, len(levels), _EXACT):
+        part = levels[start : start + _EXACT].reshape(1, -1)
+        counts += cv2.calcHist([part], [0], None, [256], (0, 256)).ravel().astype(np.int64)
+    return counts
 
 
 def measure_counts(values: np.ndarray) -> Range:

@@ -10,6 +10,7 @@ from jaxtyping import Float32, Int32, UInt8
 from resunet_ray.config import InstanceConfig
 from resunet_ray.data.images import encode_png
 from resunet_ray.data.labels import Truth, encode_labels
+from resunet_ray.intensity import count_levels
 from resunet_ray.model.instances import find_instances
 from resunet_ray.model.matching import count_matches
 from resunet_ray.model.measures import measure_instances
@@ -113,9 +114,7 @@ def describe_region(
     return Findings(
         mask=encode_png(mask * np.uint8(255)),
         labels=encode_labels(objects.labels, name=name) if labels else None,
-        probability=encode_png(np.rint(objects.probability * 255).astype(np.uint8))
-        if probabilities
-        else None,
+        probability=encode_png(_encode_probability(objects.probability)) if probabilities else None,
         instances=instances,
         neighbours=(objects.neighbours * scale).tolist(),
         sums=RegionSums(
@@ -134,7 +133,7 @@ def describe_region(
 
 def sum_certainty(probability: Float32[np.ndarray, "h w"]) -> tuple[float, float, int]:
     """Sum the likelier class's probability and the entropy in bits; count uncertain pixels."""
-    levels = np.bincount(np.rint(probability * 255).astype(np.int64).ravel(), minlength=256)
+    levels = count_levels(_encode_probability(probability))
     p = np.clip(np.arange(256) / 255, 1e-9, 1 - 1e-9)
     entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
     low, high = UNCERTAIN
@@ -145,9 +144,17 @@ def sum_certainty(probability: Float32[np.ndarray, "h w"]) -> tuple[float, float
 def sum_sharpness(image: UInt8[np.ndarray, "h w 3"]) -> tuple[float, float, float]:
     """Sum the grey levels, their squares, and the squares of their Laplacian."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    counts, levels = count_levels(grey), np.arange(256)
     laplacian = cv2.Laplacian(grey, cv2.CV_16S)
     return (
-        float(grey.sum(dtype=np.float64)),
-        float(np.square(grey, dtype=np.float64).sum()),
-        float(np.square(laplacian, dtype=np.float64).sum()),
+        float(counts @ levels),
+        float(counts @ levels**2),
+        float(round(cv2.norm(laplacian, cv2.NORM_L2SQR))),  # it is whole but for rounding
     )
+
+
+def _encode_probability(probability: Float32[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
+    """Return the probability in 255 steps."""
+    steps = probability * 255
+    encoded: UInt8[np.ndarray, "h w"] = np.rint(steps, out=steps).astype(np.uint8)
+    return encoded

@@ -43,7 +43,7 @@ def label_watershed(
             small nucleus.
     """
     labels = label_components(mask)
-    place = np.flatnonzero(mask)
+    place = np.flatnonzero(mask > 0)
     owner = labels.ravel()[place]
     height = _heights(mask)
     beside = cv2.dilate(height, np.array(_CROSS, np.uint8))
@@ -123,7 +123,7 @@ def label_markers(
         marker_area: markers with fewer pixels are dropped.
     """
     labels = label_components(mask)
-    place = np.flatnonzero(mask)
+    place = np.flatnonzero(mask > 0)
     owner = labels.ravel()[place]
     count = int(owner.max(initial=0)) + 1
     is_inner = distance.ravel()[place].astype(np.float32) > marker_distance

@@ -58,7 +58,7 @@ def measure_areas(
         labels: numbers of instances.
         prediction: what the network says about the same pixels.
     """
-    place = np.flatnonzero(labels)
+    place = np.flatnonzero(labels > 0)
     number = labels.ravel()[place]
     areas = np.bincount(number, minlength=1)
     diameter = prediction.diameter

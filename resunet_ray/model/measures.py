@@ -98,7 +98,7 @@ _POWERS: tuple[Callable[[Int64[np.ndarray, " n"]], Int64[np.ndarray, " n"]], ...
 def _sum_inside(
     labels: Int32[np.ndarray, "h w"], probability: Float32[np.ndarray, "h w"]
 ) -> Float64[np.ndarray, " count"]:
-    place = np.flatnonzero(labels)
+    place = np.flatnonzero(labels > 0)
     total: Float64[np.ndarray, " count"]
     total = np.bincount(labels.ravel()[place], weights=probability.ravel()[place])[1:]
     return total

@@ -15,8 +15,8 @@ from skimage.measure import label
 
 from resunet_ray.data import arrays, images
 from resunet_ray.data.archives import Entry
-from resunet_ray.data.raster import opening
 from resunet_ray.data.polygons import fill_polygon
+from resunet_ray.data.raster import opening
 from resunet_ray.data.raster.opening import TIFF_STARTS, naming
 from resunet_ray.data.raster.pillow import open_checked
 from resunet_ray.data.raster.planes import EVERYTHING, Selection

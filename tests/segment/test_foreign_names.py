@@ -103,7 +103,10 @@ def test_a_name_is_only_a_name(
     hidden = [
         name
         for name in names
-        if any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
+        if any(
+            part.startswith(".") and part not in (".", "..")
+            for part in name.replace("\\", "/").split("/")
+        )
     ]
     seen = len(names) - len(hidden)
     rows = read_output(str(output), "images")

@@ -161,6 +161,7 @@ def test_a_matlab_file_gives_its_instances(dtype: type[np.number]) -> None:
         (b"", "is not a MATLAB file"),
         (b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(384), "of version 7.3"),
     ],
+    ids=["name", "fractions", "three axes", "pixels", "cut", "empty", "version 7.3"],
 )
 def test_other_matlab_files_are_refused(content: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message):

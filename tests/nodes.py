@@ -23,9 +23,9 @@ TRAVELLED = "0.0.0+travelled"
 """The version of the clone. Only code that travelled with a job can report it."""
 
 _WORKERS, _WORKER_CPUS = 2, 3
-_START_SECONDS = 60
+_START_SECONDS = 180
 _END_SECONDS = 5
-_JOB_SECONDS = 240
+_JOB_SECONDS = 900
 
 
 @dataclass
@@ -213,7 +213,7 @@ class Nodes:
         ]
 
     @staticmethod
-    def wait_until(condition: Any, *, what: str, seconds: float = 90) -> None:
+    def wait_until(condition: Any, *, what: str, seconds: float = 300) -> None:
         """Return once a condition holds, or fail after `seconds`."""
         deadline = time.monotonic() + seconds
         while not condition():

@@ -159,7 +159,7 @@ def open_in_browser(page: bytes, *, folder: Path) -> str:
         f"--screenshot={folder / 'page.png'}",
     ]
     command += ["--dump-dom", f"file://{folder / 'page.html'}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert "TypeError" not in done.stderr
     assert read_picture(folder / "page.png").std() > 10, "the page is blank"
@@ -195,7 +195,7 @@ def call_job(name: str, *arguments: str) -> tuple[int, dict[str, Any], str]:
 
 
 def run_job(
-    name: str, *arguments: str, timeout: float = 240, address: str = "local"
+    name: str, *arguments: str, timeout: float = 900, address: str = "local"
 ) -> tuple[int, dict[str, Any], str]:
     """Run a job as a user would, with its own Ray or on the cluster at `address`.
 

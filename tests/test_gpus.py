@@ -39,7 +39,7 @@ def test_actors_take_the_gpus_that_ray_has(
         [sys.executable, "-c", _WITH_A_GPU, *job],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
         check=False,
     )
     scored, *_, segmented = done.stdout.splitlines() or ["", ""]

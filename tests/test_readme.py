@@ -161,7 +161,7 @@ def test_its_commands_on_real_data_run(tmp_path: Path, cluster: str) -> None:
             env=joined,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=900,
             check=False,
         )
         assert done.returncode == 0, done.stderr

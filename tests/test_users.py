@@ -60,7 +60,7 @@ def run_as_second(home: Path, *command: str) -> dict[str, object]:
     user = f"setpriv --reuid {UID} --regid {UID} --clear-groups env HOME={home} RAY_ADDRESS=local"
     script = "; ".join([*opened, f'cd {home}; exec {user} "$@"'])
     alone = ["unshare", "--mount", "sh", "-e", "-c", script, "sh", sys.executable, *command]
-    done = subprocess.run(alone, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(alone, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return dict(json.loads(done.stdout.splitlines()[-1]))
 

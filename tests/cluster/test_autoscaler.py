@@ -144,7 +144,7 @@ def test_an_autoscaler_is_asked_for_missing_nodes_and_only_impossible_demands_ar
         env=autoscaled,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -55,7 +55,7 @@ def refusals(machine: MetadataService, monkeypatch: pytest.MonkeyPatch) -> Itera
 def run_disturbed(name: str, *arguments: str) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", os.environ["BROKEN"])
-        code, line, shown = run_job(name, *arguments, timeout=600)
+        code, line, shown = run_job(name, *arguments)
     assert code == 0, shown
     return line
 

@@ -82,7 +82,7 @@ def run_cron(nodes: Nodes) -> subprocess.CompletedProcess[str]:
 
 def run(*command: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, env=env, cwd="/", capture_output=True, text=True, timeout=240, check=False
+        command, env=env, cwd="/", capture_output=True, text=True, timeout=900, check=False
     )
 
 
@@ -186,7 +186,7 @@ def start(nodes: Nodes, job: str, code: str) -> subprocess.Popen[str]:
 
 def read_end(submitting: subprocess.Popen[str]) -> tuple[int, str]:
     """Return the exit code, and the last line that is not Ray's."""
-    _, said = submitting.communicate(timeout=120)
+    _, said = submitting.communicate(timeout=600)
     own = [line for line in said.splitlines() if line.startswith("submit: ")]
     return submitting.returncode, own[-1] if own else ""
 

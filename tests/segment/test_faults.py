@@ -197,7 +197,7 @@ def test_dead_after_any_write_it_ends_with_what_an_undisturbed_run_gives(
         str(tmp_path / "in"),
         str(tmp_path / "out"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     deaths = [json.loads(line) for line in done.stdout.splitlines()]
     assert [death["code"] for death in deaths] == [0] * len(deaths), done.stderr

@@ -348,7 +348,7 @@ print(refused("c.svs"))
 """
     mounted = f'mount -t tmpfs -o size=32m none {tmp_path} && exec "$@"'
     alone = ["unshare", "-rm", "sh", "-c", mounted, "sh", sys.executable, "-c", script]
-    done = subprocess.run(alone, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(alone, capture_output=True, text=True, timeout=600, check=False)
     if "unshare" in done.stderr.partition(":")[0]:
         pytest.skip(f"no namespaces here, so no small disk: {done.stderr}")
     assert done.returncode == 0, done.stderr

@@ -78,7 +78,7 @@ def swept(dataset_uri: str, s3: str, tmp_path_factory: pytest.TempPathFactory) -
             command, stdout=subprocess.DEVNULL, stderr=file, env=environment
         ) as driver,
     ):
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 3000
         while driver.poll() is None and not saved_epochs(output) and time.monotonic() < deadline:
             time.sleep(0.2)
         assert driver.poll() is None, f"it ended before it could be killed: {log.read_text()}"
@@ -225,7 +225,7 @@ def test_the_dashboards_are_served_from_object_storage(swept: KilledSweep) -> No
         try:
             runs: list[str] = []
             studies: dict[str, Any] = {}
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 300
             while (len(runs) < 3 or not studies) and time.monotonic() < deadline:
                 try:
                     runs = fetch(f"http://127.0.0.1:{ports[0]}/data/runs")

@@ -108,13 +108,13 @@ def test_training(refusals: Refusals, machine: MetadataService, data: str, s3: s
 
 def test_a_sweep(refusals: Refusals, machine: MetadataService, data: str, s3: str) -> None:
     flags = [*SMALL, "--data", data, "--epochs", "1", "--validation-interval", "1"]
-    flags += ["--warmup-epochs", "0", "--trials", "2", "--concurrent", "1", "--scheduler", "none"]
-    flags += ["--search", "grid", "--space", "learning_rate=choice:1e-2,1e-3"]
+    flags += ["--warmup-epochs", "0", "--trials", "1", "--concurrent", "1", "--scheduler", "none"]
+    flags += ["--search", "grid", "--space", "learning_rate=choice:1e-2"]
     whole = run_undisturbed("tune", *flags, "--output", f"{s3}/outages/sweep")
     machine.fetches.clear()
     broken = run_disturbed("tune", *flags, "--output", f"{s3}/outages/broken-sweep")
-    assert whole["trials"] == broken["trials"] == {"completed": 2}
-    assert [trial.number for trial in list_trials(f"{s3}/outages/broken-sweep")] == [0, 1]
+    assert whole["trials"] == broken["trials"] == {"completed": 1}
+    assert [trial.number for trial in list_trials(f"{s3}/outages/broken-sweep")] == [0]
     assert whole["best"] == broken["best"]
     for name in ("leases/", "trial.json", "network.safetensors", "/tune/"):
         assert refusals.met("PUT", name), name

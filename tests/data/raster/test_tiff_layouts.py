@@ -73,7 +73,7 @@ def test_a_tiff_is_read_as_written_or_refused(**drawn: Any) -> None:
 
 @pytest.mark.campaign
 @given(**DRAWN)
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 def test_hundreds_of_tiffs_are_read_as_written_or_refused(**drawn: Any) -> None:
     compare(**drawn)
 

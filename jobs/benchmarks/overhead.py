@@ -32,9 +32,8 @@ from resunet_ray.segment.rows import (
     Place,
     PlannedRegion,
     Region,
-    RegionSums,
 )
-from resunet_ray.segment.work.region import sum_certainty, sum_sharpness
+from resunet_ray.segment.work.region import sum_region
 
 logger = logging.getLogger(__name__)
 
@@ -129,25 +128,15 @@ def _process(uri: str, bundle: Bundle, *, stages: _Stages, others: _Stages) -> R
     instances = stages.time(
         "measures and polygons", lambda: measure_instances(labels, found.probability)
     )
-    confidence, entropy, uncertain = stages.time(
-        "sums for the scores", lambda: sum_certainty(found.probability)
+    mask = (labels > 0).astype(np.uint8)
+    sums = stages.time(
+        "sums for the scores",
+        lambda: sum_region(mask, found.probability, image, num_instances=len(instances)),
     )
-    grey, square, laplacian = stages.time("sums for the scores", lambda: sum_sharpness(image))
-    mask = stages.time("mask as PNG", lambda: encode_png((labels > 0) * np.uint8(255)))
-    sums = RegionSums(
-        pixels=labels.size,
-        num_instances=len(instances),
-        foreground_pixels=int(np.count_nonzero(labels)),
-        uncertain_pixels=uncertain,
-        confidence_sum=confidence,
-        entropy_sum=entropy,
-        grey_sum=grey,
-        grey_square_sum=square,
-        laplacian_square_sum=laplacian,
-    )
+    encoded = stages.time("mask as PNG", lambda: encode_png(mask * np.uint8(255)))
     return Region.of(
         PlannedRegion(image=ImageRef(image_id="", image_uri=uri), place=Place()),
-        findings=Findings(sums=sums, mask=mask, instances=instances),
+        findings=Findings(sums=sums, mask=encoded, instances=instances),
         origin=Origin(run_id="", bundle_digest="", config_digest="", code_version=""),
     )
 

@@ -78,9 +78,9 @@ def decode_truth(content: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> 
         ImageError: for the reasons of `decode_values`; or it is neither (see `to_mask`).
     """
     values = decode_values(content, name=name, max_pixels=max_pixels)
-    if not _are_instances(values, name=name) or content.startswith(FORMATS["JPEG"][1]):
-        return Truth(to_mask(values, name=name), None)
     labels = _renumber(values, name=name)
+    if content.startswith(FORMATS["JPEG"][1]) or not _are_instances(labels):
+        return Truth(to_mask(values, name=name), None)
     return Truth((labels > 0).astype(np.uint8), labels)
 
 
@@ -136,16 +136,16 @@ def _renumber(values: Integer[np.ndarray, "h w"], *, name: str) -> Int32[np.ndar
     return (places.reshape(values.shape) + first).astype(np.int32)
 
 
-def _are_instances(values: Integer[np.ndarray, "h w"], *, name: str) -> bool:
-    """Whether the values are numbers of nuclei: several, each in one place, and none in another.
+def _are_instances(numbers: Int32[np.ndarray, "h w"]) -> bool:
+    """Whether numbers are those of nuclei: several, each in one place, and none in another.
 
     Of a mask that was smoothed, or that has a value for borders, each value is in many places, or
     encloses another.
     """
-    numbers = _renumber(values, name=name)
     count = int(numbers.max(initial=0))
-    pieces = number_pieces(numbers, connectivity=2, return_num=True)[1]
-    if count < 2 or numbers.all() or pieces > _MOST_PIECES * count:
+    if count < 2 or numbers.all():
+        return False
+    if number_pieces(numbers, connectivity=2, return_num=True)[1] > _MOST_PIECES * count:
         return False
     padded = np.pad(numbers, 1)
     beside = [(padded[1:], padded[:-1]), (padded[:, 1:], padded[:, :-1])]

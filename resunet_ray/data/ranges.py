@@ -1,7 +1,8 @@
 """The range of intensities of a plane, or one range for all planes of a file, from some of them."""
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +42,7 @@ def share_range(raster: Raster, plane: Plane, *, stored: bool) -> SharedRange:
     Raises:
         ImageError: none of the 16 can be read.
     """
-    alike = list_alike(raster, plane)
+    alike = list(find_alike(raster, plane))
     places = np.linspace(0, len(alike) - 1, min(len(alike), _PLANES)).round().astype(int)
     found, reason = [], ""
     for number in places:
@@ -58,19 +59,17 @@ def share_range(raster: Raster, plane: Plane, *, stored: bool) -> SharedRange:
     return SharedRange(counts, measure_range(to_rgb(values, counts)))
 
 
-def list_alike(raster: Raster, plane: Plane) -> list[Plane]:
-    """List the planes that may have one range with a plane: of its channel, in scenes like its own.
+def find_alike(raster: Raster, plane: Plane) -> Iterator[Plane]:
+    """Yield the planes that may share a plane's range: of its channel, in scenes like its own.
 
     A scene with other channels or another type of numbers was recorded otherwise.
     """
     wanted = raster.scenes[plane.scene]
-    return [
-        Plane(scene=number, channel=plane.channel, z=z, t=t)
-        for number, scene in enumerate(raster.scenes)
-        if (scene.dtype, scene.rgb, *scene.channels) == (wanted.dtype, wanted.rgb, *wanted.channels)
-        for t in range(scene.num_t)
-        for z in range(scene.num_z)
-    ]
+    kind = (wanted.dtype, wanted.rgb, *wanted.channels)
+    for number, scene in enumerate(raster.scenes):
+        if (scene.dtype, scene.rgb, *scene.channels) == kind:
+            for t, z in itertools.product(range(scene.num_t), range(scene.num_z)):
+                yield Plane(scene=number, channel=plane.channel, z=z, t=t)
 
 
 def sample_plane(raster: Raster, plane: Plane, *, most: int) -> np.ndarray:

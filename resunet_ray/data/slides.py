@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from resunet_ray.data.images import range_of, to_rgb
-from resunet_ray.data.ranges import SharedRange, list_alike, sample_plane, share_range
+from resunet_ray.data.ranges import SharedRange, find_alike, sample_plane, share_range
 from resunet_ray.data.raster.opening import naming, open_slide
 from resunet_ray.data.raster.planes import EVERYTHING, Selection, choose_channel
 from resunet_ray.data.raster.scene import FIRST, PixelSize, Plane
@@ -81,7 +81,7 @@ class Slide:
             found: Range | SharedRange | None = None
             if shared or scene.dtype != np.uint8:
                 changed = Path(path).stat().st_mtime_ns
-                place = list_alike(self._raster, self._plane)[0] if shared else self._plane
+                place = next(find_alike(self._raster, self._plane)) if shared else self._plane
                 found = _measure(path, changed, place, selection, stored=stored, shared=shared)
             self._range = found.counts if isinstance(found, SharedRange) else found
             self.levels = found.levels if isinstance(found, SharedRange) else None

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from resunet_ray import storage
 from resunet_ray.data.images import read_plane, to_rgb
-from resunet_ray.data.ranges import SharedRange, list_alike, share_range
+from resunet_ray.data.ranges import SharedRange, find_alike, share_range
 from resunet_ray.data.raster.lif import LifRaster
 from resunet_ray.data.raster.nd2 import Nd2Raster
 from resunet_ray.data.raster.opening import TIFF_SUFFIXES, naming, open_file
@@ -124,7 +124,7 @@ def read_from_stack(
                     cache,
                     max_pixels,
                     selection,
-                    list_alike(raster, plane)[0],
+                    next(find_alike(raster, plane)),
                     stored=stored,
                 )
             values = raster.read(plane, 0, (0, 0, *scene.levels[0]))

@@ -169,13 +169,13 @@ class _Series:
             if found.dataoffset is not None:  # uncompressed and in one piece
                 self._arrays[level] = _Contiguous(self._file, found, self._axes)
             else:
+                import zarr  # not above: it takes half a second
+
                 # What a scanner leaves out is empty glass, or dark.
                 fill = _full(self._page) if self._page.photometric in (RGB, YCBCR) else 0
                 store = self._found.aszarr(level=level, fillvalue=fill)
                 # tifffile marks a store as writable whose values could be changed in place.
                 mode: Literal["r", "r+"] = "r" if store.read_only else "r+"
-                import zarr  # not above: it takes half a second
-
                 self._arrays[level] = zarr.open_array(store, mode=mode)
         return self._arrays[level]
 

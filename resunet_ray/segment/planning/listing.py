@@ -172,9 +172,11 @@ class Listing:
     ) -> ListedImage:
         """Find a member of an archive by its path; archives that were listed are kept."""
         if location not in archives:
-            file, named = storage.look_up(location), archives.setdefault(location, {})
+            file = storage.look_up(location)
+            named: dict[str, list[ListedImage]] = {}
             for path, item in list_archive(location, file, self.cache, PassedOver()):
                 named.setdefault(path, []).append(item)
+            archives[location] = named
         members = archives[location].get(plain(member).replace("\\", "/"), [])
         if len(members) != 1:
             raise InputError(

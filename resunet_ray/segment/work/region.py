@@ -109,29 +109,40 @@ def describe_region(
         for own in objects.own
     ]
     instances = pa.concat_arrays([pa.array([], INSTANCE), *parts])
-    confidence, entropy, uncertain = sum_certainty(objects.probability)
-    grey, square, laplacian = sum_sharpness(image)
     return Findings(
         mask=encode_png(mask * np.uint8(255)),
         labels=encode_labels(objects.labels, name=name) if labels else None,
         probability=encode_png(_encode_probability(objects.probability)) if probabilities else None,
         instances=instances,
         neighbours=(objects.neighbours * scale).tolist(),
-        sums=RegionSums(
-            pixels=mask.size,
-            num_instances=len(instances),
-            foreground_pixels=int(mask.sum()),
-            uncertain_pixels=uncertain,
-            confidence_sum=confidence,
-            entropy_sum=entropy,
-            grey_sum=grey,
-            grey_square_sum=square,
-            laplacian_square_sum=laplacian,
-        ),
+        sums=sum_region(mask, objects.probability, image, num_instances=len(instances)),
     )
 
 
-def sum_certainty(probability: Float32[np.ndarray, "h w"]) -> tuple[float, float, int]:
+def sum_region(
+    mask: UInt8[np.ndarray, "h w"],
+    probability: Float32[np.ndarray, "h w"],
+    image: UInt8[np.ndarray, "h w 3"],
+    *,
+    num_instances: int,
+) -> RegionSums:
+    """Sum what the scores of an image are computed from; `mask` is 0 or 1."""
+    confidence, entropy, uncertain = _sum_certainty(probability)
+    grey, square, laplacian = _sum_sharpness(image)
+    return RegionSums(
+        pixels=mask.size,
+        num_instances=num_instances,
+        foreground_pixels=int(mask.sum()),
+        uncertain_pixels=uncertain,
+        confidence_sum=confidence,
+        entropy_sum=entropy,
+        grey_sum=grey,
+        grey_square_sum=square,
+        laplacian_square_sum=laplacian,
+    )
+
+
+def _sum_certainty(probability: Float32[np.ndarray, "h w"]) -> tuple[float, float, int]:
     """Sum the likelier class's probability and the entropy in bits; count uncertain pixels."""
     levels = count_levels(_encode_probability(probability))
     p = np.clip(np.arange(256) / 255, 1e-9, 1 - 1e-9)
@@ -141,7 +152,7 @@ def sum_certainty(probability: Float32[np.ndarray, "h w"]) -> tuple[float, float
     return confidence, float(levels @ entropy), int(levels[(p > low) & (p < high)].sum())
 
 
-def sum_sharpness(image: UInt8[np.ndarray, "h w 3"]) -> tuple[float, float, float]:
+def _sum_sharpness(image: UInt8[np.ndarray, "h w 3"]) -> tuple[float, float, float]:
     """Sum the grey levels, their squares, and the squares of their Laplacian."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     counts, levels = count_levels(grey), np.arange(256)

@@ -54,24 +54,24 @@ def test_a_second_run_is_refused_and_a_later_one_is_not(place: str) -> None:
 
 def test_a_live_lease_is_kept_and_a_dead_one_is_taken_over(place: str) -> None:
     """The holder renews its lease as long as it lives, and notices if another run took it over."""
-    with storage.hold_lease(place, seconds=3) as lease:
-        time.sleep(5)
-        with pytest.raises(LeaseError), storage.hold_lease(place, seconds=3):
+    with storage.hold_lease(place, seconds=6) as lease:
+        time.sleep(8)
+        with pytest.raises(LeaseError), storage.hold_lease(place, seconds=6):
             pass
         lease.check()
     started = time.time()
     create_exclusively(
         storage.join(place, LEASES, "000002"),
-        b'{"holder": "dead", "released": false, "seconds": 3}',
+        b'{"holder": "dead", "released": false, "seconds": 9}',
     )
     with (
         pytest.raises(LeaseError, match="another run, dead,"),
-        storage.hold_lease(place, seconds=3),
+        storage.hold_lease(place, seconds=9),
     ):
         pass
-    time.sleep(1.5)  # its renewal is overdue: the next run waits for the end of the lease
+    time.sleep(4)  # its renewal is overdue: the next run waits for the end of the lease
     with storage.hold_lease(place, seconds=3) as lease:
-        assert time.time() - started > 3
+        assert time.time() - started > 8  # S3 knows whole seconds
         create_exclusively(
             storage.join(place, LEASES, "000004"),
             b'{"holder": "thief", "released": false, "seconds": 3}',

@@ -200,7 +200,7 @@ class Nodes:
         for node in alive:  # Ray itself would wait half a minute for some of them
             _kill(node)
         try:
-            self.wait_until(lambda: not self._left(), what=f"the end of {self._left()}", seconds=20)
+            self.wait_until(lambda: not self._left(), what=f"the end of {self._left()}")
         finally:
             shutil.rmtree(self.folder)
 
@@ -241,7 +241,7 @@ def _kill(node: psutil.Popen) -> None:
             process.kill()
         except psutil.NoSuchProcess:
             continue
-    node.wait(timeout=30)
+    node.wait(timeout=300)
 
 
 def _belongs_to(process: psutil.Process, folder: Path) -> bool:

@@ -137,7 +137,7 @@ def watched(bundle_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     ):
         assert runs.stdout is not None
         assert runs.stdin is not None
-        too_long = threading.Timer(400, runs.terminate)
+        too_long = threading.Timer(900, runs.terminate)
         too_long.start()
         discovery = (
             Path(read_line(runs.stdout, log=folder / "log")["session"])

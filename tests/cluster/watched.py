@@ -66,7 +66,7 @@ def _main(bundle: str, folder: Path) -> None:
             crop=64,
             batch_size=4,
             precision="fp32",
-            epochs=60,
+            epochs=40,
             validation_interval=20,
         )
     )

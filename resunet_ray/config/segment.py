@@ -15,7 +15,7 @@ from resunet_ray.config.checks import (
     require_range,
 )
 from resunet_ray.config.lease import LeaseConfig
-from resunet_ray.config.model import Diameter
+from resunet_ray.config.model import Diameter, Engine
 from resunet_ray.config.roles import (
     ADDED,
     DECIDES,
@@ -106,6 +106,9 @@ class SegmentConfig(LeaseConfig):
     images. Default: one per GPU, or without GPUs one per node, on all of its cores."""
     gpu: MayChange[Literal["auto", "on", "off"]] = "auto"
     """One GPU for each model process. auto: if the cluster has GPUs when the work starts."""
+    engine: Tuning[MayChange[Engine]] = "auto"
+    """What computes the network on CPUs. auto: OpenVINO where it is installed (the extra `cpu`),
+    else torch. On GPUs it is always torch."""
     cpus_per_actor: Tuning[MayChange[int]] = 1
     """CPUs that Ray reserves for each model process; with --actors above 1, it uses no others."""
     nodes_seconds: Tuning[MayChange[float | None]] = None

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from resunet_ray import monitoring, storage
-from resunet_ray.cluster import count_cores, is_lost, this_node
+from resunet_ray.cluster import is_lost, this_node
 from resunet_ray.data.raster.planes import Selection
 from resunet_ray.data.slides import Slide
 from resunet_ray.errors import InputError, RunError
@@ -67,7 +67,7 @@ class Segmenter:
         cv2.setNumThreads(1)  # the threads below are enough
         self._spec, self._cache = spec, storage.Cache.of(spec.config)
         self._notes = crashes.Notes(spec.folder, spec.session, node=this_node(), is_lost=is_lost)
-        self._networks = 1 if spec.gpu else spec.threads or count_cores()
+        self._networks = spec.networks
         self._model = ThreadPoolExecutor(self._networks, thread_name_prefix="model")
         self._bundle = spec.load_bundle()
         self._stretches = self._bundle.info.preprocess.intensity == "percentiles"

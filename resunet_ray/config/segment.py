@@ -106,6 +106,9 @@ class SegmentConfig(LeaseConfig):
     images. Default: one per GPU, or without GPUs one per node, on all of its cores."""
     gpu: MayChange[Literal["auto", "on", "off"]] = "auto"
     """One GPU for each model process. auto: if the cluster has GPUs when the work starts."""
+    price_per_hour: Tuning[MayChange[float | None]] = None
+    """What a model process costs an hour, in any currency: its node, or its share of one. The run's
+    report then says what the run cost."""
     engine: Tuning[MayChange[Engine]] = "auto"
     """What computes the network on CPUs. auto: OpenVINO where it is installed (the extra `cpu`),
     else torch. On GPUs it is always torch."""
@@ -130,7 +133,7 @@ class SegmentConfig(LeaseConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(bool(self.input), "--input is empty: expected at least one location")
-        require_range(self, 0, ANY, "actors", "nodes_seconds", "unclear_retries")
+        require_range(self, 0, ANY, "actors", "nodes_seconds", "unclear_retries", "price_per_hour")
         require_range(self, 1, ANY, "cpus_per_actor", "readers", "batch_size", "max_pixels")
         require_range(self, 0, 1, "max_error_fraction", "max_unclear_fraction")
         require_range(self, TINY, 1 - TINY, "threshold")

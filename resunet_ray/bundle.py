@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -22,11 +23,13 @@ from resunet_ray.bundle_info import (
     read_bundle_info,
 )
 from resunet_ray.config import ModelConfig
+from resunet_ray.config.model import Engine
 from resunet_ray.data.images import decode_stored, encode_png
-from resunet_ray.errors import InputError, RunError
+from resunet_ray.errors import ConfigError, InputError, RunError
 from resunet_ray.intensity import Range, measure_range
+from resunet_ray.model import openvino
 from resunet_ray.model.diameter import choose_scale, predict_scaled
-from resunet_ray.model.inference import autocast_dtype, default_batch_size, predict
+from resunet_ray.model.inference import Network, autocast_dtype, default_batch_size, predict
 from resunet_ray.model.instances import find_instances
 from resunet_ray.model.measures import measure_instances
 from resunet_ray.model.prediction import Prediction, count_outputs
@@ -65,6 +68,8 @@ class Bundle:
     wherever results refer to it."""
     network: ResUNet
     device: torch.device
+    on_cpu: openvino.OpenVinoNetwork | None = None
+    """What computes the network in place of torch."""
 
     @property
     def default_batch_size(self) -> int:
@@ -74,6 +79,10 @@ class Bundle:
     def is_broken_by(self, error: Exception) -> bool:
         """Whether the network is lost to this process: CUDA computes no more after most errors."""
         return self.device.type == "cuda" and not isinstance(error, torch.OutOfMemoryError)
+
+    def compute(self, dtype: torch.dtype | None) -> Network:
+        """Return what computes the network, in bfloat16 or, with None, in full precision."""
+        return self.network if self.on_cpu is None else partial(self.on_cpu, dtype=dtype)
 
     def predict(
         self,
@@ -96,18 +105,19 @@ class Bundle:
             scales: at which each image is seen (see `model.diameter.choose_scale`); by default,
                 the head `diameter` decides.
         """
+        dtype = autocast_dtype(self.device, precision)
 
         def run(
             some: Sequence[UInt8[np.ndarray, "_h _w 3"]], levels: Sequence[Range | None] | None
         ) -> list[Prediction]:
             return predict(
-                self.network,
+                self.compute(dtype),
                 some,
                 config=self.info.preprocess,
                 channels=self.info.model.in_channels,
                 heads=self.info.model.heads,
                 device=self.device,
-                dtype=autocast_dtype(self.device, precision),
+                dtype=dtype,
                 batch_size=batch_size,
                 flips=flips,
                 ranges=levels,
@@ -207,15 +217,24 @@ def save_bundle(
     return load_bundle(uri)
 
 
-def load_bundle(uri: str, *, device: torch.device | None = None) -> Bundle:
+def load_bundle(
+    uri: str,
+    *,
+    device: torch.device | None = None,
+    engine: Engine = "auto",
+    streams: int = 1,
+) -> Bundle:
     """Load a bundle and check its digests; its network is in evaluation mode.
 
     Args:
         uri: folder of the bundle, or the name of one that comes with the package.
         device: device for the network; the CPU by default.
+        engine: what computes the network on a CPU.
+        streams: threads that will predict at a time. Each uses `torch.get_num_threads()` cores.
 
     Raises:
         InputError: the bundle is missing, damaged, or not of this version.
+        ConfigError: the engine cannot compute it.
     """
     uri = bundles.locate(uri)
     info, digest = read_bundle_info(uri)
@@ -235,4 +254,24 @@ def load_bundle(uri: str, *, device: torch.device | None = None) -> Bundle:
             f"the weights of {uri} do not fit the network of its bundle.json: {error}"
         ) from None
     device = device or torch.device("cpu")
-    return Bundle(uri, info, digest, network.eval().to(device), device)
+    network.eval().to(device)
+    on_cpu = None
+    if device.type == "cpu" and _takes_openvino(info.model, engine):
+        channels = info.model.in_channels
+        on_cpu = openvino.OpenVinoNetwork(network, channels=channels, streams=streams)
+    return Bundle(uri, info, digest, network, device, on_cpu)
+
+
+def _takes_openvino(model: ModelConfig, engine: Engine) -> bool:
+    installed, same = openvino.is_installed(), model.bridge != "psp"
+    if engine == "openvino" and not (installed and same):
+        raise ConfigError(
+            "--engine openvino: "
+            + (
+                "the bridge psp pools by the size of the tile, which OpenVINO takes as constant; "
+                "expected auto or torch"
+                if installed
+                else "OpenVINO is not installed where the network runs; install resunet_ray[cpu]"
+            )
+        )
+    return engine != "torch" and installed and same

@@ -93,6 +93,7 @@ def _score(config: EvaluateConfig, dataset: Dataset, *, output: str) -> pa.Table
         config.split,
         bundle=bundles.absolute(config.bundle),
         score=_build_score(config, output),
+        engine=config.engine,
         actors=config.actors,
     )
     total = dataset.splits[config.split]
@@ -193,7 +194,7 @@ def _predict(
             scales=scales,
         )
     return predict(
-        bundle.network,
+        bundle.compute(None),
         [_to_baseline_size(image.image) for image in images],
         config=PreprocessConfig(tile=_BASELINE_SIDE, intensity=bundle.info.preprocess.intensity),
         channels=bundle.info.model.in_channels,

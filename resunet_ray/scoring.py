@@ -14,6 +14,7 @@ from resunet_ray.cluster import (
     count_gpus,
     wait_for_resources,
 )
+from resunet_ray.config.model import Engine
 from resunet_ray.data.dataset import Dataset, Span, plan_once
 from resunet_ray.data.labelled import LabelledImage, read_images
 from resunet_ray.tasks import Columns, count_up
@@ -23,7 +24,13 @@ Score = Callable[[Bundle, list[LabelledImage]], pa.Table]
 
 
 def score_split(
-    dataset: Dataset, split: str, *, bundle: str, score: Score, actors: int | None = None
+    dataset: Dataset,
+    split: str,
+    *,
+    bundle: str,
+    score: Score,
+    actors: int | None = None,
+    engine: Engine = "auto",
 ) -> ray.data.Dataset:
     """Return a lazy Ray Data set with one row per image.
 
@@ -34,6 +41,7 @@ def score_split(
         score: predicts and scores a block of images.
         actors: maximum number of processes that hold the network. None: one per GPU, or a single
             one with all cores.
+        engine: what computes the network on CPUs.
 
     Raises:
         ResourceError: the actors do not fit beside Ray Data's own CPU.
@@ -49,7 +57,7 @@ def score_split(
     )
     return count_up(len(spans)).map_batches(
         _Scorer,
-        fn_constructor_args=(dataset, spans, bundle, score, actors),
+        fn_constructor_args=(dataset, spans, bundle, score, actors, engine),
         compute=ray.data.ActorPoolStrategy(size=actors),
         runtime_env=MODEL_ENVIRONMENT,
         num_cpus=1,
@@ -62,12 +70,20 @@ class _Scorer:
     """The actor: loads the bundle once, then reads and scores one span after another."""
 
     def __init__(
-        self, dataset: Dataset, spans: list[Span], bundle: str, score: Score, actors: int
+        self,
+        dataset: Dataset,
+        spans: list[Span],
+        bundle: str,
+        score: Score,
+        actors: int,
+        engine: Engine,
     ) -> None:
         torch.set_num_threads(max(1, count_cores() // actors))
         self._dataset, self._spans, self._score = dataset, spans, score
         self._bundle = load_bundle(
-            bundle, device=torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            bundle,
+            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            engine=engine,
         )
 
     def __call__(self, batch: Columns) -> pa.Table:

@@ -4,7 +4,7 @@ Shape checks at every call, one local Ray, one S3 server, small generated data, 
 available.
 """
 
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 # Not for modules whose inner functions travel to Ray's processes: the checking wrappers cannot be
 # pickled.
@@ -100,6 +100,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         ranks[item.path] = min(rank(item), ranks.get(item.path, len(_COSTLY)))
     items.sort(key=lambda item: ranks[item.path])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _trace_without_checks() -> Iterator[None]:
+    """While torch traces a network, sizes are tensors, which the checks of shapes cannot read."""
+    trace: Any = torch.jit.trace
+
+    def trace_unchecked(*args: Any, **kwargs: Any) -> Any:
+        config.update("jaxtyping_disable", True)
+        try:
+            return trace(*args, **kwargs)
+        finally:
+            config.update("jaxtyping_disable", False)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.jit, "trace", trace_unchecked)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from resunet_ray.config import TrainConfig, load_config
 from resunet_ray.data.dataset import Dataset
 from resunet_ray.data.images import decode_image, encode_png
 from resunet_ray.data.targets import NUM_BYTES
+from resunet_ray.model.inference import Network, autocast_dtype
 from resunet_ray.model.instances import threshold_mask
 from resunet_ray.model.metrics import count_pixels, score_counts
 from resunet_ray.train.session import build_session
@@ -83,13 +84,24 @@ def run_bare_network(uri: str) -> float:
     for batch_size in (1, 4, 16):
         x = torch.rand((batch_size, bundle.info.model.in_channels, SIDE, SIDE), device=device)
         x = x.contiguous(memory_format=torch.channels_last)
-        for network, tiles in ((half, x.bfloat16()), (bundle.network, x)):
-            streams = {1, os.cpu_count() or 1}
-            rates += [_network_rate(network, tiles, streams=number) for number in streams]
+        for streams in {1, os.cpu_count() or 1}:
+            networks: list[tuple[Network, torch.Tensor]] = [
+                (half, x.bfloat16()),
+                (bundle.network, x),
+            ]
+            if bundle.on_cpu is not None:
+                cores = max(1, (os.cpu_count() or 1) // streams)
+                torch.set_num_threads(cores)
+                faster = load_bundle(uri, streams=streams)
+                networks += [
+                    (faster.compute(autocast_dtype(device, precision)), x)
+                    for precision in ("auto", "fp32")
+                ]
+            rates += [_network_rate(network, tiles, streams=streams) for network, tiles in networks]
     return max(rates)
 
 
-def _network_rate(network: torch.nn.Module, tiles: torch.Tensor, *, streams: int) -> float:
+def _network_rate(network: Network, tiles: torch.Tensor, *, streams: int) -> float:
     """Return megapixels/s of several threads that each run the network and share the cores."""
 
     def run(steps: int) -> None:

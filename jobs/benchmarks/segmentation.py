@@ -45,6 +45,7 @@ def benchmark_segment(config: BenchmarkConfig) -> dict[str, Any]:
         "bare": [round(rate, 3) for rate in bare],
         "seconds": jobs[-1].seconds,
         "model_busy_fraction": jobs[-1].model_busy_fraction,
+        "cost": jobs[-1].cost,
         "over_one_at_a_time": round(job / single, 2),
         "peak_gib": [round(peak, 3) for peak in peaks],
     }
@@ -69,6 +70,7 @@ def benchmark_slide(config: BenchmarkConfig) -> dict[str, Any]:
         "bare": [round(rate, 3) for rate in bare],
         "regions": done.regions,
         "seconds": done.seconds,
+        "cost": done.cost,
         "peak_gib": round(peak.gib, 3),
     }
 

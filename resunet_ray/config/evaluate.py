@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from resunet_ray.config.checks import ANY, require_range
 from resunet_ray.config.lease import LeaseConfig
+from resunet_ray.config.model import Engine
 from resunet_ray.config.roles import Heading, Tuning
 
 
@@ -27,6 +28,9 @@ class EvaluateConfig(LeaseConfig):
     """Average the probability over the image's four mirror images: four times the work."""
     actors: Annotated[int | None, Heading.COMPUTE] = None
     """Model processes. Default: one per GPU, or a single one that uses every core."""
+    engine: Tuning[Engine] = "auto"
+    """What computes the network on CPUs. auto: OpenVINO where it is installed (the extra `cpu`),
+    else torch. On GPUs it is always torch."""
     history: Annotated[Tuning[str | None], Heading.INPUT] = None
     """history.csv of the training run, to draw its curves. Default: the one beside the bundle, if
     there is one."""

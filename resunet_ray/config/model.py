@@ -12,6 +12,7 @@ Head = Literal["distance", "centre", "diameter"]
 Diameter = Literal["auto", "none"] | float
 Block = Literal["residual", "dense", "atrous"]
 Bridge = Literal["plain", "psp"]
+Engine = Literal["auto", "torch", "openvino"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from resunet_ray.config.checks import (
     require_range,
 )
 from resunet_ray.config.lease import LeaseConfig
-from resunet_ray.config.model import Diameter
+from resunet_ray.config.model import Diameter, Engine
 from resunet_ray.config.roles import (
     ADDED,
     DECIDES,
@@ -106,6 +106,12 @@ class SegmentConfig(LeaseConfig):
     images. Default: one per GPU, or without GPUs one per node, on all of its cores."""
     gpu: MayChange[Literal["auto", "on", "off"]] = "auto"
     """One GPU for each model process. auto: if the cluster has GPUs when the work starts."""
+    price_per_hour: Tuning[MayChange[float | None]] = None
+    """What a model process costs an hour, in any currency: its node, or its share of one. The run's
+    report then says what the run cost."""
+    engine: Tuning[MayChange[Engine]] = "auto"
+    """What computes the network on CPUs. auto: OpenVINO where it is installed (the extra `cpu`),
+    else torch. On GPUs it is always torch."""
     cpus_per_actor: Tuning[MayChange[int]] = 1
     """CPUs that Ray reserves for each model process; with --actors above 1, it uses no others."""
     nodes_seconds: Tuning[MayChange[float | None]] = None
@@ -127,7 +133,7 @@ class SegmentConfig(LeaseConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(bool(self.input), "--input is empty: expected at least one location")
-        require_range(self, 0, ANY, "actors", "nodes_seconds", "unclear_retries")
+        require_range(self, 0, ANY, "actors", "nodes_seconds", "unclear_retries", "price_per_hour")
         require_range(self, 1, ANY, "cpus_per_actor", "readers", "batch_size", "max_pixels")
         require_range(self, 0, 1, "max_error_fraction", "max_unclear_fraction")
         require_range(self, TINY, 1 - TINY, "threshold")

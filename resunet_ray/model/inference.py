@@ -1,13 +1,13 @@
 """From images to probabilities: resize or tile, run full batches, merge the tiles."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from resunet_ray.config import PreprocessConfig
 from resunet_ray.config.model import Head
@@ -16,6 +16,9 @@ from resunet_ray.model.heads import activate, unflip
 from resunet_ray.model.prediction import Prediction, count_outputs
 from resunet_ray.model.preprocess import preprocess
 from resunet_ray.model.tiling import Box, blend_weight, plan_tiles
+
+Network = Callable[[Float[Tensor, "n c h w"]], Float[Tensor, "n k h w"]]
+"""Images → logits."""
 
 
 def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
@@ -41,7 +44,7 @@ def default_batch_size(device: torch.device) -> int:
 
 
 def predict(
-    model: nn.Module,
+    model: Network,
     images: Sequence[UInt8[np.ndarray, "_h _w 3"]],
     *,
     config: PreprocessConfig,
@@ -56,7 +59,7 @@ def predict(
     """Predict images of any sizes.
 
     Args:
-        model: the network, in evaluation mode, on `device`.
+        model: the network; if it is a module, in evaluation mode, on `device`.
         images: images of any sizes; tiles of equal shape share a batch across images.
         config: tiling, or the resize that the network was trained with.
         channels: channels that the network takes (see `preprocess`).
@@ -118,7 +121,7 @@ def _batches(
 
 
 def _predict_tiles(
-    model: nn.Module, x: Float[Tensor, "n c h w"], *, heads: tuple[Head, ...], flips: bool
+    model: Network, x: Float[Tensor, "n c h w"], *, heads: tuple[Head, ...], flips: bool
 ) -> Float[Tensor, "n k h w"]:
     views: list[tuple[int, ...]] = [(), (2,), (3,), (2, 3)] if flips else [()]
     total = torch.zeros((), device=x.device)

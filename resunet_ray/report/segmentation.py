@@ -118,6 +118,7 @@ def write_segmentation_report(output: str, *, run_id: str) -> str:
         run_id=run_id,
         record=record,
         result=record["result"],
+        cost=record["result"].get("cost", {}),  # as those
         passed_over=record["result"].get("passed_over", {}),  # not in runs of an earlier version
         distributions=_draw_distributions(measures) if len(summary.suspects) else None,
         reasons=dict(summary.reasons.most_common()),

@@ -56,6 +56,9 @@ class SegmentationResult:
     images_per_second: float = 0.0
     model_busy_fraction: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
+    """Of all actors: core-seconds and GPU-seconds, for an image and for a megapixel too, and the
+    price if that of an hour is known."""
 
     @property
     def error_fraction(self) -> float:
@@ -269,6 +272,7 @@ def _run_planned(run_id: str, *, config: SegmentConfig, lease: Lease) -> Segment
         "commit": time.perf_counter() - segmented,
         **sums.stages,
     }
+    images = sums.regions * plan.images / plan.regions
     result = SegmentationResult(
         run_id=run_id,
         images=dict(statuses),
@@ -279,9 +283,10 @@ def _run_planned(run_id: str, *, config: SegmentConfig, lease: Lease) -> Segment
         repeated=plan.repeated,
         passed_over=plan.passed_over,
         megapixels_per_second=round(sums.pixels / 1e6 / sums.seconds, 3),
-        images_per_second=round(sums.regions * plan.images / plan.regions / sums.seconds, 3),
+        images_per_second=round(images / sums.seconds, 3),
         model_busy_fraction=round(sums.stages["model"] / sums.network_seconds, 4),
         seconds={name: round(value, 3) for name, value in seconds.items()},
+        cost=sums.cost(gpu=spec.gpu, images=images, price_per_hour=own.price_per_hour),
     )
     crashes.forget(folder)
     for name in (layout.REGIONS, layout.INSTANCES, layout.IMAGES, layout.RUNS):

@@ -69,6 +69,9 @@ def test_each_image_is_there_once_with_the_mask_that_the_bundle_gives(
         "error_message"
     ].tolist()
     assert 0 < result.model_busy_fraction <= 1
+    assert result.cost["core_seconds"] == pytest.approx(
+        18 * result.cost["core_seconds_per_image"], rel=1e-4
+    )
     images, regions = read_output(config.output, "images"), read_output(config.output, "regions")
     assert len(images) == len(regions) == 18
     assert images["image_id"].is_unique

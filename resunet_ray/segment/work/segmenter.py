@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from resunet_ray import monitoring, storage
-from resunet_ray.cluster import count_cores, is_lost, this_node
+from resunet_ray.cluster import is_lost, this_node
 from resunet_ray.data.raster.planes import Selection
 from resunet_ray.data.slides import Slide
 from resunet_ray.errors import InputError, RunError
@@ -41,7 +41,7 @@ from resunet_ray.segment.work.region import describe_image
 from resunet_ray.segment.work.sample import Sample, group_samples, read_image, read_tile
 from resunet_ray.segment.work.slide_chunk import DamagedTileError, Held, SlideChunk, take_seconds
 from resunet_ray.segment.work.spec import RunSpec
-from resunet_ray.segment.work.sums import ChunkResult
+from resunet_ray.segment.work.sums import ChunkResult, CoreClock
 from resunet_ray.storage import crashes
 from resunet_ray.tasks import map_ahead
 
@@ -65,9 +65,10 @@ class Segmenter:
             RunError: the network's output differs from that recorded when the bundle was saved.
         """
         cv2.setNumThreads(1)  # the threads below are enough
+        self._clock = CoreClock()
         self._spec, self._cache = spec, storage.Cache.of(spec.config)
         self._notes = crashes.Notes(spec.folder, spec.session, node=this_node(), is_lost=is_lost)
-        self._networks = 1 if spec.gpu else spec.threads or count_cores()
+        self._networks = spec.networks
         self._model = ThreadPoolExecutor(self._networks, thread_name_prefix="model")
         self._bundle = spec.load_bundle()
         self._stretches = self._bundle.info.preprocess.intensity == "percentiles"
@@ -111,7 +112,10 @@ class Segmenter:
         failures = {region.image.image_id: region.failure for region in regions}
         require_few_unclear(failures.values(), most=self._spec.config.max_unclear_fraction)
         write_regions(layout.chunk_uri(self._spec.output, self._spec.run_id, chunk), regions)
-        return ChunkResult.of(regions, networks=self._networks, begun=begun, ended=time.time())
+        took = self._clock.take()
+        return ChunkResult.of(
+            regions, networks=self._networks, begun=begun, ended=time.time(), core_seconds=took
+        )
 
     def _segment(self, planned: list[PlannedRegion]) -> list[Region]:
         first = planned[0].place

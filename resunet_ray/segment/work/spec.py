@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from resunet_ray import __version__, monitoring
+from resunet_ray.cluster import count_cores
 from resunet_ray.config import SegmentConfig
 from resunet_ray.errors import ResourceError, RunError
 from resunet_ray.segment.rows import Origin
@@ -46,6 +47,11 @@ class RunSpec:
             code_version=__version__,
         )
 
+    @property
+    def networks(self) -> int:
+        """How many threads of an actor on this node compute the network."""
+        return 1 if self.gpu else self.threads or count_cores()
+
     def load_bundle(self) -> "Bundle":
         """Load the bundle for an actor's network threads, and run its self-test.
 
@@ -67,7 +73,12 @@ class RunSpec:
             # One image a core. Cores that share an image wait after every layer for the slowest of
             # them, which may just be reading or writing.
             torch.set_num_threads(1)
-        bundle = load_bundle(self.config.bundle, device=torch.device("cuda" if self.gpu else "cpu"))
+        bundle = load_bundle(
+            self.config.bundle,
+            device=torch.device("cuda" if self.gpu else "cpu"),
+            engine=self.config.engine,
+            streams=self.networks,
+        )
         if bundle.digest != self.bundle_digest:
             raise RunError(
                 f"the bundle {self.config.bundle} was replaced during the run: run the same "

@@ -1,6 +1,8 @@
 """What a chunk says when it is done, and the sums of a run over its chunks."""
 
 import json
+import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +16,19 @@ Outcome = tuple[str, str, str, int]
 """Status, error stage, error type, number of regions."""
 
 
+class CoreClock:
+    """The CPU time of this process, handed out once: chunks overlap."""
+
+    def __init__(self) -> None:
+        self._taken, self._lock = time.process_time(), threading.Lock()
+
+    def take(self) -> float:
+        """Return the seconds since the last call, or since the clock was made."""
+        with self._lock:
+            before, self._taken = self._taken, time.process_time()
+            return self._taken - before
+
+
 @dataclass(frozen=True, kw_only=True)
 class ChunkResult:
     """A chunk whose file is written."""
@@ -25,10 +40,20 @@ class ChunkResult:
     begun: float
     """Seconds since the epoch, as is `ended`."""
     ended: float
+    core_seconds: float
+    """CPU time of its actor since the chunk before, or since the actor started."""
     seconds: Seconds
 
     @classmethod
-    def of(cls, regions: Sequence[Region], *, networks: int, begun: float, ended: float) -> Self:
+    def of(
+        cls,
+        regions: Sequence[Region],
+        *,
+        networks: int,
+        begun: float,
+        ended: float,
+        core_seconds: float,
+    ) -> Self:
         """Sum up the regions of a chunk."""
         outcomes = Counter(
             (region.status, region.failure.error_stage, region.failure.error_type)
@@ -42,6 +67,7 @@ class ChunkResult:
             networks=networks,
             begun=begun,
             ended=ended,
+            core_seconds=core_seconds,
             seconds=sum_seconds(regions),
         )
 
@@ -73,6 +99,8 @@ class ChunkSums:
     pixels: int = 0
     begun: float = float("inf")
     ended: float = 0.0
+    core_seconds: float = 0.0
+    """CPU time of all actors, the loading of their networks included."""
     stages: Counter[str] = field(
         default_factory=lambda: Counter({"read": 0.0, "model": 0.0, "post": 0.0})
     )
@@ -85,6 +113,7 @@ class ChunkSums:
             self.failed += regions if status == "failed" else 0
         self.networks = max(self.networks, chunk.networks)
         self.pixels += chunk.pixels
+        self.core_seconds += chunk.core_seconds
         self.stages.update(stage_seconds(chunk.seconds))
         self.begun, self.ended = min(self.begun, chunk.begun), max(self.ended, chunk.ended)
 
@@ -97,6 +126,24 @@ class ChunkSums:
     def network_seconds(self) -> float:
         """Time of all networks together, whether they computed or waited."""
         return self.seconds * self.actors * self.networks
+
+    def cost(self, *, gpu: bool, images: float, price_per_hour: float | None) -> dict[str, float]:
+        """Return what the actors took.
+
+        Args:
+            gpu: whether each held a GPU.
+            images: that they segmented.
+            price_per_hour: of an actor.
+        """
+        held = self.seconds * self.actors
+        took = {"core_seconds": self.core_seconds} | ({"gpu_seconds": held} if gpu else {})
+        cost = dict(took)
+        for what, number in (("image", images), ("megapixel", self.pixels / 1e6)):
+            if number:
+                cost |= {f"{name}_per_{what}": value / number for name, value in took.items()}
+        if price_per_hour is not None:
+            cost["price"] = held / 3600 * price_per_hour
+        return {name: round(value, 6) for name, value in cost.items()}
 
 
 def stage_seconds(seconds: Seconds) -> dict[str, float]:

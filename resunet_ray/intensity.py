@@ -59,9 +59,8 @@ def measure_counts(values: np.ndarray) -> Range:
         values: a whole image, or what stands for it, (h, w) or (h, w, c). NaN and infinity do not
             count, nor do zeros far below everything else, with which software fills gaps.
     """
-    step = max(1, int(np.ceil(np.sqrt(values.size / _SAMPLE))))
-    few = values.dtype.kind in "biu" and values.dtype.itemsize <= 2
-    sample = values[::step, ::step].astype(np.int64 if few else np.float64)
+    sample = _sample(values)
+    few = sample.dtype.kind == "i"
     noise = np.abs(np.diff(sample, axis=1))
     found = sample.ravel() if few else sample[np.isfinite(sample)]
     noise = noise.ravel() if few else noise[np.isfinite(noise)]
@@ -79,6 +78,13 @@ def measure_counts(values: np.ndarray) -> Range:
     return float(low), float(max(high, low + least))
 
 
+def _sample(values: np.ndarray) -> np.ndarray:
+    """Return some of the values, as integers if they are so few that each can be counted."""
+    step = max(1, int(np.ceil(np.sqrt(values.size / _SAMPLE))))
+    few = values.dtype.kind in "biu" and values.dtype.itemsize <= 2
+    return values[::step, ::step].astype(np.int64 if few else np.float64)
+
+
 def _percentiles(values: np.ndarray, shares: Sequence[float]) -> np.ndarray:
     """Return percentiles as NumPy does; of integers, which are few, by counting each."""
     if values.dtype.kind != "i":
@@ -91,12 +97,18 @@ def _percentiles(values: np.ndarray, shares: Sequence[float]) -> np.ndarray:
     return np.asarray(least + below + (above - below) * (places - np.floor(places)))
 
 
-def guess_range(values: np.ndarray) -> Range:
+def guess_range(values: np.ndarray, *, hot: bool = False) -> Range:
     """Return the range of the smallest of 8, 10, 12, 14 and 16 bits that holds all values.
 
-    This is how bundles read counts that see intensities as stored.
+    This is how bundles read counts that see intensities as stored, and how colours are read.
+
+    Args:
+        values: a whole image, or what stands for it, in whole numbers from 0.
+        hot: leave out the brightest values, which may be hot pixels.
     """
     largest = int(values.max(initial=0))
+    if hot and values.size:
+        largest = int(np.ceil(_percentiles(_sample(values), _PERCENTILES[1:])[0]))
     return 0.0, float(next((2**bits - 1 for bits in _BIT_DEPTHS if largest < 2**bits), 2**16 - 1))
 
 

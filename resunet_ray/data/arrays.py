@@ -122,7 +122,8 @@ def to_rgb(
     if array.dtype != np.uint8:
         # Colours are often kept as whole numbers of some other type.
         is_colour = array.shape[2] == 3 and array.min(initial=0) >= 0 and (array % 1 == 0).all()
-        levels = guess_range(array) if is_colour else measure_counts(array)
+        is_colour = is_colour and array.max(initial=0) <= np.iinfo(np.uint16).max
+        levels = guess_range(array, hot=True) if is_colour else measure_counts(array)
         array = scale_counts(array, levels)
     return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
 

@@ -82,12 +82,14 @@ def range_of(values: np.ndarray, scene: Scene, *, stored: bool) -> Range | None:
         scene: it belongs to.
         stored: guess the number of bits from the largest value, as bundles do that see intensities
             as stored. Otherwise two percentiles become black and white, which hot pixels and an
-            offset do not move. Colours in whole numbers are always read by their number of bits.
+            offset do not move. Colours of 16 bits are read by the number of bits that holds all
+            but hot pixels. More bits, signed and floating-point numbers have no number of bits.
     """
     if values.dtype == np.uint8:
         return None
-    is_colour = scene.rgb and values.dtype.kind == "u"
-    return guess_range(values) if stored or is_colour else measure_counts(values)
+    if values.dtype == np.uint16 and (stored or scene.rgb):
+        return guess_range(values, hot=not stored)
+    return measure_counts(values)
 
 
 def to_rgb(values: np.ndarray, levels: Range | None) -> UInt8[np.ndarray, "h w 3"]:

@@ -7,13 +7,18 @@ palette, where white is a nucleus, and instances that are painted in RGB.
 
 import io
 
-import cv2
 import numpy as np
 import tifffile
 from PIL import Image
 
 from resunet_ray.data.raster.opening import TIFF_STARTS, naming
-from resunet_ray.data.raster.pillow import ORIENTATION_TAG, is_deep, open_checked, read_orientation
+from resunet_ray.data.raster.pillow import (
+    ORIENTATION_TAG,
+    is_opaque,
+    open_checked,
+    read_orientation,
+    read_pixels,
+)
 from resunet_ray.data.raster.tiff_checks import (
     JPEG,
     MINISBLACK,
@@ -24,6 +29,7 @@ from resunet_ray.data.raster.tiff_checks import (
     breaks_off,
     check_page,
 )
+from resunet_ray.data.raster.tiff_metadata import read_palette
 from resunet_ray.data.raster.turning import turn
 from resunet_ray.errors import ImageError
 
@@ -49,30 +55,11 @@ def read_values(content: bytes, *, name: str, max_pixels: int) -> np.ndarray:
 
 
 def _read_pillow(image: Image.Image, content: bytes, *, name: str) -> np.ndarray:
-    image.load()  # raises if the file ends early
-    # Pillow would cut 16-bit colour, and grey with transparency, to 8 bit.
-    cut = is_deep(content) and image.mode != "I;16"
-    values = _read_deep_png(content) if cut else np.asarray(image)
-    alpha: np.ndarray | None = None
-    clear = image.info.get("transparency")
-    if values.ndim == 3 and values.shape[2] in (2, 4):
-        values, alpha = values[..., :-1], values[..., -1]
-    elif isinstance(clear, bytes):  # one for each colour of a palette; opaque if it is missing
-        alpha = np.frombuffer(clear.ljust(256, b"\xff"), np.uint8)[values]
-    elif clear is not None:
-        differs = values != np.asarray(clear)
-        alpha = differs if values.ndim == 2 else differs.any(axis=-1)
+    values, alpha = read_pixels(image, content)
     if image.mode == "P":
         palette = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
         values = _from_palette(values, palette, name=name)
     return _merge(values, alpha, name=name)
-
-
-def _read_deep_png(content: bytes) -> np.ndarray:
-    deep = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)  # BGR
-    if deep is None:
-        raise ValueError("its 16-bit colour cannot be decoded")
-    return deep if deep.ndim == 2 else deep[..., [2, 1, 0, 3][: deep.shape[2]]]
 
 
 def _decode_tiff(content: bytes, *, name: str, max_pixels: int) -> np.ndarray:
@@ -115,9 +102,7 @@ def _read_tiff(file: tifffile.TiffFile, *, name: str) -> np.ndarray:
         values, alpha = values[..., :-1], values[..., -1]
         values = values[..., 0] if values.shape[2] == 1 else values
     if page.photometric == PALETTE and not file.is_imagej:
-        palette = np.asarray(page.colormap).T
-        palette = palette >> 8 if palette.max() > 255 else palette  # 16 bit (TIFF 6.0, section 5)
-        values = _from_palette(values, palette, name=name)
+        values = _from_palette(values, read_palette(page), name=name)
     # In one bit, white is a nucleus, as in the palette; but tifffile stores every True as 1 and
     # calls it black.
     is_inverse = values.dtype == bool and page.photometric == MINISWHITE
@@ -162,7 +147,7 @@ def _merge(channels: np.ndarray, alpha: np.ndarray | None, *, name: str) -> np.n
         raise ImageError(f"{name} has 3 channels of {channels.dtype}: expected one. {ADVICE}")
     if alpha is None:
         return channels
-    opaque, clear = alpha == (1 if alpha.dtype == bool else np.iinfo(alpha.dtype).max), alpha == 0
+    opaque, clear = is_opaque(alpha), alpha == 0
     background = channels == 0 if channels.ndim == 2 else (channels == 0).all(axis=-1)
     if not (opaque.all() or ((opaque | clear).all() and (clear == background).all())):
         raise ImageError(

@@ -6,6 +6,7 @@ import zlib
 from typing import Any
 
 import cv2
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -17,6 +18,8 @@ from resunet_ray.data.images import (
     encode_png,
     is_stored_form,
 )
+from resunet_ray.data.raster.opening import open_image
+from resunet_ray.data.raster.scene import FIRST
 from resunet_ray.errors import ImageError
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -173,3 +176,70 @@ def test_images_stored_unchanged_decode_the_same_without_checks() -> None:
         assert not is_stored_form(content)
     for deflate in (True, False):
         np.testing.assert_array_equal(decode_stored(encode_png(RGB, deflate=deflate)), RGB)
+
+
+def test_more_than_eight_bits_are_not_cut() -> None:
+    """Of a camera of 12 bits, in formats whose colours Pillow cuts to 8."""
+    counts = np.add.outer(np.arange(40), np.arange(60)).astype(np.uint16) * 41  # 0 to 4018
+    colours = np.dstack((counts, counts // 2, counts // 3))
+    opaque = np.full_like(counts, 65535)
+    chunk = b"tRNS" + struct.pack(">H", 65535)  # a value that no pixel has
+    whole = save(counts, format="PNG")
+    files = {
+        "JPEG 2000, RGB": (imagecodecs.jpeg2k_encode(colours, level=0, reversible=True), colours),
+        "JPEG 2000, 12 bits": (
+            imagecodecs.jpeg2k_encode(colours, level=0, reversible=True, bitspersample=12),
+            colours,
+        ),
+        "JPEG 2000, signed": (
+            imagecodecs.jpeg2k_encode(counts.astype(np.int16) - 2000, level=0, reversible=True),
+            counts.astype(np.int16) - 2000,
+        ),
+        "PNG, grey and alpha": (grey_alpha_png(counts, opaque), counts),
+        "PNG with a clear value": (
+            whole[:33] + struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk))
+            + whole[33:],
+            counts,
+        ),
+    }  # fmt: skip
+    for form, (content, written) in files.items():
+        raster = open_image(io.BytesIO(content), max_pixels=2**20)
+        assert raster.scenes[0].rgb == (written.ndim == 3), form
+        read = raster.read(FIRST, 0, (0, 0, 40, 60))
+        np.testing.assert_array_equal(read, written, err_msg=form)
+
+
+def grey_alpha_png(counts: np.ndarray, alpha: np.ndarray) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        part = kind + content
+        return struct.pack(">I", len(content)) + part + struct.pack(">I", zlib.crc32(part))
+
+    rows = b"".join(b"\0" + row.tobytes() for row in np.dstack((counts, alpha)).astype(">u2"))
+    header = struct.pack(">IIBBBBB", counts.shape[1], counts.shape[0], 16, 4, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_hot_pixels_do_not_darken_colours_of_sixteen_bits() -> None:
+    """Grey of a camera of 10 bits, saved as RGB."""
+    counts = np.add.outer(np.arange(40), np.arange(60)).astype(np.uint16) * 10  # 0 to 980
+    hot = np.dstack([counts] * 3)
+    hot[3, 3] = 65535
+    content = io.BytesIO()
+    tifffile.imwrite(content, hot, photometric="rgb", metadata=None)
+    read = decode_image(content.getvalue(), name="a")[..., 0].astype(int)
+    expected = np.rint(counts / 1023 * 255)
+    expected[3, 3] = 255
+    np.testing.assert_array_equal(read, expected)
+
+
+@pytest.mark.parametrize("scale", [2**24, 2**20 + 1])
+def test_colours_of_32_bits_are_not_all_white(scale: int) -> None:
+    levels = np.add.outer(np.arange(40), np.arange(60)).astype(np.uint32)
+    content = io.BytesIO()
+    tifffile.imwrite(content, np.dstack([levels * scale] * 3), photometric="rgb", metadata=None)
+    for stored in (False, True):
+        read = decode_image(content.getvalue(), name="a", stored=stored)[..., 0]
+        assert read.min() == 0
+        assert read.max() == 255
+        assert np.corrcoef(read.ravel(), levels.ravel())[0, 1] > 0.99

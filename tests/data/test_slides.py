@@ -29,7 +29,9 @@ def test_the_largest_level_is_what_was_written(picture: np.ndarray, tmp_path: Pa
     write_ome(
         tmp_path / "b.ome.tif", picture, axes="YXS", PhysicalSizeX=400, PhysicalSizeXUnit="nm"
     )
-    write_ome(tmp_path / "c.ome.tif", np.moveaxis(picture, -1, 0), axes="CYX")
+    colours = {"Color": [0xFF0000FF - 2**32, 0x00FF00FF, 0x0000FFFF]}  # with alpha, signed
+    planes = np.moveaxis(picture, -1, 0)
+    write_ome(tmp_path / "c.ome.tif", planes, axes="CYX", Channel=colours)
     for name, form, mpp in (
         ("a.tiff", "tiff", 0.4),
         ("b.ome.tif", "ome-tiff", 0.4),

@@ -1,14 +1,16 @@
 """PNG, JPEG, BMP, WebP and JPEG 2000, decoded whole by Pillow."""
 
 import io
+import struct
 from typing import IO
 
 import cv2
+import imagecodecs
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from resunet_ray.data.raster.scene import Plane, Scene, Window
-from resunet_ray.data.raster.turning import turn, turned_size
+from resunet_ray.data.raster.turning import turn
 from resunet_ray.errors import ImageError
 
 FORMATS: dict[str, tuple[tuple[str, ...], tuple[bytes, ...]]] = {
@@ -22,6 +24,8 @@ FORMATS: dict[str, tuple[tuple[str, ...], tuple[bytes, ...]]] = {
 
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "I;16B", "I;16L"}
 ORIENTATION_TAG = 0x0112  # EXIF 2.32, 4.6.4
+_BYTE, _DEEP = 8, 16  # bits a sample
+_GREY_ALPHA = 4  # colour type (PNG 3, 11.2.1)
 _TEXT_BYTES = 2**26  # of a colour profile or a comment of a PNG, which Pillow expands
 
 PngImagePlugin.MAX_TEXT_CHUNK = _TEXT_BYTES
@@ -41,45 +45,29 @@ class PillowRaster:
             ImageError: it claims more pixels, or may be read in more than one way: several pages,
                 transparency, CMYK.
         """
-        self._content = file.read()
-        self._image = open_checked(self._content, max_pixels=max_pixels)
+        content = file.read()
+        self._image = open_checked(content, max_pixels=max_pixels)
         self.format = str(self._image.format)
-        self._orientation = read_orientation(self._image)
-        self._values: np.ndarray | None = None
-        width, height = self._image.size
-        self._deep = self._image.mode in ("RGB", "RGBA") and is_deep(self._content)
+        orientation = read_orientation(self._image)
+        self._values = turn(_show(self._image, content), orientation)
+        height, width = self._values.shape[:2]
         self.scenes = [
             Scene(
-                levels=[turned_size((height, width), self._orientation)],
+                levels=[(height, width)],
                 channels=[None],
-                dtype=np.dtype(np.uint16 if self._deep or "16" in self._image.mode else np.uint8),
-                rgb=self._image.mode not in ("1", "L", "LA", "I;16", "I;16B", "I;16L"),
+                dtype=self._values.dtype,
+                rgb=self._values.ndim > len("yx"),
             )
         ]
 
     def read(self, _plane: Plane, _level: int, window: Window) -> np.ndarray:
         """Read a window; see `Raster`."""
-        if self._values is None:
-            self._values = turn(_drop_opaque(self._decode()), self._orientation)
         top, left, height, width = window
         return self._values[top : top + height, left : left + width]
 
     def close(self) -> None:
         """Close the file."""
         self._image.close()
-
-    def _decode(self) -> np.ndarray:
-        image = self._image
-        image.load()  # raises if the file ends early; OpenCV would fill the rest with grey
-        if self._deep:  # Pillow would cut 16-bit colour to 8 bit
-            # BGR, ignoring the EXIF orientation.
-            deep = cv2.imdecode(np.frombuffer(self._content, np.uint8), cv2.IMREAD_UNCHANGED)
-            if deep is None:
-                raise ValueError("its 16-bit colour cannot be decoded")
-            return deep[..., [2, 1, 0, 3][: deep.shape[2]]]
-        if image.mode in ("P", "PA") or "transparency" in image.info:
-            return np.asarray(image.convert("RGBA"))
-        return np.asarray(image.convert("L") if image.mode == "1" else image)
 
 
 def open_checked(content: bytes, *, max_pixels: int) -> Image.Image:
@@ -97,15 +85,69 @@ def open_checked(content: bytes, *, max_pixels: int) -> Image.Image:
     return image
 
 
-def _drop_opaque(array: np.ndarray) -> np.ndarray:
-    """Return the array without its alpha channel, if it has one, which must be opaque."""
-    if array.ndim == 2:
-        return array
-    if array.shape[2] in (2, 4):
-        if (array[..., -1] != np.iinfo(array.dtype).max).any():
-            raise ImageError("it is partly transparent. Save it without transparency")
-        array = array[..., :-1]
-    return array[..., 0] if array.shape[2] == 1 else array
+def read_pixels(image: Image.Image, content: bytes) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return what each pixel stores, not turned: values (h, w) or colours (h, w, 3), and opacity.
+
+    Values of a palette are its indices. Opacity is None if there is none; True and its largest
+    value are opaque, 0 is clear.
+
+    Raises:
+        ImageError: it has other channels.
+    """
+    image.load()  # raises if the file ends early; OpenCV would fill the rest with grey
+    values = _read_deep(image, content)
+    values = np.asarray(image) if values is None else values
+    if values.ndim > len("yx") and values.shape[2] in (2, 4):
+        values, alpha = values[..., :-1], values[..., -1]
+        return (values[..., 0] if values.shape[2] == 1 else values), alpha
+    if values.ndim > len("yx") and values.shape[2] != len("rgb"):
+        raise ImageError(f"it has {values.shape[2]} channels: expected grey or RGB")
+    clear = image.info.get("transparency")
+    if clear is None:
+        return values, None
+    if isinstance(clear, bytes):  # one for each colour of a palette; opaque if it is missing
+        return values, np.frombuffer(clear.ljust(256, b"\xff"), np.uint8)[values]
+    differs = values != np.asarray(clear)
+    return values, differs if values.ndim == len("yx") else differs.any(axis=-1)
+
+
+def _read_deep(image: Image.Image, content: bytes) -> np.ndarray | None:
+    """Return values of more than 8 bits, which Pillow would cut; None: it does not."""
+    if image.format == "PNG" and image.mode != "I;16":
+        # Signature 8, chunk length 4, "IHDR" 4, width 4, height 4, bit depth 1, colour type 1
+        # (PNG 3, 11.2.1).
+        depth, colour_type = content[24:26]
+        if depth == _DEEP:
+            deep = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)  # BGR
+            if deep is None:
+                raise ValueError("its 16-bit colour cannot be decoded")
+            if colour_type == _GREY_ALPHA:
+                return deep[..., [0, -1]]
+            return deep if deep.ndim == len("yx") else deep[..., [2, 1, 0, 3][: deep.shape[2]]]
+    if image.format == "JPEG2000":
+        # Marker 2, length 2, capabilities 2, sizes and offsets 32, number of components 2, then 3
+        # bytes of each, of which the first is its depth (ITU-T T.800, A.5.1).
+        start = content.find(b"\xff\x4f\xff\x51") + 2
+        (count,) = struct.unpack_from(">H", content, start + 38)
+        depths = content[start + 40 : start + 40 + 3 * count : 3]  # less 1, and 128 for signed
+        if any(depth % 128 >= _BYTE for depth in depths):
+            return np.asarray(imagecodecs.jpeg2k_decode(content))
+    return None
+
+
+def _show(image: Image.Image, content: bytes) -> np.ndarray:
+    """Return the image, which must be opaque, as grey or RGB."""
+    values, alpha = read_pixels(image, content)
+    if alpha is not None and not is_opaque(alpha).all():
+        raise ImageError("it is partly transparent. Save it without transparency")
+    if image.mode in ("P", "PA"):
+        return np.asarray(image.convert("RGB"))
+    return values * np.uint8(255) if values.dtype == bool else values
+
+
+def is_opaque(alpha: np.ndarray) -> np.ndarray:
+    """Return which pixels are opaque, of an image's opacity."""
+    return np.asarray(alpha == (1 if alpha.dtype == bool else np.iinfo(alpha.dtype).max))
 
 
 def _check_header(image: Image.Image, *, max_pixels: int) -> None:
@@ -130,9 +172,3 @@ def read_orientation(image: Image.Image) -> int:
         return int(image.getexif().get(ORIENTATION_TAG, 1))
     except Exception:  # noqa: BLE001 (damaged EXIF does not touch the pixels)
         return 1
-
-
-def is_deep(content: bytes) -> bool:
-    """Whether it is a PNG with 16 bits a sample."""
-    # Signature 8, chunk length 4, "IHDR" 4, width 4, height 4, bit depth 1 (PNG 3, 11.2.1).
-    return content.startswith(b"\x89PNG") and content[24] == 16

@@ -23,14 +23,21 @@ from resunet_ray.data.raster.tiff_checks import (
     breaks_off,
     check_kind,
     check_page,
+    require_described,
 )
-from resunet_ray.data.raster.tiff_metadata import name_channels, read_mpp
+from resunet_ray.data.raster.tiff_metadata import (
+    find_scenes,
+    name_channels,
+    read_mpp,
+    read_palette,
+)
 from resunet_ray.data.raster.turning import turn, turned_size, turned_window
 from resunet_ray.errors import ImageError
 
 _ALPHA = 1, 2  # of ExtraSamples: associated, unassociated
 _ORIENTATION = 274
 _SPATIAL = "YX"
+_BYTE = 8  # bits
 _LOOKED_AT = 2**26  # pixels of an image whose last sample is looked at
 _MOST_CHANNELS = 5  # as the last axis of an array whose axes have no names
 
@@ -53,10 +60,11 @@ class TiffRaster:
             raise ImageError(
                 "its last pages are missing: it was cut short or damaged. Copy it again"
             )
+        require_described(self._file)
         first = self._file.pages.first
         if not (first.imagelength and first.imagewidth):
             raise ImageError(f"it claims {first.imagelength} x {first.imagewidth} pixels")
-        self._series = [_Series(self._file, number) for number in _find_scenes(self._file)]
+        self._series = [_Series(self._file, number) for number in find_scenes(self._file)]
         self.scenes = [series.scene for series in self._series]
         self.format = "ome-tiff" if self._file.is_ome else "tiff"
 
@@ -76,12 +84,12 @@ class _Series:
     def __init__(self, file: tifffile.TiffFile, number: int) -> None:
         self._file, self._found = file, file.series[number]
         self._page = self._found.keyframe
-        self._orientation = int(getattr(self._page.tags.get(_ORIENTATION), "value", 1))
+        self._orientation = _orientation(self._page)
         self._axes = _name_axes(self._found)
         self._lengths = dict(zip(self._axes, self._found.shape, strict=True))
         self._arrays: dict[int, Any] = {}
         self._has_alpha = "S" in self._lengths and _has_alpha(self._page)
-        self._rgb = check_kind(file, self._found, lengths=self._lengths, alpha=self._has_alpha)
+        self._rgb = check_kind(file, number, lengths=self._lengths, alpha=self._has_alpha)
         for page in (self._found.pages[0], self._found.pages[-1]):
             check_page(page, file_bytes=file.filehandle.size)
         axis = "S" if "S" in self._lengths else "C"
@@ -116,6 +124,9 @@ class _Series:
             index[samples] = slice(0, 3)
         for page in self._find_pages(index, level):
             check_page(page, file_bytes=self._file.filehandle.size)
+            is_own = level == 0 and getattr(page, "tags", None)  # levels are turned like it
+            if is_own and _orientation(page) != self._orientation:
+                raise ImageError("its pages are turned in several ways. Save them one by one")
         index |= {"Y": slice(top, top + height), "X": slice(left, left + width)}
         if self._has_alpha:
             alpha = self._pick(level, index | {samples: self._lengths[samples] - 1})
@@ -131,18 +142,22 @@ class _Series:
         return values.transpose([kept.index(axis) for axis in (*_SPATIAL, *"SC") if axis in kept])
 
     def _show(self, values: np.ndarray) -> np.ndarray:
+        if self._colours is not None:
+            return np.asarray(self._colours[values])
         if self._page.photometric == MINISWHITE:
-            return np.asarray(_full(self._page) - values).astype(values.dtype)
-        return values if self._colours is None else self._colours[values]
+            values = np.asarray(_full(self._page) - values).astype(values.dtype)
+        if self._page.bitspersample < _BYTE:  # as tone is stored in any other format
+            values = np.rint(values * (255 / _full(self._page))).astype(np.uint8)
+        return values
 
     @property
     def _colours(self) -> np.ndarray | None:
         """The palette as (n, 3) uint8, None if there is none or it only tints the values."""
         if self._page.photometric != PALETTE:
             return None
-        colours = np.asarray(self._page.colormap).T >> 8
-        steps = np.diff(colours.astype(int), axis=0)
-        return None if (steps >= 0).all() else colours.astype(np.uint8)
+        colours = read_palette(self._page)
+        tint = np.linspace(0, colours[-1], len(colours))
+        return None if abs(colours - tint).max() <= 1 else colours
 
     def _find_pages(self, index: dict[str, int | slice], level: int) -> list[Any]:
         """Return the pages that hold a plane, or the only page of all planes."""
@@ -220,15 +235,6 @@ def _open(file: str | IO[bytes]) -> tifffile.TiffFile:
         raise ImageError("it ends within its header: it was cut short. Copy it again") from None
 
 
-def _find_scenes(file: tifffile.TiffFile) -> list[int]:
-    """Return the numbers of the series that are images.
-
-    Labels, macro images and levels stored as separate images are smaller than half of the largest.
-    """
-    sizes = [math.prod(series.shape) for series in file.series]
-    return [number for number, size in enumerate(sizes) if size > max(sizes) / 2]
-
-
 def _name_axes(series: tifffile.TiffPageSeries) -> str:
     """Return one letter of TZCSYX for each axis, with axes of unknown meaning as planes."""
     axes, free = list(series.axes), [axis for axis in "ZT" if axis not in series.axes]
@@ -261,6 +267,11 @@ def _has_alpha(page: tifffile.TiffPage) -> bool:
         last = page.asarray()[..., -1] if page.axes.endswith("S") else page.asarray()[-1]
         return bool((last == _full(page)).all())
     return is_said
+
+
+def _orientation(page: tifffile.TiffPage) -> int:
+    """Return how a page is to be turned: 1 to 8."""
+    return int(page.tags.valueof(_ORIENTATION, 1))
 
 
 def _full(page: tifffile.TiffPage) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from resunet_ray.data.raster.tiff_metadata import is_fluorescence
+from resunet_ray.data.raster.tiff_metadata import is_colour
 from resunet_ray.errors import ImageError
 
 # Photometric interpretations (TIFF 6.0, sections 3 to 6 and 21).
@@ -16,6 +16,7 @@ MINISWHITE, MINISBLACK, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 # Compressions whose decoder turns YCbCr into RGB (TIFF 6.0, section 22, and its Technical Note 2).
 JPEG = 6, 7
 _LARGEST_PIECE = 2**28  # pixels of a tile or strip, which is decoded whole
+_START = 2000  # letters of a description in which it says what it is
 _FIRST_PRIVATE = 32768  # tag; those before are standard (TIFF 6.0, section 8)
 _STORED = "uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64"
 
@@ -35,6 +36,31 @@ def breaks_off(file: tifffile.TiffFile) -> bool:
             return True
     file.filehandle.seek(file.pages.next_page_offset or 0)
     return bool(file.filehandle.read(file.tiff.offsetsize) != bytes(file.tiff.offsetsize))
+
+
+def require_described(file: tifffile.TiffFile) -> None:
+    """Refuse a file whose OME metadata leave out pages, or cannot be read.
+
+    tifffile would leave these pages out, or not know what any page means.
+
+    Raises:
+        ImageError: they do.
+    """
+    first = file.pages.first
+    if not file.is_ome:
+        if "<OME" in first.description[:_START]:
+            raise ImageError("its OME metadata are damaged. Save it again, or without them")
+        return
+    listed = {page.offset for series in file.series for page in series.pages if page is not None}
+    if len(listed) >= len(file.pages):
+        return
+    left = [page.aspage() for page in file.pages if page.offset not in listed]
+    size = first.imagelength, first.imagewidth
+    if count := sum((page.imagelength, page.imagewidth) == size for page in left):
+        raise ImageError(
+            f"its OME metadata leave out {count} of its {len(file.pages)} pages: was it edited? "
+            "Save it again, or without them"
+        )
 
 
 def _list_tags(file: tifffile.TiffFile, offset: int) -> set[int] | None:
@@ -69,14 +95,32 @@ def check_tables(path: str) -> None:
 
 def check_kind(
     file: tifffile.TiffFile,
-    series: tifffile.TiffPageSeries,
+    number: int,
     *,
     lengths: dict[str, int],
     alpha: bool,
 ) -> bool:
-    """Refuse what may be read in more than one way; return whether the pixels are RGB."""
+    """Refuse what may be read in more than one way; return whether the pixels are RGB.
+
+    Args:
+        file: the open file.
+        number: of the series.
+        lengths: of its axes.
+        alpha: whether the last of its samples is opacity.
+    """
+    series = file.series[number]
     if not {"Y", "X"} <= set(lengths) or len(lengths) != len(series.shape):
         raise ImageError(f"its axes are {series.axes}: expected rows and columns once")
+    if lengths.get("C", 1) > 1 and lengths.get("S", 1) > 1:
+        raise ImageError(
+            f"it has {lengths['C']} channels of {lengths['S']} samples each: expected channels of "
+            "one sample, or RGB. Save the channel you need as a separate file"
+        )
+    if file.is_ome and series.kind != "ome":
+        raise ImageError(
+            "its OME metadata do not describe its pages: they say another size, or are damaged. "
+            "Save it again, or without them"
+        )
     if np.dtype(series.dtype).name not in _STORED:
         raise ImageError(f"its values are {series.dtype}: expected one of {', '.join(_STORED)}")
     page = series.keyframe
@@ -84,12 +128,13 @@ def check_kind(
         raise ImageError(f"its values are {series.dtype} with 0 for white: expected 0 for black")
     if page.photometric in (MINISWHITE, MINISBLACK, PALETTE):
         separate = file.is_ome and lengths.get("C", 1) == 3 and "S" not in lengths
-        return separate and page.photometric == MINISBLACK and not is_fluorescence(file)
+        bytes_in_black = page.photometric == MINISBLACK and series.dtype == np.uint8
+        return separate and bytes_in_black and is_colour(file, scene=number)
     if page.photometric != RGB and not (page.photometric == YCBCR and page.compression in JPEG):
         colours = getattr(page.photometric, "name", page.photometric)
         raise ImageError(f"its colours are stored as {colours}: expected RGB, grey or a palette")
     samples = lengths.get("S", lengths.get("C", 1)) - alpha
-    return samples == 3 and (lengths.get("C", 1) == 1 or "S" not in lengths)
+    return samples == 3
 
 
 def check_page(page: Any, *, file_bytes: int) -> None:

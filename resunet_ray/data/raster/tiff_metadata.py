@@ -1,34 +1,74 @@
-"""What a TIFF's metadata say of it: size of a pixel, names of channels, and what these are."""
+"""What a TIFF's metadata say of it: which pages are images, pixel size, channels and colours."""
 
 import re
 from typing import Any
 
+import numpy as np
 import tifffile
+from jaxtyping import UInt8
+
+from resunet_ray.data.raster.ome_zarr_metadata import is_rgb
 
 _MICRONS = {"µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0}
-_MICRONS |= {"nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "inch": 25400.0}
+_MICRONS |= {"micrometers": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "å": 1e-4}
+_MICRONS |= {"inch": 25400.0, "inches": 25400.0, "in": 25400.0}
 """Units in metadata, in microns; the micro sign is often written as the Greek letter."""
 _RESOLUTION_UNITS = {2: 25400.0, 3: 10000.0}
 """Values of the tag ResolutionUnit (TIFF 6.0, section 8), in microns."""
 _FLUORESCENT = ("Fluor", "EmissionWavelength", "ExcitationWavelength")
 """Attributes that OME's metadata have only for fluorescence channels."""
-_STAINS = ("dapi", "hoechst")
-"""Fluorescent stains of nuclei, in names of channels."""
+_NUM_COLOURS = 3
+_LESSER = re.compile("(label|macro|thumbnail|overview)( image)?", re.IGNORECASE)
+"""Names of images that scanners take beside the slide."""
+_ROUNDED = 1.5  # pixels by which a smaller copy may be higher or lower
 _ESCAPE = re.compile(r"\\u([0-9A-Fa-f]{4})")  # as ImageJ writes letters beyond Latin 1
 
 
-def is_fluorescence(file: tifffile.TiffFile) -> bool:
-    """Whether channels stored as separate planes are something other than red, green and blue.
+def find_scenes(file: tifffile.TiffFile) -> list[int]:
+    """Return the numbers of the series that are images."""
+    whole = max(file.series, key=lambda series: _count_pixels(series.keyframe))
+    most = max(series.size for series in file.series)
+    return [
+        number
+        for number, series in enumerate(file.series)
+        if 2 * series.size > most or not _is_lesser(series, whole)
+    ]
 
-    OME's metadata tell; without OME's metadata nothing does, and the answer is yes.
-    """
-    if not file.is_ome:
+
+def _is_lesser(series: tifffile.TiffPageSeries, whole: tifffile.TiffPageSeries) -> bool:
+    """Whether it is a label, a macro image, or a smaller copy: a thumbnail, or a level."""
+    page, large = series.keyframe, whole.keyframe
+    if 2 * _count_pixels(page) >= _count_pixels(large):
+        return False
+    if page.is_reduced or _LESSER.fullmatch(series.name):
         return True
-    channels = _listed(_ome_pixels(file, 0).get("Channel", []))
-    stains = any(
-        stain in str(channel.get("Name", "")).lower() for channel in channels for stain in _STAINS
-    )
-    return stains or any(mark in channel for channel in channels for mark in _FLUORESCENT)
+    height = page.imagewidth * large.imagelength / large.imagewidth
+    is_alike = (series.dtype, page.samplesperpixel) == (whole.dtype, large.samplesperpixel)
+    return is_alike and abs(page.imagelength - height) <= _ROUNDED
+
+
+def _count_pixels(page: tifffile.TiffPage) -> int:
+    return page.imagelength * page.imagewidth
+
+
+def read_palette(page: tifffile.TiffPage) -> UInt8[np.ndarray, "n 3"]:
+    """Return the colours of a palette, which has 16 bits (TIFF 6.0, section 5) or, wrongly, 8."""
+    palette = np.asarray(page.colormap).T
+    return (palette >> 8 if palette.max() > np.iinfo(np.uint8).max else palette).astype(np.uint8)
+
+
+def is_colour(file: tifffile.TiffFile, *, scene: int) -> bool:
+    """Whether channels stored as separate planes are certainly red, green and blue.
+
+    Only OME's metadata tell, by the names or colours of the channels.
+    """
+    channels = _listed(_ome_pixels(file, scene).get("Channel", []))
+    if len(channels) != _NUM_COLOURS or any(mark in c for c in channels for mark in _FLUORESCENT):
+        return False
+    # As red, green, blue and alpha, 8 bits each, in a signed number (OME 2016-06).
+    colours = [f"{int(channel.get('Color', 0)) % 2**32 >> 8:06x}" for channel in channels]
+    names = [str(channel["Name"]) if "Name" in channel else None for channel in channels]
+    return is_rgb(list(zip(names, colours, strict=True)))
 
 
 def name_channels(file: tifffile.TiffFile, *, scene: int, count: int) -> list[str | None]:
@@ -51,24 +91,34 @@ def read_mpp(file: tifffile.TiffFile, *, scene: int = 0) -> tuple[float, float] 
             axis: float(pixels[f"PhysicalSize{axis}"]) * unit
             for axis in "YX"
             if f"PhysicalSize{axis}" in pixels
-            and (unit := _MICRONS.get(pixels.get(f"PhysicalSize{axis}Unit", "µm")))
+            and (unit := _to_microns(pixels.get(f"PhysicalSize{axis}Unit", "µm")))
         }
         known = sizes.get("Y", sizes.get("X"))
         return None if known is None else (known, sizes.get("X", known))
-    tags = file.pages.first.tags
+    tags = file.series[scene].keyframe.tags
     if file.is_imagej:
-        stated_unit = str((file.imagej_metadata or {}).get("unit", ""))
-        microns = _MICRONS.get(_ESCAPE.sub(lambda code: chr(int(code[1], 16)), stated_unit))
+        described = file.imagej_metadata or {}
+        units = {axis: described.get("unit", "") for axis in "YX"}
+        units["Y"] = described.get("yunit", units["X"])  # only where it is another one
+        of_axis = {axis: _to_microns(_ESCAPE.sub(_to_letter, str(units[axis]))) for axis in "YX"}
     else:
-        stated = tags.get("ResolutionUnit")
-        microns = None if stated is None else _RESOLUTION_UNITS.get(int(stated.value))
+        of_axis = dict.fromkeys("YX", _RESOLUTION_UNITS.get(tags.valueof("ResolutionUnit", 0)))
     sizes = {}
     for axis in "YX":
-        resolution = tags.get(f"{axis}Resolution")
+        resolution, microns = tags.get(f"{axis}Resolution"), of_axis[axis]
         if microns is None or resolution is None or not resolution.value[0]:
             return None
         sizes[axis] = microns * resolution.value[1] / resolution.value[0]
     return sizes["Y"], sizes["X"]
+
+
+def _to_microns(unit: str) -> float | None:
+    """Return how many microns a unit has; None: it is none of length."""
+    return _MICRONS.get(unit, _MICRONS.get(unit.lower()))
+
+
+def _to_letter(code: re.Match[str]) -> str:
+    return chr(int(code[1], 16))
 
 
 def _ome_pixels(file: tifffile.TiffFile, scene: int) -> dict[str, Any]:

@@ -60,7 +60,9 @@ def test_a_fluorescence_slide_is_read_as_written(
 def test_colour_is_read_as_written_in_any_layout(picture: np.ndarray, tmp_path: Path) -> None:
     planes = np.ascontiguousarray(np.moveaxis(picture, -1, 0))
     for axes, image in (("YXS", picture), ("SYX", planes), ("CYX", planes)):
-        write_ome(tmp_path / f"{axes}.ome.tif", image, axes=axes, levels=2)
+        colours: dict[str, Any] = {"Channel": {"Name": ["Red", "Green", "Blue"]}}
+        named = colours if axes == "CYX" else {}
+        write_ome(tmp_path / f"{axes}.ome.tif", image, axes=axes, levels=2, **named)
         check(tmp_path / f"{axes}.ome.tif", picture, levels=2)
     kinds: dict[str, dict[str, Any]] = {
         "whole": {},  # one uncompressed strip of any size

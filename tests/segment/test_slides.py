@@ -297,7 +297,8 @@ def test_bad_slides_are_rows(dark_bundle: str, tmp_path: Path, picture: np.ndarr
     (tmp_path / "in" / "scattered.vms").write_text(
         "[Virtual Microscope Specimen]\nImageFile=other.jpg\n"
     )
-    (tmp_path / "in" / "level.dcm").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "in" / "folder").mkdir()
+    (tmp_path / "in" / "folder" / "level.dcm").write_bytes(bytes(128) + b"DICM")
     (tmp_path / "in" / "text.svs").write_bytes(b"this is no slide")
     (tmp_path / "in" / "zero.ndpi").write_bytes(b"")
     tifffile.imwrite(
@@ -326,7 +327,8 @@ def test_bad_slides_are_rows(dark_bundle: str, tmp_path: Path, picture: np.ndarr
         "huge.tiff": "lists 1: its header is damaged",
         "narrow.tiff": "claims 500 x 0 pixels",
         "alone.mrxs": "put it next to the file",
-        **dict.fromkeys(("scattered.vms", "level.dcm"), "Convert the slide to one tiled TIFF"),
+        "scattered.vms": "Convert the slide to one tiled TIFF",
+        "folder": "level.dcm is damaged: it has no element",
         **dict.fromkeys(("text.svs", "zero.ndpi"), "not a TIFF file"),
     }
     for name, reason in reasons.items():

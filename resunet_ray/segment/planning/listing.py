@@ -18,7 +18,14 @@ from resunet_ray.data.archives import OTHER_SUFFIXES, is_archive
 from resunet_ray.data.names import HIDDEN, OTHER, ZARR, PassedOver, is_hidden, other_forms, plain
 from resunet_ray.data.raster.ome_zarr_metadata import METADATA
 from resunet_ray.errors import ConfigError, InputError, UnclearError
-from resunet_ray.segment.planning.listed import IMAGE_SUFFIXES, ListedImage, found, list_archive
+from resunet_ray.segment.planning.listed import (
+    IMAGE_SUFFIXES,
+    ListedImage,
+    found,
+    found_dicom,
+    group_dicom,
+    list_archive,
+)
 from resunet_ray.segment.planning.manifest import (
     is_manifest,
     parse_mpp,
@@ -89,7 +96,10 @@ class Listing:
     ) -> Iterator[tuple[str, ListedImage]]:
         """Yield each image below a folder, in an archive, or at the location itself."""
         zarrs: dict[str, bool] = {}  # whether their metadata were seen
-        for file in storage.walk_files(uri):
+        for file in group_dicom(storage.walk_files(uri)):
+            if isinstance(file, tuple):
+                yield from self._list_dicom(uri, *file, wanted=wanted)
+                continue
             location = storage.join(uri, file.path) if file.path else uri
             if zarr := ZARR.fullmatch(location):  # its chunks are neither listed nor counted
                 path = plain(zarr[1].removeprefix(uri).lstrip("/")) or _last(uri)
@@ -103,6 +113,23 @@ class Listing:
         for path, has_metadata in zarrs.items():
             if is_hidden(path) or not has_metadata:
                 self.passed_over.add(path, HIDDEN if is_hidden(path) else _NO_OME)
+
+    def _list_dicom(
+        self,
+        uri: str,
+        folder: str,
+        files: list[storage.FileStatus],
+        *,
+        wanted: Callable[[str], bool],
+    ) -> Iterator[tuple[str, ListedImage]]:
+        """Yield a folder of DICOM files, or a file of such a folder that was named itself."""
+        path = plain(folder)
+        paths = [f"{path}/{plain(file.path)}".lstrip("/") for file in files]
+        if is_hidden(path):
+            self.passed_over.add(path, HIDDEN)
+        elif any(map(wanted, [path, *paths])):
+            place = storage.join(uri, folder) if folder else uri
+            yield path or _last(uri), found_dicom(place, files)
 
     def _list_file(
         self, location: str, file: storage.FileStatus

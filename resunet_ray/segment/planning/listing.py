@@ -15,7 +15,16 @@ from typing import Any
 
 from resunet_ray import storage
 from resunet_ray.data.archives import OTHER_SUFFIXES, is_archive
-from resunet_ray.data.names import HIDDEN, OTHER, ZARR, PassedOver, is_hidden, other_forms, plain
+from resunet_ray.data.names import (
+    HIDDEN,
+    NO_OME,
+    OTHER,
+    ZARR,
+    PassedOver,
+    is_hidden,
+    other_forms,
+    plain,
+)
 from resunet_ray.data.raster.ome_zarr_metadata import METADATA
 from resunet_ray.errors import ConfigError, InputError, UnclearError
 from resunet_ray.segment.planning.listed import (
@@ -38,7 +47,6 @@ logger = logging.getLogger(__name__)
 
 _GLOB = re.compile(r"[*?]")
 _STAT_THREADS = 32  # look up a manifest's files one by one; object stores answer slowly
-_NO_OME = "Zarr without metadata of OME"
 _PART = re.compile(r"/(data\d+\.dat|index\.dat|slidedat\.ini)$", re.IGNORECASE)
 """Files of a MIRAX slide's folder."""
 
@@ -112,7 +120,7 @@ class Listing:
                 yield from self._list_file(location, file)
         for path, has_metadata in zarrs.items():
             if is_hidden(path) or not has_metadata:
-                self.passed_over.add(path, HIDDEN if is_hidden(path) else _NO_OME)
+                self.passed_over.add(path, HIDDEN if is_hidden(path) else NO_OME)
 
     def _list_dicom(
         self,

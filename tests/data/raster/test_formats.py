@@ -46,7 +46,9 @@ def test_the_page_names_the_suffixes_of_every_adapter() -> None:
         "slides in several files": set(slides._SCATTERED),
         "archives": set(archives.SUFFIXES),
         "other archives": set(archives.OTHER_SUFFIXES),
-        "labels, only in `jobs/prepare.py`": set(annotations.SUFFIXES) - set(opening.SUFFIXES),
+        "labels, only in `jobs/prepare.py`": set(annotations.SUFFIXES).difference(
+            opening.SUFFIXES, stacks.STACK_SUFFIXES
+        ),
     }
     assert {kind: suffixes(kind) for kind in expected} == expected
     planes = [suffixes(kind) for kind in ("LIF", "ND2", "OME-Zarr 0.4, 0.5")]

@@ -19,6 +19,7 @@ from PIL import Image
 from resunet_ray.data.images import range_of, to_rgb
 from resunet_ray.data.ranges import SharedRange, find_alike, sample_plane, share_range
 from resunet_ray.data.raster import dicom
+from resunet_ray.data.raster.ome_zarr_metadata import is_zarr_name
 from resunet_ray.data.raster.opening import naming, open_slide
 from resunet_ray.data.raster.planes import EVERYTHING, Selection, choose_channel
 from resunet_ray.data.raster.scene import FIRST, PixelSize, Plane
@@ -62,7 +63,7 @@ class Slide:
         """Open a slide.
 
         Args:
-            path: the file on this machine, or a folder of DICOM files.
+            path: the file or the folder of DICOM files on this machine, or OME-Zarr anywhere.
             name: the slide's name in errors.
             plane: which of the file's planes; its channel does not count.
             selection: which channel and focal plane.
@@ -81,7 +82,8 @@ class Slide:
             # One range for the whole slide, so that equal counts give equal grey in every window.
             found: Range | SharedRange | None = None
             if shared or scene.dtype != np.uint8:
-                changed = Path(path).stat().st_mtime_ns
+                # OME-Zarr is not compared with what was listed.
+                changed = 0 if is_zarr_name(path) else Path(path).stat().st_mtime_ns
                 place = next(find_alike(self._raster, self._plane)) if shared else self._plane
                 found = _measure(path, changed, place, selection, stored=stored, shared=shared)
             self._range = found.counts if isinstance(found, SharedRange) else found

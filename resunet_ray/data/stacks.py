@@ -15,13 +15,13 @@ from resunet_ray.data.images import read_plane, require_one, to_rgb
 from resunet_ray.data.ranges import SharedRange, find_alike, share_range
 from resunet_ray.data.raster.lif import LifRaster
 from resunet_ray.data.raster.nd2 import Nd2Raster
+from resunet_ray.data.raster.ome_zarr_metadata import SUFFIX as ZARR_SUFFIX
+from resunet_ray.data.raster.ome_zarr_metadata import is_zarr_name
 from resunet_ray.data.raster.opening import TIFF_SUFFIXES, naming, open_file, require_pixels
 from resunet_ray.data.raster.planes import Selection, choose_channel
 from resunet_ray.data.raster.scene import Plane, Raster
 from resunet_ray.intensity import Range
 
-ZARR_SUFFIX = ".zarr"
-"""Folders with this suffix are one file each."""
 _STAGED: dict[str, Callable[[str], Raster]] = {".lif": LifRaster, ".nd2": Nd2Raster}
 """Their libraries need a path."""
 STACK_SUFFIXES = (*_STAGED, ZARR_SUFFIX)
@@ -171,7 +171,7 @@ def _measure(
 
 @functools.lru_cache(maxsize=_OPEN)
 def _open(uri: str, fingerprint: str | None, max_pixels: int) -> Raster:
-    if uri.lower().endswith(ZARR_SUFFIX):
+    if is_zarr_name(uri):
         from resunet_ray.data.raster.ome_zarr import ZarrRaster  # not above: it imports zarr
 
         return ZarrRaster(uri)

@@ -19,10 +19,11 @@ from resunet_ray.config import SegmentConfig
 from resunet_ray.data.archives import Entry
 from resunet_ray.data.images import decode_image, decode_stored, encode_png
 from resunet_ray.data.raster import dicom
+from resunet_ray.data.raster.ome_zarr_metadata import is_zarr_name
 from resunet_ray.data.raster.planes import Selection
 from resunet_ray.data.raster.scene import Plane
 from resunet_ray.data.slides import Slide, companions
-from resunet_ray.data.stacks import ZARR_SUFFIX, is_stack, read_from_stack
+from resunet_ray.data.stacks import is_stack, read_from_stack
 from resunet_ray.data.tissue import read_view
 from resunet_ray.errors import InputError
 from resunet_ray.pictures import draw_beside
@@ -138,7 +139,7 @@ def picture_slides(
 
 def _fingerprint(row: dict[str, Any]) -> str | None:
     """The fingerprint of an image's file, if images/ tells it."""
-    if row["format"] == dicom.FORMAT or row["image_uri"].lower().endswith(ZARR_SUFFIX):
+    if row["format"] == dicom.FORMAT or is_zarr_name(row["image_uri"]):
         return None
     if companions(row["image_uri"]):
         return None

@@ -2,6 +2,7 @@
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -113,7 +114,7 @@ def test_a_slide_is_new_when_any_of_its_files_is(s3: str, tmp_path: Path) -> Non
         assert found.keys() == {f"{place}/a", f"{place}/a/b", f"{place}/a/d.png", place}
         slide = found[f"{place}/a"]
         assert (slide.size, slide.format) == (6, "dicom")
-        staging = {"fingerprint": slide.source_fingerprint, "suffix": ".dcm"}
+        staging: dict[str, Any] = {"fingerprint": slide.source_fingerprint, "suffix": ".dcm"}
         with cache.stage(slide.uri, **staging) as path:
             staged = {file.name for file in Path(path).iterdir() if file.is_file()}
             assert staged - {"d.png"} == {"1.dcm", "c.dcm"}

@@ -8,8 +8,10 @@ from typing import IO
 import openslide
 
 from resunet_ray.data.raster import pillow
+from resunet_ray.data.raster.blocks import BlockRaster
 from resunet_ray.data.raster.dicom import DicomRaster
 from resunet_ray.data.raster.libraries import as_image_error
+from resunet_ray.data.raster.ome_zarr_metadata import is_zarr_name
 from resunet_ray.data.raster.openslide import OpenSlideRaster
 from resunet_ray.data.raster.pillow import PillowRaster
 from resunet_ray.data.raster.scene import Plane, Raster, Scene
@@ -70,7 +72,7 @@ def require_pixels(scene: Scene, *, most: int) -> None:
 
 
 def open_slide(path: str) -> Raster:
-    """Open a slide on this machine: a file, or a folder of DICOM files.
+    """Open a slide: a file or a folder of DICOM files on this machine, or OME-Zarr anywhere.
 
     Raises:
         ImageError: no library can read it, or its header makes no sense.
@@ -88,6 +90,11 @@ def open_slide(path: str) -> Raster:
 
 
 def _open_slide(path: str) -> Raster:
+    if is_zarr_name(path):
+        from resunet_ray.data.raster.ome_zarr import ZarrRaster  # not above: it imports zarr
+
+        image = ZarrRaster(path)
+        return BlockRaster(image, chunks=image.chunks)
     if Path(path).is_dir():
         return DicomRaster(path)
     # OpenSlide takes any tiled TIFF for a pyramid of 8-bit RGB pages: it does not support 16 bits

@@ -1,10 +1,11 @@
 """A slide of the plan, brought to this node and opened."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 from resunet_ray import storage
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.raster import dicom
+from resunet_ray.data.raster.ome_zarr_metadata import is_zarr_name
 from resunet_ray.data.raster.planes import Selection
 from resunet_ray.data.slides import Slide, companions
 from resunet_ray.segment.rows import ImageRef
@@ -28,6 +29,8 @@ def stage_slide(
 ) -> AbstractContextManager[str]:
     """Make a slide a file or a folder on this node, for as long as the context lasts.
 
+    OME-Zarr stays where it is, since only its chunks that are needed are fetched.
+
     Args:
         uri: the slide.
         kind: its format, if that is known.
@@ -37,4 +40,6 @@ def stage_slide(
     cache = storage.Cache.of(config)
     if kind == dicom.FORMAT:
         return cache.stage(uri, fingerprint=fingerprint, suffix=dicom.SUFFIX)
+    if is_zarr_name(uri):
+        return nullcontext(uri)
     return cache.stage(uri, fingerprint=fingerprint, companions=companions(uri))

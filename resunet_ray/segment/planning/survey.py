@@ -19,6 +19,7 @@ from resunet_ray import storage
 from resunet_ray.bundle_info import BundleInfo
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.raster import dicom
+from resunet_ray.data.raster.ome_zarr_metadata import is_zarr_name
 from resunet_ray.data.raster.opening import naming, open_slide, require_pixels
 from resunet_ray.data.raster.planes import Selection, list_planes, name_plane
 from resunet_ray.data.raster.scene import PixelSize, Plane, Raster, believe
@@ -132,12 +133,13 @@ class Surveyor:
             if planned.place.format == dicom.FORMAT:
                 yield replace(planned, image=image), True
                 continue
-            if is_stack(image.image_uri):
+            is_zarr = is_zarr_name(image.image_uri)
+            if is_stack(image.image_uri) and not is_zarr:
                 require_pixels(scene, most=most)
                 yield replace(planned, image=add_mpp(image, scene.mpp)), False
                 continue
             pixels = math.prod(scene.levels[0])
-            is_slide = len(scene.levels) > 1 or pixels > most
+            is_slide = pixels > most or (len(scene.levels) > 1 and not is_zarr)
             if not is_slide:
                 image = add_mpp(image, scene.mpp)
                 is_slide = not self.resizes and pixels / self.scale(image.mpp) ** 2 > most

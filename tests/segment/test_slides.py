@@ -339,37 +339,36 @@ def test_bad_slides_are_rows(dark_bundle: str, tmp_path: Path, picture: np.ndarr
         assert re.search(reason, row["error_message"]), row["error_message"]
 
 
-@pytest.mark.parametrize("levels", [1, 3])
 def test_large_ome_zarr_is_read_in_parts_where_it_is(
-    s3: str, picture: np.ndarray, dark_bundle: str, tmp_path: Path, levels: int
+    s3: str, picture: np.ndarray, dark_bundle: str, tmp_path: Path
 ) -> None:
     """The same nuclei are found as in a TIFF, on each of two focal planes of two channels."""
-    grey = picture[:300, :400].mean(axis=2).astype(np.uint8)
+    grey = picture[:200, :260].mean(axis=2).astype(np.uint8)
     write_pyramid(tmp_path / "a.tiff", np.dstack([grey] * 3), mpp=None)
     run(tmp_path / "a.tiff", tmp_path / "plain", dark_bundle, tissue="off")
     expected = nuclei(tmp_path / "plain")
-    assert len(expected) > 20
+    assert len(expected) > 10
     dark = np.zeros_like(grey)
     drawn = draw_ome_zarr(
         tmp_path / "a.zarr",
         np.array([[dark, grey], [dark, grey[::-1]]]),
         "zcyx",
-        levels=levels,
+        levels=2,
         side=128,
         unit=None,
         omero={"channels": [{"label": "lamin"}, {"label": "DAPI"}]},
     )
-    place = f"{s3}/parts-{levels}/a.zarr"
+    place = f"{s3}/parts/a.zarr"
     for file in drawn.rglob("*"):
         if file.is_file():
             storage.write_bytes(f"{place}/{file.relative_to(drawn)}", file.read_bytes())
     for uri, output in ((drawn, tmp_path / "local"), (place, tmp_path / "bucket")):
-        result = run(uri, output, dark_bundle, max_pixels=2**16, region=256, tissue="off")
+        result = run(uri, output, dark_bundle, max_pixels=2**15, region=256, tissue="off")
         rows = read_output(str(output), "images").sort_values("member")
         assert result.images == {"ok": 2}, rows["error_message"].tolist()
         assert rows["member"].tolist() == ["z0", "z1"]
         assert set(rows["channel"]) == {"DAPI"}
-        assert set(rows["num_regions"]) == {4}
+        assert set(rows["num_regions"]) == {2}
         assert set(rows["num_nuclei"]) == {len(expected)}
         found = nuclei(output)
         found = found[found["image_id"] == rows["image_id"].iloc[0]].reset_index(drop=True)

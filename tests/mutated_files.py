@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import tifffile
 from czi_files import draw_czi
+from dicom_files import draw_dicom
 from lif_files import draw_lif
 from nd2_files import draw_nd2
 from PIL import Image
@@ -66,6 +67,8 @@ def draw_originals(folder: Path) -> list[Path]:
     write_pyramid(folder / "pyramid.tif", colour, levels=2)
     write_svs(folder / "a.svs", colour)
     draw_czi(folder / "a.czi", colour)
+    draw_dicom(folder / "dicom" / "large.dcm", colour)
+    draw_dicom(folder / "dicom" / "small.dcm", colour[::2, ::2], microns=1.0, jpeg=True)
     for version in ("0.4", "0.5"):
         small = stack[..., :30, :40]
         draw_ome_zarr(folder / f"{version}.zarr", small, "zcyx", version=version, levels=2)
@@ -87,7 +90,7 @@ def read_whole(path: Path) -> str:
     with naming(path.name, done="opened"):
         raster = (
             open_slide(str(path))
-            if path.suffix in (".svs", ".czi")
+            if path.suffix in (".svs", ".czi") or path.is_dir()
             else open_image(io.BytesIO(path.read_bytes()), max_pixels=_MAX_PIXELS)
         )
     with closing(raster):

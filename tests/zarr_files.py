@@ -16,17 +16,21 @@ def draw_ome_zarr(
     *,
     version: str = "0.5",
     levels: int = 1,
+    side: int = 16,
     unit: str | None = "micrometer",
     omero: Any = None,
     fill_value: int = 0,
     **options: Any,
 ) -> Path:
-    """Write an image whose every level has every second pixel of the one before."""
+    """Write an image whose every level has every second pixel of the one before.
+
+    Chunks are squares of `side` pixels.
+    """
     group = zarr.open_group(str(folder), mode="w", zarr_format=2 if version == "0.4" else 3)
     datasets = []
     for level in range(levels):
         step = tuple(slice(None, None, 2**level if axis in "yx" else 1) for axis in axes)
-        chunks = tuple(16 if axis in "yx" else 1 for axis in axes)
+        chunks = tuple(side if axis in "yx" else 1 for axis in axes)
         group.create_array(
             str(level), data=values[step], chunks=chunks, fill_value=fill_value, **options
         )

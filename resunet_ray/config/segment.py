@@ -73,8 +73,8 @@ class SegmentConfig(LeaseConfig):
     probabilities: Tuning[Decides[bool]] = False
     """Also write the probability map of each region."""
     max_pixels: Annotated[Tuning[Decides[int]], Heading.RUN] = 2**26
-    """Fail images whose header claims more pixels, before decoding them; larger TIFFs are read in
-    parts, as slides are."""
+    """Fail images whose header claims more pixels, before decoding them; larger TIFFs and OME-Zarr
+    are read in parts, as slides are."""
     mpp: Annotated[Decides[float | None], Heading.SLIDES] = None
     """Microns per pixel of all images; overrides manifests."""
     masks: Annotated[OfEachImage[str | None], Heading.INPUT] = None

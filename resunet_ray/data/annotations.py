@@ -13,7 +13,7 @@ import shapely
 from jaxtyping import Int32, Integer, UInt8
 from skimage.measure import label
 
-from resunet_ray.data import arrays, images
+from resunet_ray.data import arrays, images, stacks
 from resunet_ray.data.archives import Entry
 from resunet_ray.data.polygons import fill_polygon
 from resunet_ray.data.raster import opening
@@ -21,7 +21,7 @@ from resunet_ray.data.raster.opening import TIFF_STARTS, naming
 from resunet_ray.data.raster.pillow import open_checked
 from resunet_ray.data.raster.planes import EVERYTHING, Selection
 from resunet_ray.data.values import read_values
-from resunet_ray.errors import ImageError
+from resunet_ray.errors import ImageError, InputError
 from resunet_ray.storage import Cache
 
 _BROKEN = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
@@ -36,7 +36,7 @@ def read_image(
     max_pixels: int,
     selection: Selection = EVERYTHING,
 ) -> tuple[bytes | None, UInt8[np.ndarray, "h w 3"]]:
-    """Read an image from a picture or an array.
+    """Read an image from a picture, a file of planes or an array.
 
     Args:
         entry: the file.
@@ -54,6 +54,15 @@ def read_image(
     if arrays.is_array(entry):
         array = arrays.read_array(entry, element=element, cache=cache, max_pixels=max_pixels)
         return None, arrays.to_rgb(array, name=entry.name, channel=selection.channel)
+    if stacks.is_stack(entry.name):
+        image = stacks.read_only_plane(
+            entry.uri,
+            fingerprint=entry.fingerprint,
+            cache=cache,
+            max_pixels=max_pixels,
+            selection=selection,
+        )
+        return None, image
     content = entry.read(cache)
     image = images.decode_image(
         content, name=entry.name, max_pixels=max_pixels, selection=selection
@@ -86,6 +95,8 @@ def read_labels(
     if arrays.is_array(entry):
         array = arrays.read_array(entry, element=element, cache=cache, max_pixels=max_pixels)
         return arrays.to_labels(array, name=entry.name)
+    if stacks.is_stack(entry.name):
+        raise InputError(f"{entry.name} is no mask: expected a picture, an array or polygons")
     content, suffix = entry.read(cache), PurePosixPath(entry.name).suffix.lower()
     if suffix == ".mat":
         return decode_mat(content, name=entry.name, max_pixels=max_pixels)
@@ -209,7 +220,7 @@ _POLYGONS: dict[str, Callable[[bytes, str], list[shapely.Geometry]]] = {
     ".json": decode_geojson,
     ".xml": decode_xml,
 }
-SUFFIXES = (*opening.SUFFIXES, ".npy", ".mat", *_POLYGONS)
+SUFFIXES = (*opening.SUFFIXES, *stacks.STACK_SUFFIXES, ".npy", ".mat", *_POLYGONS)
 """Files with these suffixes may be images or labels."""
 
 

@@ -55,16 +55,25 @@ def decode_sized(
     """
     with naming(name, done="read"):
         raster = selection.apply(open_image(io.BytesIO(content), max_pixels=max_pixels))
-        planes = list_planes(raster.scenes, channel=selection.channel)
-        if len(planes) != 1:
-            raise ImageError(
-                f"it has {len(planes)} planes, named {name_plane(planes[0], raster.scenes)} to "
-                f"{name_plane(planes[-1], raster.scenes)} by scene, time and focal plane: expected "
-                "one. Pass --z max, mean or a number to take one image of all focal planes, or "
-                "save the planes you need as separate files"
-            )
-        pixel = raster.scenes[planes[0].scene].mpp
-        return read_plane(raster, planes[0], stored=stored), pixel
+        plane = require_one(raster, channel=selection.channel)
+        return read_plane(raster, plane, stored=stored), raster.scenes[plane.scene].mpp
+
+
+def require_one(raster: Raster, *, channel: str | None) -> Plane:
+    """Return the only plane of a file, in the channel that shows nuclei (see `list_planes`).
+
+    Raises:
+        ImageError: it has several, or it is not clear which channel that is.
+    """
+    planes = list_planes(raster.scenes, channel=channel)
+    if len(planes) != 1:
+        raise ImageError(
+            f"it has {len(planes)} planes, named {name_plane(planes[0], raster.scenes)} to "
+            f"{name_plane(planes[-1], raster.scenes)} by scene, time and focal plane: expected "
+            "one. Pass --z max, mean or a number to take one image of all focal planes, or "
+            "save the planes you need as separate files"
+        )
+    return planes[0]
 
 
 def read_plane(raster: Raster, plane: Plane, *, stored: bool = False) -> UInt8[np.ndarray, "h w 3"]:

@@ -5,11 +5,11 @@ import threading
 import unicodedata
 from collections import Counter
 
-from resunet_ray.data.stacks import ZARR_SUFFIX
+from resunet_ray.data.raster.ome_zarr_metadata import SUFFIX
 
-HIDDEN, OTHER = "hidden", "not an image"
+HIDDEN, OTHER, NO_OME = "hidden", "not an image", "Zarr without metadata of OME"
 """Kinds of files that are passed over."""
-ZARR = re.compile(rf"(.*?{re.escape(ZARR_SUFFIX)})/(.*)", re.IGNORECASE)
+ZARR = re.compile(rf"(.*?{re.escape(SUFFIX)})/(.*)", re.IGNORECASE)
 """Matches a file of a Zarr folder, as the folder and the rest."""
 
 _SHOWN = 5  # suffixes in the log

@@ -18,14 +18,16 @@ from PIL import Image
 
 from resunet_ray.data.images import range_of, to_rgb
 from resunet_ray.data.ranges import SharedRange, find_alike, sample_plane, share_range
+from resunet_ray.data.raster import dicom
+from resunet_ray.data.raster.ome_zarr_metadata import is_zarr_name
 from resunet_ray.data.raster.opening import naming, open_slide
 from resunet_ray.data.raster.planes import EVERYTHING, Selection, choose_channel
 from resunet_ray.data.raster.scene import FIRST, PixelSize, Plane
 from resunet_ray.errors import InputError
 from resunet_ray.intensity import Range
 
-_SCATTERED = (".vms", ".vmu", ".dcm")  # several files, listed only in the content of one of them
-SUFFIXES = (".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".svslide", ".czi", *_SCATTERED)
+_SCATTERED = (".vms", ".vmu")  # several files, listed only in the content of one of them
+SUFFIXES = (".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".svslide", ".czi", dicom.SUFFIX, *_SCATTERED)
 """Files with these suffixes are slides, or damaged."""
 
 _READ_PIXELS = 2**26  # pixels of any level that are in memory at a time
@@ -61,7 +63,7 @@ class Slide:
         """Open a slide.
 
         Args:
-            path: the file on this machine.
+            path: the file or the folder of DICOM files on this machine, or OME-Zarr anywhere.
             name: the slide's name in errors.
             plane: which of the file's planes; its channel does not count.
             selection: which channel and focal plane.
@@ -80,7 +82,8 @@ class Slide:
             # One range for the whole slide, so that equal counts give equal grey in every window.
             found: Range | SharedRange | None = None
             if shared or scene.dtype != np.uint8:
-                changed = Path(path).stat().st_mtime_ns
+                # OME-Zarr is not compared with what was listed.
+                changed = 0 if is_zarr_name(path) else Path(path).stat().st_mtime_ns
                 place = next(find_alike(self._raster, self._plane)) if shared else self._plane
                 found = _measure(path, changed, place, selection, stored=stored, shared=shared)
             self._range = found.counts if isinstance(found, SharedRange) else found
@@ -196,12 +199,17 @@ def companions(path: str) -> list[str]:
     """List what belongs to a slide besides its file: of MIRAX, the folder with its pixels.
 
     Raises:
-        InputError: the slide consists of several files, listed only in the content of one of them.
+        InputError: the slide consists of several files, listed only in the content of one of them;
+            or the path is one file of a folder that is a slide.
     """
     stem, suffix = os.path.splitext(path)  # noqa: PTH122 (may be a URI)
     if suffix.lower() in _SCATTERED:
         raise InputError(
             f"{path}: {suffix} slides are not supported. Convert the slide to one tiled TIFF and "
             "remove its files from the input, or each JPEG among them is segmented as an image"
+        )
+    if suffix.lower() == dicom.SUFFIX:
+        raise InputError(
+            f"{path} may be one of several files of a slide: pass the folder with them"
         )
     return [stem] if suffix.lower() == ".mrxs" else []

@@ -16,7 +16,9 @@ from resunet_ray.config.layouts import Layout
 from resunet_ray.data import arrays
 from resunet_ray.data.annotations import SUFFIXES
 from resunet_ray.data.archives import OTHER_SUFFIXES, Entry, is_archive, list_entries
-from resunet_ray.data.names import HIDDEN, OTHER, ZARR, PassedOver, is_hidden
+from resunet_ray.data.names import HIDDEN, NO_OME, OTHER, ZARR, PassedOver, is_hidden
+from resunet_ray.data.raster.ome_zarr_metadata import METADATA
+from resunet_ray.data.stacks import is_stack, name_stack
 from resunet_ray.errors import InputError
 from resunet_ray.storage import Cache
 
@@ -99,25 +101,38 @@ def list_sources(
 
 
 def _list_files(uri: str, *, cache: Cache, passed_over: PassedOver) -> Iterator[tuple[str, Entry]]:
-    """Yield path and entry of each file that may be read."""
-    folders = set()
+    """Yield path and entry of each file that may be read; a Zarr folder is one."""
+    zarrs: dict[str, Entry | None] = {}  # None: without metadata of OME
     for path, entry in list_entries(uri, max_bytes=cache.max_bytes):
         if entry.unread == "encrypted":
             raise InputError(f"{entry.name} is encrypted: decrypt the archive, or pack it without")
-        place = "a folder" if entry.member is None else "an archive"
-        if is_hidden(path):
-            passed_over.add(path, HIDDEN)
-        elif zarr := ZARR.fullmatch(path):  # its files are not counted one by one
-            if zarr[1] not in folders:
-                folders.add(zarr[1])
-                passed_over.add(zarr[1], f"Zarr inside {place}")
-        elif is_archive(path) or path.lower().endswith(OTHER_SUFFIXES):
-            logger.warning("%s is an archive inside %s: it is not read", entry.name, place)
-            passed_over.add(path, f"archive inside {place}")
-        elif entry.unread is not None:
-            passed_over.add(path, f"{entry.unread} inside {place}")
+        if zarr := ZARR.fullmatch(path):  # its files are not counted one by one
+            zarrs.setdefault(zarr[1], None)
+            if entry.member is None and zarr[2] in METADATA:
+                zarrs[zarr[1]] = Entry(entry.uri.removesuffix(f"/{zarr[2]}"))
+        elif kind := _tell_kind(path, entry):
+            passed_over.add(path, kind)
         else:
             yield path, entry
+    for path, image in zarrs.items():
+        if is_hidden(path):
+            passed_over.add(path, HIDDEN)
+        elif image is None:
+            passed_over.add(path, "Zarr inside an archive" if is_archive(uri) else NO_OME)
+        else:
+            yield path, image
+
+
+def _tell_kind(path: str, entry: Entry) -> str | None:
+    """Return why a file is passed over; None: it may be read."""
+    place = "a folder" if entry.member is None else "an archive"
+    if is_hidden(path):
+        return HIDDEN
+    if is_archive(path) or path.lower().endswith(OTHER_SUFFIXES):
+        logger.warning("%s is an archive inside %s: it is not read", entry.name, place)
+        return f"archive inside {place}"
+    kind = name_stack(path) if entry.member is not None and is_stack(path) else entry.unread
+    return kind and f"{kind} inside {place}"
 
 
 def _pair_by_folder(

@@ -11,17 +11,17 @@ import numpy as np
 from jaxtyping import UInt8
 
 from resunet_ray import storage
-from resunet_ray.data.images import read_plane, to_rgb
+from resunet_ray.data.images import read_plane, require_one, to_rgb
 from resunet_ray.data.ranges import SharedRange, find_alike, share_range
 from resunet_ray.data.raster.lif import LifRaster
 from resunet_ray.data.raster.nd2 import Nd2Raster
-from resunet_ray.data.raster.opening import TIFF_SUFFIXES, naming, open_file
+from resunet_ray.data.raster.ome_zarr_metadata import SUFFIX as ZARR_SUFFIX
+from resunet_ray.data.raster.ome_zarr_metadata import is_zarr_name
+from resunet_ray.data.raster.opening import TIFF_SUFFIXES, naming, open_file, require_pixels
 from resunet_ray.data.raster.planes import Selection, choose_channel
 from resunet_ray.data.raster.scene import Plane, Raster
 from resunet_ray.intensity import Range
 
-ZARR_SUFFIX = ".zarr"
-"""Folders with this suffix are one file each."""
 _STAGED: dict[str, Callable[[str], Raster]] = {".lif": LifRaster, ".nd2": Nd2Raster}
 """Their libraries need a path."""
 STACK_SUFFIXES = (*_STAGED, ZARR_SUFFIX)
@@ -77,6 +77,29 @@ def open_stack(
         return
     with naming(uri, done="opened"):
         yield _open(uri, fingerprint, max_pixels)
+
+
+def read_only_plane(
+    uri: str,
+    *,
+    fingerprint: str | None,
+    cache: storage.Cache,
+    max_pixels: int,
+    selection: Selection,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Read a file that holds one image as RGB; arguments as in `read_from_stack`.
+
+    Raises:
+        ImageError: it is damaged or too large, holds several images, or it is not clear which
+            channel shows nuclei.
+        ChangedError: it was replaced.
+    """
+    with open_stack(uri, fingerprint=fingerprint, cache=cache, max_pixels=max_pixels) as opened:
+        raster = selection.apply(opened)
+        with naming(uri, done="read"):
+            plane = require_one(raster, channel=selection.channel)
+            require_pixels(raster.scenes[plane.scene], most=max_pixels)
+            return read_plane(raster, plane)
 
 
 def read_from_stack(
@@ -148,7 +171,7 @@ def _measure(
 
 @functools.lru_cache(maxsize=_OPEN)
 def _open(uri: str, fingerprint: str | None, max_pixels: int) -> Raster:
-    if uri.lower().endswith(ZARR_SUFFIX):
+    if is_zarr_name(uri):
         from resunet_ray.data.raster.ome_zarr import ZarrRaster  # not above: it imports zarr
 
         return ZarrRaster(uri)

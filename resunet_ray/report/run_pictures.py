@@ -18,15 +18,17 @@ from resunet_ray import storage
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.archives import Entry
 from resunet_ray.data.images import decode_image, decode_stored, encode_png
+from resunet_ray.data.raster import dicom
+from resunet_ray.data.raster.ome_zarr_metadata import is_zarr_name
 from resunet_ray.data.raster.planes import Selection
 from resunet_ray.data.raster.scene import Plane
 from resunet_ray.data.slides import Slide, companions
-from resunet_ray.data.stacks import ZARR_SUFFIX, is_stack, read_from_stack
+from resunet_ray.data.stacks import is_stack, read_from_stack
 from resunet_ray.data.tissue import read_view
 from resunet_ray.errors import InputError
 from resunet_ray.pictures import draw_beside
 from resunet_ray.segment import layout
-from resunet_ray.segment.planning.survey import stage_slide
+from resunet_ray.segment.planning.staged import stage_slide
 
 _SLIDE_SIDE = 900  # longer side of a slide's picture, pixels
 _SIDE = 360  # longer side of an image's picture, pixels
@@ -104,7 +106,12 @@ def picture_slides(
     for row in rows:
         try:
             with (
-                stage_slide(row["image_uri"], _fingerprint(row), config=config) as path,
+                stage_slide(
+                    row["image_uri"],
+                    row["format"],
+                    fingerprint=_fingerprint(row),
+                    config=config,
+                ) as path,
                 closing(
                     Slide(
                         path,
@@ -132,7 +139,9 @@ def picture_slides(
 
 def _fingerprint(row: dict[str, Any]) -> str | None:
     """The fingerprint of an image's file, if images/ tells it."""
-    if companions(row["image_uri"]) or row["image_uri"].lower().endswith(ZARR_SUFFIX):
+    if row["format"] == dicom.FORMAT or is_zarr_name(row["image_uri"]):
+        return None
+    if companions(row["image_uri"]):
         return None
     if isinstance(row["source_etag"], str):
         return str(row["source_etag"])

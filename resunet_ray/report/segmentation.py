@@ -40,7 +40,7 @@ _MEASURES = {
 _COLUMNS = [
     *("image_id", "image_uri", "is_slide", "height", "width", "status", "mpp", "mpp_source"),
     *("member", "member_offset", "source_bytes", "source_etag", "source_mtime"),
-    *("file_id", "scene", "t", "z"),
+    *("format", "file_id", "scene", "t", "z"),
     *("qc_reasons", "error_stage", "error_type", "error_message"),
     *_MEASURES,
 ]

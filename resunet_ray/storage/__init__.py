@@ -19,12 +19,13 @@ from resunet_ray.storage.files import (
 from resunet_ray.storage.lease import NO_LEASE, Lease, hold_lease, hold_output
 from resunet_ray.storage.locations import absolute, join, open_filesystem, parent, resolve
 from resunet_ray.storage.names import csv_cell, file_name
+from resunet_ray.storage.parts import is_part, join_fingerprints, join_folder
 from resunet_ray.storage.portable import open_portable
 from resunet_ray.storage.reader import Reader, read_listed
 from resunet_ray.storage.space import cache_folder
 from resunet_ray.storage.staging import Cache
 from resunet_ray.storage.tables import read_metadata, read_table, write_table
-from resunet_ray.storage.walk import FileStatus, join_fingerprints, look_up, walk_files
+from resunet_ray.storage.walk import FileStatus, look_up, walk_files
 
 __all__ = [
     "NO_LEASE",
@@ -45,8 +46,10 @@ __all__ = [
     "hold_lease",
     "hold_output",
     "is_file",
+    "is_part",
     "join",
     "join_fingerprints",
+    "join_folder",
     "list_files",
     "list_folders",
     "look_up",

@@ -17,7 +17,6 @@ being downloaded counts with its full size.
 
 import hashlib
 import io
-import itertools
 import lzma
 import os
 import shutil
@@ -27,14 +26,16 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
 from pyarrow import fs
 
 from resunet_ray.config import PrepareConfig, SegmentConfig
-from resunet_ray.errors import ChangedError, InputError, ResourceError
+from resunet_ray.errors import InputError, ResourceError
 from resunet_ray.storage import locations
+from resunet_ray.storage.parts import Part, list_parts
 from resunet_ray.storage.reader import Reader
 from resunet_ray.storage.space import (
     FILES,
@@ -48,23 +49,11 @@ from resunet_ray.storage.space import (
     reserve,
     write_record,
 )
-from resunet_ray.storage.walk import FileStatus, join_fingerprints, look_up, walk_files
 
 _BUFFER_BYTES = 2**23
 _EXPANDED = "expanded"  # name of the one file that holds decompressed content
 _DECODED = 2**16  # bytes decoded at a time; damage loses less than this
 _STEP = 2**28  # bytes by which an entry of decompressed content grows
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """A file to download."""
-
-    uri: str
-    name: str
-    """Its path within the entry."""
-    size: int
-    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -82,17 +71,23 @@ class Cache:
 
     @contextmanager
     def stage(
-        self, uri: str, *, fingerprint: str | None = None, companions: Sequence[str] = ()
+        self,
+        uri: str,
+        *,
+        fingerprint: str | None = None,
+        companions: Sequence[str] = (),
+        suffix: str | None = None,
     ) -> Iterator[str]:
-        """Yield the path of a file on this machine, valid while the context lasts.
+        """Yield the path of a file or folder on this machine, valid while the context lasts.
 
         A local file is used where it is. If it has changed, the context says so at its end.
 
         Args:
             uri: the file.
             fingerprint: of the file together with its companions, as they were listed (see
-                `join_fingerprints`); None: whatever is there.
+                `list_parts`); None: whatever is there.
             companions: folders or files that belong next to it.
+            suffix: it is a folder, of which only the files that end so are staged.
 
         Raises:
             ChangedError: it or a companion is no longer the one that was listed.
@@ -100,20 +95,21 @@ class Cache:
             ResourceError: the storage stayed unavailable, or the cache cannot be used.
         """
         filesystem, path = locations.open_filesystem(uri)
-        expected = fingerprint or _list_as(None, uri, companions)[0]
+        look = partial(list_parts, uri=uri, companions=companions, suffix=suffix)
+        expected = fingerprint or look(None)[0]
         if isinstance(filesystem, fs.LocalFileSystem):
-            _list_as(expected, uri, companions)
+            look(expected)
             try:
                 yield path
             except Exception as error:
                 if not isinstance(error, ResourceError):
-                    _list_as(expected, uri, companions)
+                    look(expected)
                 raise
-            _list_as(expected, uri, companions)
+            look(expected)
             return
 
         def bring(part: Path) -> None:
-            _, wanted = _list_as(expected, uri, companions)
+            _, wanted = look(expected)
             _bring(wanted, part=part, max_bytes=self.max_bytes)
 
         with self._hold(uri, f"{uri}\0{expected}", bring) as held:
@@ -199,7 +195,7 @@ def _create(place: Path, bring: Callable[[Path], None]) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _bring(wanted: Sequence[_Wanted], *, part: Path, max_bytes: int) -> None:
+def _bring(wanted: Sequence[Part], *, part: Path, max_bytes: int) -> None:
     """Create an entry by downloading files."""
     first = wanted[0].uri
     for file in wanted:
@@ -259,36 +255,3 @@ def _decoded(stream: IO[bytes]) -> Iterator[bytes]:
         if not piece:
             return
         yield piece
-
-
-def _list_as(
-    expected: str | None, uri: str, companions: Sequence[str]
-) -> tuple[str, list[_Wanted]]:
-    """List a file and its companions, and return their fingerprint as well.
-
-    Raises:
-        ChangedError: the fingerprint is not the expected one.
-        InputError: the file or a companion does not exist.
-    """
-    beside = {companion: _list_companion(companion, of=uri) for companion in companions}
-    own = look_up(uri)
-    found = join_fingerprints(own.fingerprint, itertools.chain.from_iterable(beside.values()))
-    if expected not in (None, found):
-        raise ChangedError(f"{uri} has changed since it was listed")
-    files = {uri: [own], **beside}
-    return found, [_wanted(place, file) for place, below in files.items() for file in below]
-
-
-def _wanted(uri: str, file: FileStatus) -> _Wanted:
-    location = locations.join(uri, file.path) if file.path else uri
-    name = f"{uri.rsplit('/', 1)[1]}/{file.path}".rstrip("/")
-    return _Wanted(location, name, file.size, file.fingerprint)
-
-
-def _list_companion(uri: str, *, of: str) -> list[FileStatus]:
-    try:
-        return list(walk_files(uri))
-    except InputError as error:
-        raise InputError(
-            f"{of} is incomplete: {error}. It belongs to the slide: put it next to the file"
-        ) from None

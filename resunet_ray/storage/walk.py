@@ -1,8 +1,7 @@
 """Listings of any length, with a fingerprint that tells whether a file has changed."""
 
-import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,17 +52,15 @@ def look_up(uri: str) -> FileStatus:
     return next(walk_files(uri))
 
 
-def join_fingerprints(first: str, beside: Iterable[FileStatus]) -> str:
-    """Return the fingerprint of a file together with all that belongs to it, if anything does."""
-    parts = sorted(f"{part.path} {part.fingerprint}" for part in beside)
-    together = hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
-    return f"{first} {together}" if parts else first
-
-
-def walk_files(uri: str) -> Iterator[FileStatus]:
+def walk_files(uri: str, *, deep: bool = True) -> Iterator[FileStatus]:
     """Yield each file below a folder or prefix, or the single file at that location.
 
-    Files are streamed: memory does not grow with their number.
+    Files are streamed: memory does not grow with their number. All files of a folder come before
+    any that is not below it.
+
+    Args:
+        uri: the location.
+        deep: go on into folders below.
 
     Raises:
         UnclearError: the location does not exist.
@@ -71,14 +68,14 @@ def walk_files(uri: str) -> Iterator[FileStatus]:
     """
     filesystem, path = open_filesystem(uri)
     if isinstance(filesystem, fs.LocalFileSystem):
-        yield from _walk_local(Path(path), uri)
+        yield from _walk_local(Path(path), uri, deep=deep)
     elif isinstance(filesystem, fs.S3FileSystem):
-        yield from _walk_s3(path, uri)
+        yield from _walk_s3(path, uri, deep=deep)
     else:
-        yield from _walk_any(filesystem, path, uri)
+        yield from _walk_any(filesystem, path, uri, deep=deep)
 
 
-def _walk_local(root: Path, uri: str) -> Iterator[FileStatus]:
+def _walk_local(root: Path, uri: str, *, deep: bool) -> Iterator[FileStatus]:
     if not root.exists():
         raise UnclearError(f"{uri} does not exist: expected a file, or a folder with files")
     if root.is_file():
@@ -96,10 +93,10 @@ def _walk_local(root: Path, uri: str) -> Iterator[FileStatus]:
                 for entry in entries:
                     path = f"{folder}/{entry.name}" if folder else entry.name
                     status = _stat_local(entry, path, uri)
-                    if status is None:
-                        folders.append(path)
-                    else:
+                    if status is not None:
                         yield status
+                    elif deep:
+                        folders.append(path)
         except OSError as error:
             yield _note(error, folder, uri)
 
@@ -124,10 +121,11 @@ def _note(error: OSError, path: str, uri: str) -> FileStatus:
     return FileStatus(path, 0, _EPOCH, error=error)
 
 
-def _walk_s3(path: str, uri: str) -> Iterator[FileStatus]:
+def _walk_s3(path: str, uri: str, *, deep: bool) -> Iterator[FileStatus]:
     bucket, _, key = path.partition("/")
     prefix = f"{key.rstrip('/')}/" if key else ""
-    empty, place = True, {"Bucket": bucket, "Prefix": key.rstrip("/")}
+    empty, place = True, {"Bucket": bucket, "Prefix": key.rstrip("/") if deep else prefix}
+    place |= {} if deep else {"Delimiter": "/"}
     while place:
         page = _list_page(uri, place)
         # S3 matches prefixes: `a/b` also finds `a/bc`, which is neither `a/b` nor below it.
@@ -158,14 +156,16 @@ def _list_page(uri: str, place: dict[str, str]) -> dict[str, Any]:
         raise ResourceError(f"{uri} cannot be listed: {error}") from None
 
 
-def _walk_any(filesystem: fs.FileSystem, path: str, uri: str) -> Iterator[FileStatus]:
+def _walk_any(
+    filesystem: fs.FileSystem, path: str, uri: str, *, deep: bool
+) -> Iterator[FileStatus]:
     start = filesystem.get_file_info(path)
     if start.type == fs.FileType.NotFound:
         raise UnclearError(f"{uri} does not exist: expected a file, or a folder with files")
     waiting = [start]
     while waiting:
         entry = waiting.pop()
-        if entry.type == fs.FileType.Directory:
+        if entry.type == fs.FileType.Directory and (deep or entry is start):
             waiting += filesystem.get_file_info(fs.FileSelector(entry.path))
         elif entry.type == fs.FileType.File:
             yield FileStatus(

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from lif_files import draw_lif
+from nd2_files import draw_nd2
+from zarr_files import draw_ome_zarr
 
 from resunet_ray.config import PrepareConfig
 from resunet_ray.data.archives import Entry
@@ -30,7 +33,7 @@ def check(image: Path, mask: Path, **flags: Any) -> Any:
     source = Source("a", Entry(str(image), size=image.stat().st_size), masks=(Entry(str(mask)),))
     return check_source(
         source,
-        max_pixels=10**6,
+        max_pixels=config.max_pixels,
         known=Metadata(),
         cache=Cache(str(image.parent / "cache"), 2**20),
         selection=Selection.of(config),
@@ -91,3 +94,38 @@ def test_a_channel_of_an_array_is_asked_for_in_the_same_words(tmp_path: Path, ma
 def test_a_negative_focal_plane_is_refused() -> None:
     with pytest.raises(ConfigError, match="--z -1: must be all, max, mean or a number from 0"):
         PrepareConfig(input=("in",), output="out", z=-1)
+
+
+def draw_stack(folder: Path, suffix: str) -> Path:
+    path = folder / f"a{suffix}"
+    if suffix == ".lif":
+        draw_lif(path, {"a": (PLANES, "zcyx")}, dyes=("TRITC", "DAPI"))
+    elif suffix == ".nd2":
+        draw_nd2(path, np.moveaxis(PLANES, 1, -1), "zyxc")
+    else:
+        draw_ome_zarr(path, PLANES, "zcyx", levels=2)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".lif", ".nd2", ".zarr"])
+def test_a_plane_of_a_microscopes_file_is_prepared_with_its_mask(
+    suffix: str, tmp_path: Path, mask: Path
+) -> None:
+    path = draw_stack(tmp_path, suffix)
+    for z, plane in {"max": PLANES[:, 1].max(axis=0), 2: PLANES[2, 1]}.items():
+        found = check(path, mask, channel="1", z=z)
+        assert isinstance(found, CheckedImage), found.message
+        np.testing.assert_array_equal(decode_stored(found.image)[..., 0], plane)
+        np.testing.assert_array_equal(decode_stored(found.mask), MASK)
+    several = check(path, mask, channel="1")
+    assert several.reason == "unreadable"
+    assert re.search(rf"a{suffix} cannot be read: it has 3 planes, .*Pass --z max", several.message)
+    assert "2 channels, " in check(path, mask, channel="lamin", z=0).message
+    truth = check(path, path, channel="1", z=0)
+    assert (truth.reason, f"a{suffix} is no mask" in truth.message) == ("unreadable_mask", True)
+
+
+def test_a_plane_of_too_many_pixels_is_rejected_unread(tmp_path: Path, mask: Path) -> None:
+    path = draw_stack(tmp_path, ".zarr")
+    found = check(path, mask, channel="1", z=0, max_pixels=700)
+    assert "a.zarr cannot be read: it claims 24 x 31 pixels" in found.message

@@ -199,9 +199,11 @@ def test_what_cannot_be_a_slide_is_named(
     ):
         Slide(str(tmp_path / "large.tiff"), name="large")
     assert companions("s3://lab/a.mrxs") == ["s3://lab/a"]
-    for name in ("s3://lab/a.vms", "/scans/b.VMU", "scan.dcm"):
+    for name in ("s3://lab/a.vms", "/scans/b.VMU"):
         with pytest.raises(
             InputError,
             match=rf"{name}: \.\w+ slides are not supported. Convert the slide to one tiled TIFF",
         ):
             companions(name)
+    with pytest.raises(InputError, match=r"scan.dcm may be one of several files .* the folder"):
+        companions("s3://lab/scan.dcm")

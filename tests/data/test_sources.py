@@ -135,7 +135,10 @@ def test_what_systems_leave_in_folders_is_passed_over_and_counted(tmp_path: Path
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as packed:
         for name in names:
             packed.writestr(name.replace("/", "\\"), name)
-    for uri, place in ((folder, "a folder"), (tmp_path / "x.zip", "an archive")):
+    for uri, place, zarr in (
+        (folder, "a folder", "Zarr without metadata of OME"),
+        (tmp_path / "x.zip", "an archive", "Zarr inside an archive"),
+    ):
         passed_over = PassedOver()
         (source,) = list_sources([str(uri)], cache=CACHE, passed_over=passed_over)
         assert (source.image_id, source.reason, len(source.masks)) == ("ü", None, 1)
@@ -143,6 +146,40 @@ def test_what_systems_leave_in_folders_is_passed_over_and_counted(tmp_path: Path
             "hidden": 3,
             "not an image": 3,
             f"archive inside {place}": 1,
-            f"Zarr inside {place}": 1,
+            zarr: 1,
             "not in images, masks, instances, labels": 1,
         }
+
+
+def test_files_of_planes_are_images_and_in_archives_are_passed_over(tmp_path: Path) -> None:
+    """A Zarr folder is one image, named after the folder."""
+    apart = unicodedata.normalize("NFD", "ü")
+    names = [f"images/{apart}.zarr/{name}" for name in (".zattrs", "0/.zarray", "0/0/0")]
+    names += ["images/b.LIF", "images/c.nd2", "images/.d.zarr/zarr.json"]
+    names += [f"masks/{name}.png" for name in "übc"]
+    folder = touch(tmp_path / "in", *names)
+    passed_over = PassedOver()
+    found = list_sources([str(folder)], cache=CACHE, passed_over=passed_over)
+    places = {source.image_id: source.image.uri for source in found if source.image is not None}
+    assert places == {
+        "b": str(folder / "images" / "b.LIF"),
+        "c": str(folder / "images" / "c.nd2"),
+        "ü": str(folder / "images" / f"{apart}.zarr"),
+    }
+    assert all(source.reason is None for source in found)
+    assert dict(passed_over.kinds) == {"hidden": 1}
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as packed:
+        for name in [*names, "images/e.png", "masks/e.png"]:
+            packed.writestr(name, name)
+    passed_over = PassedOver()
+    found = list_sources([str(tmp_path / "x.zip")], cache=CACHE, passed_over=passed_over)
+    assert {source.image_id: source.reason for source in found} == {
+        "e": None,
+        **dict.fromkeys("übc", "no_image"),
+    }
+    assert dict(passed_over.kinds) == {
+        "hidden": 1,
+        "Zarr inside an archive": 1,
+        "LIF inside an archive": 1,
+        "ND2 inside an archive": 1,
+    }

@@ -13,6 +13,7 @@ import pytest
 import shapely
 import tifffile
 from support import REAL_SLIDES, read_output, tiff_header, write_pyramid, write_svs
+from zarr_files import draw_ome_zarr
 
 from resunet_ray import storage
 from resunet_ray.bundle import load_bundle, save_bundle
@@ -297,7 +298,8 @@ def test_bad_slides_are_rows(dark_bundle: str, tmp_path: Path, picture: np.ndarr
     (tmp_path / "in" / "scattered.vms").write_text(
         "[Virtual Microscope Specimen]\nImageFile=other.jpg\n"
     )
-    (tmp_path / "in" / "level.dcm").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "in" / "folder").mkdir()
+    (tmp_path / "in" / "folder" / "level.dcm").write_bytes(bytes(128) + b"DICM")
     (tmp_path / "in" / "text.svs").write_bytes(b"this is no slide")
     (tmp_path / "in" / "zero.ndpi").write_bytes(b"")
     tifffile.imwrite(
@@ -326,7 +328,8 @@ def test_bad_slides_are_rows(dark_bundle: str, tmp_path: Path, picture: np.ndarr
         "huge.tiff": "lists 1: its header is damaged",
         "narrow.tiff": "claims 500 x 0 pixels",
         "alone.mrxs": "put it next to the file",
-        **dict.fromkeys(("scattered.vms", "level.dcm"), "Convert the slide to one tiled TIFF"),
+        "scattered.vms": "Convert the slide to one tiled TIFF",
+        "folder": "level.dcm is damaged: it has no element",
         **dict.fromkeys(("text.svs", "zero.ndpi"), "not a TIFF file"),
     }
     for name, reason in reasons.items():
@@ -334,6 +337,43 @@ def test_bad_slides_are_rows(dark_bundle: str, tmp_path: Path, picture: np.ndarr
         assert (row["status"], row["error_stage"]) == ("failed", "open"), name
         assert name in row["error_message"], row["error_message"]
         assert re.search(reason, row["error_message"]), row["error_message"]
+
+
+def test_large_ome_zarr_is_read_in_parts_where_it_is(
+    s3: str, picture: np.ndarray, dark_bundle: str, tmp_path: Path
+) -> None:
+    """The same nuclei are found as in a TIFF, on each of two focal planes of two channels."""
+    grey = picture[:200, :260].mean(axis=2).astype(np.uint8)
+    write_pyramid(tmp_path / "a.tiff", np.dstack([grey] * 3), mpp=None)
+    run(tmp_path / "a.tiff", tmp_path / "plain", dark_bundle, tissue="off")
+    expected = nuclei(tmp_path / "plain")
+    assert len(expected) > 10
+    dark = np.zeros_like(grey)
+    drawn = draw_ome_zarr(
+        tmp_path / "a.zarr",
+        np.array([[dark, grey], [dark, grey[::-1]]]),
+        "zcyx",
+        levels=2,
+        side=128,
+        unit=None,
+        omero={"channels": [{"label": "lamin"}, {"label": "DAPI"}]},
+    )
+    place = f"{s3}/parts/a.zarr"
+    for file in drawn.rglob("*"):
+        if file.is_file():
+            storage.write_bytes(f"{place}/{file.relative_to(drawn)}", file.read_bytes())
+    for uri, output in ((drawn, tmp_path / "local"), (place, tmp_path / "bucket")):
+        result = run(uri, output, dark_bundle, max_pixels=2**15, region=256, tissue="off")
+        rows = read_output(str(output), "images").sort_values("member")
+        assert result.images == {"ok": 2}, rows["error_message"].tolist()
+        assert rows["member"].tolist() == ["z0", "z1"]
+        assert set(rows["channel"]) == {"DAPI"}
+        assert set(rows["num_regions"]) == {2}
+        assert set(rows["num_nuclei"]) == {len(expected)}
+        found = nuclei(output)
+        found = found[found["image_id"] == rows["image_id"].iloc[0]].reset_index(drop=True)
+        columns = ["geometry", "area_px"]
+        pd.testing.assert_frame_equal(found[columns], expected[columns])
 
 
 @pytest.fixture(scope="module")

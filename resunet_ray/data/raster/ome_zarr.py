@@ -103,6 +103,12 @@ class ZarrRaster:
         upright = values.transpose([kept.index(axis) for axis in "yxc"[: len(kept)]])
         return np.ascontiguousarray(upright, dtype=image.scene.dtype)
 
+    def chunks(self, scene: int, level: int) -> tuple[int, int]:
+        """Return height and width of a chunk, which is decoded whole."""
+        image = self._images[scene]
+        sizes = dict(zip(image.axes, image.arrays[level].chunks, strict=True))
+        return sizes["y"], sizes["x"]
+
     def close(self) -> None:
         """Close the file."""
         self._store.close()

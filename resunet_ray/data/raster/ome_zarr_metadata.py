@@ -6,6 +6,8 @@ from typing import Any
 
 from resunet_ray.errors import ImageError
 
+SUFFIX = ".zarr"
+"""Folders with this suffix are one image each."""
 METADATA = ("zarr.json", ".zattrs")
 """Names of the files that make a folder an image, of Zarr 3 and 2."""
 _AXES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
@@ -21,6 +23,11 @@ _MICRONS = {
 _COLOURS = (("ff0000", "00ff00", "0000ff"), ("red", "green", "blue"), ("r", "g", "b"))
 _NUMBERED = re.compile(r"(channel|ch|c)?[ _:#-]*[\d:]*", re.IGNORECASE)
 """Names of channels that say nothing."""
+
+
+def is_zarr_name(uri: str) -> bool:
+    """Whether the name of a folder or prefix is that of OME-Zarr."""
+    return uri.lower().endswith(SUFFIX)
 
 
 def name_axes(axes: Any, *, version: Any) -> str:

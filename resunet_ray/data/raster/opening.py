@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO
 
 import openslide
 
 from resunet_ray.data.raster import pillow
+from resunet_ray.data.raster.blocks import BlockRaster
+from resunet_ray.data.raster.dicom import DicomRaster
 from resunet_ray.data.raster.libraries import as_image_error
+from resunet_ray.data.raster.ome_zarr_metadata import is_zarr_name
 from resunet_ray.data.raster.openslide import OpenSlideRaster
 from resunet_ray.data.raster.pillow import PillowRaster
 from resunet_ray.data.raster.scene import Plane, Raster, Scene
@@ -68,15 +72,12 @@ def require_pixels(scene: Scene, *, most: int) -> None:
 
 
 def open_slide(path: str) -> Raster:
-    """Open a slide on this machine.
+    """Open a slide: a file or a folder of DICOM files on this machine, or OME-Zarr anywhere.
 
     Raises:
         ImageError: no library can read it, or its header makes no sense.
     """
-    # OpenSlide takes any tiled TIFF for a pyramid of 8-bit RGB pages: it does not support 16 bits
-    # or OME's planes and levels.
-    kind = openslide.OpenSlide.detect_format(path)
-    raster: Raster = TiffRaster(path) if kind in (None, "generic-tiff") else OpenSlideRaster(path)
+    raster = _open_slide(path)
     for number, scene in enumerate(raster.scenes):
         height, width = scene.levels[0]
         if not (0 < height <= _MAX_SIDE and 0 < width <= _MAX_SIDE):
@@ -86,6 +87,20 @@ def open_slide(path: str) -> Raster:
         # A header alone is no slide.
         raster.read(Plane(scene=number), len(scene.levels) - 1, (0, 0, 1, 1))
     return raster
+
+
+def _open_slide(path: str) -> Raster:
+    if is_zarr_name(path):
+        from resunet_ray.data.raster.ome_zarr import ZarrRaster  # not above: it imports zarr
+
+        image = ZarrRaster(path)
+        return BlockRaster(image, chunks=image.chunks)
+    if Path(path).is_dir():
+        return DicomRaster(path)
+    # OpenSlide takes any tiled TIFF for a pyramid of 8-bit RGB pages: it does not support 16 bits
+    # or OME's planes and levels.
+    kind = openslide.OpenSlide.detect_format(path)
+    return TiffRaster(path) if kind in (None, "generic-tiff") else OpenSlideRaster(path)
 
 
 @contextmanager

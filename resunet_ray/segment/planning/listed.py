@@ -1,7 +1,7 @@
 """An image of the inputs, or what is wrong where one should be."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -9,6 +9,7 @@ from resunet_ray import storage
 from resunet_ray.data import slides, stacks
 from resunet_ray.data.archives import OTHER_SUFFIXES, Entry, is_archive, list_entries
 from resunet_ray.data.names import HIDDEN, OTHER, ZARR, PassedOver, is_hidden
+from resunet_ray.data.raster import dicom
 from resunet_ray.data.raster.opening import SUFFIXES
 from resunet_ray.errors import InputError
 
@@ -32,6 +33,8 @@ class ListedImage:
     mpp: float | None = None
     mpp_source: str | None = None
     error: Exception | None = None
+    format: str | None = None
+    """Of a folder that is one slide; None for files, whose names say what they are."""
     source_fingerprint: str | None = None
     """Of the file that holds it, with all that belongs to that."""
 
@@ -67,6 +70,40 @@ def found(uri: str, file: storage.FileStatus) -> ListedImage:
     )
 
 
+def found_dicom(uri: str, files: Sequence[storage.FileStatus]) -> ListedImage:
+    """Return a folder of DICOM files as one image."""
+    etag, size = storage.join_folder(files), sum(file.size for file in files)
+    mtime = max(file.mtime for file in files)
+    image = found(uri, storage.FileStatus("", size, mtime, etag=etag))
+    errors = [image.error, *(file.error for file in files)]
+    error = next((error for error in errors if error is not None), None)
+    return replace(
+        image,
+        fingerprint=etag,
+        source_fingerprint=etag,
+        etag=None,
+        format=dicom.FORMAT,
+        error=error,
+    )
+
+
+def group_dicom(
+    files: Iterable[storage.FileStatus],
+) -> Iterator[storage.FileStatus | tuple[str, list[storage.FileStatus]]]:
+    """Yield each file of a walk, but folder and DICOM files together, once they are complete."""
+    begun: dict[str, list[storage.FileStatus]] = {}
+    for file in files:
+        for folder in [folder for folder in begun if not f"/{file.path}".startswith(f"{folder}/")]:
+            yield folder[1:], begun.pop(folder)
+        if storage.is_part(file.path, suffix=dicom.SUFFIX):
+            folder, _, name = f"/{file.path}".rpartition("/")
+            begun.setdefault(folder, []).append(replace(file, path=name))
+        else:
+            yield file
+    for folder, parts in begun.items():
+        yield folder[1:], parts
+
+
 def _fingerprint(uri: str, file: storage.FileStatus) -> str:
     """Fingerprint a file and all that belongs to it: some slides keep their pixels in a folder."""
     try:
@@ -95,10 +132,14 @@ def list_archive(
     try:
         entries = list_entries(uri, max_bytes=cache.max_bytes, fingerprint=file.fingerprint)
         for path, entry in entries:
-            if zarr := ZARR.fullmatch(path):  # its files are not counted one by one
-                if zarr[1] in folders:
+            zarr = ZARR.fullmatch(path)
+            is_dicom = storage.is_part(path, suffix=dicom.SUFFIX)
+            if zarr or is_dicom:  # the files of one image are not counted one by one
+                folder = zarr[1] if zarr else path.rpartition("/")[0]
+                if folder in folders:
                     continue
-                folders.add(zarr[1])
+                folders.add(folder)
+            if zarr:
                 path = zarr[1]
                 entry = replace(entry, member=path, offset=None, size=0, crc=None)
             kind = _tell_kind(path, entry)

@@ -15,10 +15,26 @@ from typing import Any
 
 from resunet_ray import storage
 from resunet_ray.data.archives import OTHER_SUFFIXES, is_archive
-from resunet_ray.data.names import HIDDEN, OTHER, ZARR, PassedOver, is_hidden, other_forms, plain
+from resunet_ray.data.names import (
+    HIDDEN,
+    NO_OME,
+    OTHER,
+    ZARR,
+    PassedOver,
+    is_hidden,
+    other_forms,
+    plain,
+)
 from resunet_ray.data.raster.ome_zarr_metadata import METADATA
 from resunet_ray.errors import ConfigError, InputError, UnclearError
-from resunet_ray.segment.planning.listed import IMAGE_SUFFIXES, ListedImage, found, list_archive
+from resunet_ray.segment.planning.listed import (
+    IMAGE_SUFFIXES,
+    ListedImage,
+    found,
+    found_dicom,
+    group_dicom,
+    list_archive,
+)
 from resunet_ray.segment.planning.manifest import (
     is_manifest,
     parse_mpp,
@@ -31,7 +47,6 @@ logger = logging.getLogger(__name__)
 
 _GLOB = re.compile(r"[*?]")
 _STAT_THREADS = 32  # look up a manifest's files one by one; object stores answer slowly
-_NO_OME = "Zarr without metadata of OME"
 _PART = re.compile(r"/(data\d+\.dat|index\.dat|slidedat\.ini)$", re.IGNORECASE)
 """Files of a MIRAX slide's folder."""
 
@@ -89,7 +104,10 @@ class Listing:
     ) -> Iterator[tuple[str, ListedImage]]:
         """Yield each image below a folder, in an archive, or at the location itself."""
         zarrs: dict[str, bool] = {}  # whether their metadata were seen
-        for file in storage.walk_files(uri):
+        for file in group_dicom(storage.walk_files(uri)):
+            if isinstance(file, tuple):
+                yield from self._list_dicom(uri, *file, wanted=wanted)
+                continue
             location = storage.join(uri, file.path) if file.path else uri
             if zarr := ZARR.fullmatch(location):  # its chunks are neither listed nor counted
                 path = plain(zarr[1].removeprefix(uri).lstrip("/")) or _last(uri)
@@ -102,7 +120,24 @@ class Listing:
                 yield from self._list_file(location, file)
         for path, has_metadata in zarrs.items():
             if is_hidden(path) or not has_metadata:
-                self.passed_over.add(path, HIDDEN if is_hidden(path) else _NO_OME)
+                self.passed_over.add(path, HIDDEN if is_hidden(path) else NO_OME)
+
+    def _list_dicom(
+        self,
+        uri: str,
+        folder: str,
+        files: list[storage.FileStatus],
+        *,
+        wanted: Callable[[str], bool],
+    ) -> Iterator[tuple[str, ListedImage]]:
+        """Yield a folder of DICOM files, or a file of such a folder that was named itself."""
+        path = plain(folder)
+        paths = [f"{path}/{plain(file.path)}".lstrip("/") for file in files]
+        if is_hidden(path):
+            self.passed_over.add(path, HIDDEN)
+        elif any(map(wanted, [path, *paths])):
+            place = storage.join(uri, folder) if folder else uri
+            yield path or _last(uri), found_dicom(place, files)
 
     def _list_file(
         self, location: str, file: storage.FileStatus

@@ -23,7 +23,7 @@ from resunet_ray.segment import layout
 from resunet_ray.segment.planning.grid import block_of
 from resunet_ray.segment.planning.ledger import ID_BYTES, Ledger, SeenIds, contains, parse_id
 from resunet_ray.segment.planning.listed import ListedImage
-from resunet_ray.segment.rows import ImageRef, PlannedRegion
+from resunet_ray.segment.rows import ImageRef, Place, PlannedRegion
 
 _BATCH = 2**16  # images that are compared with the ledger at once
 _CHUNKS_PER_FILE = 128
@@ -173,6 +173,7 @@ def _plan_image(image: ListedImage, image_id: bytes, *, attempt: int) -> Planned
     )
     planned = PlannedRegion(
         image=ref,
+        place=Place(format=image.format),
         attempt=attempt,
         source_fingerprint=image.source_fingerprint,
         mask_fingerprint=image.mask_fingerprint,

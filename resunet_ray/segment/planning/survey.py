@@ -8,7 +8,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,10 +18,12 @@ from jaxtyping import UInt8
 from resunet_ray import storage
 from resunet_ray.bundle_info import BundleInfo
 from resunet_ray.config import SegmentConfig
-from resunet_ray.data.raster.opening import naming, require_pixels
+from resunet_ray.data.raster import dicom
+from resunet_ray.data.raster.ome_zarr_metadata import is_zarr_name
+from resunet_ray.data.raster.opening import naming, open_slide, require_pixels
 from resunet_ray.data.raster.planes import Selection, list_planes, name_plane
 from resunet_ray.data.raster.scene import PixelSize, Plane, Raster, believe
-from resunet_ray.data.slides import SUFFIXES, Slide, companions
+from resunet_ray.data.slides import SUFFIXES, Slide
 from resunet_ray.data.stacks import is_opened_first, is_stack, open_stack
 from resunet_ray.data.tissue import Tissue, find_tissue, read_view
 from resunet_ray.errors import ImageError, InputError, RunError
@@ -29,6 +31,7 @@ from resunet_ray.intensity import measure_range
 from resunet_ray.model.diameter import choose_scale
 from resunet_ray.segment.planning.grid import SQUARE, Gate, Grid, squares_of
 from resunet_ray.segment.planning.ledger import ID_BYTES
+from resunet_ray.segment.planning.staged import open_planned, stage_slide
 from resunet_ray.segment.rows import ImageRef, Place, PlannedRegion
 from resunet_ray.storage import crashes
 
@@ -84,7 +87,7 @@ class Surveyor:
     def _survey(self, planned: PlannedRegion) -> list[PlannedRegion]:
         uri = planned.image.image_uri
         found = [(planned, True)]
-        if is_opened_first(uri):
+        if planned.place.format is None and is_opened_first(uri):
             fingerprint, most = planned.source_fingerprint, self.config.max_pixels
             cache = storage.Cache.of(self.config)
             with open_stack(uri, fingerprint=fingerprint, cache=cache, max_pixels=most) as raster:
@@ -96,7 +99,11 @@ class Surveyor:
                 f"{uri} is a slide, and the bundle was trained on whole images that were resized: "
                 "use a bundle that was trained on tiles"
             )
-        with stage_slide(uri, planned.source_fingerprint, config=self.config) as path:
+        known, kind = planned.source_fingerprint, planned.place.format
+        with stage_slide(uri, kind, fingerprint=known, config=self.config) as path:
+            if kind == dicom.FORMAT:
+                with naming(uri, done="opened as a slide"), closing(open_slide(path)) as raster:
+                    found = list(self._list_planes(planned, raster))
             return [
                 region
                 for plane, is_slide in found
@@ -123,12 +130,16 @@ class Surveyor:
             if len(planes) > 1:
                 image = _at(image, plane, name_plane(plane, scenes))
             most = self.config.max_pixels
-            if is_stack(image.image_uri):
+            if planned.place.format == dicom.FORMAT:
+                yield replace(planned, image=image), True
+                continue
+            is_zarr = is_zarr_name(image.image_uri)
+            if is_stack(image.image_uri) and not is_zarr:
                 require_pixels(scene, most=most)
                 yield replace(planned, image=add_mpp(image, scene.mpp)), False
                 continue
             pixels = math.prod(scene.levels[0])
-            is_slide = len(scene.levels) > 1 or pixels > most
+            is_slide = pixels > most or (len(scene.levels) > 1 and not is_zarr)
             if not is_slide:
                 image = add_mpp(image, scene.mpp)
                 is_slide = not self.resizes and pixels / self.scale(image.mpp) ** 2 > most
@@ -238,7 +249,8 @@ def may_be_slide(planned: PlannedRegion) -> bool:
         planned.image.member is None
         and planned.failure is None
         and (
-            is_opened_first(planned.image.image_uri)
+            planned.place.format is not None
+            or is_opened_first(planned.image.image_uri)
             or planned.image.image_uri.lower().endswith(SUFFIXES)
         )
     )
@@ -256,27 +268,6 @@ def _at(image: ImageRef, plane: Plane, name: str) -> ImageRef:
         t=plane.t,
         z=plane.z,
     )
-
-
-def open_planned(path: str, image: ImageRef, *, config: SegmentConfig, stored: bool) -> Slide:
-    """Open a slide that was staged, at its plane; `stored` as in `Slide`."""
-    selection = Selection.of(config)
-    return Slide(
-        path,
-        name=image.image_uri,
-        plane=image.plane,
-        selection=selection,
-        stored=stored,
-        shared=config.scale == "file" and image.file_id is not None,
-    )
-
-
-def stage_slide(
-    uri: str, fingerprint: str | None, *, config: SegmentConfig
-) -> AbstractContextManager[str]:
-    """Make a slide, as it was listed, a file on this node, for as long as the context lasts."""
-    cache = storage.Cache.of(config)
-    return cache.stage(uri, fingerprint=fingerprint, companions=companions(uri))
 
 
 _NOTHING: dict[str, Any] = {"num_regions": 0, "height": 0, "width": 0}

@@ -34,7 +34,7 @@ from resunet_ray.model.tiling import Box
 from resunet_ray.segment import layout
 from resunet_ray.segment.failures import Failure, require_few_unclear
 from resunet_ray.segment.planning.plan import read_chunk
-from resunet_ray.segment.planning.survey import open_planned, stage_slide
+from resunet_ray.segment.planning.staged import open_planned, stage_slide
 from resunet_ray.segment.rows import Findings, PlannedRegion, Region, Seconds
 from resunet_ray.segment.work.chunk_file import write_regions
 from resunet_ray.segment.work.region import describe_image
@@ -136,10 +136,11 @@ class Segmenter:
     def _segment_slide(self, planned: list[PlannedRegion]) -> list[Region]:
         """Segment regions of one slide."""
         image, config = planned[0].image, self._spec.config
+        kind, known = planned[0].place.format, planned[0].source_fingerprint
         stored = not self._stretches
         try:
             with (
-                stage_slide(image.image_uri, planned[0].source_fingerprint, config=config) as path,
+                stage_slide(image.image_uri, kind, fingerprint=known, config=config) as path,
                 closing(open_planned(path, image, config=config, stored=stored)) as slide,
             ):
                 seen = self._bundle.info.preprocess

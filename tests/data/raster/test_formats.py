@@ -8,7 +8,7 @@ import re
 from support import ROOT
 
 from resunet_ray.data import annotations, archives, slides, stacks
-from resunet_ray.data.raster import opening, pillow
+from resunet_ray.data.raster import dicom, opening, pillow
 from resunet_ray.segment.planning.manifest import is_manifest
 
 ROWS = {
@@ -23,6 +23,7 @@ ADAPTERS = {
     **dict.fromkeys(pillow.FORMATS, "resunet_ray.data.raster.pillow"),
     "TIFF, OME-TIFF, ImageJ": "resunet_ray.data.raster.tiff",
     "slides": "resunet_ray.data.raster.openslide",
+    "DICOM slides, a folder each": "resunet_ray.data.raster.openslide",
     "LIF": "resunet_ray.data.raster.lif",
     "ND2": "resunet_ray.data.raster.nd2",
     "OME-Zarr 0.4, 0.5": "resunet_ray.data.raster.ome_zarr",
@@ -40,11 +41,14 @@ def test_the_page_names_the_suffixes_of_every_adapter() -> None:
     expected = {kind: set(names) for kind, (names, _) in pillow.FORMATS.items()}
     expected |= {
         "TIFF, OME-TIFF, ImageJ": set(opening.TIFF_SUFFIXES),
-        "slides": set(slides.SUFFIXES) - set(slides._SCATTERED),
+        "slides": set(slides.SUFFIXES) - {dicom.SUFFIX, *slides._SCATTERED},
+        "DICOM slides, a folder each": {dicom.SUFFIX},
         "slides in several files": set(slides._SCATTERED),
         "archives": set(archives.SUFFIXES),
         "other archives": set(archives.OTHER_SUFFIXES),
-        "labels, only in `jobs/prepare.py`": set(annotations.SUFFIXES) - set(opening.SUFFIXES),
+        "labels, only in `jobs/prepare.py`": set(annotations.SUFFIXES).difference(
+            opening.SUFFIXES, stacks.STACK_SUFFIXES
+        ),
     }
     assert {kind: suffixes(kind) for kind in expected} == expected
     planes = [suffixes(kind) for kind in ("LIF", "ND2", "OME-Zarr 0.4, 0.5")]

@@ -16,6 +16,7 @@ _LARGEST_EXACT = 2**53  # up to here, float64 holds every whole number
 # Annotators draw some nuclei in two pieces, or one within another; in 222 label images of the 2018
 # Data Science Bowl, 1% of the nuclei at most are in pieces.
 _MOST_PIECES, _MOST_ENCLOSED = 1.5, 0.25
+_MOST_PIECES_OF_ONE = 2
 
 
 def decode_labels(
@@ -33,8 +34,9 @@ def decode_labels(
 
     Raises:
         ImageError: for the reasons of `decode_values`; the file is a JPEG, whose compression
-            changes numbers; it has more than 65,535 instances; or a colour occurs in several
-            places, so that it may stand for several nuclei.
+            changes numbers; it has more than 65,535 instances; a colour occurs in several places,
+            so that it may stand for several nuclei; or numbers do, enclose each other, or leave no
+            background, so that they are those of something else.
     """
     if content.startswith(FORMATS["JPEG"][1]):
         raise ImageError(
@@ -45,6 +47,7 @@ def decode_labels(
     values = _flatten(stored, name=name)
     if stored.ndim == 3:
         _check_colours(values, name=name)
+    _check_numbers(_renumber(values, name=name), name=name)
     if stored.ndim == 3 or values.max(initial=0) > _LARGEST_STORED:
         return _renumber(values, name=name)
     return values.astype(np.int32)
@@ -145,19 +148,38 @@ def _are_instances(numbers: Int32[np.ndarray, "h w"]) -> bool:
     count = int(numbers.max(initial=0))
     if count < 2 or numbers.all():
         return False
-    if number_pieces(numbers, connectivity=2, return_num=True)[1] > _MOST_PIECES * count:
+    if _count_pieces(numbers) > _MOST_PIECES * count:
         return False
     padded = np.pad(numbers, 1)
     beside = [(padded[1:], padded[:-1]), (padded[:, 1:], padded[:, :-1])]
-    pairs = np.unique(
-        np.concatenate([np.stack([a.ravel(), b.ravel()]) for a, b in beside], axis=1), axis=1
-    )
-    pairs = np.concatenate([pairs, pairs[::-1]], axis=1)
-    pairs = np.unique(pairs[:, pairs[0] != pairs[1]], axis=1)
+    pairs = np.concatenate([np.stack((a[a != b], b[a != b])) for a, b in beside], axis=1)
+    pairs = np.concatenate([pairs, pairs[::-1]], axis=1).astype(np.int64)
+    pairs = np.stack(np.divmod(np.unique(pairs[0] * (count + 1) + pairs[1]), count + 1))
     num_beside = np.bincount(pairs[0], minlength=count + 1)
     is_free = np.bincount(pairs[0], pairs[1] == 0, minlength=count + 1) > 0
     num_enclosed = np.count_nonzero((num_beside == 1) & ~is_free)
     return bool(num_enclosed <= _MOST_ENCLOSED * count)
+
+
+def _count_pieces(numbers: Int32[np.ndarray, "h w"]) -> int:
+    return int(number_pieces(numbers, connectivity=2, return_num=True)[1])
+
+
+def _check_numbers(numbers: Int32[np.ndarray, "h w"], *, name: str) -> None:
+    """Refuse numbers of something else than nuclei: of classes, borders, or a softened mask."""
+    count = int(numbers.max(initial=0))
+    if count > 1 and numbers.all():
+        raise ImageError(f"{name} has no 0: expected 0 for background. {ADVICE}")
+    if count == 1:
+        fits = _count_pieces(numbers) <= _MOST_PIECES_OF_ONE
+    else:
+        fits = not count or _are_instances(numbers)
+    if not fits:
+        raise ImageError(
+            f"{name} has {count} numbers that cover {_count_pieces(numbers)} separate areas or "
+            "enclose each other: expected another number for each nucleus. Masks go in masks/; "
+            "classes, borders and softened numbers cannot be read"
+        )
 
 
 def _check_colours(values: Integer[np.ndarray, "h w"], *, name: str) -> None:

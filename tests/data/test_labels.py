@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -310,6 +311,44 @@ def test_a_mask_does_not_number_its_nuclei_and_a_jpeg_cannot() -> None:
         decode_truth(pillow((50 * INSTANCES).astype(np.uint8), "JPEG", quality=100), name="t")
 
 
+EDGES = cv2.dilate(WHITE, np.ones((3, 3), np.uint8)) != WHITE
+OTHER = {
+    "classes": (np.where(NUCLEI, 1 + INSTANCES % 2, 0), "2 numbers that cover 5 separate areas"),
+    "a mask": (WHITE, "1 numbers that cover 5 separate areas"),
+    "smoothed": (cv2.GaussianBlur(WHITE, (0, 0), 2.0), "separate areas"),
+    "borders": (np.where(EDGES, 255, INSTANCES), "6 numbers that cover 10 separate areas"),
+    "255 for background": (np.where(NUCLEI, INSTANCES, 255), "has no 0: expected 0 for background"),
+    "the last for background": (np.where(NUCLEI, INSTANCES - 1, 5), "or enclose each other"),
+}
+
+
+@pytest.mark.parametrize("form", OTHER)
+def test_numbers_of_something_else_are_no_instances(form: str) -> None:
+    numbers, reason = OTHER[form]
+    with pytest.raises(ImageError, match=f"^l .*{reason}"):
+        decode_labels(pillow(numbers.astype(np.uint8)), name="l")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        tiff((40 * INSTANCES).astype(np.uint8), compression="jpeg", photometric="minisblack"),
+        pillow(np.dstack([(40 * INSTANCES).astype(np.uint8)] * 3), "WEBP", quality=90),
+        pillow((40 * INSTANCES).astype(np.uint8), "JPEG2000", irreversible=True,
+               quality_mode="rates", quality_layers=[10]),
+    ],
+)  # fmt: skip
+def test_compression_with_loss_leaves_no_instances(content: bytes) -> None:
+    with pytest.raises(ImageError, match="separate areas"):
+        decode_labels(content, name="l")
+
+
+def test_numbers_of_twenty_bits_are_kept_in_jpeg_2000() -> None:
+    numbers = np.where(NUCLEI, 999_990 + INSTANCES, 0).astype(np.uint32)
+    content = bytes(imagecodecs.jpeg2k_encode(numbers, level=0, reversible=True, bitspersample=20))
+    np.testing.assert_array_equal(decode_labels(content, name="l"), INSTANCES)
+
+
 HALF = np.where(NUCLEI, 0.5, 0).astype(np.float32)
 TWO = np.dstack((WHITE, WHITE))
 REFUSED = {
@@ -387,14 +426,16 @@ def test_a_mask_is_turned_like_its_image(orientation: int, tmp_path: Path) -> No
         np.testing.assert_array_equal(decode_mask(content, name="a") * 255, image)
         assert (image.shape == (40, 56)) == (orientation < 5)
     (tmp_path / "a.tif").write_bytes(content)
+    numbered = pillow(INSTANCES.astype(np.uint8), "TIFF", exif=exif)
+    (tmp_path / "l.tif").write_bytes(numbered)
     entry = Entry(str(tmp_path / "a.tif"))
-    source = Source("a", entry, masks=(entry,), labels=entry)
+    source = Source("a", entry, masks=(entry,), labels=Entry(str(tmp_path / "l.tif")))
     cache = Cache(str(tmp_path / "cache"), 2**20)
     checked = check_source(source, max_pixels=10**6, known=Metadata(), cache=cache)
     assert isinstance(checked, CheckedImage)
     assert checked.labels is not None
     np.testing.assert_array_equal(decode_stored(checked.mask), image)
-    np.testing.assert_array_equal(decode_stored(checked.labels), image)
+    np.testing.assert_array_equal(decode_stored(checked.labels) > 0, image > 0)
 
 
 NOISE = np.random.default_rng(1).integers(0, 2, (64, 80), dtype=np.uint8)

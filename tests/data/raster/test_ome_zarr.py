@@ -131,6 +131,20 @@ def test_a_missing_chunk_has_the_fill_value_but_a_missing_image_is_an_error(tmp_
         raster.read(Plane(), 0, (0, 0, 37, 53))
 
 
+def test_chunks_in_folders_that_are_not_told_of_are_not_all_missing(tmp_path: Path) -> None:
+    folder = draw_ome_zarr(tmp_path / "a.zarr", _values("yx"), "yx", version="0.4")
+    metadata = json.loads((folder / "0" / ".zarray").read_text())
+    del metadata["dimension_separator"]
+    (folder / "0" / ".zarray").write_text(json.dumps(metadata))
+    for chunk in list((folder / "0").glob("*.*")):
+        if chunk.name[0].isdigit():
+            (folder / "0" / chunk.name.split(".")[0]).mkdir(exist_ok=True)
+            chunk.rename(folder / "0" / chunk.name.replace(".", "/"))
+    assert (folder / "0" / "0" / "0").is_file()
+    with pytest.raises(ImageError, match='add "dimension_separator": "/" to 0/.zarray'):
+        ZarrRaster(str(folder))
+
+
 @pytest.mark.parametrize(
     ("labels", "colours", "rgb"),
     [

@@ -43,8 +43,10 @@ class Nd2Raster:
                 self._offsets = _find_frames(path)
                 self._path = path
                 self._list_scenes()
-            except BaseException:
+            except BaseException as error:
                 self._file.close()
+                if isinstance(error, MemoryError):  # metadata are small
+                    raise ImageError("it is damaged: its metadata claim to be huge") from None
                 raise
 
     def read(self, plane: Plane, _level: int, window: Window) -> np.ndarray:

@@ -35,6 +35,7 @@ from pyarrow import fs
 
 from resunet_ray.errors import ConfigError
 from resunet_ray.storage.faults import AwayError, RefusedError, mask_credentials
+from resunet_ray.storage.signed import SignedReads
 
 logger = logging.getLogger(__name__)
 
@@ -87,12 +88,13 @@ class Clients:
             max_pool_connections=_CONNECTIONS,
         )
         self.s3: Any = session.create_client("s3", config=config, verify=verify)
-        """botocore's client, for listings, reads and conditional writes."""
+        """botocore's client, for listings and conditional writes."""
         if _is_aws(self.s3):
             region = _find_region(self.s3, bucket)
             self.s3 = session.create_client("s3", region, config=config, verify=verify)
         self.settings = {**_describe(self.s3), "tls_ca_file_path": verify}
         """Where requests go and how, in the words of pyarrow's client."""
+        self.reads = SignedReads(bucket, self.s3, region=self.settings["region"])
         self._keys: Any = None
         self._filesystem: fs.S3FileSystem | None = None
 

@@ -72,8 +72,11 @@ class _Object:
         wanted = f"bytes={offset}-{offset + max(size, 1) - 1}"
         with os_errors():
             try:
-                answer = self._client.get_object(**self._place, Range=wanted)
-                return answer["Body"].read()[:size], answer["ETag"].strip('"')
+                clients = connect(self._place["Bucket"])
+                content, etag = clients.reads.read(
+                    self._place["Key"], wanted=wanted, keys=clients.read_keys()
+                )
+                return content[:size], etag
             except botocore.exceptions.ClientError as error:
                 if error.response["ResponseMetadata"]["HTTPStatusCode"] != _NO_RANGE:
                     raise

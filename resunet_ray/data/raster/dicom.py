@@ -22,7 +22,6 @@ SUFFIX = ".dcm"
 
 _LAST = 0x0048_0302
 """Tag of the number of optical paths, after which no more is read."""
-_NEEDED = ("ImageType", "SeriesInstanceUID")
 
 
 class DicomRaster:
@@ -72,6 +71,7 @@ def _read_header(path: Path) -> "Dataset":
     implicit, deflated = uid.ImplicitVRLittleEndian, uid.DeflatedExplicitVRLittleEndian
     try:
         about = filereader.read_file_meta_info(path)
+        _require(about, "MediaStorageSOPClassUID", "TransferSyntaxUID", name=path.name)
         kind, syntax = about.MediaStorageSOPClassUID, about.TransferSyntaxUID
         if kind != slide:
             raise ImageError(
@@ -91,11 +91,15 @@ def _read_header(path: Path) -> "Dataset":
         raise ImageError(f"its file {path.name} is not DICOM: expected a file of a slide") from None
     except Exception as error:  # noqa: BLE001 (pydicom has no type for damage)
         raise ImageError(f"its file {path.name} is damaged: {error}") from None
-    if lost := [name for name in _NEEDED if name not in header]:
-        raise ImageError(f"its file {path.name} is damaged: it has no {', '.join(lost)}")
+    _require(header, "ImageType", "SeriesInstanceUID", name=path.name)
     if header.get("NumberOfOpticalPaths", 1) > 1:
         raise ImageError(f"its file {path.name} has several optical paths: expected one")
     return header
+
+
+def _require(header: "Dataset", *elements: str, name: str) -> None:
+    if lost := [element for element in elements if element not in header]:
+        raise ImageError(f"its file {name} is damaged: it has no element {', '.join(lost)}")
 
 
 def _is_past(tag: int, _vr: str | None, _length: int) -> bool:

@@ -61,7 +61,8 @@ def write_settings(nodes: Nodes, s3: str, bundle: str) -> None:
     keys = [f'{name}="{value}"' for name, value in os.environ.items() if name.startswith("AWS_")]
     (nodes.folder / "nightly.env").write_text("\n".join([text, *keys]))
     (nodes.clone / ".venv").mkdir()
-    (nodes.clone / ".venv" / "bin").symlink_to(BIN)
+    for name in ("bin", "lib", "pyvenv.cfg"):
+        (nodes.clone / ".venv" / name).symlink_to(BIN.parent / name)
 
 
 def run_systemd(nodes: Nodes) -> subprocess.CompletedProcess[str]:
@@ -149,10 +150,11 @@ def test_only_a_job_that_succeeded_is_a_success(nodes: Nodes) -> None:
     """Ray's own exit code is 0 for a job that was stopped, and ends with the log."""
     nodes.restore()
     names = ("stopped", "broken", "ended")
-    sleep = "import time; time.sleep({})"
+    may_end = nodes.folder / "may end"
+    wait = "import pathlib, time\nwhile not pathlib.Path({!r}).exists(): time.sleep(1)"
     stopped, broken, ended = (
-        start(nodes, name, sleep.format(seconds))
-        for name, seconds in zip(names, (600, 60, 600), strict=True)
+        start(nodes, name, wait.format(str(may_end if name == "broken" else may_end / "never")))
+        for name in names
     )
     nodes.wait_until(
         lambda: list_statuses(nodes) == dict.fromkeys(names, "RUNNING"), what="the jobs"
@@ -164,6 +166,7 @@ def test_only_a_job_that_succeeded_is_a_success(nodes: Nodes) -> None:
     assert read_end(stopped) == (1, "submit: the job stopped ended as STOPPED")
     assert list_statuses(nodes)["broken"] == "RUNNING"
     assert read_end(ended) == (1, "submit: the job ended ended as STOPPED")
+    may_end.touch()
     assert read_end(broken) == (0, "submit: the job broken is RUNNING: waiting for its end")
     failed, done = start(nodes, "failed", "raise SystemExit(3)"), start(nodes, "done", "print(1)")
     assert read_end(failed) == (1, "submit: the job failed ended as FAILED")

@@ -263,15 +263,16 @@ def load_bundle(
 
 
 def _takes_openvino(model: ModelConfig, engine: Engine) -> bool:
-    installed, same = openvino.is_installed(), model.bridge != "psp"
-    if engine == "openvino" and not (installed and same):
-        raise ConfigError(
-            "--engine openvino: "
-            + (
-                "the bridge psp pools by the size of the tile, which OpenVINO takes as constant; "
-                "expected auto or torch"
-                if installed
-                else "OpenVINO is not installed where the network runs; install resunet_ray[cpu]"
-            )
+    if engine == "torch":
+        return False
+    why_not = None
+    if not openvino.is_installed():
+        why_not = "OpenVINO is not installed where the network runs; install resunet_ray[cpu]"
+    elif model.bridge == "psp":
+        why_not = (
+            "the bridge psp pools by the size of the tile, which OpenVINO takes as constant; "
+            "expected auto or torch"
         )
-    return engine != "torch" and installed and same
+    if engine == "openvino" and why_not is not None:
+        raise ConfigError(f"--engine openvino: {why_not}")
+    return why_not is None

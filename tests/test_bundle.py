@@ -16,7 +16,7 @@ from resunet_ray.config import InstanceConfig, ModelConfig, PreprocessConfig
 from resunet_ray.data.images import decode_image
 from resunet_ray.data.labels import decode_mask
 from resunet_ray.data.synthetic import generate_image
-from resunet_ray.errors import InputError, RunError
+from resunet_ray.errors import ConfigError, InputError, RunError
 from resunet_ray.intensity import Range, measure_range
 from resunet_ray.model.instances import threshold_mask
 from resunet_ray.model.metrics import count_pixels, score_counts
@@ -135,6 +135,16 @@ def test_the_bundle_that_comes_with_the_package_is_found_by_its_name(
         InputError, match=r"nucleus holds no bundle.json: expected .*, or the name of one: nuclei"
     ):
         load_bundle("nucleus")
+
+
+def test_what_openvino_cannot_compute_is_left_to_torch_or_refused(tmp_path: Path) -> None:
+    model = replace(SMALL, bridge="psp")
+    info = replace(saved(tmp_path / "plain").info, model=model, sha256={})
+    weights, sample = build_network(model).state_dict(), np.zeros((40, 56, 3), np.uint8)
+    uri = str(tmp_path / "psp")
+    assert save_bundle(uri, weights=weights, info=info, sample=sample).on_cpu is None
+    with pytest.raises(ConfigError, match="--engine openvino: the bridge psp pools by the size"):
+        load_bundle(uri, engine="openvino")
 
 
 def test_the_card_of_the_bundle_states_its_scores() -> None:

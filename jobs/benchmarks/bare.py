@@ -78,25 +78,18 @@ def run_bare_network(uri: str) -> float:
     The best of several batch sizes, precisions and ways to use the cores.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bundle = load_bundle(uri, device=device)
-    half = copy.deepcopy(bundle.network).to(torch.bfloat16)
-    rates = []
-    for batch_size in (1, 4, 16):
-        x = torch.rand((batch_size, bundle.info.model.in_channels, SIDE, SIDE), device=device)
-        x = x.contiguous(memory_format=torch.channels_last)
-        for streams in {1, os.cpu_count() or 1}:
-            networks: list[tuple[Network, torch.Tensor]] = [
-                (half, x.bfloat16()),
-                (bundle.network, x),
-            ]
-            if bundle.on_cpu is not None:
-                cores = max(1, (os.cpu_count() or 1) // streams)
-                torch.set_num_threads(cores)
-                faster = load_bundle(uri, streams=streams)
-                networks += [
-                    (faster.compute(autocast_dtype(device, precision)), x)
-                    for precision in ("auto", "fp32")
-                ]
+    cores, rates = os.cpu_count() or 1, []
+    for streams in {1, cores}:
+        torch.set_num_threads(max(1, cores // streams))
+        bundle = load_bundle(uri, device=device, streams=streams)
+        half = copy.deepcopy(bundle.network).to(torch.bfloat16)
+        faster = {autocast_dtype(device, "auto"), None} if bundle.on_cpu is not None else set()
+        for batch_size in (1, 4, 16):
+            x = torch.rand((batch_size, bundle.info.model.in_channels, SIDE, SIDE), device=device)
+            x = x.contiguous(memory_format=torch.channels_last)
+            networks: list[tuple[Network, torch.Tensor]] = [(half, x.bfloat16())]
+            networks += [(bundle.network, x)]
+            networks += [(bundle.compute(dtype), x) for dtype in faster]
             rates += [_network_rate(network, tiles, streams=streams) for network, tiles in networks]
     return max(rates)
 

@@ -47,9 +47,10 @@ def decode_labels(
     values = _flatten(stored, name=name)
     if stored.ndim == 3:
         _check_colours(values, name=name)
-    _check_numbers(_renumber(values, name=name), name=name)
+    numbers = _renumber(values, name=name)
+    _check_numbers(numbers, name=name)
     if stored.ndim == 3 or values.max(initial=0) > _LARGEST_STORED:
-        return _renumber(values, name=name)
+        return numbers
     return values.astype(np.int32)
 
 

@@ -139,9 +139,8 @@ def picture_slides(
 
 def _fingerprint(row: dict[str, Any]) -> str | None:
     """The fingerprint of an image's file, if images/ tells it."""
-    if row["format"] == dicom.FORMAT or is_zarr_name(row["image_uri"]):
-        return None
-    if companions(row["image_uri"]):
+    uri = row["image_uri"]
+    if row["format"] == dicom.FORMAT or is_zarr_name(uri) or companions(uri):
         return None
     if isinstance(row["source_etag"], str):
         return str(row["source_etag"])

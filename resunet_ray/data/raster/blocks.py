@@ -33,8 +33,7 @@ class BlockRaster:
         top, left, height, width = window
         if height * width > _LARGE:
             return self._raster.read(plane, level, window)
-        sides = (-(-_LEAST // side) * side for side in self._chunks(plane.scene, level))
-        high, wide = sides
+        high, wide = (-(-_LEAST // side) * side for side in self._chunks(plane.scene, level))
         first_y, first_x = top // high * high, left // wide * wide
         whole = np.concatenate(
             [

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from resunet_ray import storage
 from resunet_ray.data.raster.openslide import OpenSlideRaster
 from resunet_ray.data.raster.scene import Plane, Scene, Window
 from resunet_ray.errors import ImageError
@@ -38,7 +39,7 @@ class DicomRaster:
         """
         series: dict[str, list[tuple[Path, Dataset]]] = {}
         for path in sorted(Path(folder).iterdir()):
-            if path.name.lower().endswith(SUFFIX) and not path.name.startswith("."):
+            if storage.is_part(path.name, suffix=SUFFIX):
                 header = _read_header(path)
                 series.setdefault(header.SeriesInstanceUID, []).append((path, header))
         self._slides: list[OpenSlideRaster] = []

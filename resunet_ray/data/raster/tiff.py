@@ -142,8 +142,8 @@ class _Series:
         return values.transpose([kept.index(axis) for axis in (*_SPATIAL, *"SC") if axis in kept])
 
     def _show(self, values: np.ndarray) -> np.ndarray:
-        if self._colours is not None:
-            return np.asarray(self._colours[values])
+        if (colours := self._colours) is not None:
+            return np.asarray(colours[values])
         if self._page.photometric == MINISWHITE:
             values = np.asarray(_full(self._page) - values).astype(values.dtype)
         if self._page.bitspersample < _BYTE:  # as tone is stored in any other format

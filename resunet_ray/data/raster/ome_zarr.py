@@ -140,7 +140,7 @@ def _open_images(store: LocationStore) -> Iterator[_Image]:
         wells = len(ome["plate"].get("wells", ()))
         raise ImageError(
             f"it is a plate of {wells} wells (HCS): expected an image. "
-            "Pass the fields of its wells, as in plate.zarr/A/1/0"
+            "Pass the fields of its wells, as in plate.zarr/A/1/0 or, in quotes, plate.zarr/*/*/*"
         )
     if "bioformats2raw.layout" not in ome:
         yield _open_image(store, "", version, ome)
@@ -171,6 +171,8 @@ def _open_image(store: LocationStore, path: str, version: int, ome: dict[str, An
     where = f"its image {path!r}" if path else "it"
     if "image-label" in ome:
         raise ImageError(f"{where} holds labels: expected an image")
+    if "well" in ome:
+        raise ImageError(f"{where} is a well of a plate (HCS): pass its fields, as in A/1/0")
     if not ome.get("multiscales"):
         raise ImageError(
             f"{where} has no multiscales in its metadata: expected OME-Zarr 0.4 or 0.5"

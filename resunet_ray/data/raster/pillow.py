@@ -81,7 +81,9 @@ def open_checked(content: bytes, *, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content), formats=tuple(FORMATS))
     except UnidentifiedImageError:
-        raise ImageError("it is not an image, or its header is damaged") from None
+        raise ImageError(
+            "its header is damaged, or of a kind that Pillow does not know, as JPEG of 12 bits"
+        ) from None
     _check_header(image, max_pixels=max_pixels)
     return image
 

@@ -1,6 +1,7 @@
 """What a TIFF's metadata say of it: which pages are images, pixel size, channels and colours."""
 
 import functools
+import html
 import re
 from typing import Any
 
@@ -21,6 +22,8 @@ _FLUORESCENT = ("Fluor", "EmissionWavelength", "ExcitationWavelength")
 _NUM_COLOURS = 3
 _LESSER = re.compile("(label|macro|thumbnail|overview)( image)?", re.IGNORECASE)
 """Names of images that scanners take beside the slide."""
+_QPI_NAME = re.compile("<Name>([^<]+)</Name>")
+"""The name of the channel that a page of PerkinElmer's QPTIFF holds, in its description."""
 _ESCAPE = re.compile(r"\\u([0-9A-Fa-f]{4})")  # as ImageJ writes letters beyond Latin 1
 
 
@@ -98,6 +101,10 @@ def name_channels(file: tifffile.TiffFile, *, scene: int, count: int) -> list[st
     if file.is_ome and file.ome_metadata:
         channels = _listed(_ome_pixels(file, scene).get("Channel", []))
         names = [str(channel["Name"]) if "Name" in channel else None for channel in channels]
+    elif file.is_qpi and count > 1:
+        pages = [page.aspage() for page in file.series[scene].pages[:count] if page is not None]
+        found = [_QPI_NAME.search(page.description) for page in pages]
+        names = [html.unescape(match[1]) if match else None for match in found]
     return (names + [None] * count)[:count]
 
 

@@ -219,3 +219,25 @@ def test_smaller_pages_are_copies_by_content_and_not_by_shape_alone() -> None:
 def test_single_bits_are_black_and_white(photometric: str, shown: int) -> None:
     bits = GREY > 60
     check(write((bits, {"photometric": photometric})), np.where(bits == shown, 255, 0))
+
+
+def test_the_channels_of_qptiff_have_the_names_of_their_pages() -> None:
+    def page(image: np.ndarray, name: str, kind: str = "FullResolution") -> Page:
+        about = f"<PerkinElmer-QPI-ImageDescription><ImageType>{kind}</ImageType>"
+        about += f"<Name>{name}</Name></PerkinElmer-QPI-ImageDescription>"
+        is_level = {"subfiletype": 1} if kind == "ReducedResolution" else {}
+        described = {"description": about, "software": "PerkinElmer-QPI", "tile": (16, 16)}
+        return image, BLACK | described | is_level
+
+    planes = GREY, 255 - GREY
+    pages = [
+        page(image, name) for image, name in zip(planes, ("CD3 &amp; CD8", "DAPI"), strict=True)
+    ]
+    levels = [page(image[::2, ::2], "a", "ReducedResolution") for image in planes]
+    thumbnail = np.dstack([GREY[::4, ::4]] * 3), RGB | {"description": "", "subfiletype": 1}
+    content = write(*pages, thumbnail, *levels)
+    raster = open_bytes(content)
+    assert [(scene.channels, scene.levels) for scene in raster.scenes] == [
+        (["CD3 & CD8", "DAPI"], [(48, 64), (24, 32)])
+    ]
+    check(content, 255 - GREY)

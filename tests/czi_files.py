@@ -59,9 +59,9 @@ def draw_czi(
 
 
 def _segment(name: bytes, body: bytes) -> bytes:
-    """Return a part of the file: its name, its size twice, and its content."""
-    body = body.ljust(-(-len(body) // 32) * 32, b"\0")
-    return name.ljust(16, b"\0") + struct.pack("<qq", len(body), len(body)) + body
+    """Return a part of the file: its name, its size with and without padding, and its content."""
+    padded = body.ljust(-(-len(body) // 32) * 32, b"\0")
+    return name.ljust(16, b"\0") + struct.pack("<qq", len(padded), len(body)) + padded
 
 
 def _entry(kind: int, offset: int, place: dict[str, int], sizes: dict[str, int]) -> bytes:

@@ -263,7 +263,12 @@ def _members(uri: str, file: storage.Reader, *, max_bytes: int) -> Iterator[Entr
 
 
 def _zip_members(uri: str, file: IO[bytes]) -> Iterator[Entry]:
-    for info in zipfile.ZipFile(file).infolist():
+    members = zipfile.ZipFile(file).infolist()
+    file.seek(0)
+    if file.read(len(_ZIP[0])) == _ZIP[0] and all(info.header_offset for info in members):
+        # Of a zip that was cut short, zipfile may find the directory of a zip within it.
+        raise zipfile.BadZipFile("its first member is not in its directory: it was cut short")
+    for info in members:
         if not info.is_dir():
             yield Entry(
                 uri,

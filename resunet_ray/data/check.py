@@ -50,6 +50,8 @@ class CheckedImage:
     width: int
     mpp: float | None
     modality: str | None
+    foreground_fraction: float
+    """Of the mask, 0 to 1."""
     digest: str
     """Of the image."""
     truth_digest: str
@@ -139,6 +141,7 @@ def _read_pair(
         width=image.shape[1],
         mpp=known.mpp,
         modality=known.modality,
+        foreground_fraction=float(mask.mean()),
         digest=_digest(image),
         truth_digest=_digest(mask) + ("" if labels is None else _digest(labels)),
     )

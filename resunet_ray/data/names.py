@@ -4,8 +4,9 @@ import re
 import threading
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
 
-from resunet_ray.data.raster.ome_zarr_metadata import SUFFIX
+from resunet_ray.data.raster.ome_zarr_metadata import METADATA, SUFFIX
 
 HIDDEN, OTHER, NO_OME = "hidden", "not an image", "Zarr without metadata of OME"
 """Kinds of files that are passed over."""
@@ -27,6 +28,33 @@ def other_forms(name: str) -> list[str]:
     """Return the same name with composed letters and with separate accents, if they differ."""
     forms = {unicodedata.normalize(form, name): None for form in ("NFC", "NFD")}
     return [form for form in forms if form != name]
+
+
+def find_zarr(
+    location: str, *, uri: str, matches: Callable[[str], object] | None = None
+) -> str | None:
+    """Return the image that a file of a Zarr folder belongs to: the folder, or a group in it.
+
+    Fields of a plate are groups within its folder, which have to be named.
+
+    Args:
+        location: of the file, which `ZARR` matches.
+        uri: of the input, at or above it.
+        matches: tells the paths below the input that are wanted; None: all.
+
+    Returns:
+        None if it is not wanted.
+    """
+    found = ZARR.fullmatch(location)
+    assert found is not None, f"{location} is not in a Zarr folder"
+    folder, name = location.rsplit("/", 1)
+    if matches is None:
+        group = uri.rsplit("/", 1)[0] if uri == location and name in METADATA else uri
+        return group if group.startswith(f"{found[1]}/") else found[1]
+    if matches(plain(found[1].removeprefix(uri).lstrip("/"))):
+        return found[1]
+    is_group = name in METADATA and matches(plain(folder.removeprefix(uri).lstrip("/")))
+    return folder if is_group else None
 
 
 def is_hidden(path: str) -> bool:

@@ -12,7 +12,7 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ from resunet_ray.data.check import LEFT_OUT, CheckedImage, Reject, blame_source,
 from resunet_ray.data.dataset import DATASET_FILE
 from resunet_ray.data.metadata import Metadata, read_metadata, require_known
 from resunet_ray.data.names import PassedOver
+from resunet_ray.data.outcome import PreparationResult, find_swapped, require_few_rejects
 from resunet_ray.data.raster.planes import Selection
 from resunet_ray.data.sources import Source, list_sources
 from resunet_ray.errors import InputError
@@ -42,24 +43,13 @@ _STAGING = "_staging"
 _CHECKED = pa.schema(
     [
         *DATASET.remove(DATASET.get_field_index("split")),
+        ("foreground_fraction", pa.float64()),
         ("digest", pa.string()),
         ("truth_digest", pa.string()),
         ("reason", pa.string()),
         ("message", pa.string()),
     ]
 )
-
-
-@dataclass(frozen=True)
-class PreparationResult:
-    """Counts of the images that were taken and rejected."""
-
-    images: int
-    rejected: int
-    splits: dict[str, int]
-    reasons: dict[str, int]
-    passed_over: dict[str, int]
-    """Files of the inputs that are not read, by kind."""
 
 
 def prepare(config: PrepareConfig, *, lease: storage.Lease | None = None) -> PreparationResult:
@@ -105,7 +95,7 @@ def _prepare(config: PrepareConfig, lease: storage.Lease) -> PreparationResult:
         storage.join(config.output, "rejects.parquet"),
         pa.Table.from_pylist(rejects[REJECTS.names].to_dict("records"), schema=REJECTS),
     )
-    _require_few_rejects(rejects, total=len(checked), config=config)
+    require_few_rejects(rejects, total=len(checked), config=config)
     accepted = checked[checked["reason"].isna() & checked["image_id"].isin(split_of.keys())]
     accepted = accepted.assign(split=accepted["image_id"].map(split_of))
     shards = _write_shards(accepted, config=config, staging=staging)
@@ -117,7 +107,8 @@ def _prepare(config: PrepareConfig, lease: storage.Lease) -> PreparationResult:
     _commit(accepted, shards=shards, counts=counts, config=config)
     storage.delete_folder(staging)
     reasons, kinds = dict(Counter(rejects["reason"])), dict(passed_over.kinds)
-    return PreparationResult(len(accepted), len(rejects), counts, reasons, kinds)
+    warnings = find_swapped(accepted["foreground_fraction"])
+    return PreparationResult(len(accepted), len(rejects), counts, reasons, kinds, warnings)
 
 
 def _require_free(output: str) -> None:
@@ -183,24 +174,6 @@ def _reject_duplicates(checked: pd.DataFrame) -> pd.DataFrame:
         checked.loc[copies, "source_uri"] + ": its pixels equal those of " + first.loc[copies]
     )
     return checked
-
-
-def _require_few_rejects(rejects: pd.DataFrame, *, total: int, config: PrepareConfig) -> None:
-    left_out = rejects["reason"].isin(LEFT_OUT)
-    if left_out.sum() < total:
-        total, rejects = total - int(left_out.sum()), rejects[~left_out]
-    fraction = len(rejects) / total
-    if len(rejects) and fraction > config.max_reject_fraction:
-        reasons = ", ".join(
-            f"{count} {reason}" for reason, count in Counter(rejects["reason"]).items()
-        )
-        raise InputError(
-            f"{len(rejects)} of {total} images are rejected ({reasons}), a fraction of "
-            f"{fraction:.4f}: --max-reject-fraction is {config.max_reject_fraction}. "
-            f"The first: {rejects['message'].iloc[0]}. "
-            f"All are listed in {storage.join(config.output, 'rejects.parquet')}: "
-            "fix them, or raise the fraction to continue without them"
-        )
 
 
 def _split(

@@ -63,7 +63,7 @@ class Slide:
         """Open a slide.
 
         Args:
-            path: the file or the folder of DICOM files on this machine, or OME-Zarr anywhere.
+            path: the file on this machine, of DICOM any one of a series, or OME-Zarr anywhere.
             name: the slide's name in errors.
             plane: which of the file's planes; its channel does not count.
             selection: which channel and focal plane.

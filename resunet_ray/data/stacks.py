@@ -34,19 +34,19 @@ _measuring = threading.Lock()
 
 def is_stack(uri: str) -> bool:
     """Whether the name of a file is that of a stack, even if it has only one plane."""
-    return uri.lower().endswith(STACK_SUFFIXES)
+    return uri.lower().endswith(tuple(_STAGED)) or is_zarr_name(uri)
 
 
 def name_stack(uri: str) -> str:
     """Return the format of a file whose planes are images of their own, by its name."""
-    return {".lif": "LIF", ".nd2": "ND2", ".zarr": "OME-ZARR"}.get(
-        uri[uri.rfind(".") :].lower(), "TIFF"
-    )
+    if is_zarr_name(uri):
+        return "OME-ZARR"
+    return {".lif": "LIF", ".nd2": "ND2"}.get(uri[uri.rfind(".") :].lower(), "TIFF")
 
 
 def is_opened_first(uri: str) -> bool:
     """Whether a file has to be opened to know which images it holds."""
-    return uri.lower().endswith((*TIFF_SUFFIXES, *STACK_SUFFIXES))
+    return uri.lower().endswith(TIFF_SUFFIXES) or is_stack(uri)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import base64
 import itertools
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,14 +20,14 @@ from resunet_ray.data.images import decode_image, decode_stored, encode_png
 from resunet_ray.data.raster import dicom
 from resunet_ray.data.raster.ome_zarr_metadata import is_zarr_name
 from resunet_ray.data.raster.planes import Selection
-from resunet_ray.data.raster.scene import Plane
-from resunet_ray.data.slides import Slide, companions
+from resunet_ray.data.slides import companions
 from resunet_ray.data.stacks import is_stack, read_from_stack
 from resunet_ray.data.tissue import read_view
 from resunet_ray.errors import InputError
 from resunet_ray.pictures import draw_beside
 from resunet_ray.segment import layout
-from resunet_ray.segment.planning.staged import stage_slide
+from resunet_ray.segment.planning.staged import open_planned
+from resunet_ray.segment.rows import ImageRef
 
 _SLIDE_SIDE = 900  # longer side of a slide's picture, pixels
 _SIDE = 360  # longer side of an image's picture, pixels
@@ -105,23 +104,10 @@ def picture_slides(
     messages: dict[str, str] = {}
     for row in rows:
         try:
-            with (
-                stage_slide(
-                    row["image_uri"],
-                    row["format"],
-                    fingerprint=_fingerprint(row),
-                    config=config,
-                ) as path,
-                closing(
-                    Slide(
-                        path,
-                        name=row["image_uri"],
-                        plane=_plane(row),
-                        selection=Selection.of(config),
-                        shared=config.scale == "file" and isinstance(row.get("file_id"), str),
-                    )
-                ) as slide,
-            ):
+            known = _fingerprint(row)
+            with open_planned(
+                _refer(row), row["format"], fingerprint=known, config=config, stored=False
+            ) as slide:
                 pictures[row["image_id"]] = _SlidePicture(
                     slide.info.height, read_view(slide, side=_SLIDE_SIDE)
                 )
@@ -150,9 +136,12 @@ def _fingerprint(row: dict[str, Any]) -> str | None:
     return storage.FileStatus("", int(row["source_bytes"]), row["source_mtime"]).fingerprint
 
 
-def _plane(row: dict[str, Any]) -> Plane:
-    known = (name for name in ("scene", "t", "z") if not pd.isna(row.get(name)))
-    return Plane(**{name: int(row[name]) for name in known})
+def _refer(row: dict[str, Any]) -> ImageRef:
+    planes: dict[str, Any] = {
+        name: int(row[name]) for name in ("scene", "t", "z") if not pd.isna(row.get(name))
+    }
+    file_id = row["file_id"] if isinstance(row.get("file_id"), str) else None
+    return ImageRef(image_id=row["image_id"], image_uri=row["image_uri"], file_id=file_id, **planes)
 
 
 def _read_regions(output: str, run_id: str, wanted: set[str]) -> Iterator[dict[str, Any]]:
@@ -183,7 +172,7 @@ def _read_image(row: dict[str, Any], config: SegmentConfig) -> UInt8[np.ndarray,
     if isinstance(row.get("file_id"), str) or is_stack(uri):
         image, _ = read_from_stack(
             uri,
-            _plane(row),
+            _refer(row).plane,
             fingerprint=_fingerprint(row),
             cache=storage.Cache.of(config),
             max_pixels=config.max_pixels,

@@ -23,7 +23,7 @@ import shutil
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -77,6 +77,7 @@ class Cache:
         fingerprint: str | None = None,
         companions: Sequence[str] = (),
         suffix: str | None = None,
+        names: Collection[str] | None = None,
     ) -> Iterator[str]:
         """Yield the path of a file or folder on this machine, valid while the context lasts.
 
@@ -87,7 +88,8 @@ class Cache:
             fingerprint: of the file together with its companions, as they were listed (see
                 `list_parts`); None: whatever is there.
             companions: folders or files that belong next to it.
-            suffix: it is a folder, of which only the files that end so are staged.
+            suffix: it is a folder, of which only the files that end so belong to it.
+            names: of those to stage; None: all.
 
         Raises:
             ChangedError: it or a companion is no longer the one that was listed.
@@ -109,10 +111,13 @@ class Cache:
             return
 
         def bring(part: Path) -> None:
-            _, wanted = look(expected)
+            _, parts = look(expected)
+            chosen = None if names is None else {f"{uri.rsplit('/', 1)[1]}/{one}" for one in names}
+            wanted = [one for one in parts if chosen is None or one.name in chosen]
             _bring(wanted, part=part, max_bytes=self.max_bytes)
 
-        with self._hold(uri, f"{uri}\0{expected}", bring) as held:
+        known = "\0".join([uri, expected, *(names or ())])
+        with self._hold(uri, known, bring) as held:
             yield str(held / uri.rsplit("/", 1)[1])
 
     @contextmanager

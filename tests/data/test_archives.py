@@ -209,3 +209,20 @@ def test_links_and_sparse_members_are_not_taken_for_files(tmp_path: Path) -> Non
         ("c.png", "sparse file"),
         ("d.png", "link"),
     ]
+
+
+def test_a_zip_that_was_cut_short_is_not_read_as_a_zip_within_it(tmp_path: Path) -> None:
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as packed:
+        packed.writestr("inner.png", b"pixels")
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as packed:
+        packed.writestr("first.png", b"pixels")
+        packed.writestr("inner.zip", inner.getvalue())
+        packed.writestr("last.png", b"pixels" * 20)
+    content = path.read_bytes()
+    path.write_bytes(content[: content.rindex(b"PK\x01\x02")])
+    with pytest.raises(InputError, match="its first member is not in its directory"):
+        list(list_entries(str(path), max_bytes=2**20))
+    path.write_bytes(b"#!/bin/sh\n" + content)
+    assert len(list(list_entries(str(path), max_bytes=2**20))) == 3

@@ -121,7 +121,7 @@ def test_ambiguous_images_are_refused_by_name() -> None:
             decode_image(content, name="scan-7")
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "BMP", "WEBP"])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP"])
 def test_a_file_that_ends_early_is_refused_and_not_filled_with_grey(format: str) -> None:
     big = np.random.default_rng(1).integers(0, 256, (64, 80, 3), dtype=np.uint8)
     content = save(big, format=format)

@@ -142,6 +142,24 @@ def test_every_bad_image_is_named_with_its_reason_and_too_many_are_refused(
     assert folders == ["leases"], "staging is deleted"
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_masks_with_background_and_nuclei_swapped_are_told_from_all_of_them(
+    swapped: bool, tmp_path: Path, cluster: str
+) -> None:
+    rng, folder = np.random.default_rng(0), tmp_path / "in"
+    for number in range(5):
+        mask = np.zeros((40, 60), np.uint8)
+        mask[10:20, 5 : 30 + number] = 255
+        mask = 255 - mask if swapped and number else mask
+        for kind, array in (("images", rng.integers(0, 255, (40, 60), np.uint8)), ("masks", mask)):
+            path = folder / kind / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode_png(array))
+    done = prepare(PrepareConfig(input=(str(folder),), output=str(tmp_path / "out")))
+    assert (done.images, done.rejected, len(done.warnings)) == (5, 0, int(swapped))
+    assert not swapped or "nuclei cover more than 88%: are 0" in done.warnings[0]
+
+
 def test_frames_that_a_layout_leaves_out_are_counted_and_do_not_fail_the_job(
     generated: Path, tmp_path: Path, cluster: str
 ) -> None:

@@ -119,6 +119,10 @@ def test_a_slide_is_new_when_any_of_its_files_is(s3: str, tmp_path: Path) -> Non
             staged = {file.name for file in Path(path).iterdir() if file.is_file()}
             assert staged - {"d.png"} == {"1.dcm", "c.dcm"}
             assert place.startswith("s3:") != ("d.png" in staged)
+        with cache.stage(slide.uri, names=["c.dcm"], **staging) as path:
+            staged = {file.name for file in Path(path).iterdir()}
+            assert "c.dcm" in staged
+            assert place.startswith("s3:") != ("1.dcm" in staged), "only what is named"
         storage.write_bytes(f"{place}/a/c.dcm", b"other")
         after = listed(place)
         assert {uri for uri in found if found[uri].image_id != after[uri].image_id} == {slide.uri}

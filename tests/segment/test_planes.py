@@ -1,5 +1,6 @@
 """Files of many planes: each is an image of its own, segmented once."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import tifffile
 import zarr
 from lif_files import draw_lif
 from support import read_output
+from zarr_files import draw_ome_zarr
 
 from resunet_ray.bundle import load_bundle, save_bundle
 from resunet_ray.config import SegmentConfig
@@ -201,3 +203,41 @@ def test_a_lif_file_is_read_plane_by_plane(bundle_uri: str, tmp_path: Path) -> N
     found = rows(config)
     assert found["member"].dropna().tolist() == ["z0", "z1"]
     assert found["foreground_fraction"].nunique() == 1
+
+
+def test_fields_of_a_plate_are_images_where_they_are_named(bundle_uri: str, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    plate = folder / "plate.zarr"
+    for place, image in (("A/1/0", field()), ("A/1/1", field()[::-1]), ("B/1/0", field() // 20)):
+        draw_ome_zarr(plate / place, image, "yx", unit=None, levels=2, side=32)
+    for place, about in (
+        (".", {"plate": {"wells": [{"path": "A/1"}, {"path": "B/1"}]}}),
+        ("A/1", {"well": {"images": [{"path": "0"}]}}),
+    ):
+        group = zarr.open_group(str(plate / place), mode="a", zarr_format=3)
+        group.attrs["ome"] = about
+    (folder / "list.csv").write_text("uri\nplate.zarr/A/1/1\n")
+    plate_refused = {"plate.zarr": "it is a plate of 2 wells"}
+    fields: dict[str, None] = dict.fromkeys(f"plate.zarr/{place}" for place in ("A/1/0", "A/1/1"))
+    cases: list[tuple[str, Mapping[str, str | None]]] = [
+        ("", plate_refused),
+        ("/plate.zarr", plate_refused),
+        ("/**", plate_refused),
+        ("/plate.zarr/A/1", {"plate.zarr/A/1": "it is a well of a plate"}),
+        ("/plate.zarr/A/1/0", {"plate.zarr/A/1/0": None}),
+        ("/list.csv", {"plate.zarr/A/1/1": None}),
+        ("/*.zarr/A/*/*", fields),
+        ("/plate.zarr/*/*/*", fields | {"plate.zarr/B/1/0": None}),
+    ]
+    for number, (wanted, expected) in enumerate(cases):
+        config = configure(folder, bundle_uri)
+        one = replace(config, input=(f"{folder}{wanted}",), output=str(tmp_path / f"{number}"))
+        run(one)
+        table = rows(one)
+        names = table["image_uri"].str.removeprefix(f"{folder}/")
+        found = dict(zip(names, table["error_message"].fillna(""), strict=True))
+        assert found.keys() == expected.keys(), wanted
+        for name, message in expected.items():
+            assert bool(message) == bool(found[name]), found
+            assert (message or "") in found[name]
+        assert run(one).images == {}

@@ -23,8 +23,8 @@ def load_library(name: str) -> Any:
 
 
 @contextmanager
-def as_image_error() -> Iterator[None]:
-    """Turn any error of a library into an ImageError.
+def as_image_error(problem: str = "it is damaged") -> Iterator[None]:
+    """Turn any error of a library into an ImageError, which begins with the problem.
 
     Errors of this package pass, so that a storage that does not answer is no damage.
     """
@@ -33,4 +33,4 @@ def as_image_error() -> Iterator[None]:
     except (MemoryError, ResUNetRayError):
         raise
     except Exception as error:  # noqa: BLE001 (over damaged bytes libraries raise anything)
-        raise ImageError(f"it is damaged: {str(error) or type(error).__name__}") from None
+        raise ImageError(f"{problem}: {str(error) or type(error).__name__}") from None

@@ -140,7 +140,7 @@ def _open_images(store: LocationStore) -> Iterator[_Image]:
         wells = len(ome["plate"].get("wells", ()))
         raise ImageError(
             f"it is a plate of {wells} wells (HCS): expected an image. "
-            "Pass the fields of its wells, as in plate.zarr/A/1/0"
+            "Pass the fields of its wells, as in plate.zarr/A/1/0 or, in quotes, plate.zarr/*/*/*"
         )
     if "bioformats2raw.layout" not in ome:
         yield _open_image(store, "", version, ome)
@@ -171,6 +171,8 @@ def _open_image(store: LocationStore, path: str, version: int, ome: dict[str, An
     where = f"its image {path!r}" if path else "it"
     if "image-label" in ome:
         raise ImageError(f"{where} holds labels: expected an image")
+    if "well" in ome:
+        raise ImageError(f"{where} is a well of a plate (HCS): pass its fields, as in A/1/0")
     if not ome.get("multiscales"):
         raise ImageError(
             f"{where} has no multiscales in its metadata: expected OME-Zarr 0.4 or 0.5"
@@ -186,7 +188,7 @@ def _open_image(store: LocationStore, path: str, version: int, ome: dict[str, An
         place = f"{path}/{dataset['path']}".strip("/")
         array = zarr.open_array(store, path=place, mode="r", zarr_format=2 if version == 2 else 3)
         _check_array(array, axes=axes, place=place)
-        if version == 2:
+        if getattr(array.metadata, "dimension_separator", "/") == ".":  # only Zarr 2 has one
             _check_separator(store, place, num_axes=len(axes))
         if array.shards is None and "blosc" in str(array.compressors).lower():
             store.blosc.add(place)
@@ -219,16 +221,13 @@ def _check_separator(store: LocationStore, place: str, *, num_axes: int) -> None
 
     Early writers of Zarr 2 left out that they nest them.
     """
-    if "dimension_separator" in json.loads(store.read(f"{place}/{_ARRAY_METADATA[2]}") or "{}"):
-        return
     flat, nested = (
-        storage.is_file(storage.join(store.uri, f"{place}/{mark.join('0' * num_axes)}"))
-        for mark in "./"
+        storage.join(store.uri, f"{place}/{mark.join('0' * num_axes)}") for mark in "./"
     )
-    if nested and not flat:
+    if not storage.is_file(flat) and storage.is_file(nested):
         raise ImageError(
             f"its chunks are in folders, as in {place}/{'/'.join('0' * num_axes)}, which its "
-            f'metadata do not say: add "dimension_separator": "/" to {place}/{_ARRAY_METADATA[2]}'
+            f'metadata do not say: set "dimension_separator": "/" in {place}/{_ARRAY_METADATA[2]}'
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from resunet_ray.errors import ImageError
 
 SUFFIX = ".zarr"
-"""Folders with this suffix are one image each."""
+"""Folders with this suffix are one image each, or a plate of them."""
 METADATA = ("zarr.json", ".zattrs")
 """Names of the files that make a folder an image, of Zarr 3 and 2."""
 _AXES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
@@ -26,8 +26,8 @@ _NUMBERED = re.compile(r"(channel|ch|c)?[ _:#-]*[\d:]*", re.IGNORECASE)
 
 
 def is_zarr_name(uri: str) -> bool:
-    """Whether the name of a folder or prefix is that of OME-Zarr."""
-    return uri.lower().endswith(SUFFIX)
+    """Whether the name of a folder or prefix is that of OME-Zarr, or of a group within."""
+    return f"{SUFFIX}/" in f"{uri}/".lower()
 
 
 def name_axes(axes: Any, *, version: Any) -> str:

@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO
 
 import openslide
 
-from resunet_ray.data.raster import pillow
+from resunet_ray.data.raster import dicom, pillow
 from resunet_ray.data.raster.blocks import BlockRaster
-from resunet_ray.data.raster.dicom import DicomRaster
 from resunet_ray.data.raster.libraries import as_image_error
 from resunet_ray.data.raster.ome_zarr_metadata import is_zarr_name
 from resunet_ray.data.raster.openslide import OpenSlideRaster
@@ -72,7 +70,7 @@ def require_pixels(scene: Scene, *, most: int) -> None:
 
 
 def open_slide(path: str) -> Raster:
-    """Open a slide: a file or a folder of DICOM files on this machine, or OME-Zarr anywhere.
+    """Open a slide: a file on this machine, of DICOM any one of a series, or OME-Zarr anywhere.
 
     Raises:
         ImageError: no library can read it, or its header makes no sense.
@@ -95,8 +93,8 @@ def _open_slide(path: str) -> Raster:
 
         image = ZarrRaster(path)
         return BlockRaster(image, chunks=image.chunks)
-    if Path(path).is_dir():
-        return DicomRaster(path)
+    if path.lower().endswith(dicom.SUFFIX):
+        return dicom.DicomRaster(path)
     # OpenSlide takes any tiled TIFF for a pyramid of 8-bit RGB pages: it does not support 16 bits
     # or OME's planes and levels.
     kind = openslide.OpenSlide.detect_format(path)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from resunet_ray.data.raster.scene import Plane, Scene, Window
 from resunet_ray.data.raster.tiff_checks import check_tables
+from resunet_ray.errors import ImageError
 
 _CACHE_BYTES = 2**27  # for decoded tiles of all slides that a process has open
 
@@ -19,8 +20,7 @@ class OpenSlideRaster:
         """Open a slide.
 
         Raises:
-            openslide.OpenSlideError: OpenSlide cannot read it.
-            ImageError: its header is damaged.
+            ImageError: OpenSlide cannot read it, or its header is damaged.
         """
         self._path = path
         self._slide = self._open()
@@ -63,7 +63,10 @@ class OpenSlideRaster:
         self._slide.close()
 
     def _open(self) -> openslide.OpenSlide:
-        slide = openslide.OpenSlide(self._path)
+        try:
+            slide = openslide.OpenSlide(self._path)
+        except openslide.OpenSlideError as error:  # damaged, or of a kind that it does not know
+            raise ImageError(f"OpenSlide refuses it: {error}") from None
         slide.set_cache(_shared_cache())
         return slide
 

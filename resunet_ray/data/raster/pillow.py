@@ -1,4 +1,4 @@
-"""PNG, JPEG, BMP, WebP and JPEG 2000, decoded whole by Pillow."""
+"""PNG, JPEG, BMP, GIF, WebP and JPEG 2000, decoded whole by Pillow."""
 
 import io
 import struct
@@ -17,6 +17,7 @@ FORMATS: dict[str, tuple[tuple[str, ...], tuple[bytes, ...]]] = {
     "PNG": ((".png",), (b"\x89PNG",)),
     "JPEG": ((".jpg", ".jpeg"), (b"\xff\xd8\xff",)),
     "BMP": ((".bmp",), (b"BM",)),
+    "GIF": ((".gif",), (b"GIF8",)),
     "WEBP": ((".webp",), (b"RIFF",)),
     "JPEG2000": ((".jp2", ".j2k"), (b"\x00\x00\x00\x0cjP", b"\xff\x4f\xff\x51")),
 }
@@ -80,7 +81,9 @@ def open_checked(content: bytes, *, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content), formats=tuple(FORMATS))
     except UnidentifiedImageError:
-        raise ImageError("it is not an image, or its header is damaged") from None
+        raise ImageError(
+            "its header is damaged, or of a kind that Pillow does not know, as JPEG of 12 bits"
+        ) from None
     _check_header(image, max_pixels=max_pixels)
     return image
 

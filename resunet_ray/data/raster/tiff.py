@@ -14,7 +14,9 @@ from typing import IO, Any, Literal
 import numpy as np
 import tifffile
 
-from resunet_ray.data.raster.scene import Plane, Scene, Window
+from resunet_ray.data.raster.contiguous import Contiguous
+from resunet_ray.data.raster.copies import is_copy
+from resunet_ray.data.raster.scene import FIRST, Plane, Scene, Window
 from resunet_ray.data.raster.tiff_checks import (
     MINISWHITE,
     PALETTE,
@@ -26,6 +28,8 @@ from resunet_ray.data.raster.tiff_checks import (
     require_described,
 )
 from resunet_ray.data.raster.tiff_metadata import (
+    attach_level,
+    detach_levels,
     find_scenes,
     name_channels,
     read_mpp,
@@ -64,7 +68,12 @@ class TiffRaster:
         first = self._file.pages.first
         if not (first.imagelength and first.imagewidth):
             raise ImageError(f"it claims {first.imagelength} x {first.imagewidth} pixels")
-        self._series = [_Series(self._file, number) for number in find_scenes(self._file)]
+        levels = detach_levels(self._file)
+        self._series = _list_series(self._file)
+        copies = [(of, one) for of, one in levels if not any(s.shows(one) for s in self._series)]
+        for series, level in copies:
+            attach_level(self._file, series, level)
+        self._series = _list_series(self._file) if copies else self._series
         self.scenes = [series.scene for series in self._series]
         self.format = "ome-tiff" if self._file.is_ome else "tiff"
 
@@ -76,6 +85,19 @@ class TiffRaster:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _list_series(file: tifffile.TiffFile) -> "list[_Series]":
+    """List the images, but no smaller copies of the largest, of which a file may not say it."""
+    found = [_Series(file, number) for number in find_scenes(file)]
+    large = max(found, key=lambda series: math.prod(series.scene.levels[0]))
+    most = max(series.num_values for series in found)
+    return [
+        series
+        for series in found
+        if 2 * series.num_values > most
+        or not is_copy(series.scene, series.read_first, large.scene, large.read_first)
+    ]
 
 
 class _Series:
@@ -103,13 +125,26 @@ class _Series:
                 )
             ],
             channels=name_channels(file, scene=number, count=count),
-            dtype=np.dtype(self._found.dtype),
+            dtype=np.dtype(np.uint8 if self._found.dtype == bool else self._found.dtype),
             rgb=self._rgb or self._colours is not None,
             num_t=self._lengths.get("T", 1),
             num_z=self._lengths.get("Z", 1),
             mpp=None if pixel is None else turned_size(pixel, self._orientation),
             name=self._found.name or None,
         )
+
+    def shows(self, series: tifffile.TiffPageSeries) -> bool:
+        """Whether it is this one."""
+        return self._found is series
+
+    @property
+    def num_values(self) -> int:
+        """How many numbers its planes have."""
+        return int(self._found.size)
+
+    def read_first(self, window: Window) -> np.ndarray:
+        """Read a window of the first plane."""
+        return self.read(FIRST, 0, window)
 
     def read(self, plane: Plane, level: int, window: Window) -> np.ndarray:
         """Read a window as stored, upright."""
@@ -144,8 +179,9 @@ class _Series:
     def _show(self, values: np.ndarray) -> np.ndarray:
         if (colours := self._colours) is not None:
             return np.asarray(colours[values])
+        kind = self.scene.dtype  # for a single bit, NumPy has no numbers
         if self._page.photometric == MINISWHITE:
-            values = np.asarray(_full(self._page) - values).astype(values.dtype)
+            values = np.asarray(_full(self._page) - values.astype(kind)).astype(kind)
         if self._page.bitspersample < _BYTE:  # as tone is stored in any other format
             values = np.rint(values * (255 / _full(self._page))).astype(np.uint8)
         return values
@@ -182,7 +218,7 @@ class _Series:
         if level not in self._arrays:
             found = self._found.levels[level]
             if found.dataoffset is not None:  # uncompressed and in one piece
-                self._arrays[level] = _Contiguous(self._file, found, self._axes)
+                self._arrays[level] = Contiguous(self._file, found, self._axes)
             else:
                 import zarr  # not above: it takes half a second
 
@@ -193,39 +229,6 @@ class _Series:
                 mode: Literal["r", "r+"] = "r" if store.read_only else "r+"
                 self._arrays[level] = zarr.open_array(store, mode=mode)
         return self._arrays[level]
-
-
-class _Contiguous:
-    """Values that lie in one piece; zarr would read whole planes of them."""
-
-    def __init__(self, file: tifffile.TiffFile, level: tifffile.TiffPageSeries, axes: str) -> None:
-        self._file, self._offset, self._shape = file.filehandle, level.dataoffset, level.shape
-        self._dtype = np.dtype(level.dtype).newbyteorder(file.byteorder)
-        self._row = axes.index("Y")
-
-    def __getitem__(self, index: tuple[int | slice, ...]) -> np.ndarray:
-        outer, rows, inner = index[: self._row], index[self._row], index[self._row + 1 :]
-        assert isinstance(rows, slice), "rows are a range"
-        shape = (rows.stop - rows.start, *self._shape[self._row + 1 :])
-        lengths = self._shape[: self._row]
-        places = [
-            [place] if isinstance(place, int) else range(length)[place]
-            for place, length in zip(outer, lengths, strict=True)
-        ]
-        found = []
-        for numbers in itertools.product(*places):
-            plane = int(np.ravel_multi_index(numbers, lengths)) if lengths else 0
-            first = (plane * self._shape[self._row] + rows.start) * math.prod(shape[1:])
-            self._file.seek(self._offset + first * self._dtype.itemsize)
-            content = self._file.read(math.prod(shape) * self._dtype.itemsize)
-            found.append(np.frombuffer(content, self._dtype).reshape(shape))
-        kept = [
-            len(range(length)[place])
-            for place, length in zip(outer, lengths, strict=True)
-            if isinstance(place, slice)
-        ]
-        whole = np.stack(found).reshape(*kept, *shape)
-        return whole[(*[slice(None)] * (len(kept) + 1), *inner)]
 
 
 def _open(file: str | IO[bytes]) -> tifffile.TiffFile:

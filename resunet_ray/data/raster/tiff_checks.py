@@ -18,7 +18,8 @@ JPEG = 6, 7
 _LARGEST_PIECE = 2**28  # pixels of a tile or strip, which is decoded whole
 _START = 2000  # letters of a description in which it says what it is
 _FIRST_PRIVATE = 32768  # tag; those before are standard (TIFF 6.0, section 8)
-_STORED = "uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64"
+_WHOLE = "bool", "uint8", "uint16", "uint32", "int8", "int16", "int32"
+_STORED = *_WHOLE, "float16", "float32", "float64"
 
 
 def breaks_off(file: tifffile.TiffFile) -> bool:
@@ -124,7 +125,7 @@ def check_kind(
     if np.dtype(series.dtype).name not in _STORED:
         raise ImageError(f"its values are {series.dtype}: expected one of {', '.join(_STORED)}")
     page = series.keyframe
-    if page.photometric == MINISWHITE and np.dtype(series.dtype).kind != "u":
+    if page.photometric == MINISWHITE and np.dtype(series.dtype).kind not in "bu":
         raise ImageError(f"its values are {series.dtype} with 0 for white: expected 0 for black")
     if page.photometric in (MINISWHITE, MINISBLACK, PALETTE):
         separate = file.is_ome and lengths.get("C", 1) == 3 and "S" not in lengths

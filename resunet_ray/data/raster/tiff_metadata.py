@@ -1,5 +1,7 @@
 """What a TIFF's metadata say of it: which pages are images, pixel size, channels and colours."""
 
+import functools
+import html
 import re
 from typing import Any
 
@@ -20,12 +22,39 @@ _FLUORESCENT = ("Fluor", "EmissionWavelength", "ExcitationWavelength")
 _NUM_COLOURS = 3
 _LESSER = re.compile("(label|macro|thumbnail|overview)( image)?", re.IGNORECASE)
 """Names of images that scanners take beside the slide."""
-_ROUNDED = 1.5  # pixels by which a smaller copy may be higher or lower
+_QPI_NAME = re.compile("<Name>([^<]+)</Name>")
+"""The name of the channel that a page of PerkinElmer's QPTIFF holds, in its description."""
 _ESCAPE = re.compile(r"\\u([0-9A-Fa-f]{4})")  # as ImageJ writes letters beyond Latin 1
 
 
+def detach_levels(file: tifffile.TiffFile) -> list[tuple[Any, Any]]:
+    """Make series of their own of what tifffile takes for levels only by its size.
+
+    Returns:
+        Each with the series whose level it was.
+    """
+    found = [
+        (series, level)
+        for series in file.series
+        if series.kind == "generic"
+        for level in series.levels[1:]
+        if not (level.keyframe.is_reduced or level.keyframe.is_subifd)
+    ]
+    for series, level in found:
+        series.levels.remove(level)
+        file.series.append(level)
+    return found
+
+
+def attach_level(file: tifffile.TiffFile, series: Any, level: Any) -> None:
+    """Make a level again of what `detach_levels` has found."""
+    file.series.remove(level)
+    series.levels.append(level)
+    series.levels.sort(key=lambda one: -_count_pixels(one.keyframe))
+
+
 def find_scenes(file: tifffile.TiffFile) -> list[int]:
-    """Return the numbers of the series that are images."""
+    """Return the numbers of the series that are images, or of which the file does not say it."""
     whole = max(file.series, key=lambda series: _count_pixels(series.keyframe))
     most = max(series.size for series in file.series)
     return [
@@ -36,15 +65,10 @@ def find_scenes(file: tifffile.TiffFile) -> list[int]:
 
 
 def _is_lesser(series: tifffile.TiffPageSeries, whole: tifffile.TiffPageSeries) -> bool:
-    """Whether it is a label, a macro image, or a smaller copy: a thumbnail, or a level."""
-    page, large = series.keyframe, whole.keyframe
-    if 2 * _count_pixels(page) >= _count_pixels(large):
-        return False
-    if page.is_reduced or _LESSER.fullmatch(series.name):
-        return True
-    height = page.imagewidth * large.imagelength / large.imagewidth
-    is_alike = (series.dtype, page.samplesperpixel) == (whole.dtype, large.samplesperpixel)
-    return is_alike and abs(page.imagelength - height) <= _ROUNDED
+    """Whether the file says that it is a label, a macro image, a thumbnail or a level."""
+    page = series.keyframe
+    is_small = 2 * _count_pixels(page) < _count_pixels(whole.keyframe)
+    return is_small and bool(page.is_reduced or _LESSER.fullmatch(series.name))
 
 
 def _count_pixels(page: tifffile.TiffPage) -> int:
@@ -77,6 +101,10 @@ def name_channels(file: tifffile.TiffFile, *, scene: int, count: int) -> list[st
     if file.is_ome and file.ome_metadata:
         channels = _listed(_ome_pixels(file, scene).get("Channel", []))
         names = [str(channel["Name"]) if "Name" in channel else None for channel in channels]
+    elif file.is_qpi and count > 1:
+        pages = [page.aspage() for page in file.series[scene].pages[:count] if page is not None]
+        found = [_QPI_NAME.search(page.description) for page in pages]
+        names = [html.unescape(match[1]) if match else None for match in found]
     return (names + [None] * count)[:count]
 
 
@@ -123,8 +151,13 @@ def _to_letter(code: re.Match[str]) -> str:
 
 def _ome_pixels(file: tifffile.TiffFile, scene: int) -> dict[str, Any]:
     """Return the `Pixels` element that OME's metadata have for an image."""
-    images = _listed(tifffile.xml2dict(file.ome_metadata or "")["OME"]["Image"])
+    images = _list_images(file.ome_metadata or "")
     return dict(_listed(images[min(scene, len(images) - 1)]["Pixels"])[0])
+
+
+@functools.lru_cache(maxsize=4)  # files; each of their scenes asks several times
+def _list_images(metadata: str) -> list[Any]:
+    return _listed(tifffile.xml2dict(metadata)["OME"]["Image"])
 
 
 def _listed(element: Any) -> list[Any]:

@@ -21,6 +21,7 @@ from resunet_ray.data.names import (
     OTHER,
     ZARR,
     PassedOver,
+    find_zarr,
     is_hidden,
     other_forms,
     plain,
@@ -90,31 +91,36 @@ class Listing:
         """Yield each image of one input with its path below the input."""
         if (glob := _GLOB.search(uri)) and not storage.exists(uri):
             base = uri[: glob.start()].rsplit("/", 1)[0]
-            matches = _compile_glob(plain(uri[len(base) + 1 :]))
-            yield from self._walk(
-                _find_form(base), wanted=lambda path: matches.fullmatch(path) is not None
-            )
+            pattern = _compile_glob(plain(uri[len(base) + 1 :]))
+            yield from self._walk(_find_form(base), matches=pattern.fullmatch)
         elif is_manifest(uri):
             yield from self._read_manifest(uri)
         else:
             yield from self._walk(_find_form(uri))
 
     def _walk(
-        self, uri: str, *, wanted: Callable[[str], bool] = lambda _: True
+        self, uri: str, *, matches: Callable[[str], object] | None = None
     ) -> Iterator[tuple[str, ListedImage]]:
-        """Yield each image below a folder, in an archive, or at the location itself."""
+        """Yield each image below a folder, in an archive, or at the location itself.
+
+        Args:
+            uri: the folder, archive or image.
+            matches: tells the paths that are wanted; None: all.
+        """
+        wanted = matches or (lambda _: True)
         zarrs: dict[str, bool] = {}  # whether their metadata were seen
         for file in group_dicom(storage.walk_files(uri)):
             if isinstance(file, tuple):
                 yield from self._list_dicom(uri, *file, wanted=wanted)
                 continue
             location = storage.join(uri, file.path) if file.path else uri
-            if zarr := ZARR.fullmatch(location):  # its chunks are neither listed nor counted
-                path = plain(zarr[1].removeprefix(uri).lstrip("/")) or _last(uri)
-                if wanted(path) or zarr[1] == uri:
-                    zarrs[path] = zarrs.get(path, False) or zarr[2] in METADATA
-                    if zarr[2] in METADATA and not is_hidden(path):
-                        image = found(zarr[1], replace(file, size=0))
+            if ZARR.fullmatch(location):  # its chunks are neither listed nor counted
+                if place := find_zarr(location, uri=uri, matches=matches):
+                    path = plain(place.removeprefix(uri).lstrip("/")) or _last(uri)
+                    is_metadata = location in [f"{place}/{name}" for name in METADATA]
+                    zarrs[path] = zarrs.get(path, False) or is_metadata
+                    if is_metadata and not is_hidden(path):
+                        image = found(place, replace(file, size=0))
                         yield path, replace(image, source_fingerprint=None)
             elif wanted(plain(file.path)) or file.error is not None:
                 yield from self._list_file(location, file)
@@ -128,7 +134,7 @@ class Listing:
         folder: str,
         files: list[storage.FileStatus],
         *,
-        wanted: Callable[[str], bool],
+        wanted: Callable[[str], object],
     ) -> Iterator[tuple[str, ListedImage]]:
         """Yield a folder of DICOM files, or a file of such a folder that was named itself."""
         path = plain(folder)

@@ -7,8 +7,7 @@ opened, becomes one row that says so.
 import hashlib
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,9 +19,9 @@ from resunet_ray.bundle_info import BundleInfo
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.raster import dicom
 from resunet_ray.data.raster.ome_zarr_metadata import is_zarr_name
-from resunet_ray.data.raster.opening import naming, open_slide, require_pixels
+from resunet_ray.data.raster.opening import naming, require_pixels
 from resunet_ray.data.raster.planes import Selection, list_planes, name_plane
-from resunet_ray.data.raster.scene import PixelSize, Plane, Raster, believe
+from resunet_ray.data.raster.scene import PixelSize, Plane, Scene, believe
 from resunet_ray.data.slides import SUFFIXES, Slide
 from resunet_ray.data.stacks import is_opened_first, is_stack, open_stack
 from resunet_ray.data.tissue import Tissue, find_tissue, read_view
@@ -31,7 +30,7 @@ from resunet_ray.intensity import measure_range
 from resunet_ray.model.diameter import choose_scale
 from resunet_ray.segment.planning.grid import SQUARE, Gate, Grid, squares_of
 from resunet_ray.segment.planning.ledger import ID_BYTES
-from resunet_ray.segment.planning.staged import open_planned, stage_slide
+from resunet_ray.segment.planning.staged import open_planned
 from resunet_ray.segment.rows import ImageRef, Place, PlannedRegion
 from resunet_ray.storage import crashes
 
@@ -91,7 +90,12 @@ class Surveyor:
             fingerprint, most = planned.source_fingerprint, self.config.max_pixels
             cache = storage.Cache.of(self.config)
             with open_stack(uri, fingerprint=fingerprint, cache=cache, max_pixels=most) as raster:
-                found = list(self._list_planes(planned, raster))
+                scenes = Selection.of(self.config).apply(raster).scenes
+                found = list(self._list_planes(planned, scenes))
+        if planned.place.format == dicom.FORMAT:
+            with naming(uri, done="opened as a slide"):
+                scenes = dicom.list_scenes(uri, fingerprint=planned.source_fingerprint)
+            found = list(self._list_planes(planned, scenes))
         if not any(is_slide for _, is_slide in found):
             return [plane for plane, _ in found]
         if self.resizes:
@@ -99,24 +103,17 @@ class Surveyor:
                 f"{uri} is a slide, and the bundle was trained on whole images that were resized: "
                 "use a bundle that was trained on tiles"
             )
-        known, kind = planned.source_fingerprint, planned.place.format
-        with stage_slide(uri, kind, fingerprint=known, config=self.config) as path:
-            if kind == dicom.FORMAT:
-                with naming(uri, done="opened as a slide"), closing(open_slide(path)) as raster:
-                    found = list(self._list_planes(planned, raster))
-            return [
-                region
-                for plane, is_slide in found
-                for region in (self._open(plane, path) if is_slide else [plane])
-            ]
+        return [
+            region
+            for plane, is_slide in found
+            for region in (self._open(plane) if is_slide else [plane])
+        ]
 
     def _list_planes(
-        self, planned: PlannedRegion, raster: Raster
+        self, planned: PlannedRegion, scenes: Sequence[Scene]
     ) -> Iterator[tuple[PlannedRegion, bool]]:
         """Yield each plane to segment, and whether it is read in parts."""
-        selection = Selection.of(self.config)
-        scenes = selection.apply(raster).scenes
-        planes = list_planes(scenes, channel=selection.channel)
+        planes = list_planes(scenes, channel=self.config.channel)
         if len(planes) > 1 and planned.image.mask_uri is not None:
             raise ImageError(
                 f"it has {len(planes)} planes, but {planned.image.mask_uri} is one true mask: "
@@ -145,10 +142,15 @@ class Surveyor:
                 is_slide = not self.resizes and pixels / self.scale(image.mpp) ** 2 > most
             yield replace(planned, image=image), is_slide
 
-    def _open(self, planned: PlannedRegion, path: str) -> list[PlannedRegion]:
+    def _open(self, planned: PlannedRegion) -> list[PlannedRegion]:
         """Return the regions of a slide."""
-        stored = not self.stretches
-        with closing(open_planned(path, planned.image, config=self.config, stored=stored)) as slide:
+        with open_planned(
+            planned.image,
+            planned.place.format,
+            fingerprint=planned.source_fingerprint,
+            config=self.config,
+            stored=not self.stretches,
+        ) as slide:
             return self._plan(planned, slide)
 
     def _plan(self, planned: PlannedRegion, slide: Slide) -> list[PlannedRegion]:

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -34,7 +34,7 @@ from resunet_ray.model.tiling import Box
 from resunet_ray.segment import layout
 from resunet_ray.segment.failures import Failure, require_few_unclear
 from resunet_ray.segment.planning.plan import read_chunk
-from resunet_ray.segment.planning.staged import open_planned, stage_slide
+from resunet_ray.segment.planning.staged import open_planned
 from resunet_ray.segment.rows import Findings, PlannedRegion, Region, Seconds
 from resunet_ray.segment.work.chunk_file import write_regions
 from resunet_ray.segment.work.region import describe_image
@@ -137,12 +137,10 @@ class Segmenter:
         """Segment regions of one slide."""
         image, config = planned[0].image, self._spec.config
         kind, known = planned[0].place.format, planned[0].source_fingerprint
-        stored = not self._stretches
         try:
-            with (
-                stage_slide(image.image_uri, kind, fingerprint=known, config=config) as path,
-                closing(open_planned(path, image, config=config, stored=stored)) as slide,
-            ):
+            with open_planned(
+                image, kind, fingerprint=known, config=config, stored=not self._stretches
+            ) as slide:
                 seen = self._bundle.info.preprocess
                 chunk = SlideChunk.of(planned, slide, preprocess=seen, side=config.region)
                 tiles = map_ahead(

@@ -9,9 +9,9 @@ import openslide
 import pytest
 from dicom_files import CT, PHOTO, draw_dicom
 
-from resunet_ray.data.raster.dicom import DicomRaster
+from resunet_ray.data.raster.dicom import DicomRaster, list_series
 from resunet_ray.data.raster.openslide import OpenSlideRaster
-from resunet_ray.data.raster.scene import FIRST, Plane
+from resunet_ray.data.raster.scene import FIRST
 from resunet_ray.data.slides import Slide
 from resunet_ray.errors import ImageError
 
@@ -31,7 +31,7 @@ def draw_slide(folder: Path, *, series: str = "1.2.3", image: np.ndarray = COLOU
 
 
 def test_the_levels_of_a_series_are_one_slide(tmp_path: Path) -> None:
-    slide = Slide(str(draw_slide(tmp_path)), name="a")
+    slide = Slide(str(draw_slide(tmp_path) / "1.2.3-c.dcm"), name="a")
     assert (slide.info.height, slide.info.width, slide.info.format) == (150, 210, "dicom")
     assert slide.info.pixel == (0.5, 0.5)
     np.testing.assert_array_equal(slide.read(0, 0, 150, 210, scale=1.0), COLOUR)
@@ -41,7 +41,7 @@ def test_the_levels_of_a_series_are_one_slide(tmp_path: Path) -> None:
 
 def test_compressed_frames_are_read_as_openslide_reads_them(tmp_path: Path) -> None:
     path = draw_dicom(tmp_path / "a.dcm", COLOUR, jpeg=True)
-    raster = DicomRaster(str(tmp_path))
+    raster = DicomRaster(str(path))
     found = raster.read(FIRST, 0, (0, 0, 150, 210))
     expected = np.asarray(openslide.OpenSlide(path).read_region((0, 0), 0, (210, 150)))
     np.testing.assert_array_equal(found, expected[..., :3])
@@ -53,10 +53,13 @@ def test_every_series_of_a_folder_is_a_slide(tmp_path: Path) -> None:
     draw_slide(tmp_path, series="1.2.9", image=COLOUR)
     (tmp_path / "._hidden.dcm").write_bytes(b"as macOS writes it")
     (tmp_path / "notes.txt").write_text("no DICOM")
-    raster = DicomRaster(str(tmp_path))
-    assert [scene.levels[0] for scene in raster.scenes] == [(100, 210), (150, 210)]
-    for number, image in enumerate((COLOUR[:100], COLOUR)):
-        found = raster.read(Plane(scene=number), 0, (0, 0, *image.shape[:2]))
+    series = list_series(str(tmp_path))
+    assert [sorted(files) for files in series] == [
+        [f"{number}-a.dcm", f"{number}-b.DCM", f"{number}-c.dcm"] for number in ("1.2.10", "1.2.9")
+    ]
+    for files, image in zip(series, (COLOUR[:100], COLOUR), strict=True):
+        raster = DicomRaster(str(tmp_path / next(iter(files))))
+        found = raster.read(FIRST, 0, (0, 0, *image.shape[:2]))
         np.testing.assert_array_equal(found, image)
 
 
@@ -87,7 +90,7 @@ def test_what_is_no_slide_is_refused_by_name(tmp_path: Path) -> None:
         with pytest.raises(
             ImageError, match=f"^the slide cannot be opened as a slide: .*{message}"
         ):
-            Slide(str(folder), name="the slide")
+            Slide(str(folder / "1.2.3-a.dcm"), name="the slide")
         shutil.rmtree(folder)
 
 
@@ -98,7 +101,7 @@ def test_a_level_that_openslide_leaves_out_is_missed(tmp_path: Path) -> None:
     (folder / "odd.dcm").write_bytes(content[: shared + 20])
     assert len(OpenSlideRaster(str(folder / "1.2.3-a.dcm")).scenes[0].levels) == 2
     with pytest.raises(ImageError, match="odd.dcm, of 50 x 70 pixels, is none of the levels"):
-        DicomRaster(str(folder))
+        DicomRaster(str(folder / "1.2.3-a.dcm"))
 
 
 def test_a_file_that_was_cut_short_is_refused(tmp_path: Path) -> None:
@@ -108,4 +111,4 @@ def test_a_file_that_was_cut_short_is_refused(tmp_path: Path) -> None:
     for end in np.linspace(0, len(content) - 1, 9).astype(int):
         path.write_bytes(content[:end])
         with pytest.raises(ImageError):
-            Slide(str(tmp_path), name="a").read(0, 0, 150, 210, scale=1.0)
+            Slide(str(path), name="a").read(0, 0, 150, 210, scale=1.0)

@@ -141,7 +141,7 @@ def test_chunks_in_folders_that_are_not_told_of_are_not_all_missing(tmp_path: Pa
             (folder / "0" / chunk.name.split(".")[0]).mkdir(exist_ok=True)
             chunk.rename(folder / "0" / chunk.name.replace(".", "/"))
     assert (folder / "0" / "0" / "0").is_file()
-    with pytest.raises(ImageError, match='add "dimension_separator": "/" to 0/.zarray'):
+    with pytest.raises(ImageError, match='set "dimension_separator": "/" in 0/.zarray'):
         ZarrRaster(str(folder))
 
 

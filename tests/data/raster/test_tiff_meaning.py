@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -187,3 +188,56 @@ def test_few_bits_reach_from_black_to_white(bits: int, step: int, photometric: s
     levels = GREY % 2**bits
     stored = levels if photometric == "minisblack" else 2**bits - 1 - levels
     check(write((stored, {"bitspersample": bits, "photometric": photometric})), levels * step)
+
+
+def test_smaller_pages_are_copies_by_content_and_not_by_shape_alone() -> None:
+    """None of them says that it is reduced."""
+    noise = np.random.default_rng(0)
+    fields = [
+        cv2.resize(
+            noise.integers(0, 255, size, np.uint8), (640, 480), interpolation=cv2.INTER_CUBIC
+        )
+        for size in ((48, 64), (48, 64), (24, 32))
+    ]
+    image, other, third = fields
+    half = (320, 240)
+    average, nearest = (
+        cv2.resize(image, half, interpolation=way) for way in (cv2.INTER_AREA, cv2.INTER_NEAREST)
+    )
+    check(write((image, BLACK), (average, BLACK), (nearest[::2, ::2], BLACK)), image)
+    smaller = cv2.resize(other, half, interpolation=cv2.INTER_AREA)
+    check(write((image, BLACK), (smaller, BLACK)), image, smaller)
+    thumbnail = third[::8, ::8]
+    check(write((thumbnail, BLACK), (image, BLACK)), thumbnail, image)
+    empty = np.full_like(image, 7)
+    check(write((image, BLACK), (empty[::2, ::2], BLACK)), image, empty[::2, ::2])
+    check(write((empty, BLACK), (empty[::2, ::2], BLACK)), empty)
+    check(write((image.astype("u2") * 9, BLACK), (average, BLACK)), image.astype("u2") * 9, average)
+
+
+@pytest.mark.parametrize(("photometric", "shown"), [("minisblack", 1), ("miniswhite", 0)])
+def test_single_bits_are_black_and_white(photometric: str, shown: int) -> None:
+    bits = GREY > 60
+    check(write((bits, {"photometric": photometric})), np.where(bits == shown, 255, 0))
+
+
+def test_the_channels_of_qptiff_have_the_names_of_their_pages() -> None:
+    def page(image: np.ndarray, name: str, kind: str = "FullResolution") -> Page:
+        about = f"<PerkinElmer-QPI-ImageDescription><ImageType>{kind}</ImageType>"
+        about += f"<Name>{name}</Name></PerkinElmer-QPI-ImageDescription>"
+        is_level = {"subfiletype": 1} if kind == "ReducedResolution" else {}
+        described = {"description": about, "software": "PerkinElmer-QPI", "tile": (16, 16)}
+        return image, BLACK | described | is_level
+
+    planes = GREY, 255 - GREY
+    pages = [
+        page(image, name) for image, name in zip(planes, ("CD3 &amp; CD8", "DAPI"), strict=True)
+    ]
+    levels = [page(image[::2, ::2], "a", "ReducedResolution") for image in planes]
+    thumbnail = np.dstack([GREY[::4, ::4]] * 3), RGB | {"description": "", "subfiletype": 1}
+    content = write(*pages, thumbnail, *levels)
+    raster = open_bytes(content)
+    assert [(scene.channels, scene.levels) for scene in raster.scenes] == [
+        (["CD3 & CD8", "DAPI"], [(48, 64), (24, 32)])
+    ]
+    check(content, 255 - GREY)

@@ -85,7 +85,7 @@ class Prediction:
 
     def pack(self) -> "Prediction":
         """Store the outputs of the heads in half the memory: a job holds many predictions."""
-        if not self.heads:
+        if not self.heads or self.exact is not None:
             return self
         import torch  # ten times as fast as NumPy; what plans and commits does without it
 

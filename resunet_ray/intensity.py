@@ -7,12 +7,15 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float64, Int64, UInt8, UInt16
 
 from resunet_ray.compiled import compiled
 
 Range = tuple[float, float]
 """The intensities that become 0 and 255."""
+Counts = Int64[np.ndarray, " levels"]
+"""How often each level occurs."""
+Values = UInt8[np.ndarray, " n"] | UInt16[np.ndarray, " n"]
 
 _PERCENTILES = (1.0, 99.8)  # a few hot pixels must not darken all the others
 # A smaller difference is noise and stays faint: levels, and a share of the upper one. Compression
@@ -43,25 +46,28 @@ def find_percentiles(image: UInt8[np.ndarray, "h w c"], shares: Range) -> Range:
     return low, high
 
 
-def count_levels(image: UInt8[np.ndarray, "..."]) -> Int64[np.ndarray, "256"]:
+def count_levels(image: UInt8[np.ndarray, "..."]) -> Counts:
     """Return how often each level occurs, over all channels."""
-    return _count(np.ascontiguousarray(image).reshape(-1))
+    return _count(image, num_levels=256)
+
+
+def _count(values: np.ndarray, *, num_levels: int) -> Counts:
+    return _count_flat(np.ascontiguousarray(values).reshape(-1), num_levels)
 
 
 @compiled
-def _count(levels: UInt8[np.ndarray, " n"]) -> Int64[np.ndarray, "256"]:
+def _count_flat(values: Values, num_levels: int) -> Counts:
     # Neighbours are often equal, and a processor waits before it counts the same number again.
-    counts = np.zeros((4, 256), np.int64)
-    even = len(levels) - len(levels) % 4
+    counts = np.zeros((4, num_levels), np.int64)
+    even = len(values) - len(values) % 4
     for start in range(0, even, 4):
-        counts[0, levels[start]] += 1
-        counts[1, levels[start + 1]] += 1
-        counts[2, levels[start + 2]] += 1
-        counts[3, levels[start + 3]] += 1
-    for index in range(even, len(levels)):
-        counts[0, levels[index]] += 1
-    total: Int64[np.ndarray, 256] = counts.sum(axis=0)
-    return total
+        counts[0, values[start]] += 1
+        counts[1, values[start + 1]] += 1
+        counts[2, values[start + 2]] += 1
+        counts[3, values[start + 3]] += 1
+    for index in range(even, len(values)):
+        counts[0, values[index]] += 1
+    return counts.sum(axis=0)  # type: ignore[no-any-return]
 
 
 def measure_counts(values: np.ndarray) -> Range:
@@ -72,41 +78,71 @@ def measure_counts(values: np.ndarray) -> Range:
             count, nor do zeros far below everything else, with which software fills gaps.
     """
     sample = _sample(values)
-    few = sample.dtype.kind == "i"
-    noise = np.abs(np.diff(sample, axis=1))
-    found = sample.ravel() if few else sample[np.isfinite(sample)]
-    noise = noise.ravel() if few else noise[np.isfinite(noise)]
-    if not found.size:
+    if not np.isfinite(sample).any():
         return 0.0, 1.0
-    low, high = _percentiles(found, _PERCENTILES)
-    if (filled := found[found != 0]).size and filled.size < found.size:
-        lowest, highest = _percentiles(filled, _PERCENTILES)
-        if lowest > highest - lowest:
-            low, high = lowest, highest
+    if sample.dtype == np.uint16:
+        (low, high), noise = _measure_few(sample, first=_first_of(values.dtype))
+    else:
+        (low, high), noise = _measure_any(sample)
     # Of differences between neighbours, most are noise: 0.6745 is the median of |z|.
-    median = float(_percentiles(noise, (50.0,))[0]) if noise.size else 0.0
-    deviation = median / 0.6745 / np.sqrt(2)
+    deviation = noise / 0.6745 / np.sqrt(2)
     least = max(_LEAST_DEVIATIONS * deviation, abs(high) * 1e-6, 1e-12)
-    return float(low), float(max(high, low + least))
+    return low, max(high, low + least)
+
+
+def _measure_few(sample: UInt16[np.ndarray, "..."], *, first: int) -> tuple[Range, float]:
+    """Return the range of values, and the median difference of neighbours, by counting each."""
+    counts = _count(sample, num_levels=_COUNTS)
+    filled = counts.copy()
+    filled[-first] = 0
+    low, high = (first + float(one) for one in _percentiles_of(counts, _PERCENTILES))
+    if 0 < filled.sum() < counts.sum():
+        lowest, highest = (first + float(one) for one in _percentiles_of(filled, _PERCENTILES))
+        low, high = (lowest, highest) if lowest > highest - lowest else (low, high)
+    one, other = sample[:, 1:], sample[:, :-1]
+    if not one.size:
+        return (low, high), 0.0
+    steps = _count(np.maximum(one, other) - np.minimum(one, other), num_levels=_COUNTS)
+    return (low, high), float(_percentiles_of(steps, (50.0,))[0])
+
+
+def _measure_any(sample: Float64[np.ndarray, "..."]) -> tuple[Range, float]:
+    """Return the same of values that are too many to count each."""
+    found = sample[np.isfinite(sample)]
+    low, high = map(float, np.percentile(found, _PERCENTILES))
+    filled = found[found != 0]
+    if 0 < filled.size < found.size:
+        lowest, highest = map(float, np.percentile(filled, _PERCENTILES))
+        low, high = (lowest, highest) if lowest > highest - lowest else (low, high)
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        steps = np.abs(np.diff(sample, axis=1))
+    steps = steps[np.isfinite(steps)]
+    return (low, high), float(np.median(steps)) if steps.size else 0.0
 
 
 def _sample(values: np.ndarray) -> np.ndarray:
-    """Return some of the values, as integers if they are so few that each can be counted."""
+    """Return some of the values: as float64 or, if they have 16 bits or less, counted from 0."""
     step = max(1, int(np.ceil(np.sqrt(values.size / _SAMPLE))))
-    few = values.dtype.kind in "biu" and values.dtype.itemsize <= 2
-    return values[::step, ::step].astype(np.int64 if few else np.float64)
-
-
-def _percentiles(values: np.ndarray, shares: Sequence[float]) -> np.ndarray:
-    """Return percentiles as NumPy does; of integers, which are few, by counting each."""
+    some = values[::step, ::step]
+    if values.dtype.kind not in "biu" or values.dtype.itemsize > 2:
+        return some.astype(np.float64)
     if values.dtype.kind != "i":
-        return np.asarray(np.percentile(values, shares))
-    least = values.min()
-    ends = np.cumsum(np.bincount(values.ravel() - least))
-    places = np.asarray(shares) / 100 * (values.size - 1)
+        return some.astype(np.uint16, copy=False)
+    return some.astype(np.int16).view(np.uint16) ^ np.uint16(_COUNTS // 2)
+
+
+def _first_of(dtype: np.dtype) -> int:
+    """Return the value that is 0 in a sample of a type of 16 bits or less."""
+    return -(_COUNTS // 2) if dtype.kind == "i" else 0
+
+
+def _percentiles_of(counts: Counts, shares: Sequence[float]) -> np.ndarray:
+    """Return percentiles as NumPy does, of values from 0 that are given by their counts."""
+    ends = np.cumsum(counts)
+    places = np.asarray(shares) / 100 * (ends[-1] - 1)
     below = np.searchsorted(ends, np.floor(places), side="right")
     above = np.searchsorted(ends, np.ceil(places), side="right")
-    return np.asarray(least + below + (above - below) * (places - np.floor(places)))
+    return np.asarray(below + (above - below) * (places - np.floor(places)))
 
 
 def guess_range(values: np.ndarray, *, hot: bool = False) -> Range:
@@ -120,7 +156,12 @@ def guess_range(values: np.ndarray, *, hot: bool = False) -> Range:
     """
     largest = int(values.max(initial=0))
     if hot and values.size:
-        largest = int(np.ceil(_percentiles(_sample(values), _PERCENTILES[1:])[0]))
+        sample = _sample(values)
+        if sample.dtype == np.uint16:
+            counts = _count(sample, num_levels=_COUNTS)
+            largest = int(np.ceil(_percentiles_of(counts, _PERCENTILES[1:])[0]))
+        else:
+            largest = int(np.ceil(np.percentile(sample, _PERCENTILES[1])))
     return 0.0, float(next((2**bits - 1 for bits in _BIT_DEPTHS if largest < 2**bits), 2**16 - 1))
 
 

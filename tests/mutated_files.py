@@ -26,6 +26,7 @@ from PIL import Image
 from support import write_ome, write_pyramid, write_svs
 from zarr_files import draw_ome_zarr
 
+from resunet_ray.data.raster.dicom import list_series
 from resunet_ray.data.raster.opening import naming, open_image, open_slide
 from resunet_ray.data.raster.planes import list_planes
 from resunet_ray.data.raster.scene import Plane, Raster
@@ -87,10 +88,15 @@ def read_whole(path: Path) -> str:
         cache = Cache(str(path.parent / "cache"), 2**30)
         with open_stack(str(path), fingerprint=None, cache=cache, max_pixels=_MAX_PIXELS) as raster:
             return _digest(raster, path.name)
+    if path.is_dir():
+        with naming(path.name, done="opened"):
+            slides = [str(path / next(iter(files))) for files in list_series(str(path))]
+            rasters = [open_slide(slide) for slide in slides]
+        return "".join(_digest(raster, path.name) for raster in rasters)
     with naming(path.name, done="opened"):
         raster = (
             open_slide(str(path))
-            if path.suffix in (".svs", ".czi") or path.is_dir()
+            if path.suffix in (".svs", ".czi")
             else open_image(io.BytesIO(path.read_bytes()), max_pixels=_MAX_PIXELS)
         )
     with closing(raster):

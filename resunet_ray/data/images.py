@@ -104,8 +104,9 @@ def range_of(values: np.ndarray, scene: Scene, *, stored: bool) -> Range | None:
 def to_rgb(values: np.ndarray, levels: Range | None) -> UInt8[np.ndarray, "h w 3"]:
     """Return values as RGB of 8 bits; grey is repeated over the three channels."""
     array = values if levels is None else scale_counts(values, levels)
-    array = array[..., None] if array.ndim == 2 else array
-    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
+    if array.ndim == len("yx") or array.shape[2] == 1:
+        return cv2.cvtColor(np.ascontiguousarray(array), cv2.COLOR_GRAY2RGB)
+    return np.ascontiguousarray(array)
 
 
 def encode_png(array: np.ndarray, *, deflate: bool = True) -> bytes:

@@ -9,7 +9,7 @@ import itertools
 import math
 import struct
 import threading
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import numpy as np
 import tifffile
@@ -17,6 +17,7 @@ import tifffile
 from resunet_ray.data.raster.contiguous import Contiguous
 from resunet_ray.data.raster.copies import is_copy
 from resunet_ray.data.raster.scene import FIRST, Plane, Scene, Window
+from resunet_ray.data.raster.segments import Segments
 from resunet_ray.data.raster.tiff_checks import (
     MINISWHITE,
     PALETTE,
@@ -220,14 +221,9 @@ class _Series:
             if found.dataoffset is not None:  # uncompressed and in one piece
                 self._arrays[level] = Contiguous(self._file, found, self._axes)
             else:
-                import zarr  # not above: it takes half a second
-
                 # What a scanner leaves out is empty glass, or dark.
                 fill = _full(self._page) if self._page.photometric in (RGB, YCBCR) else 0
-                store = self._found.aszarr(level=level, fillvalue=fill)
-                # tifffile marks a store as writable whose values could be changed in place.
-                mode: Literal["r", "r+"] = "r" if store.read_only else "r+"
-                self._arrays[level] = zarr.open_array(store, mode=mode)
+                self._arrays[level] = Segments(found, fill=fill)
         return self._arrays[level]
 
 

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from resunet_ray.data.raster.opening import open_image
+from resunet_ray.data.raster.planes import list_planes
 from resunet_ray.data.raster.scene import Plane
 from resunet_ray.errors import ImageError
 
@@ -147,3 +148,35 @@ def check(raster: Any, array: np.ndarray, photometric: str, *, colours: int, las
     else:
         expected = show(pages.reshape(-1, HEIGHT, WIDTH), photometric)
     np.testing.assert_array_equal(np.stack(found), expected)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "i2", "f4"])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_lzw_is_decoded_as_written_in_any_window(dtype: str, order: Any, samples: int) -> None:
+    steps = np.random.default_rng(0).integers(0, 4, (3, 53, 71, samples))
+    images = (np.cumsum(steps, axis=2) - 60 * (dtype == "i2")).astype(dtype)
+    images = images if samples == 3 else images[..., 0]
+    cuts: list[dict[str, Any]] = [{"tile": (16, 32)}, {"rowsperstrip": 7}, {"rowsperstrip": 53}]
+    kinds = [{"planarconfig": "contig"}, {"planarconfig": "separate"}] if samples == 3 else [{}]
+    for cut, kind, predictor in itertools.product(cuts, kinds, (False, True)):
+        stored = np.moveaxis(images, -1, 1) if kind.get("planarconfig") == "separate" else images
+        buffer = io.BytesIO()
+        tifffile.imwrite(
+            buffer,
+            stored,
+            byteorder=order,
+            compression="lzw",
+            predictor=predictor,
+            photometric="rgb" if samples == 3 else "minisblack",
+            **cut,
+            **kind,
+        )
+        buffer.seek(0)
+        raster = open_image(buffer, max_pixels=2**20)
+        for number, plane in enumerate(list_planes(raster.scenes, channel=None)):
+            for top, left, height, width in ((0, 0, 53, 71), (5, 30, 20, 35), (52, 70, 1, 1)):
+                np.testing.assert_array_equal(
+                    raster.read(plane, 0, (top, left, height, width)),
+                    images[number, top : top + height, left : left + width],
+                )

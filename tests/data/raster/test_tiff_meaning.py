@@ -247,3 +247,13 @@ def test_the_channels_of_qptiff_have_the_names_of_their_pages() -> None:
         (["CD3 & CD8", "DAPI"], [(48, 64), (24, 32)])
     ]
     check(content, 255 - GREY)
+
+
+def test_a_page_that_does_not_say_what_0_is_is_refused() -> None:
+    """The tag that says it becomes another one, which nobody asks for."""
+    content = bytearray(write((GREY, BLACK)))
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        place = file.pages.first.tags["PhotometricInterpretation"].offset
+    content[place : place + 2] = (263).to_bytes(2, "little")
+    with pytest.raises(ImageError, match="does not say whether 0 is black or white"):
+        open_bytes(bytes(content))

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from resunet_ray import storage
+from resunet_ray.data import images
 from resunet_ray.data.archives import BROKEN, MAX_BYTES, Entry
 from resunet_ray.data.raster.opening import naming
 from resunet_ray.data.raster.planes import choose_channel
@@ -125,7 +126,7 @@ def to_rgb(
         is_colour = is_colour and array.max(initial=0) <= np.iinfo(np.uint16).max
         levels = guess_range(array, hot=True) if is_colour else measure_counts(array)
         array = scale_counts(array, levels)
-    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
+    return images.to_rgb(array, None)
 
 
 def _to_whole(array: np.ndarray, *, most: int, name: str) -> np.ndarray:

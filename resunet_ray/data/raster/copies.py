@@ -12,8 +12,9 @@ from resunet_ray.errors import ImageError
 Read = Callable[[Window], np.ndarray]
 """Reads a window of an image, (h, w) or (h, w, c)."""
 
-_PLACES = 4  # along each side, at which the two are compared
-_SIDE = 512  # pixels of the large image that are read at each
+_WHOLE = 2**24  # pixels of a large image of which all is compared
+_PLACES = 6  # along each side, at which larger ones are compared
+_SIDE = 128  # pixels of the large image that are read at each
 _ROUNDED = 1.5  # pixels by which a smaller copy may be higher or lower
 _ALIKE = 0.9  # least correlation of a copy; of two fields of one sample it is below 0.5
 _FLAT = 0.01  # of the range of values, within which the two may differ where nothing is to be seen
@@ -22,8 +23,8 @@ _FLAT = 0.01  # of the range of values, within which the two may differ where no
 def is_copy(small: Scene, read_small: Read, large: Scene, read_large: Read) -> bool:
     """Whether an image shows the same as a larger one: the same shape, and the same content.
 
-    Content is compared at some places, each averaged or sampled down. One that cannot be read is no
-    copy.
+    Content is compared averaged or sampled down, and of very large images at some places. What
+    cannot be read is no copy.
     """
     (height, width), (rows, columns) = small.levels[0], large.levels[0]
     if 2 * height * width >= rows * columns or (small.dtype, small.rgb) != (large.dtype, large.rgb):
@@ -31,7 +32,7 @@ def is_copy(small: Scene, read_small: Read, large: Scene, read_large: Read) -> b
     if abs(height - width * rows / columns) > _ROUNDED:
         return False
     factor = rows / height
-    side = max(8, int(_SIDE / factor))
+    side = max(height, width) if rows * columns <= _WHOLE else max(8, int(_SIDE / factor))
     pairs = []
     try:
         with as_image_error():

@@ -26,27 +26,10 @@ from resunet_ray.data.raster.zarr_store import LocationStore
 from resunet_ray.errors import ImageError, UnclearError
 
 _ARRAY_METADATA = {3: "zarr.json", 2: ".zarray"}
-_MARKS = ("multiscales", "plate", "bioformats2raw.layout")
 _MAX_SIDE = 2**21  # pixels, points in time or focal planes; metadata that claim more are damaged
 _MAX_CHANNELS = 2**10
 _MAX_LEVELS = 2**6
 _MAX_CHUNK = 2**28  # values of a chunk, which is decoded whole
-
-
-def is_zarr(uri: str) -> bool:
-    """Whether a folder or prefix is an image, or a plate of them, whose files are only parts of it.
-
-    One whose metadata cannot be read counts, too: opening it says what is wrong.
-
-    Raises:
-        UnclearError: its metadata are denied.
-        ResourceError: the storage stayed unavailable.
-    """
-    try:
-        found = _read_metadata(LocationStore(uri), "")
-    except ImageError:
-        return True
-    return found is not None and any(mark in found[1] for mark in _MARKS)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ MINISWHITE, MINISBLACK, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 
 # Compressions whose decoder turns YCbCr into RGB (TIFF 6.0, section 22, and its Technical Note 2).
 JPEG = 6, 7
+_PHOTOMETRIC = 262
 _LARGEST_PIECE = 2**28  # pixels of a tile or strip, which is decoded whole
 _START = 2000  # letters of a description in which it says what it is
 _FIRST_PRIVATE = 32768  # tag; those before are standard (TIFF 6.0, section 8)
@@ -125,6 +126,11 @@ def check_kind(
     if np.dtype(series.dtype).name not in _STORED:
         raise ImageError(f"its values are {series.dtype}: expected one of {', '.join(_STORED)}")
     page = series.keyframe
+    if _PHOTOMETRIC not in page.tags:  # tifffile takes 0 for white, libtiff for black
+        raise ImageError(
+            "it does not say whether 0 is black or white: it has no tag PhotometricInterpretation. "
+            "Save it again in the program that shows it right"
+        )
     if page.photometric == MINISWHITE and np.dtype(series.dtype).kind not in "bu":
         raise ImageError(f"its values are {series.dtype} with 0 for white: expected 0 for black")
     if page.photometric in (MINISWHITE, MINISBLACK, PALETTE):

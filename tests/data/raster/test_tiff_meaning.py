@@ -10,6 +10,7 @@ import pytest
 import tifffile
 
 from resunet_ray.data.images import decode_image
+from resunet_ray.data.raster import copies
 from resunet_ray.data.raster.opening import open_image
 from resunet_ray.data.raster.planes import list_planes
 from resunet_ray.data.raster.scene import FIRST, Raster, believe
@@ -190,8 +191,13 @@ def test_few_bits_reach_from_black_to_white(bits: int, step: int, photometric: s
     check(write((stored, {"bitspersample": bits, "photometric": photometric})), levels * step)
 
 
-def test_smaller_pages_are_copies_by_content_and_not_by_shape_alone() -> None:
-    """None of them says that it is reduced."""
+@pytest.mark.parametrize("is_large", [False, True])
+def test_smaller_pages_are_copies_by_content_and_not_by_shape_alone(
+    is_large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of them says that it is reduced. Large images are compared in places."""
+    if is_large:
+        monkeypatch.setattr(copies, "_WHOLE", 0)
     noise = np.random.default_rng(0)
     fields = [
         cv2.resize(
@@ -241,3 +247,13 @@ def test_the_channels_of_qptiff_have_the_names_of_their_pages() -> None:
         (["CD3 & CD8", "DAPI"], [(48, 64), (24, 32)])
     ]
     check(content, 255 - GREY)
+
+
+def test_a_page_that_does_not_say_what_0_is_is_refused() -> None:
+    """The tag that says it becomes another one, which nobody asks for."""
+    content = bytearray(write((GREY, BLACK)))
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        place = file.pages.first.tags["PhotometricInterpretation"].offset
+    content[place : place + 2] = (263).to_bytes(2, "little")
+    with pytest.raises(ImageError, match="does not say whether 0 is black or white"):
+        open_bytes(bytes(content))

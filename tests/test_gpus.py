@@ -11,7 +11,10 @@ import torch
 from support import ROOT
 
 from resunet_ray.bundle import load_bundle
+from resunet_ray.cluster import count_cores
+from resunet_ray.config import SegmentConfig
 from resunet_ray.data.synthetic import generate_image
+from resunet_ray.segment.work.spec import RunSpec
 
 _WITH_A_GPU = """
 import runpy, sys
@@ -51,6 +54,28 @@ def test_actors_take_the_gpus_that_ray_has(
         assert (done.returncode, line["error"]) == (2, "ResourceError"), done.stderr[-3000:]
         assert "torch finds none" in line["message"]
         assert "--gpu off" in line["message"]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "threads", "expected"),
+    [(False, 16, 2), (True, 1, 2), (True, 8, 4), (True, 64, 8), (True, None, None)],
+)
+def test_a_gpu_s_predictions_have_up_to_half_of_the_cores(
+    gpu: bool, threads: int | None, expected: int | None
+) -> None:
+    """None: all cores of the node."""
+    spec = RunSpec(
+        run_id="",
+        session="",
+        folder="",
+        output="",
+        config=SegmentConfig(bundle="b", input="i", output="o"),
+        bundle_digest="",
+        chunks=(),
+        gpu=gpu,
+        threads=threads,
+    )
+    assert spec.post_threads == (expected or min(8, max(2, count_cores() // 2)))
 
 
 def test_a_gpu_finds_what_a_cpu_finds(bundle_uri: str) -> None:

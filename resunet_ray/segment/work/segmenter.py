@@ -49,7 +49,6 @@ logger = logging.getLogger(__name__)
 
 CALLS = 2  # chunks that an actor segments at a time
 
-_POST_THREADS = 2
 _TILE_PIXELS = 2**18
 """Images share a call of the network until they fill its batch at this many pixels a tile."""
 
@@ -77,7 +76,7 @@ class Segmenter:
             self._instances = replace(self._instances, threshold=spec.config.threshold)
         self._batch_size = spec.config.batch_size or self._bundle.default_batch_size
         self._readers = ThreadPoolExecutor(spec.config.readers, thread_name_prefix="read")
-        self._post = ThreadPoolExecutor(_POST_THREADS, thread_name_prefix="post")
+        self._post = ThreadPoolExecutor(spec.post_threads, thread_name_prefix="post")
         self._calls, self._alone = threading.Semaphore(CALLS), threading.Lock()
         # An executor has no public way to say how much waits for it.
         waiting = {"model": self._model._work_queue.qsize, "post": self._post._work_queue.qsize}
@@ -121,10 +120,9 @@ class Segmenter:
         first = planned[0].place
         if first.num_regions and first.is_slide:
             return self._segment_slide(planned)
+        depth = 4 * self._spec.post_threads
         samples = map_ahead(self._readers, self._read, planned, depth=2 * self._spec.config.readers)
-        return list(
-            map_ahead(self._post, self._describe, self._compute(samples), depth=4 * _POST_THREADS)
-        )
+        return list(map_ahead(self._post, self._describe, self._compute(samples), depth=depth))
 
     def _compute(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         """Send samples through the network, several at once."""
@@ -151,7 +149,7 @@ class Segmenter:
                 )
                 describe = partial(self._describe_region, slide, chunk, planned)
                 ready = chunk.gather(self._compute(tiles))
-                return list(map_ahead(self._post, describe, ready, depth=_POST_THREADS))
+                return list(map_ahead(self._post, describe, ready, depth=self._spec.post_threads))
         except (InputError, MemoryError) as error:  # it was there when it was planned
             failure = Failure.of(error, stage="open", uri=image.image_uri)
             return [

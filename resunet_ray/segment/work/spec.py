@@ -12,6 +12,8 @@ from resunet_ray.segment.rows import Origin
 if TYPE_CHECKING:
     from resunet_ray.bundle import Bundle
 
+_MOST_POST_THREADS = 8  # each holds a region of a slide
+
 
 @dataclass(frozen=True)
 class RunSpec:
@@ -51,6 +53,15 @@ class RunSpec:
     def networks(self) -> int:
         """How many threads of an actor on this node compute the network."""
         return 1 if self.gpu else self.threads or count_cores()
+
+    @property
+    def post_threads(self) -> int:
+        """How many threads of an actor turn predictions into rows.
+
+        Without a GPU, the cores are the networks'.
+        """
+        cores = self.threads or count_cores()
+        return max(2, min(_MOST_POST_THREADS, cores // 2)) if self.gpu else 2
 
     def load_bundle(self) -> "Bundle":
         """Load the bundle for an actor's network threads, and run its self-test.

@@ -82,7 +82,8 @@ def open_checked(content: bytes, *, max_pixels: int) -> Image.Image:
         image = Image.open(io.BytesIO(content), formats=tuple(FORMATS))
     except UnidentifiedImageError:
         raise ImageError(
-            "its header is damaged, or of a kind that Pillow does not know, as JPEG of 12 bits"
+            "it is not an image of a kind that Pillow reads (JPEG has 8 bits), or its header is "
+            "damaged"
         ) from None
     _check_header(image, max_pixels=max_pixels)
     return image

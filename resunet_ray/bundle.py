@@ -28,7 +28,7 @@ from resunet_ray.data.images import decode_stored, encode_png
 from resunet_ray.errors import ConfigError, InputError, RunError
 from resunet_ray.intensity import Range, measure_range
 from resunet_ray.model import openvino
-from resunet_ray.model.diameter import choose_scale, predict_scaled
+from resunet_ray.model.diameter import Images, Ranges, choose_scale, predict_scaled
 from resunet_ray.model.inference import Network, autocast_dtype, default_batch_size, predict
 from resunet_ray.model.instances import find_instances
 from resunet_ray.model.measures import measure_instances
@@ -107,9 +107,7 @@ class Bundle:
         """
         dtype = autocast_dtype(self.device, precision)
 
-        def run(
-            some: Sequence[UInt8[np.ndarray, "_h _w 3"]], levels: Sequence[Range | None] | None
-        ) -> list[Prediction]:
+        def run(some: Images, levels: Ranges, packed: bool) -> list[Prediction]:
             return predict(
                 self.compute(dtype),
                 some,
@@ -121,6 +119,7 @@ class Bundle:
                 batch_size=batch_size,
                 flips=flips,
                 ranges=levels,
+                packed=packed,
             )
 
         return predict_scaled(run, images, ranges, scales=scales or [None] * len(images))

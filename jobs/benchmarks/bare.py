@@ -82,13 +82,14 @@ def run_bare_network(uri: str) -> float:
     for streams in {1, cores}:
         torch.set_num_threads(max(1, cores // streams))
         bundle = load_bundle(uri, device=device, streams=streams)
-        half = copy.deepcopy(bundle.network).to(torch.bfloat16)
-        faster = {autocast_dtype(device, "auto"), None} if bundle.on_cpu is not None else set()
+        native = autocast_dtype(device, "auto")
+        half = copy.deepcopy(bundle.network).to(native) if native is not None else None
+        faster = {native, None} if bundle.on_cpu is not None else set()
         for batch_size in (1, 4, 16):
             x = torch.rand((batch_size, bundle.info.model.in_channels, SIDE, SIDE), device=device)
             x = x.contiguous(memory_format=torch.channels_last)
-            networks: list[tuple[Network, torch.Tensor]] = [(half, x.bfloat16())]
-            networks += [(bundle.network, x)]
+            networks: list[tuple[Network, torch.Tensor]] = [(bundle.network, x)]
+            networks += [(half, x.to(native))] if half is not None else []
             networks += [(bundle.compute(dtype), x) for dtype in faster]
             rates += [_network_rate(network, tiles, streams=streams) for network, tiles in networks]
     return max(rates)

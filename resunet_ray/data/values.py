@@ -51,7 +51,7 @@ def read_values(content: bytes, *, name: str, max_pixels: int) -> np.ndarray:
         if content.startswith(TIFF_STARTS):
             return _decode_tiff(content, name=name, max_pixels=max_pixels)
         image = open_checked(content, max_pixels=max_pixels)
-        return turn(_read_pillow(image, content, name=name), read_orientation(image))
+        return turn(_read_pillow(image, content, name=name), read_orientation(image, content))
 
 
 def _read_pillow(image: Image.Image, content: bytes, *, name: str) -> np.ndarray:

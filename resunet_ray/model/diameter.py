@@ -23,8 +23,8 @@ _SAME_SCALE = 0.01  # pixels whose size is this close to the bundle's are not re
 
 Images = Sequence[UInt8[np.ndarray, "_h _w 3"]]
 Ranges = Sequence[Range | None] | None
-Run = Callable[[Images, Ranges], list[Prediction]]
-"""Images and their intensity ranges → what the network says."""
+Run = Callable[[Images, Ranges, bool], list[Prediction]]
+"""Images, their intensity ranges, and whether to pack what the network says of them."""
 
 
 def choose_scale(
@@ -67,7 +67,9 @@ def predict_scaled(
         image if scale in (None, 1.0) else _resize(image, scale)
         for image, scale in zip(images, scales, strict=True)
     ]
-    found = run(seen, known)
+    # What is resized later must not be rounded before.
+    packed = all(scale in (None, 1.0) for scale in scales)
+    found = run(seen, known, packed)
     for index, (image, levels, scale) in enumerate(zip(images, known, scales, strict=True)):
         if scale is None:
             found[index] = _refine(run, image, levels, found[index])
@@ -98,7 +100,7 @@ def _refine(
         if diameter is None or diameter <= LARGEST:
             break
         scale *= diameter / _AIM
-        (found,) = run([_resize(image, scale)], [levels])
+        (found,) = run([_resize(image, scale)], [levels], False)
     return found
 
 

@@ -20,14 +20,16 @@ def activate(
     logits: Float[Tensor, "n k h w"], *, heads: Sequence[Head]
 ) -> Float[Tensor, "n k h w"]:
     """Turn outputs into probability, distance and pixels."""
-    maps = logits.float().sigmoid()
-    if "centre" in heads:
-        part = slice_head(heads, "centre")
-        maps[:, part] = logits[:, part].float() * CENTRE_UNIT
-    if "diameter" in heads:
-        part = slice_head(heads, "diameter")
-        octaves = (logits[:, part].float() + 1) * OCTAVES
-        maps[:, part] = torch.exp2(octaves.clamp_max(_MOST_OCTAVES))
+    maps = logits.to(torch.float32, copy=True)
+    maps[:, 0].sigmoid_()
+    for head in heads:
+        part = maps[:, slice_head(heads, head)]
+        if head == "distance":
+            part.sigmoid_()
+        elif head == "centre":
+            part.mul_(CENTRE_UNIT)
+        else:
+            part.add_(1).mul_(OCTAVES).clamp_max_(_MOST_OCTAVES).exp2_()
     return maps
 
 

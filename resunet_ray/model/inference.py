@@ -17,6 +17,9 @@ from resunet_ray.model.prediction import Prediction, count_outputs
 from resunet_ray.model.preprocess import preprocess
 from resunet_ray.model.tiling import Box, blend_weight, plan_tiles
 
+_FLIPS = (2,), (3,), (2, 3)
+_MERGED_PIXELS = 2**24  # of an image whose tiles a GPU merges; those of larger ones, the host
+
 Network = Callable[[Float[Tensor, "n c h w"]], Float[Tensor, "n k h w"]]
 """Images → logits."""
 
@@ -55,6 +58,7 @@ def predict(
     batch_size: int,
     flips: bool = False,
     ranges: Sequence[Range | None] | None = None,
+    packed: bool = False,
 ) -> list[Prediction]:
     """Predict images of any sizes.
 
@@ -70,6 +74,7 @@ def predict(
         flips: whether to average over the four mirror images.
         ranges: intensity range of the whole image that each of `images` is a part of; only used if
             the network's intensity scale is `percentiles`. None: each image is a whole.
+        packed: whether predictions leave the device packed.
 
     Returns:
         One prediction per image, at the image's own size.
@@ -83,25 +88,52 @@ def predict(
         inputs = [
             cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR) for image in inputs
         ]
-    outputs = count_outputs(heads)
-    summed = [np.zeros((outputs, *image.shape[:2]), np.float32) for image in inputs]
-    for places in _batches(inputs, config=config, batch_size=batch_size):
-        stack = np.stack([inputs[index][tile.window] for index, tile in places])
-        with (
-            torch.inference_mode(),
-            torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None),
-        ):
+    merged = [_Merged(image.shape[:2], count_outputs(heads), device=device) for image in inputs]
+    with (
+        torch.inference_mode(),
+        torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None),
+    ):
+        for places in _batches(inputs, config=config, batch_size=batch_size):
+            stack = np.stack([inputs[index][tile.window] for index, tile in places])
             x = preprocess(torch.from_numpy(stack).to(device), channels=channels)
             maps = _predict_tiles(model, x, heads=heads, flips=flips)
-        for (index, tile), piece in zip(places, maps.cpu().numpy(), strict=True):
-            height, width = inputs[index].shape[:2]
-            if tile.shape != (height, width):
-                piece *= blend_weight(tile, height=height, width=width, context=config.context)
-            summed[index][:, *tile.window] += piece
-    found = [Prediction(maps, heads) for maps in summed]
+            for (index, tile), piece in zip(places, maps, strict=True):
+                merged[index].add(piece, tile, context=config.context)
+        packs = packed and config.resize is None
+        found = [one.fetch(heads, packed=packs) for one in merged]
     if config.resize is not None:
         found = [one.resize(*image.shape[:2]) for one, image in zip(found, images, strict=True)]
     return found
+
+
+class _Merged:
+    """An image's maps, put together from its tiles where they were computed."""
+
+    def __init__(self, shape: tuple[int, int], outputs: int, *, device: torch.device) -> None:
+        self._shape, self._outputs = shape, outputs
+        self._device = device if shape[0] * shape[1] <= _MERGED_PIXELS else torch.device("cpu")
+        self._maps: Float[Tensor, "k h w"] | None = None
+
+    def add(self, piece: Float[Tensor, "k _h _w"], tile: Box, *, context: int) -> None:
+        """Add the maps of a tile."""
+        if tile.shape == self._shape:
+            self._maps = piece
+            return
+        if self._maps is None:
+            self._maps = torch.zeros((self._outputs, *self._shape), device=self._device)
+        height, width = self._shape
+        weight = blend_weight(tile, height=height, width=width, context=context)
+        piece = piece.to(self._device)
+        piece *= torch.from_numpy(weight).to(self._device)
+        self._maps[:, *tile.window] += piece
+
+    def fetch(self, heads: tuple[Head, ...], *, packed: bool) -> Prediction:
+        """Return the prediction, which shares no memory with the others of a batch."""
+        maps, self._maps = self._maps, None
+        assert maps is not None, "an image has at least one tile"
+        if not (packed and heads):
+            return Prediction(maps.clone().cpu().numpy(), heads)
+        return Prediction(maps.half().cpu().numpy(), heads, maps[0].clone().cpu().numpy())
 
 
 def _batches(
@@ -123,9 +155,9 @@ def _batches(
 def _predict_tiles(
     model: Network, x: Float[Tensor, "n c h w"], *, heads: tuple[Head, ...], flips: bool
 ) -> Float[Tensor, "n k h w"]:
-    views: list[tuple[int, ...]] = [(), (2,), (3,), (2, 3)] if flips else [()]
-    total = torch.zeros((), device=x.device)
-    for dims in views:
-        maps = activate(model(x.flip(dims) if dims else x), heads=heads)
-        total = total + unflip(maps, dims=dims, heads=heads)
-    return total / len(views)
+    maps = activate(model(x), heads=heads)
+    if not flips:
+        return maps
+    for dims in _FLIPS:
+        maps += unflip(activate(model(x.flip(dims)), heads=heads), dims=dims, heads=heads)
+    return maps / (1 + len(_FLIPS))

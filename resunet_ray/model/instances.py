@@ -7,8 +7,10 @@ from jaxtyping import Bool, Float32, Float64, Int32, Int64, UInt8
 
 from resunet_ray.config import InstanceConfig
 from resunet_ray.config.model import Head
-from resunet_ray.model.components import label_components, label_markers, label_watershed
+from resunet_ray.model.connected import label_components, renumber, sum_inside
+from resunet_ray.model.division import label_markers
 from resunet_ray.model.prediction import Prediction
+from resunet_ray.model.watershed import label_watershed
 
 _TYPICAL_SHARE = 0.1, 0.35
 """An instance with less than the first share of the area that the network expects is dropped, and
@@ -30,7 +32,7 @@ def find_instances(prediction: Prediction, *, config: InstanceConfig) -> Int32[n
     """Find instances with a bundle's own parameters, numbered from 1."""
     mask = threshold_mask(prediction.probability, threshold=config.threshold)
     if config.method == "components":
-        labels = label_components(mask)
+        labels, _ = label_components(mask)
     elif config.method == "watershed":
         labels = label_watershed(mask, min_distance=config.min_distance)
     else:
@@ -58,13 +60,11 @@ def measure_areas(
         labels: numbers of instances.
         prediction: what the network says about the same pixels.
     """
-    place = np.flatnonzero(labels > 0)
-    number = labels.ravel()[place]
-    areas = np.bincount(number, minlength=1)
     diameter = prediction.diameter
     if diameter is None:
+        areas, _ = sum_inside(labels, prediction.probability)
         return areas, np.full(len(areas), np.inf)
-    summed = np.bincount(number, weights=diameter.ravel()[place], minlength=1)
+    areas, summed = sum_inside(labels, diameter)
     typical: Float64[np.ndarray, " n"] = np.pi / 4 * (summed / np.maximum(areas, 1)) ** 2
     return areas, typical
 
@@ -84,7 +84,7 @@ def threshold_mask(
     probability: Float32[np.ndarray, "h w"], *, threshold: float
 ) -> UInt8[np.ndarray, "h w"]:
     """Return 1 where the probability is at least the threshold, else 0."""
-    return (probability >= threshold).astype(np.uint8)
+    return (probability >= threshold).view(np.uint8)
 
 
 def keep_instances(
@@ -101,5 +101,6 @@ def keep_instances(
     kept[0] = False
     numbers = np.zeros(len(kept), np.int32)
     numbers[kept] = np.arange(1, kept.sum() + 1)
-    kept_labels: Int32[np.ndarray, "h w"] = numbers[labels]
+    kept_labels = labels.copy()
+    renumber(kept_labels, numbers)
     return kept_labels

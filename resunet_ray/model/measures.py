@@ -11,6 +11,7 @@ import pyarrow as pa
 import shapely
 from jaxtyping import Float32, Float64, Int32, Int64
 
+from resunet_ray.model.connected import sum_inside
 from resunet_ray.model.outlines import Outlines, trace_outlines
 from resunet_ray.schema import INSTANCE
 
@@ -51,7 +52,7 @@ def measure_instances(
         "area_px": area * scale**2,
         "perimeter_px": _perimeters(outlines) * scale,
         "eccentricity": _eccentricities(*second),
-        "score": _sum_inside(labels, probability) / area,
+        "score": sum_inside(labels, probability)[1][1:] / area,
         "touches_edge": (low <= 0).any(axis=1) | (high >= (width, height)).any(axis=1),
         "polygon": shapely.to_wkb(outlines.build_polygons(scale=scale)),
     }
@@ -93,15 +94,6 @@ _POWERS: tuple[Callable[[Int64[np.ndarray, " n"]], Int64[np.ndarray, " n"]], ...
     lambda end: end * (end - 1) * (2 * end - 1) // 6,
 )
 """The sums of 1, i and i² over 0 ≤ i < end."""
-
-
-def _sum_inside(
-    labels: Int32[np.ndarray, "h w"], probability: Float32[np.ndarray, "h w"]
-) -> Float64[np.ndarray, " count"]:
-    place = np.flatnonzero(labels > 0)
-    total: Float64[np.ndarray, " count"]
-    total = np.bincount(labels.ravel()[place], weights=probability.ravel()[place])[1:]
-    return total
 
 
 def _perimeters(outlines: Outlines) -> Float64[np.ndarray, " count"]:

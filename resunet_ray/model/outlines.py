@@ -9,7 +9,9 @@ from functools import cached_property
 
 import numpy as np
 import shapely
-from jaxtyping import Bool, Int32, Int64, Shaped
+from jaxtyping import Bool, Int32, Int64, Shaped, UInt8
+
+from resunet_ray.compiled import compiled
 
 
 @dataclass(frozen=True)
@@ -75,88 +77,118 @@ def trace_outlines(
         labels: numbers from 1 without gaps; the pixels of each are 4-connected.
         corner: row and column of the first pixel.
     """
-    height, width = labels.shape[0] + 1, labels.shape[1] + 1
-    label, row, column, arrives, leaves = _find_corners(labels)
-    place = (label * height + row) * width + column
-    by_row, by_column = np.argsort(place), np.argsort((label * width + column) * height + row)
-    # Along each line of the grid, every edge of an instance begins at one corner and ends at the
-    # next: the corners where edges of one direction begin, and those where they end, are pairs.
-    following = np.empty_like(label)
-    for direction, order in enumerate((by_row, by_column, by_row, by_column)):
-        begins, ends = leaves[order] == direction, arrives[order] == direction
-        following[order[begins]] = order[ends]
-    path, starts = _walk(following.tolist(), by_row.tolist())
-    ring = np.repeat(np.arange(len(starts)), np.diff([*starts, len(path)]))
-    first = np.array(path, np.intp)[starts]
-    _require_one_piece(label[first], leaves[first])
-    places = np.stack([column + corner[1], row + corner[0]], axis=1)
-    return Outlines(places[path], ring, label[first] - 1)
+    corners, start, owner, is_shell = _trace(labels)
+    order = np.argsort(owner, kind="stable")
+    _require_one_piece(owner[order][is_shell[order]])
+    length = np.diff(start, append=len(corners))[order]
+    ring = np.repeat(np.arange(len(order)), length)
+    moved = start[order] - (np.cumsum(length) - length)
+    path = np.arange(len(corners)) + moved[ring]
+    return Outlines(corners[path] + np.array(corner[::-1]), ring, owner[order])
 
 
-def _require_one_piece(
-    label: Int64[np.ndarray, " rings"], leaves: Int64[np.ndarray, " rings"]
-) -> None:
-    """Check that each instance has one shell, given where its rings begin."""
-    shells = label[leaves == _DOWN]
-    twice = shells[1:][np.diff(shells) == 0]
-    assert not len(twice), f"instance {twice[0]} is in two pieces"
+def _require_one_piece(owner: Int64[np.ndarray, " shells"]) -> None:
+    """Check that each instance has one shell, given the instances of all shells."""
+    twice = owner[1:][np.diff(owner) == 0]
+    assert not len(twice), f"instance {twice[0] + 1} is in two pieces"
 
 
-_RIGHT, _UP, _LEFT, _DOWN = range(4)
+_DOWN, _RIGHT = 1, 2
 
 
-def _find_corners(labels: Int32[np.ndarray, "h w"]) -> tuple[Int64[np.ndarray, " n"], ...]:
-    """Find where outlines turn.
+@compiled
+def _trace(
+    labels: Int32[np.ndarray, "h w"],
+) -> tuple[
+    Int64[np.ndarray, "n 2"],
+    Int64[np.ndarray, " rings"],
+    Int64[np.ndarray, " rings"],
+    Bool[np.ndarray, " rings"],
+]:
+    """Trace rings in the order of the pixels where they begin.
 
     Returns:
-        Of each corner: the instance, row and column, and the directions in which its outline
-        arrives and leaves. Where an outline meets itself, there are two corners.
+        The column and row of each corner, where among them each ring begins, and of each ring the
+        instance, from 0, and whether it is a shell.
     """
-    padded = np.pad(labels, 1)
-    down, across = padded[1:] != padded[:-1], padded[:, 1:] != padded[:, :-1]
-    turns: Bool[np.ndarray, "h+1 w+1"]
-    turns = (down[:, 1:] | down[:, :-1]) & (across[1:] | across[:-1])
-    row, column = np.divmod(np.flatnonzero(turns), turns.shape[1])
-    # Counterclockwise from the upper left. An outline that passes around one of the four pixels
-    # arrives in the direction of the same number.
-    around = [padded[row + y, column + x] for y, x in ((0, 0), (1, 0), (1, 1), (0, 1))]
-    found = []
-    for direction, pixel in enumerate(around):
-        before, opposite, after = (around[(direction + turn) % 4] for turn in (3, 2, 1))
-        convex = (pixel > 0) & (pixel != before) & (pixel != after) & (pixel != opposite)
-        concave = (before > 0) & (before == after) & (before != pixel)
-        for there, label, arrives, leaves in (
-            (convex, pixel, direction, direction + 1),
-            (concave, before, direction + 3, direction + 2),
-        ):
-            place = np.flatnonzero(there)
-            found.append(
-                (
-                    label[place].astype(np.int64),
-                    row[place],
-                    column[place],
-                    np.full(len(place), arrives % 4),
-                    np.full(len(place), leaves % 4),
-                )
-            )
-    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+    height, width = labels.shape
+    seen = np.zeros((height + 1, width + 1), np.uint8)  # the edges that rings have run along
+    corners = np.empty((1024, 2), np.int64)
+    rings = np.empty((64, 3), np.int64)
+    count, end = 0, 0
+    for y in range(height):
+        for x in range(width):
+            own = labels[y, x]
+            left = labels[y, x - 1] if x > 0 else 0
+            if own == left:
+                continue
+            above = labels[y - 1, x] if y > 0 else 0
+            for begins in (_DOWN, _RIGHT):
+                # A shell begins above and to the left of a pixel of its own, a hole below and to
+                # the right of two.
+                label = own if begins == _DOWN else left
+                is_corner = above != label if begins == _DOWN else above == label
+                if label == 0 or not is_corner or seen[y, x] & begins:
+                    continue
+                if count == len(rings):
+                    rings = np.concatenate((rings, np.empty_like(rings)))
+                rings[count, 0], rings[count, 1], rings[count, 2] = end, label - 1, begins
+                count += 1
+                corners, end = _follow(labels, label, begins, y, x, seen, corners, end)
+    return corners[:end], rings[:count, 0], rings[:count, 1], rings[:count, 2] == _DOWN
 
 
-def _walk(following: list[int], order: list[int]) -> tuple[list[int], list[int]]:
-    """Follow each ring from the first of its corners in an order.
+@compiled
+def _follow(
+    labels: Int32[np.ndarray, "h w"],
+    label: int,
+    begins: int,
+    y: int,
+    x: int,
+    seen: UInt8[np.ndarray, "h+1 w+1"],
+    corners: Int64[np.ndarray, "m 2"],
+    end: int,
+) -> tuple[Int64[np.ndarray, "m 2"], int]:
+    """Follow a ring of an instance from its first corner, and return its corners after the others.
 
-    Returns:
-        The corners, ring after ring, and where among them each ring starts.
+    Args:
+        labels: label image.
+        label: the instance.
+        begins: direction of the first edge.
+        y: row of the first corner.
+        x: its column.
+        seen: where edges that run down or to the right are marked.
+        corners: those of the rings before, with room for more.
+        end: how many they are.
     """
-    path: list[int] = []
-    starts: list[int] = []
-    seen = bytearray(len(following))
-    for corner in order:
-        if seen[corner]:
-            continue
-        starts.append(len(path))
-        while not seen[corner]:
-            seen[corner] = True
-            path.append(corner)
-            corner = following[corner]
-    return path, starts
+    row, column = y, x
+    down, across = (1, 0) if begins == _DOWN else (0, 1)
+    turns = True
+    while True:
+        if turns:
+            if end == len(corners):
+                corners = np.concatenate((corners, np.empty_like(corners)))
+            corners[end, 0], corners[end, 1] = column, row
+            end += 1
+        if down + across > 0:
+            seen[row, column] |= _DOWN if down > 0 else _RIGHT
+        row, column = row + down, column + across
+        # The pixels ahead, to the right and to the left.
+        on_right = _look(labels, 2 * row + down + across, 2 * column + across - down)
+        on_left = _look(labels, 2 * row + down - across, 2 * column + across + down)
+        turns = on_right == label or on_left != label
+        if on_right == label:
+            down, across = across, -down
+        elif turns:
+            down, across = -across, down
+        if row == y and column == x and (down if begins == _DOWN else across) == 1:
+            return corners, end
+
+
+@compiled
+def _look(labels: Int32[np.ndarray, "h w"], y: int, x: int) -> int:
+    """Return the label of the pixel whose middle is at half of y and x; outside, there is none."""
+    row, column = y // 2, x // 2
+    if 0 <= row < labels.shape[0] and 0 <= column < labels.shape[1]:
+        return labels[row, column]  # type: ignore[no-any-return]
+    return 0

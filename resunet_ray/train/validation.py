@@ -88,7 +88,7 @@ def validate(
         dtype: autocast type; None: no autocast.
     """
 
-    def run(images: Images, ranges: Ranges) -> list[Prediction]:
+    def run(images: Images, ranges: Ranges, packed: bool) -> list[Prediction]:
         return predict(
             network,
             images,
@@ -99,6 +99,7 @@ def validate(
             dtype=dtype,
             batch_size=default_batch_size(device),
             ranges=ranges,
+            packed=packed,
         )
 
     tally = Tally()

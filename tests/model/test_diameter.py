@@ -27,10 +27,11 @@ class Seer:
         self.sizes: list[tuple[int, int]] = []
 
     def __call__(
-        self, images: Sequence[np.ndarray], _: Sequence[Range | None] | None
+        self, images: Sequence[np.ndarray], _: Sequence[Range | None] | None, packed: bool
     ) -> list[Prediction]:
         self.sizes += [image.shape[:2] for image in images]
-        return [self._see(image) for image in images]
+        found = [self._see(image) for image in images]
+        return [one.pack() for one in found] if packed else found
 
     def _see(self, image: np.ndarray) -> Prediction:
         maps = np.zeros((5, *image.shape[:2]), np.float32)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from resunet_ray.bundle import build_network
 from resunet_ray.config import ModelConfig, PreprocessConfig
-from resunet_ray.model.components import label_components
+from resunet_ray.model.connected import label_components
 from resunet_ray.model.heads import CENTRE_UNIT
 from resunet_ray.model.inference import predict
 from resunet_ray.model.instances import threshold_mask
@@ -126,7 +126,7 @@ def test_nuclei_that_touch_only_at_a_corner_stay_separate() -> None:
     mask[0:2, 0:3] = 1
     mask[2:4, 3:5] = 1  # touches the first only at a corner
     mask[6, 8] = 1
-    labels = label_components(mask)
+    labels, _ = label_components(mask)
     assert sorted(np.bincount(labels.ravel())[1:].tolist()) == [1, 4, 6]
     probability = np.array([[0.49, 0.5, 0.51]], np.float32)
     assert threshold_mask(probability, threshold=0.5).tolist() == [[0, 1, 1]]

@@ -4,7 +4,6 @@ import io
 import struct
 from typing import IO
 
-import cv2
 import imagecodecs
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
@@ -26,7 +25,9 @@ FORMATS: dict[str, tuple[tuple[str, ...], tuple[bytes, ...]]] = {
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "I;16B", "I;16L"}
 ORIENTATION_TAG = 0x0112  # EXIF 2.32, 4.6.4
 _BYTE, _DEEP = 8, 16  # bits a sample
-_GREY_ALPHA = 4  # colour type (PNG 3, 11.2.1)
+_PALETTE = 3  # colour type (PNG 3, 11.2.1)
+_WITH_ORIENTATION = b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp"
+"""Where a PNG may say how it is to be turned: a chunk, and keywords of text (PNG 3, 11.3)."""
 _TEXT_BYTES = 2**26  # of a colour profile or a comment of a PNG, which Pillow expands
 
 PngImagePlugin.MAX_TEXT_CHUNK = _TEXT_BYTES
@@ -49,7 +50,7 @@ class PillowRaster:
         content = file.read()
         self._image = open_checked(content, max_pixels=max_pixels)
         self.format = str(self._image.format)
-        orientation = read_orientation(self._image)
+        orientation = read_orientation(self._image, content)
         self._values = turn(_show(self._image, content), orientation)
         height, width = self._values.shape[:2]
         self.scenes = [
@@ -81,10 +82,11 @@ def open_checked(content: bytes, *, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content), formats=tuple(FORMATS))
     except UnidentifiedImageError:
-        raise ImageError(
-            "it is not an image of a kind that Pillow reads (JPEG has 8 bits), or its header is "
-            "damaged"
-        ) from None
+        known = any(content.startswith(starts) for _, starts in FORMATS.values())
+        damaged = (
+            "its header is damaged, or of a kind that Pillow does not know, as JPEG of 12 bits"
+        )
+        raise ImageError(damaged if known else "it is not an image") from None
     _check_header(image, max_pixels=max_pixels)
     return image
 
@@ -98,9 +100,10 @@ def read_pixels(image: Image.Image, content: bytes) -> tuple[np.ndarray, np.ndar
     Raises:
         ImageError: it has other channels.
     """
-    image.load()  # raises if the file ends early; OpenCV would fill the rest with grey
-    values = _read_deep(image, content)
-    values = np.asarray(image) if values is None else values
+    values = _decode(image, content)
+    if values is None:
+        image.load()  # raises if the file ends early
+        values = np.asarray(image)
     if values.ndim > len("yx") and values.shape[2] in (2, 4):
         values, alpha = values[..., :-1], values[..., -1]
         return (values[..., 0] if values.shape[2] == 1 else values), alpha
@@ -115,19 +118,20 @@ def read_pixels(image: Image.Image, content: bytes) -> tuple[np.ndarray, np.ndar
     return values, differs if values.ndim == len("yx") else differs.any(axis=-1)
 
 
-def _read_deep(image: Image.Image, content: bytes) -> np.ndarray | None:
-    """Return values of more than 8 bits, which Pillow would cut; None: it does not."""
-    if image.format == "PNG" and image.mode != "I;16":
+def _decode(image: Image.Image, content: bytes) -> np.ndarray | None:
+    """Decode what Pillow would cut to 8 bits, or decodes more slowly; None: that is for Pillow."""
+    if image.format == "PNG":
         # Signature 8, chunk length 4, "IHDR" 4, width 4, height 4, bit depth 1, colour type 1
         # (PNG 3, 11.2.1).
         depth, colour_type = content[24:26]
-        if depth == _DEEP:
-            deep = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)  # BGR
-            if deep is None:
-                raise ValueError("its 16-bit colour cannot be decoded")
-            if colour_type == _GREY_ALPHA:
-                return deep[..., [0, -1]]
-            return deep if deep.ndim == len("yx") else deep[..., [2, 1, 0, 3][: deep.shape[2]]]
+        if depth < _BYTE or colour_type == _PALETTE:
+            return None
+        try:
+            return np.asarray(imagecodecs.png_decode(content))
+        except imagecodecs.PngError:
+            if depth == _DEEP:
+                raise
+            return None  # nothing but its end may be missing
     if image.format == "JPEG2000":
         # Marker 2, length 2, capabilities 2, sizes and offsets 32, number of components 2, then 3
         # bytes of each, of which the first is its depth (ITU-T T.800, A.5.1).
@@ -169,8 +173,10 @@ def _check_header(image: Image.Image, *, max_pixels: int) -> None:
         )
 
 
-def read_orientation(image: Image.Image) -> int:
-    """Decode an image, and return how it is to be turned: 1 to 8."""
+def read_orientation(image: Image.Image, content: bytes) -> int:
+    """Return how an image is to be turned: 1 to 8."""
+    if image.format == "PNG" and not any(name in content for name in _WITH_ORIENTATION):
+        return 1  # without decoding, as these may follow the pixels
     image.load()  # as `getexif` does for some formats, whose errors are not about EXIF
     try:
         return int(image.getexif().get(ORIENTATION_TAG, 1))

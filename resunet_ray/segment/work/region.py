@@ -97,7 +97,7 @@ def describe_region(
     Raises:
         ImageError: there are more instances than a label image can number.
     """
-    mask = (objects.labels > 0).astype(np.uint8)
+    mask = (objects.labels > 0).view(np.uint8)
     parts = [
         measure_instances(
             own.labels,
@@ -132,7 +132,7 @@ def sum_region(
     return RegionSums(
         pixels=mask.size,
         num_instances=num_instances,
-        foreground_pixels=int(mask.sum()),
+        foreground_pixels=int(np.count_nonzero(mask)),
         uncertain_pixels=uncertain,
         confidence_sum=confidence,
         entropy_sum=entropy,

@@ -6,7 +6,7 @@ from skimage.feature import peak_local_max
 from skimage.measure import label
 from skimage.segmentation import watershed
 
-from resunet_ray.model.components import label_markers, label_watershed
+from resunet_ray.model.watershed import label_watershed
 
 
 def draw_discs(rng: np.random.Generator) -> np.ndarray:
@@ -69,16 +69,3 @@ def test_a_mask_without_heights_is_not_divided() -> None:
     lines = np.zeros((30, 41), np.uint8)
     lines[::2] = 1
     assert_same_objects(label_watershed(lines, min_distance=2), label(lines, connectivity=1))
-
-
-def test_a_hole_is_filled_within_one_instance_and_kept_between_two() -> None:
-    mask = np.zeros((12, 26), np.uint8)
-    mask[2:10, 2:24] = 1
-    distance = np.zeros(mask.shape, np.float16)
-    distance[4:8, 4:8] = distance[4:8, 18:22] = 1
-    mask[3, 3] = mask[5, 12:14] = 0  # the division is at column 13
-    found = label_markers(mask, distance, marker_distance=0.5, centre=None, marker_area=1)
-    assert found[3, 3] == found[3, 4] > 0
-    assert (found[5, 12:14] == 0).all()
-    assert len(np.unique(found)) == 3
-    np.testing.assert_array_equal(found > 0, (mask > 0) | (np.indices(mask.shape) == 3).all(0))

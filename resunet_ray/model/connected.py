@@ -1,0 +1,96 @@
+"""Connected components of equal values, and what is counted over them."""
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int32, Int64, Shaped
+
+from resunet_ray.compiled import compiled
+
+
+@compiled
+def label_components(values: Shaped[np.ndarray, "h w"]) -> tuple[Int32[np.ndarray, "h w"], int]:
+    """Label pixels that are connected by their edges and have equal values.
+
+    Args:
+        values: 0 is background.
+
+    Returns:
+        The labels, numbered from 1 by their first pixels, and how many there are.
+    """
+    labels = np.zeros(values.shape, np.int32)
+    parent = np.empty(values.size + 1, np.int32)
+    parent[0] = 0
+    last = _connect(values, labels, parent)
+    count = 0
+    for number in range(1, last + 1):
+        if parent[number] == number:
+            count += 1
+            parent[number] = count
+        else:
+            parent[number] = parent[parent[number]]  # the parent's is less, so it is final
+    renumber(labels, parent)
+    return labels, count
+
+
+@compiled
+def _connect(
+    values: Shaped[np.ndarray, "h w"],
+    labels: Int32[np.ndarray, "h w"],
+    parent: Int32[np.ndarray, " n"],
+) -> int:
+    """Label pixels in place, with several labels for one component, each with a lower as parent."""
+    last = 0
+    for y in range(values.shape[0]):
+        for x in range(values.shape[1]):
+            value = values[y, x]
+            if value == 0:
+                continue
+            above = labels[y - 1, x] if y > 0 and values[y - 1, x] == value else 0
+            before = labels[y, x - 1] if x > 0 and values[y, x - 1] == value else 0
+            own = max(above, before)
+            if own == 0:
+                last += 1
+                own = parent[last] = last
+            elif 0 < above != before > 0:
+                one, other = _find_root(parent, above), _find_root(parent, before)
+                own = min(one, other)
+                parent[max(one, other)] = own
+            labels[y, x] = own
+    return last
+
+
+@compiled
+def _find_root(parent: Int32[np.ndarray, " n"], number: int) -> int:
+    while parent[number] != number:
+        number = parent[number]
+    return number
+
+
+@compiled
+def renumber(labels: Int32[np.ndarray, "h w"], numbers: Int32[np.ndarray, " n"]) -> None:
+    """Give each label another number, in place; 0 stays background."""
+    for y in range(labels.shape[0]):
+        for x in range(labels.shape[1]):
+            if labels[y, x] > 0:
+                labels[y, x] = numbers[labels[y, x]]
+
+
+@compiled
+def sum_inside(
+    labels: Int32[np.ndarray, "h w"], values: Float32[np.ndarray, "h w"]
+) -> tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+    """Return the area of each instance, pixels, and the sum of some values over it.
+
+    Both by number; those of 0 mean nothing.
+    """
+    count = 0
+    for y in range(labels.shape[0]):
+        for x in range(labels.shape[1]):
+            count = max(count, labels[y, x])
+    areas = np.zeros(count + 1, np.int64)
+    sums = np.zeros(count + 1, np.float64)
+    for y in range(labels.shape[0]):
+        for x in range(labels.shape[1]):
+            if labels[y, x] > 0:
+                areas[labels[y, x]] += 1
+                sums[labels[y, x]] += values[y, x]
+    return areas, sums

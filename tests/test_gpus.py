@@ -69,7 +69,7 @@ def test_a_gpu_s_predictions_have_up_to_half_of_the_cores(
         session="",
         folder="",
         output="",
-        config=SegmentConfig(bundle="b", input="i", output="o"),
+        config=SegmentConfig(bundle="b", input=("i",), output="o"),
         bundle_digest="",
         chunks=(),
         gpu=gpu,

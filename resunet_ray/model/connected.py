@@ -1,7 +1,7 @@
 """Connected components of equal values, and what is counted over them."""
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, Int64, Shaped
+from jaxtyping import Bool, Float32, Float64, Int32, Int64, Shaped
 
 from resunet_ray.compiled import compiled
 
@@ -94,3 +94,79 @@ def sum_inside(
                 areas[labels[y, x]] += 1
                 sums[labels[y, x]] += values[y, x]
     return areas, sums
+
+
+@compiled
+def survey(
+    labels: Int32[np.ndarray, "h w"], count: int
+) -> tuple[Int32[np.ndarray, "n 4"], Int32[np.ndarray, " n"]]:
+    """Return the bounding box of each component, and its number of holes.
+
+    Args:
+        labels: of components: equal numbers are connected.
+        count: the largest number.
+
+    Returns:
+        By number, the first row and column and those after the last, and the holes.
+    """
+    height, width = labels.shape
+    boxes = np.zeros((count + 1, 4), np.int32)
+    holes = np.zeros(count + 1, np.int32)
+    for number in range(count + 1):
+        boxes[number, 0], boxes[number, 1], holes[number] = height, width, 1
+    for y in range(labels.shape[0]):
+        for x in range(labels.shape[1]):
+            number = labels[y, x]
+            if number == 0:
+                continue
+            boxes[number, 0] = min(boxes[number, 0], y)
+            boxes[number, 1] = min(boxes[number, 1], x)
+            boxes[number, 2] = y + 1
+            boxes[number, 3] = max(boxes[number, 3], x + 1)
+            # Euler's formula: pixels, less edges that two share, plus corners that four share, are
+            # one less the holes.
+            left = x > 0 and labels[y, x - 1] > 0
+            above = y > 0 and labels[y - 1, x] > 0
+            holes[number] += left + above - 1
+            if left and above and labels[y - 1, x - 1] > 0:
+                holes[number] -= 1
+    return boxes, holes
+
+
+@compiled
+def list_marked(
+    labels: Int32[np.ndarray, "h w"],
+    components: Int32[np.ndarray, "h w"],
+    marked: Bool[np.ndarray, " m"],
+    count: int,
+) -> Bool[np.ndarray, " n"]:
+    """Return, by number, which labels have a pixel in a marked component; 0 has none.
+
+    Args:
+        labels: label image.
+        components: those of the same pixels.
+        marked: which components, by number.
+        count: the largest label.
+    """
+    found = np.zeros(count + 1, np.bool_)
+    for y in range(labels.shape[0]):
+        for x in range(labels.shape[1]):
+            if labels[y, x] > 0 and marked[components[y, x]]:
+                found[labels[y, x]] = True
+    return found
+
+
+@compiled
+def sum_places(
+    labels: Int32[np.ndarray, "h w"], count: int
+) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    """Return, by number, the area of each label and the sums of its rows and of its columns."""
+    areas = np.zeros(count + 1, np.int64)
+    rows = np.zeros(count + 1, np.int64)
+    columns = np.zeros(count + 1, np.int64)
+    for y in range(labels.shape[0]):
+        for x in range(labels.shape[1]):
+            areas[labels[y, x]] += 1
+            rows[labels[y, x]] += y
+            columns[labels[y, x]] += x
+    return areas, rows, columns

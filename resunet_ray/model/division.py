@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from resunet_ray.compiled import compiled
-from resunet_ray.model.connected import label_components, renumber
+from resunet_ray.model.connected import label_components, renumber, survey
 
 _FAR = 2**30
 _OUTSIDE = -1
@@ -66,7 +66,7 @@ def _divide(
     marker_area: int,
 ) -> None:
     """Divide components with several markers, and fill holes, in place."""
-    boxes, holes = _survey(labels, count)
+    boxes, holes = survey(labels, count)
     last = count
     for number in range(1, count + 1):
         top, left, bottom, right = boxes[number]
@@ -83,35 +83,6 @@ def _divide(
             last += pieces
         if holes[number] > 0:
             _fill_holes(window)
-
-
-@compiled
-def _survey(
-    labels: Int32[np.ndarray, "h w"], count: int
-) -> tuple[Int32[np.ndarray, "n 4"], Int32[np.ndarray, " n"]]:
-    """Return the bounding box of each component, and its number of holes."""
-    height, width = labels.shape
-    boxes = np.zeros((count + 1, 4), np.int32)  # top, left, bottom, right
-    holes = np.zeros(count + 1, np.int32)
-    for number in range(count + 1):
-        boxes[number, 0], boxes[number, 1], holes[number] = height, width, 1
-    for y in range(labels.shape[0]):
-        for x in range(labels.shape[1]):
-            number = labels[y, x]
-            if number == 0:
-                continue
-            boxes[number, 0] = min(boxes[number, 0], y)
-            boxes[number, 1] = min(boxes[number, 1], x)
-            boxes[number, 2] = y + 1
-            boxes[number, 3] = max(boxes[number, 3], x + 1)
-            # Euler's formula: pixels, less edges that two share, plus corners that four share, are
-            # one less the holes.
-            left = x > 0 and labels[y, x - 1] > 0
-            above = y > 0 and labels[y - 1, x] > 0
-            holes[number] += left + above - 1
-            if left and above and labels[y - 1, x - 1] > 0:
-                holes[number] -= 1
-    return boxes, holes
 
 
 @compiled

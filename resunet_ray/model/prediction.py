@@ -92,6 +92,19 @@ class Prediction:
         halves = torch.from_numpy(self.maps).half().numpy()
         return Prediction(halves, self.heads, self.maps[0].copy())
 
+    def add_to(
+        self,
+        total: Float32[np.ndarray, "k h w"],
+        part: tuple[slice, slice],
+        weight: Float32[np.ndarray, "h w"],
+    ) -> None:
+        """Add a part of the maps, weighted, to a total."""
+        if self.exact is None:
+            total += self.maps[:, *part] * weight
+        else:
+            total[0] += self.exact[part] * weight
+            _add_halves(total[1:], self.maps[1:, *part].view(np.uint16), weight, _HALVES)
+
     def encode(self) -> UInt8[np.ndarray, "kh w"]:
         """Encode the maps one below the other, in 255 steps."""
         shares = [self.maps[:1]]
@@ -130,3 +143,16 @@ def _look_up(
             for x in range(halves.shape[2]):
                 found[one, y, x] = table[halves[one, y, x]]
     return found
+
+
+@compiled
+def _add_halves(
+    total: Float32[np.ndarray, "k h w"],
+    halves: UInt16[np.ndarray, "k h w"],
+    weight: Float32[np.ndarray, "h w"],
+    table: Float32[np.ndarray, "65536"],
+) -> None:
+    for one in range(halves.shape[0]):
+        for y in range(halves.shape[1]):
+            for x in range(halves.shape[2]):
+                total[one, y, x] += table[halves[one, y, x]] * weight[y, x]

@@ -147,8 +147,7 @@ class Grid:
             weight = blend_weight(
                 tile, height=self.height, width=self.width, context=self.context, window=inside
             )
-            whole[0, *place] += predictions[tile].probability[inside] * weight
-            whole[1:, *place] += predictions[tile].maps[1:, *inside] * weight
+            predictions[tile].add_to(whole[:, *place], inside, weight)
         return Prediction(whole, first.heads)
 
     def paste(

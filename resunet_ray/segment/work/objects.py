@@ -12,12 +12,11 @@ square that holds their centroid. An object longer than the halo is cut along th
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32
-from skimage.measure import regionprops
 
 from resunet_ray.config import InstanceConfig
+from resunet_ray.model.connected import label_components, list_marked, sum_places, survey
 from resunet_ray.model.instances import find_instances, keep_instances, threshold_mask
 from resunet_ray.model.prediction import Prediction
 from resunet_ray.model.tiling import Box
@@ -64,10 +63,13 @@ class RegionObjects:
 class _View(WindowObjects):
     """A window and all objects in it."""
 
-    close: Bool[np.ndarray, "h w"]
-    """Components at or near the window's border: pixels beyond may change how they are split."""
-    long: Bool[np.ndarray, "h w"]
-    """Components that touch the border, or are longer than `LONGEST`."""
+    components: Int32[np.ndarray, "h w"]
+    """Those of the mask, numbered from 1."""
+    close: Bool[np.ndarray, " n"]
+    """Which of them are at or near the window's border: pixels beyond may change how they are
+    split."""
+    long: Bool[np.ndarray, " n"]
+    """Which of them touch the border, or are longer than `LONGEST`."""
 
 
 def find_objects(
@@ -87,18 +89,21 @@ def find_objects(
         view = _view(look, grid.widen(region, margin), grid=grid, config=config)
         inside = overlap(view.window, region)[0]
         points = _centroids(view)
-        near = _among(view.labels, view.labels[inside]) | _contains(region, points)
-        if margin >= LONGEST or not (near & _among(view.labels, view.labels[view.close])).any():
+        count = len(points) - 1
+        near = _list_present(view.labels[inside], count) | _contains(region, points)
+        close = list_marked(view.labels, view.components, view.close, count)
+        if margin >= LONGEST or not (near & close).any():
             break
         margin *= 2
-    long = _among(view.labels, view.labels[view.long])
+    long = list_marked(view.labels, view.components, view.long, count)
     counted = ~long & _let_in(points, gate)
     shown = np.where(counted[view.labels[inside]], view.labels[inside], 0)
     here = _contains(region, points)
     own, neighbours = [_keep(view, counted & here)], [points[counted & ~here]]
     if (near & long).any():
+        is_long = view.long[view.components]
         for square in grid.squares(region):
-            if not view.long[overlap(view.window, grid.widen(square, HALO))[0]].any():
+            if not is_long[overlap(view.window, grid.widen(square, HALO))[0]].any():
                 continue
             found = _find_in_square(look, square, view=view, grid=grid, config=config)
             points = _centroids(found)
@@ -107,7 +112,7 @@ def find_objects(
             neighbours.append(points[counted & ~here])
             part = square.intersect(region)
             labels = found.labels[overlap(found.window, part)[0]]
-            new = counted[labels] & view.long[overlap(view.window, part)[0]]
+            new = counted[labels] & is_long[overlap(view.window, part)[0]]
             place = overlap(region, part)[0]
             shown[place] = np.where(new, labels + shown.max(initial=0), shown[place])
     seen = np.concatenate(neighbours)
@@ -120,25 +125,23 @@ def _view(look: Look, window: Box, *, grid: Grid, config: InstanceConfig) -> _Vi
     prediction = look(window)
     probability = prediction.probability
     mask = threshold_mask(probability, threshold=config.threshold)
-    _, components, statistics, _ = cv2.connectedComponentsWithStats(
-        mask, connectivity=4, ltype=cv2.CV_32S
-    )
-    left, top = statistics[:, cv2.CC_STAT_LEFT], statistics[:, cv2.CC_STAT_TOP]
-    width, height = statistics[:, cv2.CC_STAT_WIDTH], statistics[:, cv2.CC_STAT_HEIGHT]
+    components, count = label_components(mask)
+    boxes, _ = survey(components, count)
+    top, left, bottom, right = boxes.T
     # Distance from each component to the nearest border that is not the slide's own.
-    room = np.full(len(statistics), LONGEST)
+    room = np.full(count + 1, LONGEST)
     for free, goes_on in (
         (top, window.top > 0),
         (left, window.left > 0),
-        (probability.shape[0] - top - height, window.bottom < grid.height),
-        (probability.shape[1] - left - width, window.right < grid.width),
+        (probability.shape[0] - bottom, window.bottom < grid.height),
+        (probability.shape[1] - right, window.right < grid.width),
     ):
         room = np.minimum(room, free) if goes_on else room
-    is_long = (room == 0) | (width > LONGEST) | (height > LONGEST)
+    is_long = (room == 0) | (right - left > LONGEST) | (bottom - top > LONGEST)
     is_close = room < MARGIN // 4
     is_close[0] = is_long[0] = False
     labels = find_instances(prediction, config=config)
-    return _View(window, labels, probability, is_close[components], is_long[components])
+    return _View(window, labels, probability, components, is_close, is_long)
 
 
 def _find_in_square(
@@ -153,50 +156,37 @@ def _find_in_square(
     prediction = look(window)
     labels = find_instances(prediction, config=config)
     place, known = overlap(window, view.window)
-    kept = _among(labels, labels[place][view.long[known]])
+    count = int(labels.max(initial=0))
+    kept = list_marked(labels[place], view.components[known], view.long, count)
     pieces = np.zeros_like(labels)
-    inside, last = overlap(window, square)[0], len(kept) - 1
-    for region in regionprops(labels):
-        if (
-            kept[region.label]
-            and max(region.bbox[2] - region.bbox[0], region.bbox[3] - region.bbox[1]) > HALO
-        ):
-            kept[region.label] = False
-            count, parts = cv2.connectedComponents(
-                (labels[inside] == region.label).astype(np.uint8), connectivity=4
-            )
-            pieces[inside][parts > 0] = last + parts[parts > 0]
-            last += count - 1
+    inside, last = overlap(window, square)[0], count
+    boxes, _ = survey(labels, count)
+    lengths = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
+    for number in np.flatnonzero(kept & (lengths > HALO)).tolist():
+        kept[number] = False
+        parts, added = label_components((labels[inside] == number).view(np.uint8))
+        pieces[inside][parts > 0] = last + parts[parts > 0]
+        last += added
     return WindowObjects(window, np.where(kept[labels], labels, pieces), prediction.probability)
 
 
-def _among(
-    labels: Int32[np.ndarray, "h w"], some: Int32[np.ndarray, "*shape"]
-) -> Bool[np.ndarray, " n"]:
-    """For each number from 0 to the largest label, whether `some` holds it. 0 never counts."""
-    there = np.zeros(int(labels.max(initial=0)) + 1, bool)
-    there[some.ravel()] = True
-    there[0] = False
-    return there
+def _list_present(labels: Int32[np.ndarray, "h w"], count: int) -> Bool[np.ndarray, " n"]:
+    """Return, by number up to `count`, which labels occur; 0 never counts."""
+    return list_marked(labels, labels, np.ones(count + 1, bool), count)
 
 
 def _keep(found: WindowObjects, wanted: Bool[np.ndarray, " n"]) -> WindowObjects:
     """Keep some of the objects, renumbered from 1."""
-    there = wanted & _among(found.labels, found.labels)
+    there = wanted & _list_present(found.labels, len(wanted) - 1)
     return WindowObjects(found.window, keep_instances(found.labels, there), found.probability)
 
 
 def _centroids(found: WindowObjects) -> Points:
     """Return the centroid of each label; that of 0 means nothing."""
-    labels = found.labels
-    count = int(labels.max(initial=0)) + 1
-    rows, columns = np.nonzero(labels)
-    numbers = labels[rows, columns]
-    area = np.maximum(np.bincount(numbers, minlength=count), 1)
-    y = np.bincount(numbers, weights=rows + 0.5, minlength=count) / area
-    x = np.bincount(numbers, weights=columns + 0.5, minlength=count) / area
-    points: Points = np.stack([y, x], axis=1) + np.array([found.window.top, found.window.left])
-    points[np.bincount(numbers, minlength=count) == 0] = -1  # outside every window
+    areas, rows, columns = sum_places(found.labels, int(found.labels.max(initial=0)))
+    sums: Points = np.stack([rows, columns], axis=1) + 0.5 * areas[:, None]
+    points: Points = sums / np.maximum(areas, 1)[:, None] + [found.window.top, found.window.left]
+    points[areas == 0] = -1  # outside every window
     return points
 
 

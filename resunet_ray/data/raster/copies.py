@@ -12,9 +12,10 @@ from resunet_ray.errors import ImageError
 Read = Callable[[Window], np.ndarray]
 """Reads a window of an image, (h, w) or (h, w, c)."""
 
-_WHOLE = 2**24  # pixels of a large image of which all is compared
-_PLACES = 6  # along each side, at which larger ones are compared
+_WHOLE = 2**24  # pixels of an image that is compared, or looked at, as a whole
+_PLACES = 36  # at which larger ones are compared
 _SIDE = 128  # pixels of the large image that are read at each
+_LEAST_SIDE = 8  # pixels of the smaller one
 _ROUNDED = 1.5  # pixels by which a smaller copy may be higher or lower
 _ALIKE = 0.9  # least correlation of a copy; of two fields of one sample it is below 0.5
 _FLAT = 0.01  # of the range of values, within which the two may differ where nothing is to be seen
@@ -32,15 +33,18 @@ def is_copy(small: Scene, read_small: Read, large: Scene, read_large: Read) -> b
     if abs(height - width * rows / columns) > _ROUNDED:
         return False
     factor = rows / height
-    side = max(height, width) if rows * columns <= _WHOLE else max(8, int(_SIDE / factor))
-    pairs = []
     try:
         with as_image_error():
-            for top in _spread(height, side):
-                for left in _spread(width, side):
-                    here = top, left, min(side, height - top), min(side, width - left)
-                    there = _enlarge(here, factor, (rows, columns))
-                    pairs.append((_to_grey(read_small(here)), _to_grey(read_large(there))))
+            windows = [(0, 0, height, width)]
+            if rows * columns > _WHOLE:
+                windows = _choose_windows(read_small, height, width, side=int(_SIDE / factor))
+            pairs = [
+                (
+                    _to_grey(read_small(window)),
+                    _to_grey(read_large(_enlarge(window, factor, (rows, columns)))),
+                )
+                for window in windows
+            ]
     except ImageError:
         return False
     ours = np.concatenate([one.ravel() for one, _ in pairs])
@@ -53,9 +57,19 @@ def is_copy(small: Scene, read_small: Read, large: Scene, read_large: Read) -> b
     return False
 
 
-def _spread(length: int, side: int) -> list[int]:
-    last = max(0, length - side)
-    return sorted({int(start) for start in np.linspace(0, last, _PLACES)})
+def _choose_windows(read: Read, height: int, width: int, *, side: int) -> list[Window]:
+    """Choose where an image shows most or, if it is large itself, places at equal distances."""
+    side = max(_LEAST_SIDE, side)
+    windows = [
+        (top, left, min(side, height - top), min(side, width - left))
+        for top in range(0, height, side)
+        for left in range(0, width, side)
+    ]
+    if height * width > _WHOLE:
+        return windows[:: -(-len(windows) // _PLACES)]
+    whole = _to_grey(read((0, 0, height, width)))
+    shown = [whole[t : t + h, w : w + n].std() for t, w, h, n in windows]
+    return [windows[number] for number in np.argsort(shown)[::-1][:_PLACES]]
 
 
 def _enlarge(window: Window, factor: float, size: tuple[int, int]) -> Window:

@@ -197,7 +197,7 @@ def test_smaller_pages_are_copies_by_content_and_not_by_shape_alone(
 ) -> None:
     """None of them says that it is reduced. Large images are compared in places."""
     if is_large:
-        monkeypatch.setattr(copies, "_WHOLE", 0)
+        monkeypatch.setattr(copies, "_WHOLE", 100_000)
     noise = np.random.default_rng(0)
     fields = [
         cv2.resize(
@@ -218,6 +218,12 @@ def test_smaller_pages_are_copies_by_content_and_not_by_shape_alone(
     empty = np.full_like(image, 7)
     check(write((image, BLACK), (empty[::2, ::2], BLACK)), image, empty[::2, ::2])
     check(write((empty, BLACK), (empty[::2, ::2], BLACK)), empty)
+    dark = np.zeros_like(image)
+    dark[100:110, 200:210] = 90
+    elsewhere = np.zeros_like(average)
+    elsewhere[130:135, 20:25] = 90
+    check(write((dark, BLACK), (elsewhere, BLACK)), dark, elsewhere)
+    check(write((dark, BLACK), (dark[::2, ::2], BLACK)), dark)
     check(write((image.astype("u2") * 9, BLACK), (average, BLACK)), image.astype("u2") * 9, average)
 
 

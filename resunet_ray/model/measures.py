@@ -1,17 +1,15 @@
 """Measures of nuclei: place, size, shape, and the polygon along their pixels' edges.
 
-All but the score follow from the outlines. Sums are of whole numbers, counted from the nucleus's
-own corner, so that its measures do not depend on the window around it.
+Sums are of whole numbers, counted from the nucleus's own corner, so that its measures do not depend
+on the window around it.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 import shapely
 from jaxtyping import Float32, Float64, Int32, Int64
 
-from resunet_ray.model.connected import sum_inside
+from resunet_ray.compiled import compiled
 from resunet_ray.model.outlines import Outlines, trace_outlines
 from resunet_ray.schema import INSTANCE
 
@@ -43,7 +41,8 @@ def measure_instances(
     if not len(outlines.owner):
         return pa.array([], INSTANCE)
     low, high = outlines.boxes
-    area, first, second = _moments(outlines, low)
+    sums, scores = _sum_up(labels, probability, low - corner[::-1])
+    area, first, second = sums[:, 0], sums[:, 1:3], sums[:, 3:]
     centroid = (first + area[:, None] * (low + 0.5)) / area[:, None] * scale
     height, width = bounds or labels.shape
     measures = {
@@ -51,8 +50,8 @@ def measure_instances(
         "centroid_x": centroid[:, 0],
         "area_px": area * scale**2,
         "perimeter_px": _perimeters(outlines) * scale,
-        "eccentricity": _eccentricities(*second),
-        "score": sum_inside(labels, probability)[1][1:] / area,
+        "eccentricity": _eccentricities(area, first, second),
+        "score": scores / area,
         "touches_edge": (low <= 0).any(axis=1) | (high >= (width, height)).any(axis=1),
         "polygon": shapely.to_wkb(outlines.build_polygons(scale=scale)),
     }
@@ -60,40 +59,35 @@ def measure_instances(
     return pa.StructArray.from_arrays(arrays, fields=list(INSTANCE))
 
 
-def _moments(
-    outlines: Outlines, low: Int64[np.ndarray, "n 2"]
-) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, "n 2"], Float64[np.ndarray, "3 n"]]:
-    """Return area, the sums of x and y, and the variances of x and y and their covariance.
+@compiled
+def _sum_up(
+    labels: Int32[np.ndarray, "h w"],
+    probability: Float32[np.ndarray, "h w"],
+    low: Int64[np.ndarray, "n 2"],
+) -> tuple[Int64[np.ndarray, "n 6"], Float64[np.ndarray, " n"]]:
+    """Sum 1, x, y, x², y² and xy over the pixels of each instance, and their probability.
 
-    A pixel counts at its upper left corner, and the bounding box begins at 0. By Green's theorem,
-    a sum over pixels is one over edges: each lower edge adds all that is above it, and each upper
-    edge takes that away again. Outlines run to the right along the former, to the left along the
-    latter.
+    Args:
+        labels: numbers from 1 without gaps.
+        probability: of the same pixels.
+        low: column and row where each instance's box begins, from which x and y are counted.
     """
-    x, y = (outlines.corners - low[outlines.instance]).T
-    next_x = outlines.following[:, 0] - low[outlines.instance, 0]
-
-    def total(along: int, down: int) -> Int64[np.ndarray, " n"]:
-        """Sum x to the power of `along` times y to the power of `down`."""
-        below = _POWERS[along]
-        return outlines.sum((below(next_x) - below(x)) * _POWERS[down](y))
-
-    area, sum_x, sum_y = total(0, 0), total(1, 0), total(0, 1)
-    mean_x, mean_y = sum_x / area, sum_y / area
-    second = (
-        total(2, 0) / area - mean_x**2,
-        total(0, 2) / area - mean_y**2,
-        total(1, 1) / area - mean_x * mean_y,
-    )
-    return area, np.stack([sum_x, sum_y], axis=1), np.stack(second)
-
-
-_POWERS: tuple[Callable[[Int64[np.ndarray, " n"]], Int64[np.ndarray, " n"]], ...] = (
-    lambda end: end,
-    lambda end: end * (end - 1) // 2,
-    lambda end: end * (end - 1) * (2 * end - 1) // 6,
-)
-"""The sums of 1, i and i² over 0 ≤ i < end."""
+    sums = np.zeros((len(low), 6), np.int64)
+    scores = np.zeros(len(low), np.float64)
+    for row in range(labels.shape[0]):
+        for column in range(labels.shape[1]):
+            number = labels[row, column] - 1
+            if number < 0:
+                continue
+            x, y = column - low[number, 0], row - low[number, 1]
+            sums[number, 0] += 1
+            sums[number, 1] += x
+            sums[number, 2] += y
+            sums[number, 3] += x * x
+            sums[number, 4] += y * y
+            sums[number, 5] += x * y
+            scores[number] += probability[row, column]
+    return sums, scores
 
 
 def _perimeters(outlines: Outlines) -> Float64[np.ndarray, " count"]:
@@ -107,10 +101,18 @@ def _perimeters(outlines: Outlines) -> Float64[np.ndarray, " count"]:
 
 
 def _eccentricities(
-    xx: Float64[np.ndarray, " n"], yy: Float64[np.ndarray, " n"], xy: Float64[np.ndarray, " n"]
+    area: Int64[np.ndarray, " n"], first: Int64[np.ndarray, "n 2"], second: Int64[np.ndarray, "n 3"]
 ) -> Float64[np.ndarray, " n"]:
-    """Of the ellipse with the same second moments. A pixel's own moment is 1/12 along each axis."""
-    xx, yy = xx + 1 / 12, yy + 1 / 12
+    """Of the ellipse with the same second moments. A pixel's own moment is 1/12 along each axis.
+
+    Args:
+        area: number of pixels.
+        first: sums of x and y over them.
+        second: sums of x², y² and xy.
+    """
+    mean_x, mean_y = (first / area[:, None]).T
+    xx, yy, xy = (second / area[:, None]).T
+    xx, yy, xy = xx - mean_x**2 + 1 / 12, yy - mean_y**2 + 1 / 12, xy - mean_x * mean_y
     middle, half = (xx + yy) / 2, np.sqrt(((xx - yy) / 2) ** 2 + xy**2)
     eccentricity: Float64[np.ndarray, " n"] = np.sqrt(
         np.clip(1 - (middle - half) / (middle + half), 0, 1)

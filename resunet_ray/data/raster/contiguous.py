@@ -1,10 +1,11 @@
 """Uncompressed values of a TIFF that lie in one piece, of which only the rows needed are read."""
 
-import itertools
 import math
 
 import numpy as np
 import tifffile
+
+from resunet_ray.data.raster.indexing import number_places, picked_shape, to_ranges
 
 
 class Contiguous:
@@ -28,21 +29,12 @@ class Contiguous:
         assert isinstance(rows, slice), "rows are a range"
         shape = (rows.stop - rows.start, *self._shape[self._row + 1 :])
         lengths = self._shape[: self._row]
-        places = [
-            [place] if isinstance(place, int) else range(length)[place]
-            for place, length in zip(outer, lengths, strict=True)
-        ]
         found = []
-        for numbers in itertools.product(*places):
-            plane = int(np.ravel_multi_index(numbers, lengths)) if lengths else 0
+        for plane in number_places(to_ranges(outer, lengths), lengths):
             first = (plane * self._shape[self._row] + rows.start) * math.prod(shape[1:])
             self._file.seek(self._offset + first * self._dtype.itemsize)
             content = self._file.read(math.prod(shape) * self._dtype.itemsize)
             found.append(np.frombuffer(content, self._dtype).reshape(shape))
-        kept = [
-            len(range(length)[place])
-            for place, length in zip(outer, lengths, strict=True)
-            if isinstance(place, slice)
-        ]
+        kept = picked_shape(outer, lengths)
         whole = np.stack(found).reshape(*kept, *shape)
         return whole[(*[slice(None)] * (len(kept) + 1), *inner)]

@@ -1,15 +1,15 @@
 """A level of a TIFF in strips or tiles, of which only those needed are read and decoded."""
 
-import itertools
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import imagecodecs
 import numpy as np
 import tifffile
 
+from resunet_ray.data.raster.indexing import number_places, picked_shape, to_ranges
 from resunet_ray.data.raster.tiff_checks import MINISBLACK
 from resunet_ray.errors import ImageError
 
@@ -51,25 +51,16 @@ class Segments:
     def __getitem__(self, index: tuple[int | slice, ...]) -> np.ndarray:
         """Return part of the array."""
         outer, inner = index[: len(self._outer)], index[len(self._outer) :]
-        places = [_to_range(*pair) for pair in zip(outer, self._outer, strict=True)]
-        numbers = [
-            int(np.ravel_multi_index(place, self._outer)) if place else 0
-            for place in itertools.product(*places)
-        ]
-        sides = [_to_range(*pair) for pair in zip(inner, self._inner, strict=True)]
+        numbers = number_places(to_ranges(outer, self._outer), self._outer)
+        sides = to_ranges(inner, self._inner)
         own = iter([side for side, size in zip(sides, self._inner, strict=True) if size > 1])
         box = [next(own) if size > 1 else range(1) for size in self._page.shaped]
         whole = np.stack([self._read_page(self._pages[number], box) for number in numbers])
-        lengths = [
-            len(side)
-            for side, place in zip((*places, *sides), index, strict=True)
-            if isinstance(place, slice)
-        ]
-        return whole.reshape(lengths)
+        return whole.reshape(picked_shape(index, (*self._outer, *self._inner)))
 
     def _read_page(self, page: Any, box: Box) -> np.ndarray:
         values = np.full([len(side) for side in box], self._fill, self._page.dtype)
-        numbers = list(self._find(box))
+        numbers = self._find(box)
         tables: dict[str, Any] = {
             "jpegtables": page.jpegtables,
             "jpegheader": self._page.jpegheader,
@@ -90,8 +81,8 @@ class Segments:
             _paste(values, segment, box, place)
         return values
 
-    def _find(self, box: Box) -> Iterator[int]:
-        """Yield the numbers of the strips or tiles that a box touches."""
+    def _find(self, box: Box) -> list[int]:
+        """Return the numbers of the strips or tiles that a box touches."""
         page = self._page
         high, wide = page.rowsperstrip, page.imagewidth
         deep = 1
@@ -103,8 +94,7 @@ class Segments:
             range(span.start // side, -(-span.stop // side))
             for span, side in zip(box, sides, strict=False)
         ]
-        for place in itertools.product(*spans):
-            yield int(np.ravel_multi_index(place, counts))
+        return number_places(spans, counts)
 
     @property
     def _is_lzw(self) -> bool:
@@ -139,10 +129,6 @@ class Segments:
             header += struct.pack(f"{order}{form}", code, kind, 1, value)
         values = imagecodecs.tiff_decode(header + bytes(4) + content)
         return np.asarray(values.view(np.dtype(self._page.dtype).newbyteorder("="))).reshape(shape)
-
-
-def _to_range(place: int | slice, length: int) -> range:
-    return range(place, place + 1) if isinstance(place, int) else range(length)[place]
 
 
 def _without_ones(shape: Sequence[int]) -> list[int]:

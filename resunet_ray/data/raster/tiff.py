@@ -5,7 +5,6 @@ as they are stored. Files in which that would give wrong pixels are refused here
 read is what was written.
 """
 
-import itertools
 import math
 import struct
 import threading
@@ -16,6 +15,7 @@ import tifffile
 
 from resunet_ray.data.raster.contiguous import Contiguous
 from resunet_ray.data.raster.copies import is_copy
+from resunet_ray.data.raster.indexing import number_places, to_ranges
 from resunet_ray.data.raster.scene import FIRST, Plane, Scene, Window
 from resunet_ray.data.raster.segments import Segments
 from resunet_ray.data.raster.tiff_checks import (
@@ -205,14 +205,8 @@ class _Series:
         if not set(outer).isdisjoint(_SPATIAL):
             return [pages[0], pages[-1]]
         lengths = [self._lengths[axis] for axis in outer]
-        choices = [
-            [place] if isinstance(place := index[axis], int) else range(self._lengths[axis])[place]
-            for axis in outer
-        ]
-        return [
-            pages[int(np.ravel_multi_index(numbers, lengths)) if outer else 0]
-            for numbers in itertools.product(*choices)
-        ]
+        picked = to_ranges([index[axis] for axis in outer], lengths)
+        return [pages[number] for number in number_places(picked, lengths)]
 
     def _array(self, level: int) -> Any:
         """Return a level as an array of which only what is indexed is read."""

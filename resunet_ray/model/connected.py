@@ -76,16 +76,12 @@ def renumber(labels: Int32[np.ndarray, "h w"], numbers: Int32[np.ndarray, " n"])
 
 @compiled
 def sum_inside(
-    labels: Int32[np.ndarray, "h w"], values: Float32[np.ndarray, "h w"]
+    labels: Int32[np.ndarray, "h w"], values: Float32[np.ndarray, "h w"], count: int
 ) -> tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
     """Return the area of each instance, pixels, and the sum of some values over it.
 
-    Both by number; those of 0 mean nothing.
+    Both by number up to `count`; those of 0 mean nothing.
     """
-    count = 0
-    for y in range(labels.shape[0]):
-        for x in range(labels.shape[1]):
-            count = max(count, labels[y, x])
     areas = np.zeros(count + 1, np.int64)
     sums = np.zeros(count + 1, np.float64)
     for y in range(labels.shape[0]):

@@ -151,15 +151,16 @@ def _grow(
             row = min(max(np.rint(y + centre[0, y, x]), 0), height - 1)
             column = min(max(np.rint(x + centre[1, y, x]), 0), width - 1)
         grown[y, x] = markers[y, x] if markers[y, x] != 0 else nearest[int(row), int(column)]
-    _free_pieces(grown, markers)
-    _flood(grown)
+    if _free_pieces(grown, markers):
+        _flood(grown)
     return grown
 
 
 @compiled
-def _free_pieces(grown: Int32[np.ndarray, "h w"], markers: Int32[np.ndarray, "h w"]) -> None:
-    """Set pieces that hold no marker to 0, in place."""
+def _free_pieces(grown: Int32[np.ndarray, "h w"], markers: Int32[np.ndarray, "h w"]) -> bool:
+    """Set pieces that hold no marker to 0, in place, and return whether there are any."""
     pieces, count = label_components(grown)
+    freed = False
     whole = np.zeros(count + 1, np.int32)
     for y, x in np.ndindex(grown.shape):
         if markers[y, x] != 0:
@@ -167,6 +168,8 @@ def _free_pieces(grown: Int32[np.ndarray, "h w"], markers: Int32[np.ndarray, "h 
     for y, x in np.ndindex(grown.shape):
         if whole[pieces[y, x]] == 0:
             grown[y, x] = 0
+            freed = True
+    return freed
 
 
 @compiled

@@ -60,11 +60,11 @@ def measure_areas(
         labels: numbers of instances.
         prediction: what the network says about the same pixels.
     """
-    diameter = prediction.diameter
+    diameter, count = prediction.diameter, int(labels.max(initial=0))
     if diameter is None:
-        areas, _ = sum_inside(labels, prediction.probability)
+        areas, _ = sum_inside(labels, prediction.probability, count)
         return areas, np.full(len(areas), np.inf)
-    areas, summed = sum_inside(labels, diameter)
+    areas, summed = sum_inside(labels, diameter, count)
     typical: Float64[np.ndarray, " n"] = np.pi / 4 * (summed / np.maximum(areas, 1)) ** 2
     return areas, typical
 

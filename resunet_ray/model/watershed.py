@@ -6,16 +6,14 @@ components hold one nucleus; only the others are looked at again, each within it
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Int32, Int64, UInt8, UInt16
+from jaxtyping import Int32, UInt8, UInt16
 from skimage.segmentation import watershed
 
-from resunet_ray.model.connected import label_components
+from resunet_ray.model.connected import label_components, survey
 
 _STEPS = 64  # steps per pixel, to which a distance is rounded
 _HIGHEST = 2**16 - 1
 _CROSS = ((0, 1, 0), (1, 1, 1), (0, 1, 0))
-
-Window = tuple[slice, slice]
 
 
 def label_watershed(
@@ -30,20 +28,22 @@ def label_watershed(
         min_distance: smallest distance between two peaks, in rows or columns; about the radius of a
             small nucleus.
     """
-    labels, _ = label_components(mask)
+    labels, count = label_components(mask)
     place = np.flatnonzero(mask > 0)
     owner = labels.ravel()[place]
     height = _heights(mask)
     beside = cv2.dilate(height, np.array(_CROSS, np.uint8))
     tops = (height.ravel()[place] == beside.ravel()[place]) & (height.ravel()[place] > 0)
-    count = int(owner.max(initial=0)) + 1
-    several = np.bincount(owner[tops], minlength=count) > 1
+    several = np.bincount(owner[tops], minlength=count + 1) > 1
+    boxes, _ = survey(labels, count)
     # One component at a time: the order in which equal peaks are flooded depends on all the peaks
     # of a call.
-    for number, window in _boxes(labels.shape, place, owner, wanted=several):
+    for number in np.flatnonzero(several).tolist():
+        top, left, bottom, right = boxes[number]
+        window = slice(top, bottom), slice(left, right)
         inside = labels[window] == number
         own = np.where(inside, height[window], 0)
-        markers = _mark_peaks(own, min_distance=min_distance, first=count)
+        markers = _mark_peaks(own, min_distance=min_distance, first=count + 1)
         if (peaks := int(np.count_nonzero(markers))) > 1:
             count += peaks
             labels[window][inside] = watershed(_HIGHEST - own, markers, mask=inside)[inside]
@@ -86,36 +86,3 @@ def _mark_peaks(
             top, left = max(0, row - reach), max(0, column - reach)
             free[top : row + reach + 1, left : column + reach + 1] = False
     return markers
-
-
-def _boxes(
-    shape: tuple[int, ...],
-    place: Int64[np.ndarray, " n"],
-    owner: Int32[np.ndarray, " n"],
-    *,
-    wanted: Bool[np.ndarray, " count"],
-) -> list[tuple[int, Window]]:
-    """Return the numbers of some components, and their bounding boxes.
-
-    Args:
-        shape: of the image.
-        place: pixels of the mask, as places in the flattened image.
-        owner: the component of each.
-        wanted: which components, by their numbers.
-    """
-    some = wanted[owner]
-    owner, places = owner[some], np.divmod(place[some], shape[1])
-    low = np.full((2, len(wanted)), max(shape))
-    end = np.zeros((2, len(wanted)), np.int64)
-    for axis, at in enumerate(places):
-        np.minimum.at(low[axis], owner, at)
-        np.maximum.at(end[axis], owner, at + 1)
-    return [
-        (number, (slice(top, bottom), slice(left, right)))
-        for number, (top, left), (bottom, right) in zip(
-            np.flatnonzero(wanted).tolist(),
-            low.T[wanted].tolist(),
-            end.T[wanted].tolist(),
-            strict=True,
-        )
-    ]

@@ -93,7 +93,7 @@ def test_areas_and_sums_are_those_of_the_pixels() -> None:
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 9, (30, 40)).astype(np.int32)
     values = rng.random((30, 40), np.float32)
-    areas, sums = sum_inside(labels, values)
+    areas, sums = sum_inside(labels, values, 8)
     for number in range(1, 9):
         assert areas[number] == (labels == number).sum()
         assert sums[number] == pytest.approx(values[labels == number].sum(dtype=float))

@@ -52,11 +52,12 @@ def count_levels(image: UInt8[np.ndarray, "..."]) -> Counts:
 
 
 def _count(values: np.ndarray, *, num_levels: int) -> Counts:
-    return _count_flat(np.ascontiguousarray(values).reshape(-1), num_levels)
+    counts = _count_flat(np.ascontiguousarray(values).reshape(-1), num_levels)
+    return counts.sum(axis=0)  # type: ignore[no-any-return]
 
 
 @compiled
-def _count_flat(values: Values, num_levels: int) -> Counts:
+def _count_flat(values: Values, num_levels: int) -> Int64[np.ndarray, "4 levels"]:
     # Neighbours are often equal, and a processor waits before it counts the same number again.
     counts = np.zeros((4, num_levels), np.int64)
     even = len(values) - len(values) % 4
@@ -67,7 +68,7 @@ def _count_flat(values: Values, num_levels: int) -> Counts:
         counts[3, values[start + 3]] += 1
     for index in range(even, len(values)):
         counts[0, values[index]] += 1
-    return counts.sum(axis=0)  # type: ignore[no-any-return]
+    return counts
 
 
 def measure_counts(values: np.ndarray) -> Range:
@@ -98,7 +99,7 @@ def _measure_few(sample: UInt16[np.ndarray, "..."], *, first: int) -> tuple[Rang
     low, high = (first + float(one) for one in _percentiles_of(counts, _PERCENTILES))
     if 0 < filled.sum() < counts.sum():
         lowest, highest = (first + float(one) for one in _percentiles_of(filled, _PERCENTILES))
-        low, high = (lowest, highest) if lowest > highest - lowest else (low, high)
+        low, high = _choose((low, high), (lowest, highest))
     one, other = sample[:, 1:], sample[:, :-1]
     if not one.size:
         return (low, high), 0.0
@@ -113,11 +114,16 @@ def _measure_any(sample: Float64[np.ndarray, "..."]) -> tuple[Range, float]:
     filled = found[found != 0]
     if 0 < filled.size < found.size:
         lowest, highest = map(float, np.percentile(filled, _PERCENTILES))
-        low, high = (lowest, highest) if lowest > highest - lowest else (low, high)
+        low, high = _choose((low, high), (lowest, highest))
     with np.errstate(invalid="ignore"):  # infinity less infinity
         steps = np.abs(np.diff(sample, axis=1))
     steps = steps[np.isfinite(steps)]
     return (low, high), float(np.median(steps)) if steps.size else 0.0
+
+
+def _choose(whole: Range, filled: Range) -> Range:
+    """Choose the range of what is not 0, if 0 is far below it."""
+    return filled if filled[0] > filled[1] - filled[0] else whole
 
 
 def _sample(values: np.ndarray) -> np.ndarray:

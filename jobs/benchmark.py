@@ -1,7 +1,7 @@
 """Measure speed and memory, mostly as the ratio of two things measured in one run.
 
 train: images/s of training through Ray over those of the same steps on tensors in memory, without
-    Ray.
+    Ray. Also the job's core-seconds per image.
 memory: peak memory of a training job on ten times the data over that on the data.
 segment: megapixels/s of a segmentation job, from files to Parquet, over those of the bare network
     on tensors in memory. Also the job's speed over that of one image at a time (decode, predict,

@@ -15,7 +15,7 @@ import numpy as np
 import ray
 from matplotlib.figure import Figure
 
-from benchmarks.memory import PeakMemory
+from benchmarks.usage import PeakMemory
 from resunet_ray import storage
 from resunet_ray.cluster import connect
 from resunet_ray.config import SegmentConfig

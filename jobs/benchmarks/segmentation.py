@@ -9,8 +9,8 @@ import ray
 from benchmarks.bare import SIDE, run_alone
 from benchmarks.config import BenchmarkConfig
 from benchmarks.drawn import write_copies, write_slide
-from benchmarks.memory import PeakMemory
 from benchmarks.scale import measure_scale
+from benchmarks.usage import PeakMemory
 from resunet_ray import storage
 from resunet_ray.cluster import MODEL_ENVIRONMENT, connect
 from resunet_ray.config import SegmentConfig
@@ -70,6 +70,7 @@ def benchmark_slide(config: BenchmarkConfig) -> dict[str, Any]:
         "bare": [round(rate, 3) for rate in bare],
         "regions": done.regions,
         "seconds": done.seconds,
+        "model_busy_fraction": done.model_busy_fraction,
         "cost": done.cost,
         "peak_gib": round(peak.gib, 3),
     }

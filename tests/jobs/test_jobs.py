@@ -234,7 +234,7 @@ def test_a_benchmark_takes_no_earlier_run_for_its_own(tmp_path: Path) -> None:
 def test_peak_memory_counts_every_process_below_this_one() -> None:
     code = """
 import subprocess, sys, time
-from benchmarks.memory import PeakMemory
+from benchmarks.usage import PeakMemory
 with PeakMemory() as before:
     time.sleep(1.2)
 child = (
@@ -249,3 +249,19 @@ print(peak.gib - before.gib)
         [sys.executable, "-c", code], cwd=ROOT / "jobs", capture_output=True, text=True, check=True
     )
     assert 0.2 < float(done.stdout) < 0.4
+
+
+def test_core_seconds_count_every_process_below_this_one_even_ended() -> None:
+    code = """
+import subprocess, sys
+from benchmarks.usage import core_seconds
+busy = "import time; any(time.process_time() > 1.5 for _ in iter(int, 1))"
+child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {busy!r}], check=True)"
+before = core_seconds()
+subprocess.run([sys.executable, "-c", child], check=True)
+print(core_seconds() - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "jobs", capture_output=True, text=True, check=True
+    )
+    assert 1.4 < float(done.stdout) < 3

@@ -1,12 +1,13 @@
-"""Peak memory of a job, with all the processes that it started."""
+"""Peak memory and CPU time of a job, with all the processes that it started (Linux)."""
 
+import contextlib
 import os
 import threading
 from pathlib import Path
 
 
 class PeakMemory:
-    """The largest sum of proportional set sizes of this process and its descendants (Linux).
+    """The largest sum of proportional set sizes of this process and its descendants.
 
     Sampled twice a second.
     """
@@ -32,6 +33,16 @@ class PeakMemory:
 
     def _processes(self) -> list[int]:
         return [os.getpid()] if self._alone else _family(os.getpid())
+
+
+def core_seconds() -> float:
+    """Return the CPU time of this process and its descendants, also of those that have ended."""
+    ticks = 0
+    for pid in _family(os.getpid()):
+        with contextlib.suppress(OSError):  # it has ended
+            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
+            ticks += sum(int(field) for field in fields[11:15])  # utime, stime, cutime, cstime
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _family(root: int) -> list[int]:

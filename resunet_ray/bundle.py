@@ -23,13 +23,19 @@ from resunet_ray.bundle_info import (
     read_bundle_info,
 )
 from resunet_ray.config import ModelConfig
-from resunet_ray.config.model import Engine
+from resunet_ray.config.model import Engine, Precision
 from resunet_ray.data.images import decode_stored, encode_png
 from resunet_ray.errors import ConfigError, InputError, RunError
 from resunet_ray.intensity import Range, measure_range
 from resunet_ray.model import openvino
 from resunet_ray.model.diameter import Images, Ranges, choose_scale, predict_scaled
-from resunet_ray.model.inference import Network, autocast_dtype, default_batch_size, predict
+from resunet_ray.model.inference import (
+    Network,
+    autocast_dtype,
+    default_batch_size,
+    predict,
+    take_stream,
+)
 from resunet_ray.model.instances import find_instances
 from resunet_ray.model.measures import measure_instances
 from resunet_ray.model.prediction import Prediction, count_outputs
@@ -38,7 +44,7 @@ from resunet_ray.schema import INSTANCE
 
 _TOLERANCE = 4 / 255
 """Largest difference of an output, as stored in 8 bits, that `self_test` accepts: it covers the
-rounding and differences between processors."""
+rounding and differences between processors. In int8, the largest mean difference."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +82,38 @@ class Bundle:
         """How many tiles to compute at once."""
         return default_batch_size(self.device)
 
+    def begin_thread(self) -> None:
+        """Prepare a thread that will predict while others do."""
+        take_stream(self.device)
+
     def is_broken_by(self, error: Exception) -> bool:
         """Whether the network is lost to this process: CUDA computes no more after most errors."""
         return self.device.type == "cuda" and not isinstance(error, torch.OutOfMemoryError)
 
+    def dtype(self, precision: Precision) -> torch.dtype | None:
+        """Return what the network is computed in; None means full precision.
+
+        `auto` is int8 where OpenVINO computes and the bundle knows its ranges; else bfloat16 where
+        the device computes in it; else full precision.
+
+        Raises:
+            ConfigError: int8 is asked for, and cannot be had.
+        """
+        takes_int8 = self.on_cpu is not None and bool(self.info.quantization)
+        if precision == "auto" and takes_int8:
+            return torch.int8
+        if precision != "int8":
+            return autocast_dtype(self.device, precision)
+        if not takes_int8:
+            raise ConfigError(
+                "--precision int8: only OpenVINO computes it, with a quantized bundle, as nuclei "
+                f"is. Here, {'torch' if self.on_cpu is None else 'OpenVINO'} computes {self.uri} "
+                f"on a {self.device.type.upper()}: expected auto, fp32 or bf16"
+            )
+        return torch.int8
+
     def compute(self, dtype: torch.dtype | None) -> Network:
-        """Return what computes the network, in bfloat16 or, with None, in full precision."""
+        """Return what computes the network in int8, bfloat16 or, with None, in full precision."""
         return self.network if self.on_cpu is None else partial(self.on_cpu, dtype=dtype)
 
     def predict(
@@ -90,7 +122,7 @@ class Bundle:
         *,
         batch_size: int,
         flips: bool = False,
-        precision: str = "auto",
+        precision: Precision = "auto",
         ranges: Sequence[Range | None] | None = None,
         scales: Sequence[float | None] | None = None,
     ) -> list[Prediction]:
@@ -100,12 +132,12 @@ class Bundle:
             images: RGB images.
             batch_size: tiles that go through the network at once.
             flips: whether to average over the four mirror images.
-            precision: fp32, bf16 or auto.
+            precision: fp32, bf16, int8 or auto; see `dtype`.
             ranges: intensity range of the whole image that each of `images` is a part of.
             scales: at which each image is seen (see `model.diameter.choose_scale`); by default,
                 the head `diameter` decides.
         """
-        dtype = autocast_dtype(self.device, precision)
+        dtype = self.dtype(precision)
 
         def run(some: Images, levels: Ranges, packed: bool) -> list[Prediction]:
             return predict(
@@ -115,7 +147,7 @@ class Bundle:
                 channels=self.info.model.in_channels,
                 heads=self.info.model.heads,
                 device=self.device,
-                dtype=dtype,
+                dtype=None if dtype is torch.int8 else dtype,
                 batch_size=batch_size,
                 flips=flips,
                 ranges=levels,
@@ -146,21 +178,26 @@ class Bundle:
         mask = (labels > 0).astype(np.uint8)
         return Segmentation(labels, mask, found.probability, nuclei)
 
-    def self_test(self) -> None:
+    def self_test(self, precision: Precision = "fp32") -> None:
         """Check that the network gives the same output as when the bundle was saved.
 
         Raises:
+            ConfigError: it cannot be computed in int8.
             RunError: an output for the sample differs by more than the tolerance.
         """
         sample = decode_stored(storage.read_bytes(storage.join(self.uri, SAMPLE)))
         expected = decode_stored(storage.read_bytes(storage.join(self.uri, EXPECTED)))
-        (found,) = self.predict([sample], batch_size=1, precision="fp32", scales=[1.0])
-        encoded = found.encode().astype(np.float32)
-        difference = float(np.abs(encoded - expected).max()) / 255
+        in_8_bits = self.dtype(precision) is torch.int8
+        (found,) = self.predict(
+            [sample], batch_size=1, precision="int8" if in_8_bits else "fp32", scales=[1.0]
+        )
+        differences = np.abs(found.encode().astype(np.float32) - expected) / 255
+        difference = float(differences.mean() if in_8_bits else differences.max())
+        how = ", in int8 and on average," if in_8_bits else ""
         if difference > _TOLERANCE:
             raise RunError(
                 f"the bundle {self.uri} gives another output here than where it was saved: the "
-                f"output for its sample differs by up to {difference:.3f}, expected at most "
+                f"output for its sample{how} differs by {difference:.3f}, expected at most "
                 f"{_TOLERANCE:.3f}. Compare the versions in its provenance with those installed"
             )
 
@@ -255,23 +292,9 @@ def load_bundle(
     device = device or torch.device("cpu")
     network.eval().to(device)
     on_cpu = None
-    if device.type == "cpu" and _takes_openvino(info.model, engine):
+    if device.type == "cpu" and openvino.takes(info.model, engine):
         channels = info.model.in_channels
-        on_cpu = openvino.OpenVinoNetwork(network, channels=channels, streams=streams)
-    return Bundle(uri, info, digest, network, device, on_cpu)
-
-
-def _takes_openvino(model: ModelConfig, engine: Engine) -> bool:
-    if engine == "torch":
-        return False
-    why_not = None
-    if not openvino.is_installed():
-        why_not = "OpenVINO is not installed where the network runs; install resunet_ray[cpu]"
-    elif model.bridge == "psp":
-        why_not = (
-            "the bridge psp pools by the size of the tile, which OpenVINO takes as constant; "
-            "expected auto or torch"
+        on_cpu = openvino.OpenVinoNetwork(
+            network, channels=channels, streams=streams, ranges=info.quantization
         )
-    if engine == "openvino" and why_not is not None:
-        raise ConfigError(f"--engine openvino: {why_not}")
-    return why_not is None
+    return Bundle(uri, info, digest, network, device, on_cpu)

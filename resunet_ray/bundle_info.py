@@ -11,12 +11,13 @@ import json
 import platform
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
-from typing import Any
+from typing import Any, Self
 
 from pydantic import TypeAdapter, ValidationError
 
 from resunet_ray import __version__, bundles, storage
 from resunet_ray.config import InstanceConfig, ModelConfig, PreprocessConfig
+from resunet_ray.config.checks import require
 from resunet_ray.errors import InputError
 
 BUNDLE_FILE = "bundle.json"
@@ -34,10 +35,36 @@ class BundleInfo:
     """Microns per pixel of the training data; None if unknown or if images differ."""
     scores: dict[str, float]
     """Scores on the validation data, at the threshold in `instances`."""
+    quantization: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """What the inputs of those convolutions lie between that may be computed in 8 bits, by their
+    names; empty if none may."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """The run, digest of the data, configuration and versions."""
     sha256: dict[str, str] = field(default_factory=dict)
     """Digest of each of the other files, by name."""
+
+    def with_tile(self, side: int | None) -> Self:
+        """Return what sees an image in other tiles.
+
+        Args:
+            side: of the tiles, pixels. None: as they are.
+
+        Raises:
+            ConfigError: the network cannot.
+        """
+        if side is None:
+            return self
+        stride, overlap = 2 ** (len(self.model.widths) - 1), 2 * self.preprocess.context
+        require(
+            self.preprocess.resize is None,
+            f"--tile {side}: the bundle has no tiles, it sees each image whole",
+        )
+        require(
+            side % stride == 0 and side > overlap,
+            f"--tile {side}: must be a multiple of {stride}, the stride of the network's deepest "
+            f"level, and above {overlap}, the overlap of the bundle's tiles",
+        )
+        return replace(self, preprocess=replace(self.preprocess, tile=side))
 
 
 def copy_bundle(source: str, uri: str, *, provenance: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.state import list_nodes
 from ray.util.state.exception import RayStateApiException
 
+from resunet_ray.config.model import Engine, has_openvino
 from resunet_ray.errors import ConfigError, ResourceError
 from resunet_ray.local_ray import prepare_quiet_worker, prepare_worker, require_short_sockets
 from resunet_ray.progress import is_verbose
@@ -34,15 +35,18 @@ _AUTOSCALER_SECONDS = 1800  # to find a machine, pull its image and start Ray
 _LEAST_LOCAL_CPUS = 3
 """CPUs that a local Ray claims at least, so that two training workers fit beside Ray Data."""
 
-_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-MODEL_ENVIRONMENT = {"env_vars": _MALLOC}
-"""Runtime environment of processes that run a network on CPUs.
+_MALLOC = {"MALLOC_ARENA_MAX": "1"}
+MODEL_ENVIRONMENT = {
+    "env_vars": _MALLOC | {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+}
+"""Runtime environment of processes in which torch runs a network on CPUs.
 
 It makes the GNU C library keep the memory that tensors free. By default, it returns each large
 block to the kernel and faults it in again. Measured on two cores with batches of 8 images of
 256×256 in bf16: training 4.3 → 8.9 images/s, inference 19 → 35 images/s. The variables must be set
 before the process starts: Ray works in threads, and no later call can change their arenas.
 """
+_OPENVINO_ENVIRONMENT = {"env_vars": _MALLOC | {"MALLOC_TRIM_THRESHOLD_": str(2**27)}}
 
 _session: dict[str, Any] = {}  # the address info that Ray returned on joining
 
@@ -114,6 +118,16 @@ def log_folder() -> str | None:
 def disconnect() -> None:
     """Leave the cluster, or stop the local Ray, if there is one."""
     ray.shutdown()
+
+
+def environment_for(engine: Engine, *, gpu: bool) -> dict[str, dict[str, str]]:
+    """Return the runtime environment of processes that segment.
+
+    OpenVINO keeps its memory itself. What else is freed can go back to the kernel: a process on two
+    cores then takes 1.27 GiB at most, not 1.53.
+    """
+    on_openvino = not gpu and engine != "torch" and has_openvino()
+    return _OPENVINO_ENVIRONMENT if on_openvino else MODEL_ENVIRONMENT
 
 
 def wait_for_resources(

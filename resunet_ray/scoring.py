@@ -8,10 +8,10 @@ import torch
 
 from resunet_ray.bundle import Bundle, load_bundle
 from resunet_ray.cluster import (
-    MODEL_ENVIRONMENT,
     connect,
     count_cores,
     count_gpus,
+    environment_for,
     wait_for_resources,
 )
 from resunet_ray.config.model import Engine
@@ -59,7 +59,7 @@ def score_split(
         _Scorer,
         fn_constructor_args=(dataset, spans, bundle, score, actors, engine),
         compute=ray.data.ActorPoolStrategy(size=actors),
-        runtime_env=MODEL_ENVIRONMENT,
+        runtime_env=environment_for(engine, gpu=gpus > 0),
         num_cpus=1,
         num_gpus=1 if gpus else 0,
         batch_size=1,  # the number of one span; with GPUs Ray Data refuses None

@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,12 +14,14 @@ from resunet_ray import bundles
 from resunet_ray.bundle import Bundle, build_network, load_bundle, save_bundle
 from resunet_ray.bundle_info import BundleInfo, read_bundle_info
 from resunet_ray.config import InstanceConfig, ModelConfig, PreprocessConfig
+from resunet_ray.config.model import Precision
 from resunet_ray.data.images import decode_image
 from resunet_ray.data.labels import decode_mask
 from resunet_ray.data.synthetic import generate_image
 from resunet_ray.errors import ConfigError, InputError, RunError
 from resunet_ray.intensity import Range, measure_range
-from resunet_ray.model.instances import threshold_mask
+from resunet_ray.model.instances import find_instances, threshold_mask
+from resunet_ray.model.matching import count_overlaps, score_instances
 from resunet_ray.model.metrics import count_pixels, score_counts
 
 SMALL = ModelConfig(widths=(16, 32))
@@ -70,6 +73,19 @@ def test_damaged_weights_are_refused_and_a_changed_network_fails_its_self_test(
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x07")
     with pytest.raises(InputError, match=r"model.safetensors is damaged: its sha256 is"):
         load_bundle(str(tmp_path))
+
+
+def test_other_tiles_are_taken_where_they_fit_the_network(tmp_path: Path) -> None:
+    info = saved(tmp_path).info
+    assert info.with_tile(None) == info
+    wider = info.with_tile(130)
+    assert (wider.preprocess.tile, wider.preprocess.context) == (130, 8)
+    for side in (129, 16, 0):
+        with pytest.raises(ConfigError, match=f"--tile {side}: must be a multiple of 2, .* 16"):
+            info.with_tile(side)
+    whole = replace(info, preprocess=replace(info.preprocess, resize=256))
+    with pytest.raises(ConfigError, match="has no tiles"):
+        whole.with_tile(128)
 
 
 def test_a_bundle_that_lists_other_files_is_refused(tmp_path: Path) -> None:
@@ -145,6 +161,51 @@ def test_what_openvino_cannot_compute_is_left_to_torch_or_refused(tmp_path: Path
     assert save_bundle(uri, weights=weights, info=info, sample=sample).on_cpu is None
     with pytest.raises(ConfigError, match="--engine openvino: the bridge psp pools by the size"):
         load_bundle(uri, engine="openvino")
+
+
+def test_int8_is_taken_where_it_can_be_had_and_refused_elsewhere(tmp_path: Path) -> None:
+    bundle = saved(tmp_path / "plain")
+    assert bundle.info.quantization == {}
+    assert bundle.dtype("auto") is not torch.int8
+    with pytest.raises(ConfigError, match="--precision int8: .* expected auto, fp32 or bf16"):
+        bundle.dtype("int8")
+    with pytest.raises(ConfigError, match="Here, torch computes .* on a CPU"):
+        load_bundle("nuclei", engine="torch").self_test("int8")
+
+
+def test_a_bundle_whose_ranges_are_not_its_network_s_fails_its_self_test_in_int8(
+    tmp_path: Path,
+) -> None:
+    bundle = load_bundle("nuclei", engine="openvino")
+    wrong = {name: (low / 20, high / 20) for name, (low, high) in bundle.info.quantization.items()}
+    info = replace(bundle.info, quantization=wrong, sha256={})
+    image, _ = generate_image(
+        96, 96, modality="fluorescence", num_nuclei=9, rng=np.random.default_rng(0)
+    )
+    uri = str(tmp_path / "wrong")
+    save_bundle(uri, weights=bundle.network.state_dict(), info=info, sample=image)
+    other = load_bundle(uri, engine="openvino")
+    other.self_test()
+    with pytest.raises(RunError, match="in int8 and on average, differs by .* at most 0.016"):
+        other.self_test("int8")
+
+
+def test_in_int8_the_bundle_that_comes_with_the_package_finds_as_many_nuclei(
+    real_data: Path,
+) -> None:
+    bundle = load_bundle("nuclei", engine="openvino")
+    names = json.loads((real_data / "split-stardist.json").read_text())["val"][:12]
+    quality: dict[Precision, list[float]] = {"fp32": [], "int8": []}
+    for name in names:
+        image = decode_image((real_data / "images" / f"{name}.png").read_bytes(), name=name)
+        path = real_data / "instances" / f"{name}.png"
+        true = np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED)).astype(np.int32)
+        for precision, scores in quality.items():
+            (found,) = bundle.predict([image], batch_size=1, precision=precision)
+            labels = find_instances(found, config=bundle.info.instances)
+            scores.append(score_instances(count_overlaps(true, labels)).pq)
+    assert np.mean(quality["int8"]) > np.mean(quality["fp32"]) - 0.005, quality
+    assert quality["int8"] != quality["fp32"]
 
 
 def test_the_card_of_the_bundle_states_its_scores() -> None:

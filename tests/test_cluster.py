@@ -14,7 +14,7 @@ import ray
 from ray._private.utils import validate_socket_filepath
 from ray.util.state.exception import RayStateApiException
 
-from resunet_ray.cluster import connect
+from resunet_ray.cluster import MODEL_ENVIRONMENT, connect, environment_for
 from resunet_ray.errors import ConfigError
 from resunet_ray.local_ray import require_short_sockets
 
@@ -33,6 +33,16 @@ def ask_for_an_actor() -> Any:
         return is_actor_alive("0" * 31 + "1", timeout=5)
     except RayStateApiException:
         return "nobody answered"
+
+
+def test_memory_is_kept_for_torch_and_given_back_beside_openvino() -> None:
+    pytest.importorskip("openvino", reason="the extra cpu is not installed")
+    for engine, gpu in (("torch", False), ("auto", True), ("openvino", True)):
+        assert environment_for(engine, gpu=gpu) == MODEL_ENVIRONMENT  # type: ignore[arg-type]
+    for engine in ("auto", "openvino"):
+        kept = environment_for(engine, gpu=False)["env_vars"]  # type: ignore[arg-type]
+        assert "MALLOC_MMAP_MAX_" not in kept
+        assert int(kept["MALLOC_TRIM_THRESHOLD_"]) < 2**30
 
 
 def test_another_ray_s_dashboard_is_not_asked_about_our_runs(cluster: str) -> None:

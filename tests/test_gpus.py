@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from support import ROOT
 from resunet_ray.bundle import load_bundle
 from resunet_ray.cluster import count_cores
 from resunet_ray.config import SegmentConfig
+from resunet_ray.config.model import Precision
 from resunet_ray.data.synthetic import generate_image
+from resunet_ray.errors import ConfigError
 from resunet_ray.segment.work.spec import RunSpec
 
 _WITH_A_GPU = """
@@ -64,18 +68,49 @@ def test_a_gpu_s_predictions_have_up_to_half_of_the_cores(
     gpu: bool, threads: int | None, expected: int | None
 ) -> None:
     """None: all cores of the node."""
-    spec = RunSpec(
+    spec = plan_run(gpu=gpu, threads=threads)
+    assert spec.post_threads == (expected or min(8, max(2, count_cores() // 2)))
+
+
+def test_a_gpu_is_shared_by_as_many_actors_as_asked_for() -> None:
+    assert plan_run(gpu=False, threads=None).gpus == 0
+    assert plan_run(gpu=True, threads=None).gpus == 1
+    assert plan_run(gpu=True, threads=None, actors_per_gpu=4).gpus == 0.25
+    with pytest.raises(ConfigError, match="--actors-per-gpu 0: must be at least 1"):
+        plan_run(gpu=True, threads=None, actors_per_gpu=0)
+
+
+def plan_run(*, gpu: bool, threads: int | None, **settings: Any) -> RunSpec:
+    return RunSpec(
         run_id="",
         session="",
         folder="",
         output="",
-        config=SegmentConfig(bundle="b", input=("i",), output="o"),
+        config=SegmentConfig(bundle="b", input=("i",), output="o", **settings),
         bundle_digest="",
         chunks=(),
         gpu=gpu,
         threads=threads,
     )
-    assert spec.post_threads == (expected or min(8, max(2, count_cores() // 2)))
+
+
+def test_threads_that_predict_at_a_time_find_the_same(bundle_uri: str) -> None:
+    """Each has its own stream on a GPU."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bundle = load_bundle(bundle_uri, device=device, streams=2)
+    rng = np.random.default_rng(0)
+    images = [
+        generate_image(96, 112, modality="fluorescence", num_nuclei=20, rng=rng)[0]
+        for _ in range(16)
+    ]
+
+    def predict(image: np.ndarray) -> np.ndarray:
+        return bundle.predict([image], batch_size=1, precision="fp32")[0].probability
+
+    expected = [predict(image) for image in images]
+    with ThreadPoolExecutor(2, initializer=bundle.begin_thread) as pool:
+        for found, known in zip(pool.map(predict, images), expected, strict=True):
+            np.testing.assert_allclose(found, known, atol=1e-5)
 
 
 def test_a_gpu_finds_what_a_cpu_finds(bundle_uri: str) -> None:
@@ -87,7 +122,8 @@ def test_a_gpu_finds_what_a_cpu_finds(bundle_uri: str) -> None:
         for size in ((96, 112), (300, 200))
     ]
     there, here = (load_bundle(bundle_uri, device=torch.device(name)) for name in ("cuda", "cpu"))
-    for precision, tolerance in (("fp32", 1e-3), ("bf16", 5e-2)):
+    tolerances: dict[Precision, float] = {"fp32": 1e-3, "bf16": 5e-2}
+    for precision, tolerance in tolerances.items():
         found, expected = (
             [
                 found.probability

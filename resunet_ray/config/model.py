@@ -1,6 +1,7 @@
 """The configurations that a bundle keeps, and that of augmentation."""
 
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from typing import Annotated, Literal
 
 import tyro
@@ -13,6 +14,12 @@ Diameter = Literal["auto", "none"] | float
 Block = Literal["residual", "dense", "atrous"]
 Bridge = Literal["plain", "psp"]
 Engine = Literal["auto", "torch", "openvino"]
+Precision = Literal["auto", "fp32", "bf16", "int8"]
+
+
+def has_openvino() -> bool:
+    """Whether OpenVINO is installed: the extra `cpu`."""
+    return find_spec("openvino") is not None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from resunet_ray.config.checks import (
     require_range,
 )
 from resunet_ray.config.lease import LeaseConfig
-from resunet_ray.config.model import Diameter, Engine
+from resunet_ray.config.model import Diameter, Engine, Precision
 from resunet_ray.config.roles import (
     ADDED,
     DECIDES,
@@ -48,6 +48,10 @@ class SegmentConfig(LeaseConfig):
     nights."""
     region: Annotated[Tuning[int], Heading.SLIDES] = 512
     """Side of the regions that a slide is cut into, pixels. The nuclei do not depend on it."""
+    tile: Annotated[Tuning[Decides[int | None]], ADDED] = None
+    """Side of the tiles in which the network sees slides and large images, pixels: a multiple of
+    16. Larger ones overlap less, which takes less time, and take more memory (cluster/SCALING.md).
+    Default: the bundle's."""
     threshold: Annotated[Decides[float | None], Heading.SEGMENTATION] = None
     """Smallest probability of a nucleus pixel. Default: the bundle's."""
     flips: Decides[bool] = False
@@ -66,8 +70,10 @@ class SegmentConfig(LeaseConfig):
     scale: Annotated[Decides[Literal["plane", "file"]], ADDED] = "plane"
     """Intensity scale of the planes of a stack. plane: each has its own, as it would in a file of
     its own. file: all have one, so that a dark plane stays dark."""
-    precision: Tuning[Decides[Literal["auto", "fp32", "bf16"]]] = "auto"
-    """bf16: autocast. auto: bf16 if the processor computes in it, else fp32."""
+    precision: Tuning[Decides[Precision]] = "auto"
+    """What the network is computed in. int8: on CPUs, by OpenVINO, if the bundle was quantized, as
+    `nuclei` was. bf16: autocast. auto: int8 where it can be had, else bf16 if the processor
+    computes in it, else fp32."""
     labels: Annotated[Decides[bool], Heading.INPUT] = False
     """Also write the label image of each region."""
     probabilities: Tuning[Decides[bool]] = False
@@ -103,9 +109,13 @@ class SegmentConfig(LeaseConfig):
     """Only report what there is to do."""
     actors: Annotated[MayChange[int | None], Heading.COMPUTE] = None
     """Most model processes. 0: run everything in this process without Ray, for a debugger or a few
-    images. Default: one per GPU, or without GPUs one per node, on all of its cores."""
+    images. Default: as many as there is room for on the GPUs, or without GPUs one per node, on all
+    of its cores."""
     gpu: MayChange[Literal["auto", "on", "off"]] = "auto"
-    """One GPU for each model process. auto: if the cluster has GPUs when the work starts."""
+    """A GPU for each model process. auto: if the cluster has GPUs when the work starts."""
+    actors_per_gpu: Tuning[MayChange[int]] = 1
+    """Model processes that share a GPU. More of them keep it busy where one process, whose threads
+    share one Python, does not use all of its node's cores."""
     price_per_hour: Tuning[MayChange[float | None]] = None
     """What a model process costs an hour, in any currency: its node, or its share of one. The run's
     report then says what the run cost."""
@@ -120,7 +130,8 @@ class SegmentConfig(LeaseConfig):
     readers: Tuning[MayChange[int]] = 4
     """Threads of each model process that read and decode ahead of the model."""
     batch_size: Tuning[MayChange[int | None]] = None
-    """Tiles in a batch of the model. Default: 16 on a GPU, 1 on CPUs, where larger is slower."""
+    """Tiles in a batch of the model. Default: 8 on a GPU, where two batches are on their way at a
+    time, and 1 on CPUs, where larger is slower."""
     cache: Annotated[Tuning[MayChange[str]], Heading.CACHE] = NODE_FOLDER
     """Folder on each node's disk. Slides from object storage are staged, and compressed tar files
     expanded, in a separate folder for each user below it."""
@@ -134,7 +145,8 @@ class SegmentConfig(LeaseConfig):
         super().__post_init__()
         require(bool(self.input), "--input is empty: expected at least one location")
         require_range(self, 0, ANY, "actors", "nodes_seconds", "unclear_retries", "price_per_hour")
-        require_range(self, 1, ANY, "cpus_per_actor", "readers", "batch_size", "max_pixels")
+        require_range(self, 1, ANY, "cpus_per_actor", "actors_per_gpu", "readers")
+        require_range(self, 1, ANY, "batch_size", "max_pixels")
         require_range(self, 0, 1, "max_error_fraction", "max_unclear_fraction")
         require_range(self, TINY, 1 - TINY, "threshold")
         require_range(self, TINY, ANY, "mpp")

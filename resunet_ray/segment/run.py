@@ -75,7 +75,8 @@ def segment(config: SegmentConfig) -> list[SegmentationResult]:
         One result for each run that was finished, this configuration's last.
 
     Raises:
-        ConfigError: the output's storage cannot keep two writers apart, and `lease` is on.
+        ConfigError: the bundle cannot have such tiles; or the output's storage cannot keep two
+            writers apart, and `lease` is on.
         InputError: bundle or input is missing.
         LeaseError: another run is writing to the output.
         ResourceError: the cluster or the storage lacks what the run needs.
@@ -83,6 +84,7 @@ def segment(config: SegmentConfig) -> list[SegmentationResult]:
     """
     config = _resolve(config)
     info, digest = read_bundle_info(config.bundle)
+    info = info.with_tile(config.tile)
     if config.dry_run:
         return [_plan(config, info=info, digest=digest, run_id=None, lease=storage.NO_LEASE)[1]]
     with storage.hold_output(config, config.output) as held:
@@ -286,7 +288,7 @@ def _run_planned(run_id: str, *, config: SegmentConfig, lease: Lease) -> Segment
         images_per_second=round(images / sums.seconds, 3),
         model_busy_fraction=round(sums.stages["model"] / sums.network_seconds, 4),
         seconds={name: round(value, 3) for name, value in seconds.items()},
-        cost=sums.cost(gpu=spec.gpu, images=images, price_per_hour=own.price_per_hour),
+        cost=sums.cost(gpus=spec.gpus, images=images, price_per_hour=own.price_per_hour),
     )
     crashes.forget(folder)
     for name in (layout.REGIONS, layout.INSTANCES, layout.IMAGES, layout.RUNS):

@@ -71,3 +71,5 @@ def test_the_bundle_passes_its_self_test_on_both_engines() -> None:
         bundle = load_bundle("nuclei", engine=engine)  # type: ignore[arg-type]
         assert (bundle.on_cpu is not None) == taken
         bundle.self_test()
+        assert (bundle.dtype("auto") is torch.int8) == taken
+        bundle.self_test("auto")

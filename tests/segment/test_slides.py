@@ -19,6 +19,7 @@ from resunet_ray import storage
 from resunet_ray.bundle import load_bundle, save_bundle
 from resunet_ray.config import SegmentConfig
 from resunet_ray.data.images import decode_stored
+from resunet_ray.errors import ConfigError
 from resunet_ray.intensity import measure_range
 from resunet_ray.report.segmentation import write_segmentation_report
 from resunet_ray.segment.export.files import export_runs
@@ -41,8 +42,9 @@ def run(slide: Path | str, output: Path | str, bundle: str, **settings: Any) -> 
     )[-1]
 
 
+@pytest.mark.parametrize("tile", [None, 128, 400])
 def test_the_same_nuclei_come_out_however_the_slide_is_cut(
-    picture: np.ndarray, dark_bundle: str, tmp_path: Path
+    picture: np.ndarray, dark_bundle: str, tmp_path: Path, tile: int | None
 ) -> None:
     write_pyramid(tmp_path / "slide.tiff", picture)
     cv2.imwrite(str(tmp_path / "slide.png"), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
@@ -50,7 +52,9 @@ def test_the_same_nuclei_come_out_however_the_slide_is_cut(
     expected = nuclei(tmp_path / "plain")
     assert len(expected) > 100
     for region in (256, 512, 2048):
-        result = run(tmp_path / "slide.tiff", tmp_path / str(region), dark_bundle, region=region)
+        result = run(
+            tmp_path / "slide.tiff", tmp_path / str(region), dark_bundle, region=region, tile=tile
+        )
         assert result.images == {"ok": 1}
         found = nuclei(tmp_path / str(region))
         columns = ["geometry", "area_px", "touches_edge"]
@@ -64,6 +68,12 @@ def test_the_same_nuclei_come_out_however_the_slide_is_cut(
         assert image.foreground_fraction == pytest.approx(
             read_output(str(tmp_path / "plain"), "images")["foreground_fraction"][0]
         )
+
+
+def test_tiles_that_the_bundle_cannot_have_are_refused(dark_bundle: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--tile 8: must be a multiple of 2, .* above 32"):
+        run(tmp_path, tmp_path / "out", dark_bundle, tile=8)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("scale", [0.2401, 1.5, 2.03])

@@ -28,14 +28,15 @@ def test_the_cost_of_a_run_is_that_of_its_actors() -> None:
         "core_seconds_per_image": 25,
         "core_seconds_per_megapixel": 12.5,
     }
-    assert sums.cost(gpu=False, images=4, price_per_hour=None) == on_cpus
-    assert sums.cost(gpu=True, images=4, price_per_hour=0.8) == on_cpus | {
+    assert sums.cost(gpus=0, images=4, price_per_hour=None) == on_cpus
+    assert sums.cost(gpus=1, images=4, price_per_hour=0.8) == on_cpus | {
         "gpu_seconds": 180,
         "gpu_seconds_per_image": 45,
         "gpu_seconds_per_megapixel": 22.5,
         "price": pytest.approx(0.04),
     }
-    assert ChunkSums(actors=1).cost(gpu=False, images=0, price_per_hour=None) == {"core_seconds": 0}
+    assert sums.cost(gpus=0.5, images=4, price_per_hour=None)["gpu_seconds"] == 90
+    assert ChunkSums(actors=1).cost(gpus=0, images=0, price_per_hour=None) == {"core_seconds": 0}
 
 
 def test_cpu_time_is_counted_once() -> None:

@@ -7,9 +7,9 @@ from contextlib import closing
 import ray.data
 
 from resunet_ray.cluster import (
-    MODEL_ENVIRONMENT,
     count_cpu_nodes,
     count_gpus,
+    environment_for,
     has_autoscaler,
     wait_for_resources,
 )
@@ -70,7 +70,8 @@ def segment_chunks(spec: RunSpec, *, unit: str, lease: Lease) -> ChunkSums:
 
 
 def _count_actors(spec: RunSpec) -> int:
-    wanted = spec.config.actors or (count_gpus() if spec.gpu else count_cpu_nodes())
+    per_gpu = spec.config.actors_per_gpu
+    wanted = spec.config.actors or (count_gpus() * per_gpu if spec.gpu else count_cpu_nodes())
     return max(1, min(wanted, len(spec.chunks)))
 
 
@@ -83,7 +84,7 @@ def _map_chunks_here(spec: RunSpec) -> Iterator[ChunkResult]:
 def _map_chunks(spec: RunSpec, *, actors: int) -> Iterator[ChunkResult]:
     """Yield the results of the cluster's actors as they come in."""
     config = spec.config
-    each = {"CPU": config.cpus_per_actor, **({"GPU": 1} if spec.gpu else {})}
+    each = {"CPU": config.cpus_per_actor, **({"GPU": spec.gpus} if spec.gpu else {})}
     # One actor is enough to begin with where nodes may still be added: more start as nodes come.
     at_once = 1 if config.nodes_seconds or has_autoscaler() else actors
     wait_for_resources(
@@ -103,9 +104,9 @@ def _map_chunks(spec: RunSpec, *, actors: int) -> Iterator[ChunkResult]:
             enable_true_multi_threading=True,
             max_concurrent_calls_per_actor=CALLS,
         ),
-        runtime_env=MODEL_ENVIRONMENT,
+        runtime_env=environment_for(config.engine, gpu=spec.gpu),
         num_cpus=config.cpus_per_actor,
-        num_gpus=1 if spec.gpu else 0,
+        num_gpus=spec.gpus,
         batch_size=1,  # one number; Ray Data refuses None with GPUs
     )
     for table in data.iter_batches(batch_size=None, batch_format="pyarrow"):

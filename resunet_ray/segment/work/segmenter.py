@@ -68,8 +68,10 @@ class Segmenter:
         self._spec, self._cache = spec, storage.Cache.of(spec.config)
         self._notes = crashes.Notes(spec.folder, spec.session, node=this_node(), is_lost=is_lost)
         self._networks = spec.networks
-        self._model = ThreadPoolExecutor(self._networks, thread_name_prefix="model")
         self._bundle = spec.load_bundle()
+        self._model = ThreadPoolExecutor(
+            self._networks, thread_name_prefix="model", initializer=self._bundle.begin_thread
+        )
         self._stretches = self._bundle.info.preprocess.intensity == "percentiles"
         self._instances = self._bundle.info.instances
         if spec.config.threshold is not None:

@@ -1,6 +1,6 @@
 """What every actor of a run needs to know, and writes into each row."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from resunet_ray import __version__, monitoring
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from resunet_ray.bundle import Bundle
 
 _MOST_POST_THREADS = 8  # each holds a region of a slide
+_GPU_THREADS = 2  # one prepares and fetches while the other computes
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,14 @@ class RunSpec:
         )
 
     @property
+    def gpus(self) -> float:
+        """How much of a GPU each actor has."""
+        return 1 / self.config.actors_per_gpu if self.gpu else 0
+
+    @property
     def networks(self) -> int:
         """How many threads of an actor on this node compute the network."""
-        return 1 if self.gpu else self.threads or count_cores()
+        return _GPU_THREADS if self.gpu else self.threads or count_cores()
 
     @property
     def post_threads(self) -> int:
@@ -95,5 +101,5 @@ class RunSpec:
                 f"the bundle {self.config.bundle} was replaced during the run: run the same "
                 "command again"
             )
-        bundle.self_test()
-        return bundle
+        bundle.self_test(self.config.precision)
+        return replace(bundle, info=bundle.info.with_tile(self.config.tile))

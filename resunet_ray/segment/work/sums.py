@@ -127,16 +127,16 @@ class ChunkSums:
         """Time of all networks together, whether they computed or waited."""
         return self.seconds * self.actors * self.networks
 
-    def cost(self, *, gpu: bool, images: float, price_per_hour: float | None) -> dict[str, float]:
+    def cost(self, *, gpus: float, images: float, price_per_hour: float | None) -> dict[str, float]:
         """Return what the actors took.
 
         Args:
-            gpu: whether each held a GPU.
+            gpus: that each held, or the share of one.
             images: that they segmented.
             price_per_hour: of an actor.
         """
         held = self.seconds * self.actors
-        took = {"core_seconds": self.core_seconds} | ({"gpu_seconds": held} if gpu else {})
+        took = {"core_seconds": self.core_seconds} | ({"gpu_seconds": held * gpus} if gpus else {})
         cost = dict(took)
         for what, number in (("image", images), ("megapixel", self.pixels / 1e6)):
             if number:

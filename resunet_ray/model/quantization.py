@@ -30,7 +30,7 @@ def measure_ranges(network: nn.Module, images: Iterable[Float[Tensor, "1 c h w"]
         network: in evaluation mode.
         images: as the network takes them, at least one.
     """
-    extremes: dict[str, list[Float[Tensor, 2]]] = defaultdict(list)
+    extremes: dict[str, list[Float[Tensor, " two"]]] = defaultdict(list)
 
     def note(name: str, _: nn.Module, given: tuple[Tensor, ...]) -> None:
         extremes[name].append(torch.stack(given[0].aminmax()).cpu())

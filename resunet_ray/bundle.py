@@ -100,17 +100,15 @@ class Bundle:
             ConfigError: int8 is asked for, and cannot be had.
         """
         takes_int8 = self.on_cpu is not None and bool(self.info.quantization)
-        if precision == "auto" and takes_int8:
-            return torch.int8
-        if precision != "int8":
-            return autocast_dtype(self.device, precision)
-        if not takes_int8:
+        if precision == "int8" and not takes_int8:
             raise ConfigError(
                 "--precision int8: only OpenVINO computes it, with a quantized bundle, as nuclei "
                 f"is. Here, {'torch' if self.on_cpu is None else 'OpenVINO'} computes {self.uri} "
                 f"on a {self.device.type.upper()}: expected auto, fp32 or bf16"
             )
-        return torch.int8
+        if precision == "int8" or (precision == "auto" and takes_int8):
+            return torch.int8
+        return autocast_dtype(self.device, precision)
 
     def compute(self, dtype: torch.dtype | None) -> Network:
         """Return what computes the network in int8, bfloat16 or, with None, in full precision."""

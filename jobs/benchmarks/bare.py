@@ -84,7 +84,7 @@ def run_bare_network(uri: str) -> float:
         bundle = load_bundle(uri, device=device, streams=streams)
         native = autocast_dtype(device, "auto")
         half = copy.deepcopy(bundle.network).to(native) if native is not None else None
-        faster = {native, None} if bundle.on_cpu is not None else set()
+        faster = {bundle.dtype("auto"), native, None} if bundle.on_cpu is not None else set()
         for batch_size in (1, 4, 16):
             x = torch.rand((batch_size, bundle.info.model.in_channels, SIDE, SIDE), device=device)
             x = x.contiguous(memory_format=torch.channels_last)

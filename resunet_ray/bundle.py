@@ -22,7 +22,6 @@ from resunet_ray.bundle_info import (
     BundleInfo,
     read_bundle_info,
 )
-from resunet_ray.config import ModelConfig
 from resunet_ray.config.model import Engine, Precision
 from resunet_ray.data.images import decode_stored, encode_png
 from resunet_ray.errors import ConfigError, InputError, RunError
@@ -38,11 +37,11 @@ from resunet_ray.model.inference import (
 )
 from resunet_ray.model.instances import find_instances
 from resunet_ray.model.measures import measure_instances
-from resunet_ray.model.prediction import Prediction, count_outputs
-from resunet_ray.model.resunet import ResUNet
+from resunet_ray.model.prediction import Prediction
+from resunet_ray.model.resunet import ResUNet, build_network
 from resunet_ray.schema import INSTANCE
 
-_TOLERANCE = 4 / 255
+TOLERANCE = 4 / 255
 """Largest difference of an output, as stored in 8 bits, that `self_test` accepts: it covers the
 rounding and differences between processors. In int8, the largest mean difference."""
 
@@ -102,9 +101,9 @@ class Bundle:
         takes_int8 = self.on_cpu is not None and bool(self.info.quantization)
         if precision == "int8" and not takes_int8:
             raise ConfigError(
-                "--precision int8: only OpenVINO computes it, with a quantized bundle, as nuclei "
-                f"is. Here, {'torch' if self.on_cpu is None else 'OpenVINO'} computes {self.uri} "
-                f"on a {self.device.type.upper()}: expected auto, fp32 or bf16"
+                "--precision int8: only OpenVINO computes it, if the bundle keeps its scores, as "
+                f"nuclei does. Here, {'torch' if self.on_cpu is None else 'OpenVINO'} computes "
+                f"{self.uri} on a {self.device.type.upper()}: expected auto, fp32 or bf16"
             )
         if precision == "int8" or (precision == "auto" and takes_int8):
             return torch.int8
@@ -192,27 +191,12 @@ class Bundle:
         differences = np.abs(found.encode().astype(np.float32) - expected) / 255
         difference = float(differences.mean() if in_8_bits else differences.max())
         how = ", in int8 and on average," if in_8_bits else ""
-        if difference > _TOLERANCE:
+        if difference > TOLERANCE:
             raise RunError(
                 f"the bundle {self.uri} gives another output here than where it was saved: the "
                 f"output for its sample{how} differs by {difference:.3f}, expected at most "
-                f"{_TOLERANCE:.3f}. Compare the versions in its provenance with those installed"
+                f"{TOLERANCE:.3f}. Compare the versions in its provenance with those installed"
             )
-
-
-def build_network(config: ModelConfig) -> ResUNet:
-    """Build a network with random weights, in channels-last memory."""
-    network = ResUNet(
-        in_channels=config.in_channels,
-        out_channels=count_outputs(config.heads),
-        widths=config.widths,
-        block=config.block,
-        bridge=config.bridge,
-        norm_momentum=config.norm_momentum,
-        norm_epsilon=config.norm_epsilon,
-    )
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network
 
 
 def save_bundle(
@@ -232,9 +216,7 @@ def save_bundle(
         info: contents of bundle.json; the digests are filled in.
         sample: a small image for the self-test.
     """
-    network = build_network(info.model)
-    network.load_state_dict(weights)
-    draft = Bundle(uri, info, "", network.eval(), torch.device("cpu"))
+    draft = Bundle(uri, info, "", build_network(info.model, weights), torch.device("cpu"))
     (found,) = draft.predict([sample], batch_size=1, precision="fp32", scales=[1.0])
     files = {
         WEIGHTS: safetensors.torch.save(
@@ -279,16 +261,15 @@ def load_bundle(
                 f"{storage.join(uri, name)} is damaged: its sha256 is {found}, bundle.json says "
                 f"{expected}"
             )
-    network = build_network(info.model)
     weights = storage.read_bytes(storage.join(uri, WEIGHTS))
     try:
-        network.load_state_dict(safetensors.torch.load(weights))
+        network = build_network(info.model, safetensors.torch.load(weights))
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise InputError(
             f"the weights of {uri} do not fit the network of its bundle.json: {error}"
         ) from None
     device = device or torch.device("cpu")
-    network.eval().to(device)
+    network.to(device)
     on_cpu = None
     if device.type == "cpu" and openvino.takes(info.model, engine):
         channels = info.model.in_channels

@@ -37,7 +37,7 @@ class BundleInfo:
     """Scores on the validation data, at the threshold in `instances`."""
     quantization: dict[str, tuple[float, float]] = field(default_factory=dict)
     """What the inputs of those convolutions lie between that may be computed in 8 bits, by their
-    names; empty if none may."""
+    names; empty if that would lower the scores."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """The run, digest of the data, configuration and versions."""
     sha256: dict[str, str] = field(default_factory=dict)

@@ -56,12 +56,13 @@ from pipeline import Pipeline, submit_pipeline
 from support import REAL_DATA
 from xdist.scheduler import LoadFileScheduling
 
-from resunet_ray.bundle import build_network, save_bundle
+from resunet_ray.bundle import save_bundle
 from resunet_ray.bundle_info import BundleInfo
 from resunet_ray.cluster import connect
 from resunet_ray.config import InstanceConfig, ModelConfig, PrepareConfig, PreprocessConfig
 from resunet_ray.data.prepare import prepare
 from resunet_ray.data.synthetic import generate_image, write_images
+from resunet_ray.model.resunet import build_network
 from resunet_ray.storage import clients, files
 
 S3_KEY, S3_SECRET = "tester", "only-on-loopback"

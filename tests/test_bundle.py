@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from resunet_ray import bundles
-from resunet_ray.bundle import Bundle, build_network, load_bundle, save_bundle
+from resunet_ray.bundle import Bundle, load_bundle, save_bundle
 from resunet_ray.bundle_info import BundleInfo, read_bundle_info
 from resunet_ray.config import InstanceConfig, ModelConfig, PreprocessConfig
 from resunet_ray.config.model import Precision
@@ -23,6 +23,7 @@ from resunet_ray.intensity import Range, measure_range
 from resunet_ray.model.instances import find_instances, threshold_mask
 from resunet_ray.model.matching import count_overlaps, score_instances
 from resunet_ray.model.metrics import count_pixels, score_counts
+from resunet_ray.model.resunet import build_network
 
 SMALL = ModelConfig(widths=(16, 32))
 

@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.bare import SIDE
 from benchmarks.config import BenchmarkConfig
 from resunet_ray import storage
-from resunet_ray.bundle import build_network
 from resunet_ray.config import ModelConfig
 from resunet_ray.config.model import Block, Bridge
+from resunet_ray.model.resunet import build_network
 
 logger = logging.getLogger(__name__)
 

@@ -71,9 +71,9 @@ class SegmentConfig(LeaseConfig):
     """Intensity scale of the planes of a stack. plane: each has its own, as it would in a file of
     its own. file: all have one, so that a dark plane stays dark."""
     precision: Tuning[Decides[Precision]] = "auto"
-    """What the network is computed in. int8: on CPUs, by OpenVINO, if the bundle was quantized, as
-    `nuclei` was. bf16: autocast. auto: int8 where it can be had, else bf16 if the processor
-    computes in it, else fp32."""
+    """What the network is computed in. int8: on CPUs, by OpenVINO, if the bundle keeps its scores
+    in it, as `nuclei` does. bf16: autocast. auto: int8 where it can be had, else bf16 if the
+    processor computes in it, else fp32."""
     labels: Annotated[Decides[bool], Heading.INPUT] = False
     """Also write the label image of each region."""
     probabilities: Tuning[Decides[bool]] = False

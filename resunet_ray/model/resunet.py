@@ -11,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from resunet_ray.config import ModelConfig
 from resunet_ray.config.model import Block, Bridge
 from resunet_ray.model.blocks import SameConv, build_block, build_bridge, build_stem
+from resunet_ray.model.prediction import count_outputs
 
 
 class ResUNet(nn.Module):
@@ -97,3 +99,25 @@ def _initialise(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def build_network(config: ModelConfig, weights: dict[str, Tensor] | None = None) -> ResUNet:
+    """Build a network in channels-last memory.
+
+    Args:
+        config: its structure.
+        weights: its state dictionary; it is then in evaluation mode. None: random weights.
+    """
+    network = ResUNet(
+        in_channels=config.in_channels,
+        out_channels=count_outputs(config.heads),
+        widths=config.widths,
+        block=config.block,
+        bridge=config.bridge,
+        norm_momentum=config.norm_momentum,
+        norm_epsilon=config.norm_epsilon,
+    )
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if weights is not None:
+        network.eval().load_state_dict(weights)
+    return network

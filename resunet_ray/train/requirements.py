@@ -3,12 +3,13 @@
 import logging
 from dataclasses import replace
 
-from resunet_ray.bundle import build_network, load_bundle
+from resunet_ray.bundle import load_bundle
 from resunet_ray.cluster import count_gpus, wait_for_resources
 from resunet_ray.config import TrainConfig
 from resunet_ray.data.dataset import Dataset
 from resunet_ray.data.splits import TRAIN, VAL
 from resunet_ray.errors import ConfigError, InputError
+from resunet_ray.model.resunet import build_network
 from resunet_ray.train.crops import crop_bytes, portion_rows
 from resunet_ray.train.session import start_from
 from resunet_ray.train.tracking import import_mlflow

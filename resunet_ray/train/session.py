@@ -12,12 +12,13 @@ import ray.train.torch
 import torch
 from torch import Tensor, nn
 
-from resunet_ray.bundle import build_network, load_bundle
+from resunet_ray.bundle import load_bundle
 from resunet_ray.config import TrainConfig, lower_is_better
 from resunet_ray.data.dataset import Dataset
 from resunet_ray.errors import ConfigError
 from resunet_ray.model.inference import autocast_dtype
 from resunet_ray.model.losses import Loss, build_loss
+from resunet_ray.model.resunet import build_network
 from resunet_ray.train.checkpoint import Progress, load_checkpoint
 
 logger = logging.getLogger(__name__)

@@ -34,7 +34,7 @@ from resunet_ray.model.instances import choose_method
 from resunet_ray.model.metrics import SCORE_NAMES
 from resunet_ray.progress import is_verbose
 from resunet_ray.train.batches import epoch_size, require_modalities
-from resunet_ray.train.calibration import choose_instances
+from resunet_ray.train.calibration import calibrate
 from resunet_ray.train.checkpoint import load_weights, require_snapshot
 from resunet_ray.train.loop import FAILURE_FILE, train_worker
 from resunet_ray.train.relay import FailureTeller, cause, show_training
@@ -228,8 +228,7 @@ def _save_bundle(
 ) -> Bundle:
     """Save the best checkpoint as a bundle.
 
-    Its threshold is that of the checkpoint's validation; its instance parameters are those that
-    score best on the validation images.
+    Its threshold is that of the checkpoint's validation; see `calibrate` for what else is chosen.
     """
     with checkpoint.as_directory() as folder:
         weights = load_weights(Path(folder))
@@ -252,13 +251,9 @@ def _save_bundle(
     first = next(read_images(dataset, plan_once(dataset, VAL)[:1]))
     sample = first.image[:_SAMPLE_SIDE, :_SAMPLE_SIDE]
     draft = storage.join(run_folder(config), "draft")  # readable from every node
-    save_bundle(draft, weights=weights, info=info, sample=sample)
-    instances, quality = choose_instances(draft, dataset)
-    if instances is not None:
-        instances = replace(instances, threshold=info.instances.threshold)
-        info = replace(info, instances=instances, scores={**info.scores, "pq": quality})
+    info = calibrate(info, weights=weights, sample=sample, dataset=dataset, draft=draft)
     bundle = save_bundle(uri, weights=weights, info=info, sample=sample)
-    bundle.self_test()
+    bundle.self_test("auto")
     storage.delete_folder(draft)
     logger.info("wrote %s", uri)
     return bundle

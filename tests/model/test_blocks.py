@@ -8,10 +8,10 @@ import torch
 from benchmarks.network import count_macs
 from torch import Tensor, nn
 
-from resunet_ray.bundle import build_network
 from resunet_ray.config import ModelConfig
 from resunet_ray.config.model import Block, Bridge
 from resunet_ray.model.blocks import AtrousBlock, DenseBlock, PyramidPooling
+from resunet_ray.model.resunet import build_network
 
 VARIANTS: list[tuple[Block, Bridge]] = list(
     itertools.product(("residual", "dense", "atrous"), ("plain", "psp"))

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resunet_ray.bundle import build_network
 from resunet_ray.config import ModelConfig, PreprocessConfig
 from resunet_ray.model.connected import label_components
 from resunet_ray.model.heads import CENTRE_UNIT
 from resunet_ray.model.inference import predict
 from resunet_ray.model.instances import threshold_mask
 from resunet_ray.model.preprocess import preprocess
+from resunet_ray.model.resunet import build_network
 from resunet_ray.model.tiling import blend_weight, plan_tiles
 
 CPU = torch.device("cpu")

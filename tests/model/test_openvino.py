@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from resunet_ray.bundle import build_network, load_bundle
+from resunet_ray.bundle import load_bundle
 from resunet_ray.config import ModelConfig
 from resunet_ray.config.model import Block
 from resunet_ray.model.openvino import OpenVinoNetwork
+from resunet_ray.model.resunet import build_network
 
 
 def build(**settings: object) -> nn.Module:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from resunet_ray.bundle import build_network
 from resunet_ray.config import ModelConfig
 from resunet_ray.model.openvino import OpenVinoNetwork
 from resunet_ray.model.quantization import measure_ranges, quantize_network
+from resunet_ray.model.resunet import build_network
 
 
 def test_ranges_are_the_mean_extremes_of_inputs_and_hold_zero() -> None:
@@ -19,9 +19,11 @@ def test_ranges_are_the_mean_extremes_of_inputs_and_hold_zero() -> None:
     nn.init.constant_(first.weight, 2.0)
     network = nn.Sequential(first, second).eval()
     images = [torch.full((1, 3, 2, 2), level) for level in (0.5, 1.0)]  # 3 and 6 after the first
-    assert measure_ranges(network, images) == {"1": (0.0, 4.5)}
-    below = [torch.full((1, 3, 2, 2), -0.5)]
-    assert measure_ranges(network, below) == {"1": (-3.0, 0.0)}
+    found = measure_ranges(network, lambda: [network(image) for image in images], channels=3)
+    assert found == {"1": (0.0, 4.5)}
+    below = torch.full((1, 3, 2, 2), -0.5)
+    found = measure_ranges(network, lambda: network(below), channels=3)
+    assert found == {"1": (-3.0, 0.0)}
     assert not second._forward_pre_hooks, "nothing stays on the network"
 
 
@@ -52,7 +54,8 @@ def test_openvino_computes_in_int8_what_torch_rounds(channels: Literal[1, 3]) ->
     network = build_network(config).eval()
     rng = np.random.default_rng(0)
     images = [torch.from_numpy(rng.random((1, channels, 64, 48), np.float32)) for _ in range(3)]
-    ranges = measure_ranges(network, images)
+    with torch.inference_mode():
+        ranges = measure_ranges(network, lambda: [network(x) for x in images], channels=channels)
     convolutions = {name for name, it in network.named_modules() if isinstance(it, nn.Conv2d)}
     assert convolutions - ranges.keys() == {"stem.body.0", "stem.shortcut.0"}
     engine = OpenVinoNetwork(network, channels=channels, streams=1, ranges=ranges)

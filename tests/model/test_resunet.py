@@ -5,9 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from resunet_ray.bundle import build_network
 from resunet_ray.config import ModelConfig
-from resunet_ray.model.resunet import ResUNet
+from resunet_ray.model.resunet import ResUNet, build_network
 
 
 def reference() -> ResUNet:

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from resunet_ray import storage
-from resunet_ray.bundle import build_network
 from resunet_ray.config import ModelConfig, PrepareConfig, TrainConfig
 from resunet_ray.data.dataset import open_dataset, plan_epoch
 from resunet_ray.data.images import encode_png
 from resunet_ray.data.prepare import prepare
 from resunet_ray.errors import ConfigError
+from resunet_ray.model.resunet import build_network
 from resunet_ray.train import crops
 from resunet_ray.train.batches import draw_weights, stream_batches
 from resunet_ray.train.checkpoint import (

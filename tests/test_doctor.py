@@ -4,195 +4,38 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
-import sys
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
-from subprocess import PIPE
-from tempfile import TemporaryDirectory
 
 import boto3
 import cv2
 import pytest
+from doctor_runs import (
+    AUTH,
+    BIN,
+    PATIENT,
+    ROOMY,
+    Doctor,
+    Head,
+    clean_environment,
+    head_started,
+    read_checks,
+)
 from support import ROOT, free_port, read_picture, relayed
 
 from resunet_ray.doctor.checkup import list_checks
 from resunet_ray.doctor.machine import judge_devices
 
 CHECKS = {check.name: check for check in list_checks()}
-BIN = Path(sys.executable).parent
-AUTH = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "the-token-of-these-tests"}
-ROOMY = (
-    "--cache-gib",
-    "0.05",
-    "--disk-gib",
-    "0.1",
-    "--disk-fraction",
-    "1",
-    "--memory-gib",
-    "0.1",
-    "--open-files",
-    "2100",
-)
-PATIENT = (
-    *("--start-seconds", "30", "--storage-seconds", "30", "--storage-mib-per-second", "0"),
-    *("--connect-seconds", "40", "--node-seconds", "30", "--check-seconds", "80"),
-)
-"""Flags that let a small and busy machine pass."""
-UNSHARE = ("unshare", "--mount", *(() if os.geteuid() == 0 else ("--map-root-user",)))
-OWN_MOUNTS = (
-    shutil.which("unshare") is not None
-    and subprocess.run([*UNSHARE, "true"], check=False).returncode == 0
-)
-needs_mounts = pytest.mark.skipif(
-    not OWN_MOUNTS, reason="needs a mount namespace, to give a node other disks"
-)
-
-LEAVE = """
-import ray
-from ray.util import placement_group
-ray.init()
-ray.get(placement_group([{"CPU": 1}], lifetime="detached").ready())
-"""
-ASK_TOO_MUCH = """
-import ray, time
-ray.init()
-asked = ray.remote(num_cpus=64)(lambda: None).remote()
-taken = ray.remote(num_cpus=2)(lambda: time.sleep(600)).remote()
-print("asked", flush=True)
-input()
-"""
-
-
-def clean_environment(**variables: str) -> dict[str, str]:
-    """Return this environment without Ray's variables; `python` is the one of these tests."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return {**own, "PATH": f"{BIN}:{os.environ['PATH']}", **variables}
-
-
-@dataclass
-class Said:
-    """The output of one run of the doctor."""
-
-    code: int
-    checks: dict[str, dict[str, str]]
-    page: str
-    seconds: float
-
-    def list_wrong(self) -> set[str]:
-        return {
-            name for name, check in self.checks.items() if check["status"] in ("warning", "failed")
-        }
-
-    def expect(self, check: str, status: str, *, found: str, fix: str) -> None:
-        said = self.checks[check]
-        assert said["status"] == status, said
-        assert found in said["found"], said
-        assert fix in said["fix"], said
-        assert said["fix"] in self.page, "the page shows it too"
-
-
-class Doctor:
-    """A run of the job, which others may run beside."""
-
-    def __init__(self, *flags: str, **variables: str) -> None:
-        self._begun = time.monotonic()
-        command = [sys.executable, str(ROOT / "jobs" / "doctor.py"), *flags]
-        self._process = subprocess.Popen(
-            command,
-            stdout=PIPE,
-            stderr=PIPE,
-            text=True,
-            env=clean_environment(**{**AUTH, **variables}),
-        )
-        self._thread = threading.Thread(target=self._read)
-        self._thread.start()
-
-    def _read(self) -> None:
-        output, page = self._process.communicate()
-        self._said = Said(
-            self._process.returncode, read_checks(output), page, time.monotonic() - self._begun
-        )
-
-    def read(self) -> Said:
-        self._thread.join(timeout=200)
-        return self._said
-
-
-def read_checks(output: str) -> dict[str, dict[str, str]]:
-    (line,) = [
-        json.loads(line) for line in output.splitlines() if line.startswith('{"job": "doctor"')
-    ]
-    assert (line["status"] == "failed") == any(
-        check["status"] == "failed" for check in line["checks"]
-    )
-    return {check["check"]: check for check in line["checks"]}
-
-
-@contextmanager
-def ray_started(
-    *flags: str, before: tuple[str, ...] = (), **variables: str
-) -> Iterator[subprocess.Popen[str]]:
-    """Start a node of a cluster as users do."""
-    command = [
-        *before,
-        str(BIN / "ray"),
-        "start",
-        "--block",
-        "--object-store-memory=100000000",
-        "--disable-usage-stats",
-    ]
-    command += ["--dashboard-agent-listen-port=0", "--metrics-export-port=0", *flags]
-    environment = clean_environment(**AUTH, RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="0", **variables)
-    with subprocess.Popen(
-        command, stdout=PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    ) as node:
-        assert node.stdout is not None
-        said = []
-        for line in node.stdout:
-            said.append(line)
-            if "Ray runtime started" in line:
-                break
-        try:
-            assert "Ray runtime started" in "".join(said[-1:]), "".join(said)
-            yield node
-        finally:
-            node.terminate()
-            node.communicate(timeout=30)
-
-
-@dataclass
-class Head:
-    """The head of a cluster."""
-
-    address: str
-    dashboard: str
-    pid: int
 
 
 @pytest.fixture(scope="module")
 def head(s3: str) -> Iterator[Head]:
-    """A cluster of one node with three CPUs."""
-    port, dashboard = free_port(), free_port()
-    flags = [
-        f"--port={port}",
-        f"--dashboard-port={dashboard}",
-        f"--ray-client-server-port={free_port()}",
-        "--num-cpus=3",
-    ]
-    with (
-        TemporaryDirectory(
-            prefix="ray-", ignore_cleanup_errors=True
-        ) as folder,  # short: sockets lie below it
-        ray_started("--head", *flags, f"--temp-dir={folder}") as node,
-    ):
-        yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", node.pid)
+    with head_started() as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -268,188 +111,6 @@ def test_it_says_so_when_nothing_is_wrong(head: Head, s3: str, bundle_uri: str) 
     assert [item["Key"] for item in left if not item["Key"].endswith("/")] == [], (
         "what it wrote is removed"
     )
-
-
-@pytest.fixture(scope="module")
-def ill(
-    head: Head, refused: Doctor, bundle_uri: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Said]]:
-    """What it says of a node with many faults, and once that and the dashboard are stopped."""
-    folder = tmp_path_factory.mktemp("ill")
-    plant_packages(folder / "path")
-    shared, cache = folder / "shared", folder / "cache"
-    for place in (shared, cache):
-        place.mkdir()
-    shutil.copytree(bundle_uri, shared / "bundle")
-    mounts = "mount -t tmpfs -o size=64m none /dev/shm; "
-    mounts += f"mount -t tmpfs -o size=16m none {shared}; mount -t tmpfs -o size=8m none {cache}; "
-    mounts += f"mount --bind {folder / 'path' / 'resunet_ray'} {ROOT / 'resunet_ray'}; "
-    mounts += "ulimit -n 2048; exec $0 $@"
-    before = (*UNSHARE, "sh", "-e", "-c", mounts) if OWN_MOUNTS else ()
-    joined = clean_environment(**AUTH, RAY_ADDRESS=head.address)
-    joining = [f"--address={head.address}", "--num-cpus=1", "--num-gpus=1"]
-    flags = [
-        *ROOMY,
-        *PATIENT,
-        "--storage",
-        str(shared),
-        "--bundle",
-        str(shared / "bundle"),
-        "--cache",
-        str(cache),
-    ]
-    with (
-        subprocess.Popen([sys.executable, "-c", LEAVE], env=joined) as leaver,
-        subprocess.Popen(
-            [sys.executable, "-c", ASK_TOO_MUCH], env=joined, stdin=PIPE, stdout=PIPE
-        ) as driver,
-        ray_started(*joining, before=before, PYTHONPATH=f"{folder / 'path'}:{ROOT}") as node,
-    ):
-        assert leaver.wait() == 0
-        assert driver.stdout is not None
-        assert driver.stdout.readline() == b"asked\n"
-        said = {"ill": Doctor(*flags, "--workers", "9", RAY_ADDRESS=head.address).read()}
-        fix = said["ill"].checks["waiting"]["fix"].split("`")[1]
-        path = {"PATH": f"{BIN}:{os.environ['PATH']}"}
-        # As users would run it.
-        subprocess.run(fix, shell=True, check=True, env=joined | path, capture_output=True)  # noqa: S602
-        driver.communicate(b"\n")
-        with standing_still(
-            find_child(node.pid, "raylet/raylet"), find_child(head.pid, "dashboard/dashboard.py")
-        ):
-            said["stopped"] = Doctor(
-                *ROOMY, *PATIENT, "--node-seconds", "6", RAY_ADDRESS=head.address
-            ).read()
-        yield said
-
-
-def plant_packages(folder: Path) -> None:
-    """Plant another NumPy in the metadata, changed code, and a clock that is 90 s ahead."""
-    (folder / "numpy-1.26.4.dist-info").mkdir(parents=True)
-    (folder / "numpy-1.26.4.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: numpy\nVersion: 1.26.4\n"
-    )
-    shutil.copytree(ROOT / "resunet_ray", folder / "resunet_ray")
-    with (folder / "resunet_ray" / "errors.py").open("a") as file:
-        file.write("# another state\n")
-    (folder / "sitecustomize.py").write_text(
-        "import time\n_true = time.time\ntime.time = lambda: _true() + 90\n"
-    )
-
-
-def find_child(parent: int, program: str) -> int:
-    """Return the child process that runs a program."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):  # it ended
-            words = path.read_bytes().decode().split("\0")[:2]
-            started_by = int((path.parent / "stat").read_text().rpartition(") ")[2].split()[1])
-            if started_by == parent and any(word.endswith(program) for word in words):
-                return int(path.parent.name)
-    pytest.fail(f"{parent} runs no {program}")
-
-
-@contextmanager
-def standing_still(*processes: int) -> Iterator[None]:
-    for process in processes:
-        os.kill(process, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for process in processes:
-            os.kill(process, signal.SIGCONT)
-
-
-@pytest.mark.parametrize(
-    ("check", "status", "found", "fix"),
-    [
-        (
-            "packages",
-            "failed",
-            "numpy 1.26.4 where >=2.1 is asked for",
-            "pip install -c constraints.txt .",
-        ),
-        (
-            "clocks",
-            "failed",
-            "s ahead of this process's clock (measured to",
-            "timedatectl set-ntp true",
-        ),
-        ("gpus", "failed", "Ray gives away 1 GPUs, torch", "nvidia-smi"),
-        ("training", "failed", "10 CPUs needed, 4 available", "fewer --workers"),
-        ("segmentation", "warning", "2 CPUs needed, 4 available, ", "ray status"),
-        (
-            "waiting",
-            "warning",
-            "1 placement group of ended jobs: 1 CPU of job",
-            "remove_placement_group",
-        ),
-        ("waiting", "warning", "waiting for what no node has: 64 CPU", "ray job stop"),
-        pytest.param(
-            "code",
-            "failed",
-            "digest",
-            "ray job submit --working-dir .",
-            marks=needs_mounts,
-        ),
-        pytest.param(
-            "shared memory", "warning", "0.1 GiB in /dev/shm", "--shm-size", marks=needs_mounts
-        ),
-        pytest.param(
-            "slide cache", "warning", "has room for 0.0 GiB", "--cache-gib", marks=needs_mounts
-        ),
-        pytest.param("open files", "warning", "2048", "ulimit -n 2100", marks=needs_mounts),
-        pytest.param("shared storage", "failed", "does not see what", "s3://", marks=needs_mounts),
-        pytest.param(
-            "node bundle",
-            "failed",
-            "holds no bundle.json",
-            "that every node reads",
-            marks=needs_mounts,
-        ),
-    ],
-)
-@pytest.mark.campaign
-def test_it_finds_what_is_wrong_with_one_node(
-    ill: dict[str, Said], check: str, status: str, found: str, fix: str
-) -> None:
-    said = ill["ill"]
-    assert said.code == 1
-    said.expect(check, status, found=found, fix=fix)
-
-
-@pytest.mark.campaign
-def test_a_busy_cluster_answers_and_what_is_in_order_is_ok(ill: dict[str, Said]) -> None:
-    """All CPUs are taken, some by a job that has ended."""
-    said = ill["ill"]
-    assert {check for check in said.checks if said.checks[check]["status"] == "ok"} >= {
-        *(
-            "ray",
-            "token",
-            "dashboard",
-            "nodes",
-            "disk",
-            "memory",
-            "storage",
-            "one writer",
-            "node storage",
-            "bundle",
-        )
-    }
-
-
-@pytest.mark.campaign
-def test_a_stopped_node_is_told_from_a_busy_one(ill: dict[str, Said]) -> None:
-    """So is a dashboard. The fix for `waiting` has freed what the ended job held."""
-    said = ill["stopped"]
-    said.expect(
-        "nodes",
-        "failed",
-        found="nothing within 6 s",
-        fix="raylet.out",
-    )
-    said.expect("dashboard", "warning", found="timed out", fix="--include-dashboard true")
-    assert said.list_wrong() == {"nodes", "dashboard"}
-    assert said.seconds < 60
 
 
 def test_a_slow_answer_is_not_taken_for_a_wrong_clock() -> None:

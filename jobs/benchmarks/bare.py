@@ -30,7 +30,7 @@ SIDE = 256  # pixels of every image
 
 _STEPS = 30
 _WARMUP_STEPS = 3
-_TILES = 96
+_SECONDS = 4.0  # of each batch size, precision and way to use the cores
 _SINGLE_IMAGES = 100
 
 
@@ -98,18 +98,20 @@ def run_bare_network(uri: str) -> float:
 def _network_rate(network: Network, tiles: torch.Tensor, *, streams: int) -> float:
     """Return megapixels/s of several threads that each run the network and share the cores."""
 
-    def run(steps: int) -> None:
+    def run(seconds: float) -> int:
+        begun, steps = time.perf_counter(), 0
         with torch.inference_mode():
-            for _ in range(steps):
+            while steps < 2 or time.perf_counter() - begun < seconds:
                 float(network(tiles).sum())
+                steps += 1
+        return steps
 
-    steps = max(2, _TILES // len(tiles) // streams)
     cores = max(1, (os.cpu_count() or 1) // streams)
     with ThreadPoolExecutor(streams, initializer=torch.set_num_threads, initargs=(cores,)) as pool:
-        list(pool.map(run, [2] * streams))  # warm up
+        list(pool.map(run, [0.0] * streams))  # warm up
         start = time.perf_counter()
-        list(pool.map(run, [steps] * streams))
-        return streams * steps * len(tiles) * SIDE**2 / 1e6 / (time.perf_counter() - start)
+        steps = sum(pool.map(run, [_SECONDS] * streams))
+        return steps * len(tiles) * SIDE**2 / 1e6 / (time.perf_counter() - start)
 
 
 def run_one_at_a_time(uri: str, folder: str) -> float:

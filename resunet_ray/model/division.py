@@ -5,7 +5,7 @@ components hold one nucleus; only the others are looked at again, each within it
 """
 
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Float32, Int32
 
 from resunet_ray.compiled import compiled
 from resunet_ray.model.connected import label_components, renumber, survey
@@ -28,15 +28,16 @@ _SIDES = (-1, 0), (0, -1), (0, 1), (1, 0)
 _AROUND = (*_SIDES, (-1, -1), (-1, 1), (1, -1), (1, 1))
 
 
-def label_markers(
-    mask: UInt8[np.ndarray, "h w"],
+def divide_components(
+    labels: Int32[np.ndarray, "h w"],
+    count: int,
     distance: Float32[np.ndarray, "h w"],
     *,
     marker_distance: float,
     centre: Float32[np.ndarray, "2 h w"] | None,
     marker_area: int,
-) -> Int32[np.ndarray, "h w"]:
-    """Label components, dividing each that has several markers among them.
+) -> None:
+    """Divide each component that has several markers among them, in place.
 
     The inside of nuclei is the markers: the components of what is far enough from the border.
     A pixel belongs to the marker nearest to where it sees its centre, or to itself without a
@@ -44,16 +45,15 @@ def label_markers(
     an instance are filled.
 
     Args:
-        mask: 0 or 1.
+        labels: components of the mask, numbered from 1.
+        count: how many there are.
         distance: from the border, 0 to 1.
         marker_distance: pixels with a greater distance are the inside of nuclei.
         centre: rows and columns from each pixel to the centre of its nucleus.
         marker_area: markers with fewer pixels are dropped.
     """
-    labels, count = label_components(mask)
     ways = np.zeros((2, 0, 0), np.float32) if centre is None else centre
     _divide(labels, count, distance, marker_distance, ways, marker_area)
-    return labels
 
 
 @compiled

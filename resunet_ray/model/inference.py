@@ -15,7 +15,7 @@ from resunet_ray.intensity import Range, stretch
 from resunet_ray.model.heads import activate, unflip
 from resunet_ray.model.prediction import Prediction, count_outputs
 from resunet_ray.model.preprocess import preprocess
-from resunet_ray.model.tiling import Box, blend_weight, plan_tiles
+from resunet_ray.model.tiling import Box, blend_weights, plan_tiles
 
 _FLIPS = (2,), (3,), (2, 3)
 _MERGED_PIXELS = 2**24  # of an image whose tiles a GPU merges; those of larger ones, the host
@@ -128,9 +128,12 @@ class _Merged:
         if self._maps is None:
             self._maps = torch.zeros((self._outputs, *self._shape), device=self._device)
         height, width = self._shape
-        weight = blend_weight(tile, height=height, width=width, context=context)
+        rows, columns = (
+            torch.from_numpy(weight).to(self._device)
+            for weight in blend_weights(tile, height=height, width=width, context=context)
+        )
         piece = piece.to(self._device)
-        piece *= torch.from_numpy(weight).to(self._device)
+        piece *= rows[:, None] * columns
         self._maps[:, *tile.window] += piece
 
     def fetch(self, heads: tuple[Head, ...], *, packed: bool) -> Prediction:

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float32, Float64, Int32, Int64, UInt8
 from resunet_ray.config import InstanceConfig
 from resunet_ray.config.model import Head
 from resunet_ray.model.connected import label_components, renumber, sum_inside
-from resunet_ray.model.division import label_markers
+from resunet_ray.model.division import divide_components
 from resunet_ray.model.prediction import Prediction
 from resunet_ray.model.watershed import label_watershed
 
@@ -28,25 +28,47 @@ def choose_method(heads: Sequence[Head]) -> InstanceConfig:
     return InstanceConfig(method="distance" if "distance" in heads else "components")
 
 
-def find_instances(prediction: Prediction, *, config: InstanceConfig) -> Int32[np.ndarray, "h w"]:
-    """Find instances with a bundle's own parameters, numbered from 1."""
-    mask = threshold_mask(prediction.probability, threshold=config.threshold)
-    if config.method == "components":
-        labels, _ = label_components(mask)
-    elif config.method == "watershed":
+Components = tuple[Int32[np.ndarray, "h w"], int]
+"""Connected components of a mask, numbered from 1, and how many there are."""
+
+
+def find_components(prediction: Prediction, *, config: InstanceConfig) -> Components:
+    """Label the connected components of the mask."""
+    return label_components(threshold_mask(prediction.probability, threshold=config.threshold))
+
+
+def find_instances(
+    prediction: Prediction, *, config: InstanceConfig, components: Components | None = None
+) -> Int32[np.ndarray, "h w"]:
+    """Find instances with a bundle's own parameters, numbered from 1.
+
+    Args:
+        prediction: what the network says.
+        config: threshold and method.
+        components: those of `find_components`, if they are known.
+    """
+    if config.method == "watershed":
+        mask = threshold_mask(prediction.probability, threshold=config.threshold)
         labels = label_watershed(mask, min_distance=config.min_distance)
     else:
-        distance = prediction.distance
-        assert distance is not None, "the bundle's network has the head"
-        labels = label_markers(
-            mask,
-            distance,
-            marker_distance=config.marker_distance,
-            centre=prediction.centre,
-            marker_area=config.marker_area,
-        )
+        labels, count = components or find_components(prediction, config=config)
+        if components is not None:
+            labels = labels.copy()
+        if config.method == "distance":
+            distance = prediction.distance
+            assert distance is not None, "the bundle's network has the head"
+            divide_components(
+                labels,
+                count,
+                distance,
+                marker_distance=config.marker_distance,
+                centre=prediction.centre,
+                marker_area=config.marker_area,
+            )
     areas, typical = measure_areas(labels, prediction)
-    return keep_instances(labels, areas >= np.maximum(1, least_areas(typical, config.min_area)))
+    wanted = areas >= np.maximum(1, least_areas(typical, config.min_area))
+    renumber(labels, _number(wanted))
+    return labels
 
 
 def measure_areas(
@@ -97,10 +119,13 @@ def keep_instances(
         wanted: whether to keep each number, from 0 to the largest. Every number to keep must occur
             in `labels`.
     """
-    kept = wanted.copy()
-    kept[0] = False
-    numbers = np.zeros(len(kept), np.int32)
-    numbers[kept] = np.arange(1, kept.sum() + 1)
-    kept_labels = labels.copy()
-    renumber(kept_labels, numbers)
-    return kept_labels
+    kept = labels.copy()
+    renumber(kept, _number(wanted))
+    return kept
+
+
+def _number(wanted: Bool[np.ndarray, " n"]) -> Int32[np.ndarray, " n"]:
+    """Number what is wanted from 1; what is not, and the background, become 0."""
+    numbers = np.zeros(len(wanted), np.int32)
+    numbers[1:] = np.where(wanted[1:], np.cumsum(wanted[1:]), 0)
+    return numbers

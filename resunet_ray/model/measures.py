@@ -75,19 +75,34 @@ def _sum_up(
     sums = np.zeros((len(low), 6), np.int64)
     scores = np.zeros(len(low), np.float64)
     for row in range(labels.shape[0]):
-        for column in range(labels.shape[1]):
-            number = labels[row, column] - 1
-            if number < 0:
+        column = 0
+        while column < labels.shape[1]:
+            label, start = labels[row, column], column
+            if label == 0:
+                column += 1
                 continue
-            x, y = column - low[number, 0], row - low[number, 1]
-            sums[number, 0] += 1
-            sums[number, 1] += x
-            sums[number, 2] += y
-            sums[number, 3] += x * x
-            sums[number, 4] += y * y
-            sums[number, 5] += x * y
-            scores[number] += probability[row, column]
+            number = label - 1
+            score = scores[number]
+            while column < labels.shape[1] and labels[row, column] == label:
+                score += probability[row, column]
+                column += 1
+            scores[number] = score
+            y, length = row - low[number, 1], column - start
+            first, last = start - low[number, 0], column - 1 - low[number, 0]
+            along = (first + last) * length // 2
+            sums[number, 0] += length
+            sums[number, 1] += along
+            sums[number, 2] += y * length
+            sums[number, 3] += _square_pyramid(last) - _square_pyramid(first - 1)
+            sums[number, 4] += y * y * length
+            sums[number, 5] += along * y
     return sums, scores
+
+
+@compiled
+def _square_pyramid(last: int) -> int:
+    """Return the sum of the squares up to that of `last`; 0 for −1."""
+    return last * (last + 1) * (2 * last + 1) // 6
 
 
 def _perimeters(outlines: Outlines) -> Float64[np.ndarray, " count"]:

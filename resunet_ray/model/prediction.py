@@ -18,6 +18,7 @@ from jaxtyping import Float, Float32, UInt8, UInt16
 
 from resunet_ray.compiled import compiled
 from resunet_ray.config.model import Head
+from resunet_ray.model.tiling import Slices
 
 
 class _Outputs(NamedTuple):
@@ -81,7 +82,12 @@ class Prediction:
         if head not in self.heads:
             return None
         found = self.maps[slice_head(self.heads, head)]
-        return _look_up(found.view(np.uint16), _HALVES) if found.dtype == np.float16 else found
+        if found.dtype != np.float16:
+            return found
+        read = np.zeros(found.shape, np.float32)
+        rows, columns = (np.ones(length, np.float32) for length in found.shape[1:])
+        _add_halves(read, found.view(np.uint16), (0, 0, 0, 0), rows, columns)
+        return read
 
     def pack(self) -> "Prediction":
         """Store the outputs of the heads in half the memory: a job holds many predictions."""
@@ -94,16 +100,28 @@ class Prediction:
 
     def add_to(
         self,
-        total: Float32[np.ndarray, "k h w"],
-        part: tuple[slice, slice],
-        weight: Float32[np.ndarray, "h w"],
+        total: Float32[np.ndarray, "k _h _w"],
+        *,
+        part: Slices,
+        place: Slices,
+        rows: Float32[np.ndarray, " h"],
+        columns: Float32[np.ndarray, " w"],
     ) -> None:
-        """Add a part of the maps, weighted, to a total."""
+        """Add a part of the maps, weighted, to a place of the same shape in a total.
+
+        Args:
+            total: maps of the same outputs.
+            part: rows and columns of these maps.
+            place: rows and columns of the total.
+            rows: weight of each row.
+            columns: weight of each column. That of a pixel is their product.
+        """
+        corners = part[0].start, part[1].start, place[0].start, place[1].start
         if self.exact is None:
-            total += self.maps[:, *part] * weight
+            _add(total, self.maps, corners, rows, columns)
         else:
-            total[0] += self.exact[part] * weight
-            _add_halves(total[1:], self.maps[1:, *part].view(np.uint16), weight, _HALVES)
+            _add(total[:1], self.exact[None], corners, rows, columns)
+            _add_halves(total[1:], self.maps[1:].view(np.uint16), corners, rows, columns)
 
     def encode(self) -> UInt8[np.ndarray, "kh w"]:
         """Encode the maps one below the other, in 255 steps."""
@@ -129,30 +147,45 @@ class Prediction:
         return Prediction(maps, self.heads)
 
 
-_HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
-"""Each number of half precision: looking them up is faster than what NumPy does."""
+_HALF_SCALE = np.float32(2**112)
+"""Between numbers of single precision and those of half precision with the same bits."""
 
 
 @compiled
-def _look_up(
-    halves: UInt16[np.ndarray, "k h w"], table: Float32[np.ndarray, "65536"]
-) -> Float32[np.ndarray, "k h w"]:
-    found = np.empty(halves.shape, np.float32)
-    for one in range(halves.shape[0]):
-        for y in range(halves.shape[1]):
-            for x in range(halves.shape[2]):
-                found[one, y, x] = table[halves[one, y, x]]
-    return found
+def _add(
+    total: Float32[np.ndarray, "k _h _w"],
+    maps: Float32[np.ndarray, "k _i _j"],
+    corners: tuple[int, int, int, int],
+    rows: Float32[np.ndarray, " h"],
+    columns: Float32[np.ndarray, " w"],
+) -> None:
+    top, left, down, across = corners
+    for one in range(len(maps)):
+        for y in range(len(rows)):
+            values = maps[one, top + y, left : left + len(columns)]
+            sums = total[one, down + y, across : across + len(columns)]
+            for x in range(len(columns)):
+                sums[x] += values[x] * (rows[y] * columns[x])
 
 
 @compiled
 def _add_halves(
-    total: Float32[np.ndarray, "k h w"],
-    halves: UInt16[np.ndarray, "k h w"],
-    weight: Float32[np.ndarray, "h w"],
-    table: Float32[np.ndarray, "65536"],
+    total: Float32[np.ndarray, "k _h _w"],
+    halves: UInt16[np.ndarray, "k _i _j"],
+    corners: tuple[int, int, int, int],
+    rows: Float32[np.ndarray, " h"],
+    columns: Float32[np.ndarray, " w"],
 ) -> None:
-    for one in range(halves.shape[0]):
-        for y in range(halves.shape[1]):
-            for x in range(halves.shape[2]):
-                total[one, y, x] += table[halves[one, y, x]] * weight[y, x]
+    """Add numbers of half precision: shifted into place, they are 2¹¹² too small."""
+    top, left, down, across = corners
+    bits = np.empty(len(columns), np.uint32)
+    values = bits.view(np.float32)
+    for one in range(len(halves)):
+        for y in range(len(rows)):
+            line = halves[one, top + y, left : left + len(columns)]
+            sums = total[one, down + y, across : across + len(columns)]
+            for x in range(len(columns)):
+                half = np.uint32(line[x])
+                bits[x] = (half & 0x7FFF) << 13 | (half & 0x8000) << 16
+            for x in range(len(columns)):
+                sums[x] += values[x] * _HALF_SCALE * (rows[y] * columns[x])

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
+Slices = tuple[slice, slice]
+"""Rows and columns."""
+
 
 @dataclass(frozen=True)
 class Box:
@@ -35,7 +38,7 @@ class Box:
         )
 
     @property
-    def window(self) -> tuple[slice, slice]:
+    def window(self) -> Slices:
         """Slices that cut the box out of an array (h, w, …)."""
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
@@ -70,15 +73,10 @@ def _intervals(
             yield start, min(start + tile, length)
 
 
-def blend_weight(
-    tile: Box,
-    *,
-    height: int,
-    width: int,
-    context: int,
-    window: tuple[slice, slice] = (slice(None), slice(None)),
-) -> Float32[np.ndarray, "h w"]:
-    """Return the weight of each pixel of a tile.
+def blend_weights(
+    tile: Box, *, height: int, width: int, context: int
+) -> tuple[Float32[np.ndarray, " h"], Float32[np.ndarray, " w"]]:
+    """Return the weight of each row and of each column of a tile; a pixel's is their product.
 
     It is 1 inside and at the image's border, and a linear ramp where a neighbouring tile overlaps.
 
@@ -87,11 +85,10 @@ def blend_weight(
         height: height of the image, pixels.
         width: width of the image, pixels.
         context: half the overlap of neighbouring tiles, pixels.
-        window: part of the tile to return; all of it by default.
     """
     rows = _ramp(tile.top, tile.bottom, length=height, overlap=2 * context)
     columns = _ramp(tile.left, tile.right, length=width, overlap=2 * context)
-    return np.outer(rows[window[0]], columns[window[1]])
+    return rows, columns
 
 
 def _ramp(start: int, end: int, *, length: int, overlap: int) -> Float32[np.ndarray, " n"]:

@@ -8,7 +8,7 @@ from skimage.measure import label
 from support import REAL_DATA, read_picture
 
 from resunet_ray.model.connected import label_components, renumber, sum_inside
-from resunet_ray.model.division import find_nearest, label_markers
+from resunet_ray.model.division import divide_components, find_nearest
 
 AREA = 3
 
@@ -62,7 +62,8 @@ def assign(
 
 def check(mask: np.ndarray, distance: np.ndarray, centre: np.ndarray | None) -> tuple[int, int]:
     """Compare with the others; return the number of instances, and of pixels without a path."""
-    found = label_markers(mask, distance, marker_distance=0.5, centre=centre, marker_area=AREA)
+    found, count = label_components(mask)
+    divide_components(found, count, distance, marker_distance=0.5, centre=centre, marker_area=AREA)
     assigned, reached = assign(mask, distance, centre)
     assert number_alike(found[reached], assigned[reached])
     assert (found[mask > 0] > 0).all()
@@ -156,7 +157,8 @@ def test_a_hole_is_filled_within_one_instance_and_kept_between_two() -> None:
     distance = np.zeros(mask.shape, np.float32)
     distance[4:8, 4:8] = distance[4:8, 18:22] = 1
     mask[3, 3] = mask[5, 12:14] = 0  # the division is at column 13
-    found = label_markers(mask, distance, marker_distance=0.5, centre=None, marker_area=1)
+    found, count = label_components(mask)
+    divide_components(found, count, distance, marker_distance=0.5, centre=None, marker_area=1)
     assert found[3, 3] == found[3, 4] > 0
     assert (found[5, 12:14] == 0).all()
     assert len(np.unique(found)) == 3

@@ -15,7 +15,7 @@ from resunet_ray.model.inference import predict
 from resunet_ray.model.instances import threshold_mask
 from resunet_ray.model.preprocess import preprocess
 from resunet_ray.model.resunet import build_network
-from resunet_ray.model.tiling import blend_weight, plan_tiles
+from resunet_ray.model.tiling import blend_weights, plan_tiles
 
 CPU = torch.device("cpu")
 
@@ -49,7 +49,7 @@ def test_weights_of_overlapping_tiles_sum_to_one(height: int, width: int) -> Non
     total = np.zeros((height, width))
     for tile in plan_tiles(height, width, tile=64, context=8):
         assert max(tile.shape) <= 64
-        total[tile.window] += blend_weight(tile, height=height, width=width, context=8)
+        total[tile.window] += np.outer(*blend_weights(tile, height=height, width=width, context=8))
     np.testing.assert_allclose(total, 1, atol=1e-6)
 
 

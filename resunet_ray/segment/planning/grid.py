@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, UInt8
 
 from resunet_ray.model.prediction import Prediction
-from resunet_ray.model.tiling import Box, blend_weight, plan_tiles
+from resunet_ray.model.tiling import Box, Slices, blend_weights, plan_tiles
 
 SQUARE = 512
 """Side of a square, pixels of the slide at the scale at which it is segmented."""
@@ -144,10 +144,12 @@ class Grid:
         whole = np.zeros((len(first.maps), *window.shape), np.float32)
         for tile in tiles:
             inside, place = overlap(tile, window)
-            weight = blend_weight(
-                tile, height=self.height, width=self.width, context=self.context, window=inside
+            rows, columns = blend_weights(
+                tile, height=self.height, width=self.width, context=self.context
             )
-            predictions[tile].add_to(whole[:, *place], inside, weight)
+            predictions[tile].add_to(
+                whole, part=inside, place=place, rows=rows[inside[0]], columns=columns[inside[1]]
+            )
         return Prediction(whole, first.heads)
 
     def paste(
@@ -159,9 +161,6 @@ class Grid:
             inside, place = overlap(tile, window)
             whole[place] = images[tile][inside]
         return whole
-
-
-Slices = tuple[slice, slice]
 
 
 def overlap(one: Box, other: Box) -> tuple[Slices, Slices]:

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int32
+from jaxtyping import Bool, Float32, Float64, Int32, UInt8
 
 from resunet_ray.config import InstanceConfig
-from resunet_ray.model.connected import label_components, list_marked, sum_places, survey
-from resunet_ray.model.instances import find_instances, keep_instances, threshold_mask
+from resunet_ray.model.connected import label_components, mark_labels, renumber, sum_places, survey
+from resunet_ray.model.instances import find_components, find_instances, keep_instances
 from resunet_ray.model.prediction import Prediction
 from resunet_ray.model.tiling import Box
 from resunet_ray.segment.planning.grid import REACH, Gate, Grid, overlap
@@ -65,11 +65,14 @@ class _View(WindowObjects):
 
     components: Int32[np.ndarray, "h w"]
     """Those of the mask, numbered from 1."""
-    close: Bool[np.ndarray, " n"]
-    """Which of them are at or near the window's border: pixels beyond may change how they are
-    split."""
-    long: Bool[np.ndarray, " n"]
-    """Which of them touch the border, or are longer than `LONGEST`."""
+    marks: UInt8[np.ndarray, " n"]
+    """For each of them, `_CLOSE`, `_LONG`, both, or neither."""
+
+
+_CLOSE = 1
+"""At or near the window's border: pixels beyond may change how it is split."""
+_LONG = 2
+"""Touches the border, or is longer than `LONGEST`."""
 
 
 def find_objects(
@@ -87,21 +90,21 @@ def find_objects(
     margin = MARGIN
     while True:
         view = _view(look, grid.widen(region, margin), grid=grid, config=config)
-        inside = overlap(view.window, region)[0]
+        shown = view.labels[overlap(view.window, region)[0]].copy()
         points = _centroids(view)
         count = len(points) - 1
-        near = _list_present(view.labels[inside], count) | _contains(region, points)
-        close = list_marked(view.labels, view.components, view.close, count)
-        if margin >= LONGEST or not (near & close).any():
+        here = _contains(region, points)
+        near = here | _list_present(shown, count)
+        marks = mark_labels(view.labels, view.components, view.marks, count)
+        if margin >= LONGEST or not (near & (marks & _CLOSE > 0)).any():
             break
         margin *= 2
-    long = list_marked(view.labels, view.components, view.long, count)
+    long = marks & _LONG > 0
     counted = ~long & _let_in(points, gate)
-    shown = np.where(counted[view.labels[inside]], view.labels[inside], 0)
-    here = _contains(region, points)
+    renumber(shown, np.where(counted, np.arange(count + 1), 0).astype(np.int32))
     own, neighbours = [_keep(view, counted & here)], [points[counted & ~here]]
     if (near & long).any():
-        is_long = view.long[view.components]
+        is_long = (view.marks & _LONG > 0)[view.components]
         for square in grid.squares(region):
             if not is_long[overlap(view.window, grid.widen(square, HALO))[0]].any():
                 continue
@@ -117,15 +120,17 @@ def find_objects(
             shown[place] = np.where(new, labels + shown.max(initial=0), shown[place])
     seen = np.concatenate(neighbours)
     return RegionObjects(
-        shown, view.probability[inside], own, seen[_contains(grid.widen(region, MARGIN), seen)]
+        shown,
+        view.probability[overlap(view.window, region)[0]],
+        own,
+        seen[_contains(grid.widen(region, MARGIN), seen)],
     )
 
 
 def _view(look: Look, window: Box, *, grid: Grid, config: InstanceConfig) -> _View:
     prediction = look(window)
     probability = prediction.probability
-    mask = threshold_mask(probability, threshold=config.threshold)
-    components, count = label_components(mask)
+    components, count = find_components(prediction, config=config)
     boxes, _ = survey(components, count)
     top, left, bottom, right = boxes.T
     # Distance from each component to the nearest border that is not the slide's own.
@@ -138,10 +143,10 @@ def _view(look: Look, window: Box, *, grid: Grid, config: InstanceConfig) -> _Vi
     ):
         room = np.minimum(room, free) if goes_on else room
     is_long = (room == 0) | (right - left > LONGEST) | (bottom - top > LONGEST)
-    is_close = room < MARGIN // 4
-    is_close[0] = is_long[0] = False
-    labels = find_instances(prediction, config=config)
-    return _View(window, labels, probability, components, is_close, is_long)
+    marks = _CLOSE * (room < MARGIN // 4) + _LONG * is_long
+    marks[0] = 0
+    labels = find_instances(prediction, config=config, components=(components, count))
+    return _View(window, labels, probability, components, marks.astype(np.uint8))
 
 
 def _find_in_square(
@@ -157,7 +162,7 @@ def _find_in_square(
     labels = find_instances(prediction, config=config)
     place, known = overlap(window, view.window)
     count = int(labels.max(initial=0))
-    kept = list_marked(labels[place], view.components[known], view.long, count)
+    kept = mark_labels(labels[place], view.components[known], view.marks & _LONG, count) > 0
     pieces = np.zeros_like(labels)
     inside, last = overlap(window, square)[0], count
     boxes, _ = survey(labels, count)
@@ -172,13 +177,12 @@ def _find_in_square(
 
 def _list_present(labels: Int32[np.ndarray, "h w"], count: int) -> Bool[np.ndarray, " n"]:
     """Return, by number up to `count`, which labels occur; 0 never counts."""
-    return list_marked(labels, labels, np.ones(count + 1, bool), count)
+    return mark_labels(labels, labels, np.ones(count + 1, np.uint8), count) > 0
 
 
 def _keep(found: WindowObjects, wanted: Bool[np.ndarray, " n"]) -> WindowObjects:
-    """Keep some of the objects, renumbered from 1."""
-    there = wanted & _list_present(found.labels, len(wanted) - 1)
-    return WindowObjects(found.window, keep_instances(found.labels, there), found.probability)
+    """Keep some of the objects that occur, renumbered from 1."""
+    return WindowObjects(found.window, keep_instances(found.labels, wanted), found.probability)
 
 
 def _centroids(found: WindowObjects) -> Points:
@@ -186,7 +190,7 @@ def _centroids(found: WindowObjects) -> Points:
     areas, rows, columns = sum_places(found.labels, int(found.labels.max(initial=0)))
     sums: Points = np.stack([rows, columns], axis=1) + 0.5 * areas[:, None]
     points: Points = sums / np.maximum(areas, 1)[:, None] + [found.window.top, found.window.left]
-    points[areas == 0] = -1  # outside every window
+    points[areas == 0] = -1  # outside every region
     return points
 
 

@@ -91,8 +91,8 @@ def calibrate(
     if not ranges:
         return info
     kept = max(losses.values()) <= LARGEST_LOSS
-    told = " and ".join(f"{name} falls by {loss:.4f}" for name, loss in losses.items())
-    logger.info("in 8 bits, %s: %s", told, "good enough" if kept else "too much")
+    told = " and ".join(f"{name} by {-loss:+.4f}" for name, loss in losses.items())
+    logger.info("8 bits change %s: %s", told, "CPUs will use them" if kept else "too much")
     return replace(info, quantization=ranges if kept else {})
 
 

@@ -51,9 +51,10 @@ def find_instances(
         mask = threshold_mask(prediction.probability, threshold=config.threshold)
         labels = label_watershed(mask, min_distance=config.min_distance)
     else:
-        labels, count = components or find_components(prediction, config=config)
-        if components is not None:
-            labels = labels.copy()
+        if components is None:
+            labels, count = find_components(prediction, config=config)
+        else:
+            labels, count = components[0].copy(), components[1]
         if config.method == "distance":
             distance = prediction.distance
             assert distance is not None, "the bundle's network has the head"

@@ -253,7 +253,9 @@ def _save_bundle(
     draft = storage.join(run_folder(config), "draft")  # readable from every node
     info = calibrate(info, weights=weights, sample=sample, dataset=dataset, draft=draft)
     bundle = save_bundle(uri, weights=weights, info=info, sample=sample)
-    bundle.self_test("auto")
+    bundle.self_test()
+    if info.quantization:
+        bundle.self_test("auto")
     storage.delete_folder(draft)
     logger.info("wrote %s", uri)
     return bundle
